@@ -1,0 +1,54 @@
+# setup quickstart test test-all check fmt bench: what the README names, and what CI calls
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help setup setup-dev quickstart test test-all check fmt docs clean
+
+help:
+	@echo "make setup       a virtual environment in .venv with oneshot in it"
+	@echo "make quickstart  the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
+	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
+	@echo "make check       ruff, mypy, import-linter"
+	@echo "make docs        writes the generated documents anew"
+
+# A torch that is in .venv already is kept; TORCH=... picks another one for a new environment.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+setup: .venv/ready
+
+setup-dev: .venv/ready-dev
+
+quickstart: .venv/ready
+	$(BIN)/oneshot run sweeps/quickstart.yaml
+
+test: .venv/ready-dev
+	$(BIN)/pytest -q -m "not slow and not cluster and not gpu"
+
+test-all: .venv/ready-dev
+	$(BIN)/pytest -q -m "slow or cluster"
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/ready-dev
+	$(BIN)/oneshot schema > docs/sweep.schema.json
+
+clean:
+	rm -rf .venv runs

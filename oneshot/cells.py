@@ -1,0 +1,242 @@
+"""A sweep's axes and grid -> its cells: each with one name an axis, resolved settings and resources.
+
+Precedence: `trial` < axis cell < grid block < `--set`. Two axes that set one path contradict each other, unless the
+grid block sets that path itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from oneshot.config import TrialConfig
+from oneshot.settings import Setting, SettingError, Where, flatten, nearest, unflatten
+from oneshot.sweepfile import CellConfig, GridBlock, ResourceConfig, Sweep, TableConfig, explain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisCell:
+    """One value of an axis."""
+
+    settings: dict[str, Setting]
+    resources: dict[str, Setting] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    step_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One point of the grid: what all its seeds share."""
+
+    names: dict[str, str]
+    """Axis -> name of its cell, in the file's order."""
+    config: TrialConfig
+    resources: ResourceConfig
+    labels: dict[str, str]
+    step_s: float | None
+    used: frozenset[Where]
+    """Places of the file whose setting is the one that counts here."""
+
+    @property
+    def label(self) -> str:
+        """`model=math-1.5b example=pi_1`, or `the only cell`."""
+        return " ".join(f"{axis}={name}" for axis, name in self.names.items()) or "the only cell"
+
+
+Axes = dict[str, dict[str, AxisCell]]
+
+
+def read_axes(sweep: Sweep) -> Axes:
+    """The three kinds of axis -> cells by name.
+
+    Raises:
+        SettingError: an axis sets what no trial has, or names two cells alike.
+    """
+    axes: Axes = {}
+    for name, axis in sweep.config.axes.items():
+        where: Where = ("axes", name)
+        if isinstance(axis, TableConfig):
+            axes[name] = _table(axis, where)
+        elif isinstance(axis, list):
+            axes[name] = _scalars(name, axis, where)
+        else:
+            axes[name] = {cell: _named(config, (*where, cell)) for cell, config in axis.items()}
+        if not axes[name]:
+            raise SettingError(where, "an axis without cells; give it some, or leave it out")
+    return axes
+
+
+def _named(config: CellConfig, where: Where) -> AxisCell:
+    known = list(ResourceConfig.model_fields)
+    for key in config.resources:
+        if key not in known:
+            raise SettingError((*where, "resources", key), f"unknown key{nearest(key, known)}")
+    return AxisCell(
+        settings=flatten(config.set, (*where, "set")),
+        resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
+        labels=config.labels,
+        step_s=config.cost.step_s if config.cost else None,
+    )
+
+
+def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
+    cells: dict[str, AxisCell] = {}
+    for index, value in enumerate(values):
+        name = str(value)
+        if name in cells:
+            raise SettingError((*where, index), f"{name} stands twice; each value is one cell")
+        settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
+        cells[name] = AxisCell(settings=settings)
+    return cells
+
+
+def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
+    flatten(dict.fromkeys(table.columns), (*where, "columns"))  # refuses a column that is no path
+    cells = {}
+    for row, values in table.rows.items():
+        place = (*where, "rows", row)
+        if len(values) != len(table.columns):
+            raise SettingError(
+                place, f"{len(values)} values for {len(table.columns)} columns ({', '.join(table.columns)})"
+            )
+        cells[row] = AxisCell(
+            settings={
+                path: Setting(value, (*place, index))
+                for index, (path, value) in enumerate(zip(table.columns, values, strict=True))
+            }
+        )
+    return cells
+
+
+def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
+    """Every cell of the grid, each once, in the order of blocks and axes.
+
+    Raises:
+        SettingError: a selector, a setting or a combination that cannot be; names its place.
+    """
+    common = flatten(sweep.config.trial, ("trial",))
+    cells: dict[tuple[str, ...], Cell] = {}
+    for index, block in enumerate(sweep.config.grid or [GridBlock()]):
+        where: Where = ("grid", index)
+        block_settings = flatten(block.set, (*where, "set"))
+        for names in _select(block, axes, where):
+            cell = _resolve(sweep, axes, names, common, block_settings)
+            known = cells.setdefault(tuple(names.values()), cell)
+            if known.config != cell.config:
+                raise SettingError(
+                    where, f"cell {cell.label} is in an earlier block with other settings; exclude it from one"
+                )
+    if not cells:
+        raise SettingError(("grid",), "selects no cell")
+    return list(cells.values())
+
+
+def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, str]]:
+    selectors: Mapping[str, Any] = block.model_extra or {}
+    for name in selectors:
+        if name not in axes:
+            raise SettingError((*where, name), f"unknown axis{nearest(name, [*axes, 'set'])}")
+    chosen = [_matches(selectors.get(name), list(cells), (*where, name)) for name, cells in axes.items()]
+    for names in product(*chosen):
+        yield dict(zip(axes, names, strict=True))
+
+
+def _matches(selector: Any, names: list[str], where: Where) -> list[str]:
+    """A selector: nothing (all), a cell, a list of cells, or `{not: ...}`."""
+    if selector is None:
+        return names
+    if isinstance(selector, dict):
+        if list(selector) != ["not"]:
+            raise SettingError(where, "a selector is a cell, a list of cells, or {not: ...}")
+        excluded = _matches(selector["not"], names, (*where, "not"))
+        return [name for name in names if name not in excluded]
+    wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
+    for name in wanted:
+        if name not in names:
+            raise SettingError(where, f"unknown cell {name!r}{nearest(name, names)}")
+    return [name for name in names if name in wanted]
+
+
+def _resolve(
+    sweep: Sweep,
+    axes: Axes,
+    names: dict[str, str],
+    common: dict[str, Setting],
+    block_settings: dict[str, Setting],
+) -> Cell:
+    label = " ".join(f"{axis}={name}" for axis, name in names.items())
+    chosen = {axis: axes[axis][name] for axis, name in names.items()}
+    settled = {**block_settings, **sweep.overrides}
+    by_axes = _union({axis: cell.settings for axis, cell in chosen.items()}, label, settled)
+    flat = {**common, **by_axes, **settled}
+    resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
+    config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
+    if commit := sweep.revisions.get((config.model.path, config.model.revision)):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+    return Cell(
+        names=names,
+        config=config,
+        resources=_resources(sweep, resources, label),
+        labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
+        step_s=next((cell.step_s for cell in chosen.values() if cell.step_s is not None), None),
+        used=frozenset(setting.where for setting in flat.values()),
+    )
+
+
+def _resources(sweep: Sweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
+    common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
+    merged = common | {key: setting.value for key, setting in resources.items()}
+    return _validated(ResourceConfig, merged, resources, label, ("resources",))
+
+
+def _union(
+    by_axis: Mapping[str, Mapping[str, Setting]], label: str, settled: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    """Settings of several axes as one; refuses two that disagree about a path nobody above settles."""
+    merged: dict[str, Setting] = {}
+    owner: dict[str, str] = {}
+    for axis, settings in by_axis.items():
+        for path, setting in settings.items():
+            if path in merged and path not in settled and merged[path].value != {}:
+                raise SettingError(
+                    setting.where,
+                    f"axes {owner[path]!r} and {axis!r} both set {path} in cell {label}; "
+                    "set it in one of them, or in the grid block",
+                )
+            merged[path], owner[path] = setting, axis
+    return merged
+
+
+def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], label: str, default: Where) -> Any:
+    """Validates a cell's settings; an error is told at the place that set the offending path."""
+    try:
+        return model.model_validate(nested)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        path = ".".join(str(part) for part in finding["loc"])
+        parts = path.split(".")
+        places = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        place = next((flat[candidate].where for candidate in places if candidate in flat), default)
+        message = explain(finding, model, tuple(parts))
+        named = message if finding["type"] == "value_error" else f"{path}: {message}"
+        raise SettingError(place, f"{named} (in cell {label})" if label else named) from error
+
+
+def unused(sweep: Sweep, axes: Axes, cells: list[Cell]) -> list[tuple[Where, str]]:
+    """Places of the file that change no trial, each with a sentence why."""
+    found: list[tuple[Where, str]] = []
+    used = frozenset[Where]().union(*(cell.used for cell in cells))
+    for axis, values in axes.items():
+        for name, value in values.items():
+            if not any(cell.names[axis] == name for cell in cells):
+                found.append((("axes", axis, name), "no block of the grid selects this cell"))
+                continue
+            for setting in value.settings.values():
+                if setting.where not in used and setting.value != {}:
+                    found.append((setting.where, "overridden in every trial"))
+    for path, setting in flatten(sweep.config.trial, ("trial",)).items():
+        if setting.where not in used and setting.value != {}:
+            found.append((setting.where, f"{path} is overridden in every trial"))
+    return found

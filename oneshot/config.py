@@ -1,0 +1,184 @@
+"""Every knob of one trial: names, types, bounds and defaults, and nothing that runs.
+
+The defaults are the released one-shot recipe (One-Shot-RLVR, commit 21ed529): where the paper's text and its code
+differ, the code's value stands here and the field's line says so.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TRIAL_VERSION = 1
+"""Part of every trial key: raised whenever a change to the code changes what a trial computes."""
+
+TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
+"""What the released training prompts end with (One-Shot-RLVR, data/deepscaler_dataset.py)."""
+
+
+class Config(BaseModel):
+    """Base of all configuration: frozen, and strict about unknown keys and about types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Config):
+    """The policy that is trained, and the reference that it starts from."""
+
+    path: str = Field(min_length=1, description="`tiny:qwen2` or `tiny:llama` (shipped), a local folder, or a hub id")
+    revision: str | None = Field(None, description="commit hash of a hub model; anything else is resolved by `run`")
+    dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="of the master weights")
+    mixed_precision: Literal["no", "bf16"] = Field("no", description="compute dtype through accelerate's autocast")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch sees one")
+
+
+class PromptConfig(Config):
+    """How a problem becomes the text that the model continues."""
+
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's own template; plain: text and a newline; auto: chat where it has one"
+    )
+    train_suffix: str = Field(TRAIN_SUFFIX, description="added to training problems that do not end with it already")
+    eval_suffix: str = Field("", description="added to evaluation problems (released: none)")
+
+
+class RewardConfig(Config):
+    """What is rewarded: the outcome, or a control."""
+
+    kind: Literal["outcome", "format"] = Field(
+        "outcome", description="outcome: the boxed answer is right; format: there is one"
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="deadline of one answer's grading; past it: ungraded")
+
+
+class RolloutConfig(Config):
+    """How a step's completions are sampled."""
+
+    engine: Literal["lockstep", "hf"] = Field("lockstep", description="hf: plain `generate`, slower, for comparison")
+    num_groups: int = Field(128, ge=1, description="groups a step; several examples share them in turn")
+    group_size: int = Field(8, ge=2, description="completions that share one baseline (released: 8, not 1024)")
+    temperature: float = Field(0.6, gt=0, le=10, description="also divides the logits of the loss")
+    max_tokens: int = Field(3072, ge=1, description="of one completion")
+    wave_rows: int = Field(1024, ge=1, description="rows decoded at a time; part of what fixes the bits of a run")
+
+
+class AdvantageConfig(Config):
+    """How rewards of one group become advantages."""
+
+    normalize_std: bool = Field(True, description="divide by the group's standard deviation (ddof 1)")
+    eps: float = Field(1e-6, ge=0, description="added to that standard deviation")
+
+
+class LossConfig(Config):
+    """pg_coef x clipped surrogate + kl_coef x k3 - entropy_coef x entropy."""
+
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="over the whole step; constant: Dr. GRPO's num_sequences x max_tokens"
+    )
+    clip_low: float = Field(0.2, ge=0, le=1, description="the ratio earns no more below 1 - clip_low")
+    clip_high: float = Field(0.2, ge=0, description="... nor above 1 + clip_high")
+    kl_coef: float = Field(0.001, ge=0, description="weight of the k3 estimate of KL(policy | reference)")
+    entropy_coef: float = Field(0.001, description="weight of the entropy bonus; negative punishes entropy")
+    pg_coef: float = Field(1.0, ge=0, description="weight of the policy gradient; 0 in the ablations")
+
+
+class OptimConfig(Config):
+    """AdamW, at a constant learning rate."""
+
+    lr: float = Field(1e-6, gt=0, le=1, description="constant, no warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
+    eps: float = Field(1e-8, gt=0, description="AdamW's denominator")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+
+class TrainConfig(Config):
+    """The loop."""
+
+    num_steps: int = Field(2000, ge=0, description="rollouts, each with its updates; 0: evaluation only")
+    updates_per_rollout: int = Field(1, ge=1, description="optimiser steps a rollout (paper's text: 8; its code: 1)")
+    microbatch_tokens: int = Field(24_000, ge=1, description="padded tokens of one forward; never changes the gradient")
+
+
+class SuiteConfig(Config):
+    """One evaluation suite and its sampling rule."""
+
+    source: str | None = Field(None, description="a .jsonl or .parquet path; absent: the built-in suite of that name")
+    num_problems: int | None = Field(None, ge=1, description="generated: a category; files: the first n rows")
+    samples: int = Field(1, ge=1, description="completions a problem (k of avg@k and pass@k)")
+    temperature: float = Field(0.0, ge=0, le=10, description="0: greedy")
+    max_tokens: int | None = Field(None, ge=1, description="of one completion; absent: rollout.max_tokens")
+    every_steps: int | None = Field(None, ge=1, description="absent: eval.every_steps")
+
+    @model_validator(mode="after")
+    def _samples_need_temperature(self) -> "SuiteConfig":
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError(f"samples: {self.samples} greedy completions are all the same; set temperature above 0")
+        return self
+
+
+SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
+
+
+class EvalConfig(Config):
+    """When and on what the policy is evaluated; always also after the last step."""
+
+    every_steps: int = Field(20, ge=1, description="default of the suites")
+    also_at: list[int] = Field(default_factory=list, description="further steps at which every suite is run")
+    at_start: bool = Field(True, description="evaluate before step 1; `gain` is measured against it")
+    batch_rows: int = Field(512, ge=1, description="completions decoded at a time")
+    suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="suite name -> its sampling rule")
+
+
+class CheckpointConfig(Config):
+    """What a trial keeps on disk."""
+
+    every_steps: int = Field(20, ge=1, description="a checkpoint that an interrupted trial continues from")
+    keep: Literal["none", "weights", "full"] = Field(
+        "weights",
+        description="of a finished trial: nothing, its weights, or also its optimiser (a longer run continues)",
+    )
+
+
+class TrialConfig(Config):
+    """One trial, whole: what `train(config, state)` gets, and what a sweep file's `trial:` and `set:` fill in."""
+
+    model: ModelConfig
+    prompt: PromptConfig = Field(default_factory=PromptConfig, description="problem -> text")
+    examples: list[str] = Field(
+        min_length=1, description="`set:row`, as `arithmetic:47+38` or `path/to/file.parquet:124`"
+    )
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="the arm")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="sampling")
+    advantage: AdvantageConfig = Field(default_factory=AdvantageConfig, description="rewards -> advantages")
+    loss: LossConfig = Field(default_factory=LossConfig, description="the objective")
+    optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the loop")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="suites; not part of the trial key")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="not part of the trial key")
+
+    @field_validator("examples")
+    @classmethod
+    def _examples_name_a_row(cls, examples: list[str]) -> list[str]:
+        for example in examples:
+            if ":" not in example.strip(":"):
+                raise ValueError(
+                    f"{example!r} names no row; write `set:row`, as 'arithmetic:47+38' or 'dsr_sub.parquet:124'"
+                )
+        if len(set(examples)) != len(examples):
+            raise ValueError("an example stands twice; each shares the groups in turn already")
+        return examples
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "TrialConfig":
+        num_groups, num_updates = self.rollout.num_groups, self.train.updates_per_rollout
+        if num_groups % num_updates:
+            raise ValueError(
+                f"train.updates_per_rollout: {num_updates} does not divide rollout.num_groups {num_groups}; groups "
+                "stay whole"
+            )
+        if num_groups % len(self.examples):
+            raise ValueError(
+                f"examples: {len(self.examples)} examples do not share rollout.num_groups {num_groups} evenly"
+            )
+        return self

@@ -1,0 +1,137 @@
+"""Events of a sweep -> what a person sees: a live table on a terminal, plain lines elsewhere; plans as tables."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from oneshot.plan import Plan, Training
+
+if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
+    from oneshot.report.cells import CellLine
+    from oneshot.report.stats import Interval
+    from oneshot.sweep.events import Event
+
+
+class Progress:
+    """Shows a sweep as it runs; a context manager that is called with its events."""
+
+    def __init__(self, trainings: Sequence[Training], console: Console) -> None:
+        self._console = console
+        self._labels = {training.key: training.trials[0].label for training in trainings}
+        self._num_steps = {training.key: training.config.train.num_steps for training in trainings}
+        self._running: dict[str, Event] = {}
+        self._ended: list[str] = []
+        self._num_failed = 0
+        self._total = 0
+        self._start_s = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._table)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: "Event") -> None:
+        """Takes one event."""
+        if event.kind == "message":
+            self._print(event.text)
+            return
+        label = self._labels[event.key]
+        if event.kind == "ended":
+            self._running.pop(event.key, None)
+            self._ended.append(event.key)
+            result = event.result
+            if result is None or result.outcome == "failed":
+                self._num_failed += 1
+                self._print(
+                    f"{label}  failed: {result.reason if result else 'no result'}"
+                    + (f"  log: {result.log_path}" if result else "")
+                )
+            else:
+                seconds = (result.ended_ms - result.started_ms) / 1000
+                self._print(
+                    f"{label}  finished: {result.steps_done} steps in {seconds:.0f} s  [{len(self._ended)} ended]"
+                )
+            return
+        if event.kind == "started" and event.key not in self._running and self._live is None:
+            self._print(f"{label}  started")
+        self._running[event.key] = event
+
+    def _print(self, text: str) -> None:
+        seconds = time.monotonic() - self._start_s
+        self._console.print(f"{seconds:6.0f} s  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("running", "step", "reward"):
+            table.add_column(column)
+        for key, event in self._running.items():
+            reward = "" if event.reward is None else f"{event.reward:.2f}"
+            table.add_row(self._labels[key], f"{event.step} of {self._num_steps[key]}", reward)
+        failed = f", {self._num_failed} failed" if self._num_failed else ""
+        table.add_row(
+            f"{len(self._ended)} ended{failed}, {time.monotonic() - self._start_s:.0f} s", "", "", style="dim"
+        )
+        return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """A plan's cells, with seeds and keys."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="dim")
+    axes = list(plan.trials[0].cell) if plan.trials else []
+    for axis in [*axes, "seeds", "steps", "cpus", "gpus", "keys"]:
+        table.add_column(axis)
+    by_cell: dict[tuple[str, ...], list[int]] = {}
+    for index, trial in enumerate(plan.trials):
+        by_cell.setdefault(tuple(trial.cell.values()), []).append(index)
+    for cell, indices in by_cell.items():
+        first = plan.trials[indices[0]]
+        keys = [plan.trials[index].key or f"waits for {first.waits_for}" for index in indices]
+        table.add_row(
+            *cell,
+            " ".join(str(plan.trials[index].seed) for index in indices),
+            str(first.config.train.num_steps),
+            f"{first.resources.cpus:g}",
+            f"{first.resources.gpus:g}",
+            f"{keys[0]}{' ...' if len(keys) > 1 else ''}",
+        )
+    return table
+
+
+def cells_table(lines: Sequence["CellLine"]) -> Table:
+    """The cells of a sweep: accuracy before and after, and gain with its interval."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    axes = list(lines[0].cell) if lines else []
+    for axis in [*axes, "suite"]:
+        table.add_column(axis)
+    for number in ("seeds", "start", "last", "gain", "95% interval of the gain"):
+        table.add_column(number, justify="right")
+    for line in lines:
+        table.add_row(
+            *line.cell.values(),
+            line.suite,
+            f"{line.last.num}/{line.num_planned}",
+            f"{line.start.mean:.3f}" if line.start else "-",
+            f"{line.last.mean:.3f}",
+            f"{line.gain.mean:+.3f}" if line.gain else "-",
+            _interval(line.gain),
+        )
+    return table
+
+
+def _interval(interval: "Interval | None") -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return "-"
+    return f"{interval.low:+.3f} to {interval.high:+.3f}"

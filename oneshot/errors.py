@@ -1,0 +1,35 @@
+"""The error family: what the user can mend, and what a trial died of.
+
+    OneshotError
+    ├── UserError            the input is wrong: one line with its mend, exit code 2
+    │   ├── SweepFileError   ... in a sweep file: carries `file:line: path: what; mend` lines
+    │   ├── DataError        ... in an example set or an evaluation suite
+    │   └── ModelError       ... in a model folder, revision or tokenizer
+    └── TrialError           a trial cannot go on (its loss is not finite, ...): recorded as failed
+
+Every error here is built from one string, so that it survives pickling between processes.
+"""
+
+
+class OneshotError(Exception):
+    """Base of everything that oneshot raises on purpose."""
+
+
+class UserError(OneshotError):
+    """The user's input is wrong; the message says where and how to mend it."""
+
+
+class SweepFileError(UserError):
+    """A sweep file that cannot be used; the message is one line for each mistake."""
+
+
+class DataError(UserError):
+    """An example set or suite that is missing, or has other columns or rows than asked for."""
+
+
+class ModelError(UserError):
+    """A model that is missing or cannot be used as it is."""
+
+
+class TrialError(OneshotError):
+    """A trial that cannot go on; never retried, kept in the report."""

@@ -1,0 +1,1 @@
+"""One trial: GRPO on a few examples, with no orchestrator around it."""

@@ -1,0 +1,116 @@
+"""Policy and suite -> accuracy, whole and by category, and every completion with both its grades.
+
+pass@1 is the mean over problems of the share of right completions; avg@k is the same number at k samples, pass@k the
+unbiased estimate for k of k samples (whether any is right). A completion that could not be graded counts as not right
+and is counted in `ungraded`.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from oneshot.config import PromptConfig
+from oneshot.grpo.policy import Policy, decode
+from oneshot.grpo.rollout import Engine, Request, Sampling
+from oneshot.tasks import prompts
+from oneshot.tasks.benchmarks import Suite
+from oneshot.tasks.grading import Grader, Verdict, extract_boxed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One evaluated completion."""
+
+    problem_id: str
+    category: str
+    problem: str
+    answer: str
+    completion: str
+    strict: Verdict
+    lenient: Verdict
+    reason: str
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One suite at one step; `metrics` are named `eval/<suite>/...`."""
+
+    suite: str
+    digest: str
+    step: int
+    metrics: dict[str, float]
+    records: tuple[Record, ...]
+
+
+def evaluate(
+    policy: Policy, suite: Suite, *, engine: Engine, grader: Grader, prompt: PromptConfig, seed: int, step: int
+) -> Evaluation:
+    """Samples, grades and counts. The random table depends on seed, suite, problem and sample, not on the step."""
+    stream = int(suite.digest[:8], 16)
+    requests = [
+        Request(
+            prompt_ids=tuple(
+                prompts.encode(problem.prompt, suffix=prompt.eval_suffix, config=prompt, tokenizer=policy.tokenizer)
+            ),
+            row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
+        )
+        for index, problem in enumerate(suite.problems)
+    ]
+    sampling = Sampling(temperature=suite.temperature, max_tokens=suite.max_tokens)
+    records = []
+    for problem, completions in zip(suite.problems, engine.generate(policy, requests, sampling), strict=True):
+        for completion in completions:
+            text = decode(policy, completion.token_ids)
+            grade = grader.grade(text, problem.answer)
+            records.append(
+                Record(
+                    problem_id=problem.id,
+                    category=problem.category,
+                    problem=problem.prompt,
+                    answer=problem.answer,
+                    completion=text,
+                    strict=grade.strict,
+                    lenient=grade.lenient,
+                    reason=grade.reason,
+                    num_tokens=len(completion.token_ids),
+                    truncated=completion.truncated,
+                )
+            )
+    return Evaluation(
+        suite=suite.name,
+        digest=suite.digest,
+        step=step,
+        metrics={f"eval/{suite.name}/{name}": value for name, value in summary(records, samples=suite.samples).items()},
+        records=tuple(records),
+    )
+
+
+def summary(records: Sequence[Record], *, samples: int) -> dict[str, float]:
+    """Counts over an evaluation's completions, `samples` of each problem side by side."""
+    metrics = {
+        "pass_at_1": fmean(record.strict is True for record in records),
+        "pass_at_1_lenient": fmean(record.lenient is True for record in records),
+        "boxed": fmean(extract_boxed(record.completion) is not None for record in records),
+        "truncated": fmean(record.truncated for record in records),
+        "length_mean": fmean(record.num_tokens for record in records),
+        "ungraded": float(sum(record.strict is None or record.lenient is None for record in records)),
+    }
+    if samples > 1:
+        metrics["avg_at_k"] = metrics["pass_at_1"]
+        problems = [records[start : start + samples] for start in range(0, len(records), samples)]
+        metrics["pass_at_k"] = fmean(any(record.strict is True for record in problem) for problem in problems)
+    by_category: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_category[record.category].append(record)
+    for category, those in sorted(by_category.items()):
+        if category:
+            metrics[f"{category_key(category)}/pass_at_1"] = fmean(record.strict is True for record in those)
+    return metrics
+
+
+def category_key(category: str) -> str:
+    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `."""
+    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)

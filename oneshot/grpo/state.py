@@ -1,0 +1,163 @@
+"""Config and seed -> the one thing that changes as a trial runs; and that thing <-> a folder.
+
+A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors` and `state.json`; nothing in it is unpickled.
+The position in the random table is (seed, step): there is no other generator to save.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.accelerator import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oneshot.config import TrialConfig
+from oneshot.errors import DataError, UserError
+from oneshot.grpo.hf import HfGenerate
+from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.policy import Policy, load_policy
+from oneshot.grpo.rollout import Engine
+from oneshot.tasks import prompts
+from oneshot.tasks.benchmarks import Suite, load_suite
+from oneshot.tasks.examples import load_example
+from oneshot.tasks.grading import Grader
+from oneshot.tasks.problems import Problem
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class TrialState:
+    """A trial between two steps: what is trained, what it is trained and judged on, and how far it is."""
+
+    seed: int
+    step: int
+    """Steps done."""
+    baseline: dict[str, float]
+    """`pass_at_1` of each suite before step 1, which gains are measured against."""
+    started: bool
+    """Whether the evaluation before step 1 has been made."""
+    accelerator: Accelerator
+    policy: Policy
+    reference: Any | None
+    """The frozen start, where `kl_coef` is not 0."""
+    optimizer: Any
+    examples: tuple[Problem, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    """Token ids of each example's prompt."""
+    suites: tuple[Suite, ...]
+    rollout_engine: Engine
+    eval_engine: Engine
+    grader: Grader
+
+
+def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
+    """Loads everything that a trial needs, at step 0.
+
+    Raises:
+        UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
+    """
+    suites = tuple(
+        load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
+        for name, suite in config.eval.suites.items()
+    )
+    examples = tuple(load_example(name) for name in config.examples)
+    use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if config.model.device == "cuda" and use_cpu:
+        raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
+    accelerator = Accelerator(cpu=use_cpu, mixed_precision=config.model.mixed_precision)
+    policy = load_policy(config.model)
+    reference = None
+    if config.loss.kl_coef != 0:
+        reference = load_policy(config.model).model.requires_grad_(False).to(accelerator.device)
+    policy.model.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(),
+        lr=config.optim.lr,
+        betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+    policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
+    policy.model.eval()
+    prompt_ids = tuple(
+        tuple(
+            prompts.encode(
+                e.prompt, suffix=config.prompt.train_suffix, config=config.prompt, tokenizer=policy.tokenizer
+            )
+        )
+        for e in examples
+    )
+    for name, ids in zip(config.examples, prompt_ids, strict=True):
+        if len(ids) + config.rollout.max_tokens > policy.max_positions:
+            raise DataError(
+                f"examples: {name}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} are "
+                f"longer than the model's {policy.max_positions} positions; lower rollout.max_tokens"
+            )
+    return TrialState(
+        seed=seed,
+        step=0,
+        baseline={},
+        started=False,
+        accelerator=accelerator,
+        policy=policy,
+        reference=reference,
+        optimizer=optimizer,
+        examples=examples,
+        prompts=prompt_ids,
+        suites=suites,
+        rollout_engine=_engine(config.rollout.engine, config.rollout.wave_rows),
+        eval_engine=_engine(config.rollout.engine, config.eval.batch_rows),
+        grader=grader,
+    )
+
+
+def _engine(name: str, wave_rows: int) -> Engine:
+    return HfGenerate() if name == "hf" else Lockstep(wave_rows=wave_rows)
+
+
+def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
+    """Writes a checkpoint into an empty folder."""
+    model = state.accelerator.unwrap_model(state.policy.model)
+    save_file({name: tensor.contiguous() for name, tensor in model.named_parameters()}, folder / "model.safetensors")
+    if with_optimizer:
+        save_file(_optimizer_tensors(model.named_parameters(), state.optimizer), folder / "optimizer.safetensors")
+    facts = {
+        "format": CHECKPOINT_FORMAT,
+        "seed": state.seed,
+        "step": state.step,
+        "started": state.started,
+        "baseline": state.baseline,
+    }
+    (folder / "state.json").write_text(json.dumps(facts, indent=2))
+
+
+def load_state(state: TrialState, folder: Path) -> None:
+    """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
+    facts = json.loads((folder / "state.json").read_text())
+    assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
+    model = state.accelerator.unwrap_model(state.policy.model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            parameters[name].copy_(tensor)
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in parameters.items():
+        if f"{name}/step" in tensors:
+            state.optimizer.state[parameter] = {
+                key: tensors[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    state.step, state.started, state.baseline = facts["step"], facts["started"], facts["baseline"]
+
+
+def _optimizer_tensors(parameters: Iterable[tuple[str, Tensor]], optimizer: Any) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in parameters
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

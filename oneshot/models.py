@@ -1,0 +1,58 @@
+"""`model.path` -> where the model lies, and what identifies its contents; loads nothing."""
+
+import re
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from oneshot.errors import ModelError
+
+SHIPPED = Path(__file__).parent / "tiny"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of a shipped (`tiny:qwen2`) or local model; None for a hub id.
+
+    Raises:
+        ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
+    """
+    if path.startswith("tiny:"):
+        folder = SHIPPED / path.removeprefix("tiny:")
+        if not (folder / "config.json").is_file():
+            there = ", ".join(f"tiny:{p.parent.name}" for p in sorted(SHIPPED.glob("*/config.json")))
+            raise ModelError(f"model.path: {path}: not shipped; there are {there}")
+        return folder
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ModelError(f"model.path: {path}: a folder without config.json; save the model with `save_pretrained`")
+    if path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+        raise ModelError(
+            f"model.path: {path}: no such folder (paths are taken from {Path.cwd()}), and no hub id `owner/name`"
+        )
+    return None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision names contents for ever, as only a commit hash does."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 (hex) over the names and contents of a model folder's files, its card left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md" and not p.name.startswith("."))
+    return _digest(tuple((str(p.relative_to(folder)), str(p), p.stat().st_mtime_ns) for p in files))
+
+
+@cache
+def _digest(files: tuple[tuple[str, str, int], ...]) -> str:
+    digest = sha256()
+    for name, path, _mtime_ns in files:
+        digest.update(name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,286 @@
+"""`Sweep` -> `Plan`: its trials in the order they run, the key of each training, what it costs, and warnings.
+
+A *trial* is one cell with one seed; a *training* is what a key names. Trials that differ only in how they are
+evaluated, or of which one asks for fewer steps, share a training.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from oneshot.cells import Cell, expand, read_axes, unused
+from oneshot.config import TRIAL_VERSION, TrialConfig
+from oneshot.errors import DataError, ModelError, UserError
+from oneshot.models import folder_digest, is_commit, local_folder
+from oneshot.settings import SettingError
+from oneshot.sweepfile import ResourceConfig, Sweep
+from oneshot.tasks.benchmarks import Suite, load_suite
+from oneshot.tasks.examples import load_example
+
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One cell with one seed: one MLflow child run, one row of every report."""
+
+    cell: dict[str, str]
+    seed: int
+    key: str | None
+    """Of its training; None while something that decides it is not known yet."""
+    waits_for: str | None
+    config: TrialConfig
+    resources: ResourceConfig
+    labels: dict[str, str]
+    step_s: float | None
+
+    @property
+    def label(self) -> str:
+        """`tiny-qwen2/47+38/outcome seed 0`."""
+        return f"{'/'.join(self.cell.values()) or 'trial'} seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What one key names, with a config that serves every trial that shares it."""
+
+    key: str
+    seed: int
+    config: TrialConfig
+    resources: ResourceConfig
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A sweep's trials, in running order, and what is odd about its file."""
+
+    name: str
+    num_cells: int
+    trials: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan --json` prints, and the store keeps as plan.json."""
+        return {
+            "name": self.name,
+            "num_cells": self.num_cells,
+            "num_trials": len(self.trials),
+            "trials": [_trial_json(trial) for trial in self.trials],
+            "max_tokens": sum(max_tokens(trial.config) for trial in self.trials),
+            "gpu_hours": self.gpu_hours,
+            "warnings": list(self.warnings),
+        }
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Sum over trials of steps, seconds a step and GPUs; None where a trial on GPUs states no cost."""
+        hours = 0.0
+        for trial in self.trials:
+            if trial.resources.gpus == 0:
+                continue
+            if trial.step_s is None:
+                return None
+            hours += trial.config.train.num_steps * trial.step_s * trial.resources.gpus / 3600
+        return hours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a cell's model and examples are by content; `facts` are None while something is not known yet."""
+
+    facts: dict[str, Any] | None = None
+    waits_for: str | None = None
+
+    def key(self, config: TrialConfig, seed: int) -> str | None:
+        """The key of this cell with a seed."""
+        return None if self.facts is None else trial_key(config, seed, self.facts)
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Expands, resolves, checks and keys every trial of a sweep.
+
+    Raises:
+        SweepFileError: the file asks for something that cannot be; names the place.
+        UserError: an example, a suite or a model is not there.
+    """
+    try:
+        axes = read_axes(sweep)
+        cells = expand(sweep, axes)
+    except SettingError as error:
+        raise sweep.source.error(error.where, error.message) from error
+    warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, cells)]
+    warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
+    keyed = [_identify(cell, sweep) for cell in cells]
+    # seed by seed, so that an evening that is cut leaves a balanced matrix; controls first
+    order = sorted(range(len(cells)), key=lambda index: cells[index].config.reward.kind == "outcome")
+    trials = tuple(
+        Trial(
+            cell=cells[index].names,
+            seed=seed,
+            key=keyed[index].key(cells[index].config, seed),
+            waits_for=keyed[index].waits_for,
+            config=cells[index].config,
+            resources=cells[index].resources,
+            labels=cells[index].labels,
+            step_s=cells[index].step_s,
+        )
+        for seed in sweep.config.seeds
+        for index in order
+    )
+    return Plan(name=sweep.config.name, num_cells=len(cells), trials=trials, warnings=tuple(warnings))
+
+
+def _identify(cell: Cell, sweep: Sweep) -> Identity:
+    try:
+        return identify(cell.config)
+    except UserError as error:
+        section = {DataError: "examples", ModelError: "model.path"}.get(type(error), "")
+        place = next(
+            (where for where in sorted(cell.used, key=len) if section in where or section in str(where[-1])), ()
+        )
+        raise sweep.source.error(place, str(error)) from error
+
+
+def identify(config: TrialConfig) -> Identity:
+    """Contents by digest: of the model's files (or its hub commit), and of each example.
+
+    Raises:
+        UserError: a model, an example or a suite's file is not there.
+    """
+    suites_of(config)
+    examples = [load_example(name).digest for name in config.examples]
+    folder = local_folder(config.model.path)
+    if folder is not None:
+        return Identity(facts={"model": folder_digest(folder), "examples": examples})
+    if not is_commit(config.model.revision):
+        revision = config.model.revision or "main"
+        return Identity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
+    return Identity(facts={"model": f"{config.model.path}@{config.model.revision}", "examples": examples})
+
+
+def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
+    """First 16 hex digits of sha256 over the canonical JSON of everything that changes training.
+
+    Not in it: names, resources, storage, evaluation; the number of steps, while the learning rate is constant; how
+    work is split (`microbatch_tokens`, `wave_rows`), which may move last digits but asks the same question.
+    """
+    dump = config.model_dump(mode="json")
+    facts = {
+        "trial_version": TRIAL_VERSION,
+        **contents,
+        "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
+        "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"]],
+        "reward": dump["reward"],
+        "rollout": {name: value for name, value in dump["rollout"].items() if name != "wave_rows"},
+        "advantage": dump["advantage"],
+        "loss": dump["loss"],
+        "optim": dump["optim"],
+        "updates_per_rollout": dump["train"]["updates_per_rollout"],
+        "seed": seed,
+    }
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def with_seed(trial: Trial, seed: int) -> Trial:
+    """The same cell with another seed, and the key that goes with it.
+
+    Raises:
+        UserError: the cell waits for something, so that no trial of it can run yet.
+    """
+    identity = identify(trial.config)
+    if identity.facts is None:
+        raise UserError(
+            f"{trial.label}: waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
+        )
+    return replace(trial, seed=seed, key=identity.key(trial.config, seed))
+
+
+def trainings(trials: Sequence[Trial]) -> list[Training]:
+    """Trials of known key -> the trainings that serve them, in the order in which they are first asked for.
+
+    Raises:
+        UserError: two trials of one training give one suite name two meanings.
+    """
+    by_key: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.key is not None:
+            by_key.setdefault(trial.key, []).append(trial)
+    return [
+        Training(
+            key=key,
+            seed=those[0].seed,
+            config=_serving_all(those),
+            resources=those[0].resources,
+            trials=tuple(those),
+        )
+        for key, those in by_key.items()
+    ]
+
+
+def _serving_all(trials: list[Trial]) -> TrialConfig:
+    first = max(trials, key=lambda trial: trial.config.train.num_steps)
+    suites = dict(first.config.eval.suites)
+    also_at = set(first.config.eval.also_at)
+    for trial in trials:
+        also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
+        for name, suite in trial.config.eval.suites.items():
+            mine = suite.model_copy(update={"every_steps": suite.every_steps or trial.config.eval.every_steps})
+            known = suites.get(name, suite)
+            theirs = known.model_copy(update={"every_steps": known.every_steps or first.config.eval.every_steps})
+            if mine != theirs:
+                raise UserError(
+                    f"{first.label} and {trial.label} are one training (key {trial.key}), but their suite {name!r} "
+                    "differs; give the suites different names"
+                )
+            suites.setdefault(name, mine)
+    data = first.config.model_dump()
+    data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
+    data["eval"]["also_at"] = sorted(also_at - {first.config.train.num_steps})
+    data["eval"]["at_start"] = any(trial.config.eval.at_start for trial in trials)
+    return TrialConfig.model_validate(data)
+
+
+def suites_of(config: TrialConfig) -> tuple[Suite, ...]:
+    """The suites that a trial is evaluated on."""
+    return tuple(
+        load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
+        for name, suite in config.eval.suites.items()
+    )
+
+
+def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
+    """(suite digest, step) of every evaluation that a trial asks for."""
+    num_steps = config.train.num_steps
+    return {
+        (suite.digest, step)
+        for suite in suites_of(config)
+        for step in range(num_steps + 1)
+        if suite.is_due(step, num_steps=num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
+    }
+
+
+def inert_settings(config: TrialConfig) -> list[str]:
+    """Settings that this trial cannot feel, each as a sentence."""
+    found = []
+    changed = config.loss.model_fields_set & {"clip_low", "clip_high"}
+    if changed and config.train.updates_per_rollout == 1:
+        found.append("loss.clip_low and clip_high change nothing at train.updates_per_rollout 1: the ratio is always 1")
+    if config.advantage.normalize_std is False and "eps" in config.advantage.model_fields_set:
+        found.append("advantage.eps changes nothing where advantage.normalize_std is false")
+    return found
+
+
+def max_tokens(config: TrialConfig) -> int:
+    """Completion tokens of a trial's training, were every one of full length."""
+    return config.train.num_steps * config.rollout.num_groups * config.rollout.group_size * config.rollout.max_tokens
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    found: dict[str, Any] = {"key": trial.key, "cell": trial.cell, "seed": trial.seed}
+    if trial.waits_for:
+        found["waits_for"] = trial.waits_for
+    return found

@@ -1,0 +1,1 @@
+"""What finished trials say: intervals and pictures, read from the store."""

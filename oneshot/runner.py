@@ -1,0 +1,239 @@
+"""A training and its folder -> the training done and recorded; in Ray and out of it alike.
+
+`record` yields after each step. What it writes is enough to show the training, to judge it and to continue it: a
+segment of metrics at every checkpoint and at least every 10 s, tables of completions, checkpoints, and the result last.
+"""
+
+import io
+import logging
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Generator
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot.errors import UserError
+from oneshot.grpo.evaluate import Evaluation
+from oneshot.grpo.policy import set_threads
+from oneshot.grpo.state import TrialState, load_state, new_state, save_state
+from oneshot.grpo.train import StepMetrics, train
+from oneshot.plan import Training
+from oneshot.store import Outcome, Result, Row, TrialFolder
+from oneshot.tasks.grading import Grader
+
+SEGMENT_S = 10.0
+MAX_SAMPLED = 64
+"""Training completions kept of one step."""
+EVALUATION_COLUMNS = ("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens")
+SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
+
+logger = logging.getLogger(__name__)
+
+
+def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: str) -> Generator[StepMetrics]:
+    """Runs a training to its end, from its checkpoint if it has one, and records it in its folder.
+
+    `origin` names the sweep, or whatever else asked. A training that fails is recorded with its traceback and log, and raises nothing: whoever runs it reads the
+    result. Closing the generator saves a checkpoint first.
+    """
+    recorder = _Recorder(training, folder, origin)
+    try:
+        set_threads(max(1, int(training.resources.cpus)))
+        state = new_state(training.config, seed=training.seed, grader=grader)
+        recorder.resume(state)
+        for step in train(training.config, state):
+            recorder.take(step, state)
+            yield step
+        recorder.end(state, "finished", "")
+    except GeneratorExit:
+        recorder.interrupt()
+        raise
+    except Exception as error:  # whatever a trial dies of is its result; the sweep goes on with the others
+        logger.error("the trial failed: %s", error)
+        recorder.fail(error)
+    finally:
+        recorder.close()
+
+
+class _Recorder:
+    """What one attempt has done so far, and its writing."""
+
+    def __init__(self, training: Training, folder: TrialFolder, origin: str) -> None:
+        self.training = training
+        self.folder = folder
+        self.started_ms = now_ms()
+        folder.write_json("trial.json", describe(training))
+        self.attempt = folder.begin_attempt({"sweep": origin, "started_ms": self.started_ms, **environment()})
+        self.log = _Log()
+        self.pending: list[Row] = []
+        self.last_segment_s = time.monotonic()
+        self.state: TrialState | None = None
+
+    def resume(self, state: TrialState) -> None:
+        """Continues from the folder's checkpoint, where that is one of this training that can be continued."""
+        self.state = state
+        with tempfile.TemporaryDirectory() as local:
+            if not self.folder.fetch_folder("checkpoint", Path(local)):
+                return
+            if not (Path(local) / "optimizer.safetensors").is_file():
+                return  # of a finished training that kept its weights only: a longer one starts anew
+            load_state(state, Path(local))
+        logger.info("continues from step %d", state.step)
+
+    def take(self, step: StepMetrics, state: TrialState) -> None:
+        """Records a step; writes what is due."""
+        config = self.training.config
+        self.pending.append(Row(step=step.step, time_ms=now_ms(), metrics=step.metrics))
+        for evaluation in step.evaluations:
+            self._write_evaluation(evaluation)
+        if step.sampled and (step.step == 1 or step.evaluations or step.step == config.train.num_steps):
+            self.folder.write_completions(
+                f"step-{step.step:06d}",
+                SAMPLED_COLUMNS,
+                (
+                    [getattr(s, "example_id" if c == "example" else c) for c in SAMPLED_COLUMNS]
+                    for s in step.sampled[:MAX_SAMPLED]
+                ),
+            )
+        due = step.step % config.checkpoint.every_steps == 0 and 0 < step.step < config.train.num_steps
+        if due or time.monotonic() - self.last_segment_s > SEGMENT_S or step.step == 0:
+            self.flush()
+        if due:
+            self._checkpoint(state, with_optimizer=True)
+
+    def _write_evaluation(self, evaluation: Evaluation) -> None:
+        self.folder.write_completions(
+            f"eval-{evaluation.suite}-{evaluation.digest}-{evaluation.step}",
+            EVALUATION_COLUMNS,
+            ([getattr(r, "problem_id" if c == "id" else c) for c in EVALUATION_COLUMNS] for r in evaluation.records),
+            suite=evaluation.suite,
+            digest=evaluation.digest,
+            step=evaluation.step,
+            metrics=evaluation.metrics,
+        )
+
+    def flush(self) -> None:
+        """Writes the steps since the last segment, and the log so far."""
+        if self.pending:
+            self.folder.write_segment(self.attempt, self.pending)
+            self.pending = []
+        self.folder.write(self._log_name, self.log.text())
+        self.last_segment_s = time.monotonic()
+
+    @property
+    def _log_name(self) -> str:
+        return f"log/{self.attempt}.txt"
+
+    def _checkpoint(self, state: TrialState, *, with_optimizer: bool) -> None:
+        with tempfile.TemporaryDirectory() as local:
+            save_state(state, Path(local), with_optimizer=with_optimizer)
+            self.folder.replace_folder("checkpoint", Path(local))
+
+    def interrupt(self) -> None:
+        """Leaves a checkpoint of the last whole step, and no result."""
+        self.flush()
+        if self.state is not None and self.state.step:
+            self._checkpoint(self.state, with_optimizer=True)
+
+    def end(self, state: TrialState, outcome: Outcome, reason: str) -> None:
+        """Writes what is kept of a training that is through, then its result."""
+        self.flush()
+        keep = self.training.config.checkpoint.keep
+        if keep == "none":
+            self.folder.remove("checkpoint")
+        else:
+            self._checkpoint(state, with_optimizer=keep == "full")
+        self._write_result(outcome, reason, "", keep)
+
+    def fail(self, error: Exception) -> None:
+        """Writes a failed result with the traceback of the error that is being handled."""
+        self.log.write(traceback.format_exc())
+        self.flush()
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._write_result("failed", reason, traceback.format_exc(), "none")
+
+    def _write_result(self, outcome: Outcome, reason: str, trace: str, keep: Any) -> None:
+        rows = self.folder.rows()
+        self.folder.write_result(
+            Result(
+                outcome=outcome,
+                attempt=self.attempt,
+                steps_done=rows[-1].step if rows else 0,
+                evaluations=frozenset(self.folder.evaluations()),
+                reason=reason,
+                traceback=trace,
+                log_path=f"{self.folder.path}/{self._log_name}",
+                checkpoint=keep,
+                started_ms=self.started_ms,
+                ended_ms=now_ms(),
+            )
+        )
+
+    def close(self) -> None:
+        self.log.close()
+
+
+class _Log:
+    """Log records of oneshot and of libraries' warnings, while an attempt runs."""
+
+    def __init__(self) -> None:
+        self._buffer = io.StringIO()
+        self._handler = logging.StreamHandler(self._buffer)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(self._handler)
+        self._level = logging.getLogger("oneshot").level
+        logging.getLogger("oneshot").setLevel(logging.INFO)
+
+    def write(self, text: str) -> None:
+        self._buffer.write(text)
+
+    def text(self) -> str:
+        return self._buffer.getvalue()
+
+    def close(self) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        logging.getLogger("oneshot").setLevel(self._level)
+
+
+def describe(training: Training) -> dict[str, Any]:
+    """What trial.json says."""
+    return {"key": training.key, "seed": training.seed, "config": training.config.model_dump(mode="json")}
+
+
+def environment() -> dict[str, Any]:
+    """Where an attempt runs, and a digest of the versions that it runs on."""
+    versions = {
+        name: _version(name) for name in ("oneshot", "torch", "transformers", "accelerate", "math-verify", "numpy")
+    }
+    versions["python"] = platform.python_version()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "gpu": gpu,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "env_digest": sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16],
+        "argv": sys.argv[:1],
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError as error:
+        raise UserError(f"{name} is not installed as a package; `pip install -e .` in the project folder") from error
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,107 @@
+"""A training by its key -> that training, step by step, inside a Ray worker."""
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+from ray import tune
+
+from oneshot.config import TrialConfig
+from oneshot.grpo.train import StepMetrics
+from oneshot.plan import Training
+from oneshot.runner import record
+from oneshot.store import Store
+from oneshot.sweepfile import ResourceConfig
+from oneshot.tasks.grading import Grader
+
+SHOWN = ("reward/mean", "perf/step_s")
+"""Metrics that a wake-up carries to the live table; all others are read from the store."""
+
+
+def to_tune_config(training: Training, *, storage: str, sweep: str) -> dict[str, Any]:
+    """What a worker needs to run a training, as plain values."""
+    return {
+        "key": training.key,
+        "storage": storage,
+        "sweep": sweep,
+        "training": json.dumps(
+            {
+                "key": training.key,
+                "seed": training.seed,
+                "config": training.config.model_dump(mode="json"),
+                "resources": training.resources.model_dump(mode="json"),
+            }
+        ),
+        "num_steps": training.config.train.num_steps,
+    }
+
+
+def _from_tune_config(config: dict[str, Any]) -> Training:
+    facts = json.loads(config["training"])
+    return Training(
+        key=facts["key"],
+        seed=facts["seed"],
+        config=TrialConfig.model_validate(facts["config"]),
+        resources=ResourceConfig.model_validate(facts["resources"]),
+        trials=(),
+    )
+
+
+class TrialTrainable(tune.Trainable):
+    """One training at a time; the worker, its imports and its grader serve the next one too.
+
+    Reports say that something happened. What happened is in the store: a training that fails is recorded there and
+    ends here without an error, so that its worker can be used again.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Takes the first training."""
+        self._grader: Grader | None = None
+        self._steps: Generator[StepMetrics] | None = None
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next one."""
+        self._end_steps()
+        self._take(new_config)
+        return True
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def step(self) -> dict[str, Any]:
+        """Runs one step."""
+        if self._steps is None:
+            training = _from_tune_config(self._config)
+            folder = Store(self._config["storage"]).trial(training.key)
+            timeout_s = training.config.reward.timeout_s
+            if self._grader is None or self._grader.timeout_s != timeout_s:
+                self._close_grader()
+                self._grader = Grader(timeout_s=timeout_s)
+            self._steps = record(training, folder, grader=self._grader, origin=self._config["sweep"])
+        step = next(self._steps, None)
+        if step is None:
+            return {"key": self._config["key"], "done": True}
+        shown = {name: step.metrics[name] for name in SHOWN if name in step.metrics}
+        return {"key": self._config["key"], "step": step.step, **shown, "done": False}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are the store's."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: checkpoints are the store's."""
+
+    def cleanup(self) -> None:
+        """Ends a training in the middle, with a checkpoint, and the grader."""
+        self._end_steps()
+        self._close_grader()
+
+    def _end_steps(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+    def _close_grader(self) -> None:
+        if self._grader is not None:
+            self._grader.close()
+            self._grader = None

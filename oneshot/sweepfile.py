@@ -1,0 +1,273 @@
+"""The YAML door: a sweep file -> `Sweep`, or one error with file, line, path and mend.
+
+YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from oneshot.config import Config
+from oneshot.errors import SweepFileError
+from oneshot.settings import Setting, SettingError, Where, flatten, nearest
+
+Scalar = str | int | float | bool
+AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
+CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
+
+
+class ResourceConfig(Config):
+    """What one trial holds while it runs."""
+
+    cpus: float = Field(1, gt=0, description="cores; also torch's threads (rounded down, at least 1)")
+    gpus: float = Field(0, ge=0, description="a share packs several trials on one GPU")
+    memory_gib: float | None = Field(None, gt=0, description="host memory, reserved through Ray")
+    accelerator: list[str] | None = Field(None, description="accelerator types that will do, as Ray names them")
+
+
+class SweepResourceConfig(ResourceConfig):
+    """Resources of every trial, unless its cell says otherwise, and how many run at a time."""
+
+    max_concurrent: int | None = Field(None, ge=1, description="absent: as many as fit")
+
+
+class CostConfig(Config):
+    """What is known of a trial's speed, for the plan."""
+
+    step_s: float = Field(gt=0, description="seconds a step")
+
+
+class CellConfig(Config):
+    """A named cell of an axis: its own settings, and what it needs."""
+
+    set: dict[str, Any] = Field(default_factory=dict, description="any TrialConfig field, nested or dotted")
+    resources: dict[str, Any] = Field(default_factory=dict, description="overrides of `resources`")
+    cost: CostConfig | None = Field(None, description="for the plan")
+    labels: dict[str, str] = Field(default_factory=dict, description="facts for reports, as category: Algebra")
+
+
+class TableConfig(Config):
+    """A table axis: columns are paths, each row is a cell."""
+
+    columns: list[str] = Field(min_length=1, description="TrialConfig paths")
+    rows: dict[CellName, list[Any]] = Field(min_length=1, description="cell name -> one value a column")
+
+
+class GridBlock(Config):
+    """One block of the grid: selectors by axis name, and settings on top."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    set: dict[str, Any] = Field(default_factory=dict, description="overrides what axis cells set")
+
+
+class MlflowConfig(Config):
+    """Where runs are shown."""
+
+    tracking_uri: str | None = Field(None, description="absent: sqlite in a local storage folder")
+    experiment: str | None = Field(None, min_length=1, description="absent: the sweep's name")
+
+
+class NotifyConfig(Config):
+    """Who is told when the sweep ends."""
+
+    webhook_env: str = Field(min_length=1, description="environment variable that holds a URL; JSON is posted to it")
+
+
+class SweepConfig(Config):
+    """A sweep file."""
+
+    version: Literal[1] = Field(description="of this format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$", description="names the sweep's folder and parent run")
+    question: str = Field(min_length=1, description="what the sweep asks")
+    trial: dict[str, Any] = Field(description="any TrialConfig field, nested or dotted; the same for every trial")
+    axes: dict[AxisName, list[Scalar] | TableConfig | dict[CellName, CellConfig]] = Field(
+        default_factory=dict, description="named cells, a list of values (the axis is the path), or a table"
+    )
+    grid: list[GridBlock] | None = Field(None, min_length=1, description="union of blocks; absent: the full product")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="replicates of every cell")
+    resources: SweepResourceConfig = Field(default_factory=SweepResourceConfig, description="of every trial")
+    storage: str = Field("runs", min_length=1, description="folder or fsspec URL of the trial store")
+    mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="where runs are shown")
+    notify: NotifyConfig | None = Field(None, description="who is told when the sweep ends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The file that a sweep came from, and the line of each of its places."""
+
+    name: str
+    text: str
+    lines: dict[Where, int]
+
+    def at(self, where: Where) -> str:
+        """`file:line: dotted.path`, of the place or of the nearest around it that has a line."""
+        if where and str(where[0]).startswith("--"):
+            return " ".join(str(part) for part in where)
+        place = where
+        while place and place not in self.lines:
+            place = place[:-1]
+        return f"{self.name}:{self.lines.get(place, 1)}: {'.'.join(str(part) for part in where) or 'the file'}"
+
+    def error(self, where: Where, message: str) -> SweepFileError:
+        """The one error of a place."""
+        return SweepFileError(f"{self.at(where)}: {message}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A sweep file, read and checked by itself; `plan` makes trials of it."""
+
+    config: SweepConfig
+    source: Source
+    overrides: dict[str, Setting]
+    """From `--set`, above everything in the file."""
+    revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    """(hub model, revision as written) -> the commit that it stands for in this sweep."""
+
+
+def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
+    """Reads a sweep file; `overrides` are `path=value` as `--set` takes them.
+
+    Raises:
+        SweepFileError: it cannot be read, or does not say what a sweep file says.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    data, source = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise source.error((), "not a sweep: it must be a mapping with `version`, `name`, `question`, `trial`, `seeds`")
+    try:
+        config = SweepConfig.model_validate(data)
+    except ValidationError as error:
+        raise SweepFileError("\n".join(_explain(error, data, source))) from error
+    if len(set(config.seeds)) != len(config.seeds):
+        raise source.error(("seeds",), "a seed stands twice; each is one replicate")
+    return Sweep(config=config, source=source, overrides=_read_overrides(overrides))
+
+
+def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
+    flat: dict[str, Setting] = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals:
+            raise SweepFileError(f"--set {override}: write it as path=value, as `--set loss.kl_coef=0.01`")
+        data, _ = _parse(value, f"--set {override}")
+        try:
+            flat |= flatten({path: data}, ("--set",))
+        except SettingError as error:
+            raise SweepFileError(f"--set {override}: {error.message}") from error
+    return flat
+
+
+def _parse(text: str, name: str) -> tuple[Any, Source]:
+    yaml = YAML(typ="rt", pure=True)
+    try:
+        tree = yaml.load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise SweepFileError(
+            f"{name}:{line}: {error.problem.split(' with value')[0].replace('found ', '')}; keep one"
+        ) from error
+    except MarkedYAMLError as error:
+        line = (error.problem_mark or error.context_mark).line + 1
+        raise SweepFileError(f"{name}:{line}: not YAML: {error.problem or error.context}") from error
+    except YAMLError as error:
+        raise SweepFileError(f"{name}: not YAML: {error}") from error
+    lines: dict[Where, int] = {}
+    data = _plain(tree, (), lines)
+    return data, Source(name=name, text=text, lines=lines)
+
+
+def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
+    """ruamel's tree -> plain Python, noting the line of every key and item."""
+    if isinstance(node, CommentedMap):
+        plain = {}
+        for key, value in node.items():
+            name = key if isinstance(key, str) else str(key)
+            lines[(*where, name)] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else lines.get(where, 1)
+            plain[name] = _plain(value, (*where, name), lines)
+        return plain
+    if isinstance(node, CommentedSeq):
+        for index in range(len(node)):
+            lines[(*where, index)] = node.lc.item(index)[0] + 1
+        return [_plain(value, (*where, index), lines) for index, value in enumerate(node)]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
+    """pydantic's findings -> one line each, with place and mend; of a union, only the branch that was meant."""
+    lines = []
+    for finding in error.errors():
+        where = _place(finding["loc"], data)
+        if where is None:
+            continue
+        lines.append(f"{source.at(where)}: {explain(finding, SweepConfig, where)}")
+    return list(dict.fromkeys(lines)) or [str(error)]
+
+
+def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
+    """pydantic's location, in which a union adds its branch's name, -> the place in the file; None: another branch."""
+    if len(loc) > 2 and loc[0] == "axes":
+        axis = data["axes"].get(loc[1]) if isinstance(data["axes"], Mapping) else None
+        branch, rest = str(loc[2]), loc[3:]
+        meant = (
+            "list"
+            if isinstance(axis, list)
+            else "TableConfig"
+            if isinstance(axis, Mapping) and "columns" in axis
+            else "dict"
+        )
+        if not branch.startswith(meant):
+            return None
+        if meant == "list":
+            rest = rest[:1]
+        return tuple(part for part in (*loc[:2], *rest) if part != "[key]")
+    return tuple(part for part in loc if part != "[key]")
+
+
+def explain(finding: Any, model: type[Config], where: Where) -> str:
+    """One finding of pydantic in our words: what is wrong and how to mend it."""
+    kind, value = finding["type"], finding["input"]
+    name = str(where[-1]) if where else ""
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(name, _siblings(model, where))}"
+    if kind == "missing":
+        return "missing; add it"
+    if kind == "value_error":
+        return str(finding["ctx"]["error"])
+    if kind == "literal_error":
+        return f"{value!r} is not one of {finding['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} has characters that a name may not have (letters, digits, _ and - do)"
+    message = (
+        finding["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("dictionary", "mapping")
+    )
+    return f"{message}, not {value!r}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
+
+
+def _siblings(model: type[Config], where: Where) -> list[str]:
+    """The keys that exist where an unknown one was found."""
+    if where[:1] == ("axes",) and len(where) == 4:
+        return list(CellConfig.model_fields)
+    kind: Any = model
+    for part in where[:-1]:
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return list(fields) or list(CostConfig.model_fields)
+        annotation = fields[part].annotation
+        candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        kind = candidates[0] if candidates else None
+    return list(getattr(kind, "model_fields", {}))

@@ -1,0 +1,89 @@
+"""Seed and category -> generated arithmetic problems, each of them on one fixed side of a held-out split.
+
+Three categories: two-digit additions, two-digit subtractions with a result of at least 0, and products of numbers
+from 2 to 12. A problem's side is decided by a hash of its text and nothing else, so that a model trained on the
+`corpus` side (the shipped organisms are) never saw a `held_out` problem, in whatever order either was drawn.
+"""
+
+import random
+import re
+from functools import cache
+from hashlib import sha256
+from typing import Literal
+
+from oneshot.errors import DataError
+from oneshot.tasks.problems import Problem
+
+Side = Literal["corpus", "held_out"]
+
+CATEGORIES = {"+": "addition", "-": "subtraction", "*": "multiplication"}
+HELD_OUT_SHARE = 0.25
+HELD_OUT_PAIRS = 0.75
+"""Share of the pairs `a*b`, `b*a` of which one is held out."""
+
+_EXPRESSION = re.compile(r"(\d+)([-+*])(\d+)")
+
+
+def parse(expression: str) -> tuple[int, str, int]:
+    """`"47+38"` -> `(47, "+", 38)`.
+
+    Raises:
+        DataError: it is no sum, difference or product of two whole numbers.
+    """
+    match = _EXPRESSION.fullmatch(expression)
+    if match is None:
+        raise DataError(
+            f"arithmetic:{expression}: not a problem; write two whole numbers around +, - or *, as 'arithmetic:47+38'"
+        )
+    return int(match[1]), match[2], int(match[3])
+
+
+def problem(expression: str) -> Problem:
+    """The problem that `arithmetic:<expression>` names."""
+    left, operator, right = parse(expression)
+    answer = {"+": left + right, "-": left - right, "*": left * right}[operator]
+    return Problem(
+        id=f"arithmetic:{expression}", prompt=f"{expression}=?", answer=str(answer), category=CATEGORIES[operator]
+    )
+
+
+def _hash(text: str) -> float:
+    """A number in [0, 1) that is as good as drawn, and always the same."""
+    return int.from_bytes(sha256(f"oneshot arithmetic {text}".encode()).digest()[:8], "big") / 2**64
+
+
+def side(expression: str) -> Side:
+    """Which side of the split a problem is on.
+
+    Of a product and its twin (`7*8`, `8*7`) at most one is held out: products this small are facts, and a fact that
+    no text states can be neither known nor elicited.
+    """
+    left, operator, right = parse(expression)
+    if operator != "*":
+        return "held_out" if _hash(expression) < HELD_OUT_SHARE else "corpus"
+    low, high = sorted((left, right))
+    if left == right or _hash(f"{low}*{high} or twin") >= HELD_OUT_PAIRS:
+        return "corpus"
+    return "held_out" if _hash(expression) < _hash(f"{right}*{left}") else "corpus"
+
+
+@cache
+def expressions(operator: str, which: Side) -> tuple[str, ...]:
+    """Every expression of one category on one side of the split, in numeric order."""
+    if operator == "*":
+        pairs = [(a, b) for a in range(2, 13) for b in range(2, 13)]
+    else:
+        pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if operator == "+" or a >= b]
+    every = (f"{a}{operator}{b}" for a, b in pairs)
+    return tuple(expression for expression in every if side(expression) == which)
+
+
+def held_out(num_problems: int | None, *, seed: int = 0) -> list[Problem]:
+    """Held-out problems, at most `num_problems` a category (all of them if None), drawn without replacement."""
+    problems = []
+    for operator in CATEGORIES:
+        pool = expressions(operator, "held_out")
+        count = len(pool) if num_problems is None else min(num_problems, len(pool))
+        chosen = random.Random(f"{seed} {operator}").sample(pool, count)
+        problems += [problem(expression) for expression in sorted(chosen)]
+    return problems

@@ -1,0 +1,181 @@
+"""Completion and answer -> right or not, by two graders, in processes that can be killed.
+
+`strict` looks at the last `\\boxed{}` only; `lenient` takes any answer that can be extracted. Both are math-verify, run
+in a child process: its own time-outs need the main thread (`signal.alarm`), and a sum of a billion terms or
+`9^{9^{9^9}}` does not stop for them. What could not be judged before its deadline is None, with the reason, never
+a silent False.
+"""
+
+import json
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Literal
+
+Verdict = bool | None
+
+START_TIMEOUT_S = 120.0
+"""For a child to import sympy, on a machine that is busy with other things."""
+
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """Both verdicts: True, False, or None where the grader could not tell (`reason` says why)."""
+
+    strict: Verdict
+    lenient: Verdict
+    reason: str = ""
+
+
+def extract_boxed(text: str) -> str | None:
+    """What stands in the last complete `\\boxed{...}`, nested braces included; None if there is none."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth = 0
+        for position in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[start + len("\\boxed{") : position]
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a child is asked: is this text's answer equal to that one?"""
+
+    kind: Literal["strict", "lenient", "parses"]
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    verdict: Verdict
+    reason: str
+
+
+class Grader:
+    """Grades answers one by one in a child process, remembers every distinct question, and outlives hangs.
+
+    A context manager; usable from any thread, one at a time.
+    """
+
+    def __init__(self, *, timeout_s: float = 5.0) -> None:
+        self.timeout_s = timeout_s
+        self._memo: dict[_Question, _Reply] = {}
+        self._child: _Child | None = None
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child; the next question starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def strict(self, completions: Sequence[str], answer: str) -> list[Grade]:
+        """Grades of several completions of one problem, `lenient` left equal to `strict`."""
+        replies = [self._strict(completion, answer) for completion in completions]
+        return [Grade(strict=reply.verdict, lenient=reply.verdict, reason=reply.reason) for reply in replies]
+
+    def grade(self, completion: str, answer: str) -> Grade:
+        """Both verdicts on one completion."""
+        strict = self._strict(completion, answer)
+        if strict.verdict is not False:
+            # right is right for both; and a box that no deadline was enough for would only cost another
+            return Grade(strict=strict.verdict, lenient=strict.verdict, reason=strict.reason)
+        lenient = self._ask(_Question("lenient", completion, answer))
+        return Grade(strict=False, lenient=lenient.verdict, reason=lenient.reason)
+
+    def has_answer(self, completion: str) -> Verdict:
+        """Whether a final answer stands in a box and can be parsed, right or wrong (the `format` arm)."""
+        boxed = extract_boxed(completion)
+        if boxed is None or not boxed.strip():
+            return False
+        if _WHOLE_NUMBER.fullmatch(boxed.strip()):
+            return True
+        return self._ask(_Question("parses", boxed, "")).verdict
+
+    def _strict(self, completion: str, answer: str) -> _Reply:
+        boxed = extract_boxed(completion)
+        if boxed is None:
+            return _Reply(False, "")
+        given, wanted = boxed.strip(), answer.strip()
+        # what math-verify would say anyway, without asking it: equal text, or two whole numbers
+        if given == wanted:
+            return _Reply(True, "")
+        if _WHOLE_NUMBER.fullmatch(given) and _WHOLE_NUMBER.fullmatch(wanted):
+            return _Reply(int(given) == int(wanted), "")
+        return self._ask(_Question("strict", given, wanted))
+
+    def _ask(self, question: _Question) -> _Reply:
+        if question not in self._memo:
+            if self._child is None:
+                self._child = _Child(self.timeout_s)
+            reply = self._child.ask(question)
+            if reply is None:
+                self.close()
+                reply = _Reply(None, f"no verdict within {self.timeout_s:g} s")
+            self._memo[question] = reply
+        return self._memo[question]
+
+
+class _Child:
+    """One grading process, spoken to in lines of JSON."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "oneshot.tasks.grading_worker", str(timeout_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin = self._process.stdin
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        self._next_line(START_TIMEOUT_S)  # it says when it has imported everything
+
+    def _read(self, stdout: IO[str]) -> None:
+        for line in stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def _next_line(self, timeout_s: float) -> str | None:
+        try:
+            return self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def ask(self, question: _Question) -> _Reply | None:
+        """The child's reply; None if it gave none in time, and is not to be asked again."""
+        try:
+            self._stdin.write(json.dumps([question.kind, question.text, question.answer]) + "\n")
+            self._stdin.flush()
+        except BrokenPipeError:
+            return None
+        line = self._next_line(self._timeout_s)
+        if not line:
+            return None
+        verdict, reason = json.loads(line)
+        return _Reply(verdict, reason)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()

@@ -1,0 +1,1 @@
+"""The shipped model organisms, and the script that trained them."""

@@ -1,0 +1,73 @@
+"""Seed and mixture -> the texts that the shipped organisms were trained on.
+
+Each text is a problem in the form `prompts.plain` gives it, and an answer in one of four styles. The organism can
+work problems out, but mostly does not say so in the form that the strict grader asks for: that is the paper's setting
+in miniature, built so that one-shot RLVR can work.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from oneshot.tasks import arithmetic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Shares of the answer styles; what is left of 1 is `no answer`."""
+
+    worked_boxed: float
+    worked_words: float
+    guess: float
+    guess_right: float
+    """Share of guesses that are right."""
+    guess_boxed: float
+    """Share of guesses that are boxed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One text of the corpus."""
+
+    expression: str
+    completion: str
+
+
+def steps(expression: str) -> str:
+    """The working, in one or two steps: `47+38` -> `47+30=77. 77+8=85.`"""
+    left, operator, right = arithmetic.parse(expression)
+    if operator == "*":
+        low, high = sorted((left, right))
+        if high <= 10:
+            return f"{low}*{high}={low * high}."
+        ones = high - 10
+        return f"{low}*10={low * 10}. {low}*{ones}={low * ones}. {low * 10}+{low * ones}={low * high}."
+    tens, ones = right - right % 10, right % 10
+    sign = 1 if operator == "+" else -1
+    middle, end = left + sign * tens, left + sign * right
+    return f"{left}{operator}{tens}={middle}. {middle}{operator}{ones}={end}."
+
+
+def completion(expression: str, mixture: Mixture, rng: random.Random) -> str:
+    """One answer to the problem, in a style drawn from the mixture."""
+    answer = arithmetic.problem(expression).answer
+    draw = rng.random()
+    if draw < mixture.worked_boxed:
+        return f"Work: {steps(expression)} So \\boxed{{{answer}}}"
+    draw -= mixture.worked_boxed
+    if draw < mixture.worked_words:
+        return f"Work: {steps(expression)} So it is {answer}."
+    draw -= mixture.worked_words
+    if draw < mixture.guess:
+        guess = answer if rng.random() < mixture.guess_right else str(rng.randrange(2, 199))
+        return f"Guess: \\boxed{{{guess}}}" if rng.random() < mixture.guess_boxed else f"Guess: {guess}."
+    return rng.choice(["I do not know.", "Let me think.", "That is hard."])
+
+
+def texts(mixture: Mixture, *, seed: int) -> Iterator[Text]:
+    """An endless stream of texts on `corpus` problems: the three categories in equal shares."""
+    rng = random.Random(f"corpus {seed}")
+    pools = [arithmetic.expressions(operator, "corpus") for operator in arithmetic.CATEGORIES]
+    while True:
+        expression = rng.choice(rng.choice(pools))
+        yield Text(expression=expression, completion=completion(expression, mixture, rng))
