@@ -188,7 +188,8 @@ def _resolve(
 def _resources(sweep: Sweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
     common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
     merged = common | {key: setting.value for key, setting in resources.items()}
-    return _validated(ResourceConfig, merged, resources, label, ("resources",))
+    validated: ResourceConfig = _validated(ResourceConfig, merged, resources, label, ("resources",))
+    return validated
 
 
 def _union(

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ import typer
 from oneshot.errors import OneshotError, UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from oneshot.plan import Plan, Trial
     from oneshot.sweepfile import Sweep
 
@@ -62,11 +65,9 @@ def plan(file: File, settings: SetOption = None, as_json: JsonOption = False) ->
     if as_json:
         print(json.dumps(planned.to_json(), indent=2))
         return
-    from rich.console import Console
-
     from oneshot.display import plan_table
 
-    console = Console()
+    console = _results()
     console.print(plan_table(planned))
     facts = planned.to_json()
     console.print(
@@ -97,16 +98,20 @@ def run(
     from oneshot.plan import trainings
     from oneshot.report.cells import cell_lines
     from oneshot.store import Store
-    from oneshot.sweep.run import mlflow_location
+    from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
 
     root = storage or sweep.config.storage
-    messages = Console(stderr=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with Progress(trainings(planned.trials), messages) as progress:
-        summary = run_sweep(sweep, planned, storage=root, address=address, listen=progress)
     store = Store(root)
-    Console().print(cells_table(cell_lines(planned, store)))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with Progress(trainings(planned.trials), Console(stderr=True)) as progress:
+        launch: Launch | None = None
+        if outstanding(planned, store):  # Ray and torch take seconds to import, and a sweep that is done needs neither
+            from oneshot.sweep.tuner import run_on_ray
+
+            launch = partial(run_on_ray, sweep=sweep, store=store, address=address, listen=progress)
+        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress)
+    _results().print(cells_table(cell_lines(planned, store)))
     print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {root}")
     uri, _ = mlflow_location(sweep, store)
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
@@ -206,6 +211,13 @@ def schema() -> None:
     from oneshot.schema import sweep_schema
 
     print(json.dumps(sweep_schema(), indent=2))
+
+
+def _results() -> "Console":
+    """Where tables go: as wide as the terminal, and wide enough where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _load(file: Path, settings: list[str] | None) -> "Sweep":

@@ -116,7 +116,7 @@ def cells_table(lines: Sequence["CellLine"]) -> Table:
     axes = list(lines[0].cell) if lines else []
     for axis in [*axes, "suite"]:
         table.add_column(axis)
-    for number in ("seeds", "start", "last", "gain", "95% interval of the gain"):
+    for number in ("seeds", "start", "last", "gain", "95% interval"):
         table.add_column(number, justify="right")
     for line in lines:
         table.add_row(

@@ -27,14 +27,12 @@ from oneshot.grpo.policy import set_threads
 from oneshot.grpo.state import TrialState, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, train
 from oneshot.plan import Training
-from oneshot.store import Outcome, Result, Row, TrialFolder
+from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Outcome, Result, Row, TrialFolder, now_ms
 from oneshot.tasks.grading import Grader
 
 SEGMENT_S = 10.0
 MAX_SAMPLED = 64
 """Training completions kept of one step."""
-EVALUATION_COLUMNS = ("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens")
-SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +40,8 @@ logger = logging.getLogger(__name__)
 def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: str) -> Generator[StepMetrics]:
     """Runs a training to its end, from its checkpoint if it has one, and records it in its folder.
 
-    `origin` names the sweep, or whatever else asked. A training that fails is recorded with its traceback and log, and raises nothing: whoever runs it reads the
-    result. Closing the generator saves a checkpoint first.
+    `origin` names the sweep, or whatever else asked. A training that fails is recorded with its traceback and log,
+    and raises nothing: whoever runs it reads the result. Closing the generator saves a checkpoint first.
     """
     recorder = _Recorder(training, folder, origin)
     try:
@@ -232,8 +230,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError as error:
         raise UserError(f"{name} is not installed as a package; `pip install -e .` in the project folder") from error
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -15,7 +15,7 @@ Nothing is ever appended to: a file is written whole under a temporary name and 
 import json
 import os
 import posixpath
-import shutil
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +28,10 @@ from fsspec.implementations.local import LocalFileSystem
 from oneshot.errors import UserError
 
 Outcome = Literal["finished", "failed"]
+
+EVALUATION_COLUMNS = ("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens")
+SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
+"""Columns of the tables under rollouts/."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +230,6 @@ class Store:
             raise UserError(f"storage: {self.root}: cannot be written: {error}") from error
 
 
-def remove_local(folder: Path) -> None:
-    """Removes a local scratch folder, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

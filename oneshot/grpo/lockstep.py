@@ -24,11 +24,11 @@ LIVE_SHARE = 0.85
 """Rows are dropped once fewer than this share of them is live: a drop copies the cache."""
 
 
-class LockstepLayer(DynamicLayer):  # type: ignore[misc]  # its __init_subclass__ is untyped
+class LockstepLayer(DynamicLayer):
     """Keys and values of one layer, `[B, heads, capacity, head_dim]`, written in place up to `length`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self.keys: Tensor
         self.values: Tensor
         self.length = 0

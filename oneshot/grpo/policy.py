@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from oneshot.config import ModelConfig
 from oneshot.errors import ModelError
@@ -44,6 +45,7 @@ def load_policy(config: ModelConfig) -> Policy:
     Raises:
         ModelError: there is no such model, it has no EOS token, or its logits are not `head(last hidden state)`.
     """
+    disable_progress_bar()  # "loading weights" of every trial of a sweep is no news
     folder = local_folder(config.path)
     source, revision = (str(folder), None) if folder else (config.path, config.revision)
     try:

@@ -3,7 +3,7 @@
 `run` is also `resume`: what the store has finished is skipped, what it has begun goes on from its checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from oneshot.standing import standing
 from oneshot.store import Store
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
-from oneshot.sweep.tuner import run_on_ray
 from oneshot.sweepfile import Sweep
+
+Launch = Callable[[Sequence[Training], TrackingThread], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,31 +30,37 @@ class Summary:
     tracking_error: str
 
 
-def run(sweep: Sweep, plan: Plan, *, storage: str, address: str | None, listen: Listener) -> Summary:
+def outstanding(plan: Plan, store: Store) -> list[Training]:
+    """The trainings that are neither finished nor failed, in the plan's order."""
+    return [t for t in trainings(plan.trials) if standing(t, store.trial(t.key).result()) == "missing"]
+
+
+def run(sweep: Sweep, plan: Plan, store: Store, *, launch: Launch | None, listen: Listener) -> Summary:
     """Runs what is missing, keeps MLflow up to date, and says what became of it.
 
+    `launch` runs trainings on a cluster and returns whether it was interrupted; it may be None where nothing is
+    outstanding, so that a sweep that is done starts no Ray.
+
     Raises:
-        UserError: the storage cannot be written, MLflow cannot live in it, or no cluster is at `address`.
+        UserError: the storage cannot be written, MLflow cannot live in it, or the cluster cannot be used.
     """
-    store = Store(storage)
     store.check_writable()
     uri, artifacts = mlflow_location(sweep, store)
     folder = store.sweep(plan.name)
     folder.write("sweep.yaml", sweep.source.text)
     folder.write_json("plan.json", plan.to_json())
-    every = trainings(plan.trials)
-    missing = [training for training in every if standing(training, store.trial(training.key).result()) == "missing"]
+    missing = outstanding(plan, store)
     listen(Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"))
     tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
     interrupted = False
     try:
         if missing:
-            interrupted = run_on_ray(sweep, plan, store, missing, address=address, tracking=tracking, listen=listen)
+            assert launch is not None, "trainings are outstanding, and nothing to run them with"
+            interrupted = launch(missing, tracking)
     finally:
-        summary = _summary(every, store, interrupted=interrupted, num_started=len(missing))
+        summary = _summary(plan, store, interrupted=interrupted, num_started=len(missing))
         ended = "FAILED" if summary.failed or summary.missing else "FINISHED"
-        status = "KILLED" if summary.interrupted else ended
-        tracking.finish(status)
+        tracking.finish("KILLED" if summary.interrupted else ended)
     return replace(summary, tracking_error=tracking.error)
 
 
@@ -74,9 +81,8 @@ def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
     return f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
 
 
-def _summary(every: Sequence[Training], store: Store, *, interrupted: bool, num_started: int) -> Summary:
-    states = {training.key: standing(training, store.trial(training.key).result()) for training in every}
+def _summary(plan: Plan, store: Store, *, interrupted: bool, num_started: int) -> Summary:
     counts = {"finished": 0, "failed": 0, "missing": 0}
-    for training in every:
-        counts[states[training.key]] += len(training.trials)
+    for training in trainings(plan.trials):
+        counts[standing(training, store.trial(training.key).result())] += len(training.trials)
     return Summary(**counts, interrupted=interrupted, num_started=num_started, tracking_error="")

@@ -20,8 +20,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from oneshot.plan import Plan, Trial, due_evaluations, suites_of
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import sweep_curves, trial_curve
-from oneshot.runner import EVALUATION_COLUMNS, now_ms
-from oneshot.store import Result, Row, Store, TrialFolder
+from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.tasks.examples import load_example
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,8 @@ class Tracker:
                 tags={
                     "sweep": self._plan.name,
                     "phase": "sweep",
-                    "mlflow.note.content": f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials",
+                    "mlflow.note.content": f"{question}\n\n{self._plan.num_cells} cells, "
+                    f"{len(self._plan.trials)} trials",
                     **_source_tags(),
                 },
             )

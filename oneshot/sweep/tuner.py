@@ -11,9 +11,8 @@ import ray
 from ray import tune
 
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Training
-from oneshot.runner import now_ms
-from oneshot.store import Result, Store
+from oneshot.plan import Training
+from oneshot.store import Result, Store, now_ms
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.searcher import PlanSearcher
@@ -25,13 +24,12 @@ WAKE_S = 5.0
 
 
 def run_on_ray(
-    sweep: Sweep,
-    plan: Plan,
-    store: Store,
     missing: Sequence[Training],
-    *,
-    address: str | None,
     tracking: TrackingThread,
+    *,
+    sweep: Sweep,
+    store: Store,
+    address: str | None,
     listen: Listener,
 ) -> bool:
     """Runs trainings on a cluster; returns whether it was interrupted."""
@@ -48,7 +46,7 @@ def run_on_ray(
             tuner = tune.Tuner(
                 tune.with_resources(TrialTrainable, resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=PlanSearcher(missing, storage=_absolute(store), sweep=plan.name),
+                    search_alg=PlanSearcher(missing, storage=_absolute(store), sweep=sweep.config.name),
                     num_samples=-1,
                     # Tune asks for one trial at a time of a searcher that states no limit
                     max_concurrent_trials=sweep.config.resources.max_concurrent or len(missing),
@@ -56,7 +54,7 @@ def run_on_ray(
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
-                    name=plan.name,
+                    name=sweep.config.name,
                     storage_path=scratch,
                     callbacks=[_Wake(store, tracking, listen)],
                     failure_config=tune.FailureConfig(max_failures=0),
@@ -122,6 +120,10 @@ class _Wake(tune.Callback):
     def __init__(self, store: Store, tracking: TrackingThread, listen: Listener) -> None:
         self._store, self._tracking, self._listen = store, tracking, listen
         self._woken: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks in order to be restored, and it never is."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker takes a training."""

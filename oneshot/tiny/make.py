@@ -7,6 +7,7 @@ what came out and writes the model card.
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Organism:
     num_steps: int = 1600
     batch_size: int = 96
     lr: float = 2e-3
-    config_class: type[PretrainedConfig]
+    config_class: Callable[..., PretrainedConfig]
     shape: dict[str, Any]
 
 
