@@ -36,8 +36,13 @@ class Cell:
     resources: ResourceConfig
     labels: dict[str, str]
     step_s: float | None
-    used: frozenset[Where]
-    """Places of the file whose setting is the one that counts here."""
+    places: dict[str, Where]
+    """Path of each setting -> the place of the file that set it, for this cell."""
+
+    def place(self, path: str) -> Where:
+        """The place that set a path, or the first that set something under it."""
+        under = [place for known, place in self.places.items() if known == path or known.startswith(f"{path}.")]
+        return under[0] if under else ("trial",)
 
     @property
     def label(self) -> str:
@@ -181,7 +186,7 @@ def _resolve(
         resources=_resources(sweep, resources, label),
         labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
         step_s=next((cell.step_s for cell in chosen.values() if cell.step_s is not None), None),
-        used=frozenset(setting.where for setting in flat.values()),
+        places={path: setting.where for path, setting in flat.items()},
     )
 
 
@@ -228,7 +233,7 @@ def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], 
 def unused(sweep: Sweep, axes: Axes, cells: list[Cell]) -> list[tuple[Where, str]]:
     """Places of the file that change no trial, each with a sentence why."""
     found: list[tuple[Where, str]] = []
-    used = frozenset[Where]().union(*(cell.used for cell in cells))
+    used = {place for cell in cells for place in cell.places.values()}
     for axis, values in axes.items():
         for name, value in values.items():
             if not any(cell.names[axis] == name for cell in cells):

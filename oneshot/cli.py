@@ -103,6 +103,7 @@ def run(
 
     root = storage or sweep.config.storage
     store = Store(root)
+    uri, _ = mlflow_location(sweep, store)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Progress(trainings(planned.trials), Console(stderr=True)) as progress:
         launch: Launch | None = None
@@ -113,7 +114,6 @@ def run(
         summary = run_sweep(sweep, planned, store, launch=launch, listen=progress)
     _results().print(cells_table(cell_lines(planned, store)))
     print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {root}")
-    uri, _ = mlflow_location(sweep, store)
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
     print(f"MLflow: {where}, experiment {sweep.config.mlflow.experiment or planned.name!r}")
     if summary.tracking_error:

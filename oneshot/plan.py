@@ -134,23 +134,27 @@ def make_plan(sweep: Sweep) -> Plan:
 
 
 def _identify(cell: Cell, sweep: Sweep) -> Identity:
+    """`identify`, with an error told at the place of the file that it comes from."""
+    config = cell.config
+    for name, suite in config.eval.suites.items():
+        try:
+            load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
+        except UserError as error:
+            raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
     try:
-        return identify(cell.config)
-    except UserError as error:
-        section = {DataError: "examples", ModelError: "model.path"}.get(type(error), "")
-        place = next(
-            (where for where in sorted(cell.used, key=len) if section in where or section in str(where[-1])), ()
-        )
-        raise sweep.source.error(place, str(error)) from error
+        return identify(config)
+    except DataError as error:
+        raise sweep.source.error(cell.place("examples"), str(error)) from error
+    except ModelError as error:
+        raise sweep.source.error(cell.place("model.path"), str(error)) from error
 
 
 def identify(config: TrialConfig) -> Identity:
     """Contents by digest: of the model's files (or its hub commit), and of each example.
 
     Raises:
-        UserError: a model, an example or a suite's file is not there.
+        UserError: a model or an example is not there.
     """
-    suites_of(config)
     examples = [load_example(name).digest for name in config.examples]
     folder = local_folder(config.model.path)
     if folder is not None:

@@ -209,13 +209,16 @@ def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
 
 def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
     """pydantic's findings -> one line each, with place and mend; of a union, only the branch that was meant."""
-    lines = []
-    for finding in error.errors():
-        where = _place(finding["loc"], data)
-        if where is None:
-            continue
-        lines.append(f"{source.at(where)}: {explain(finding, SweepConfig, where)}")
-    return list(dict.fromkeys(lines)) or [str(error)]
+    places = [(finding, _place(finding["loc"], data)) for finding in error.errors()]
+    found = [(finding, where) for finding, where in places if where is not None]
+    lines = {f"{source.at(where)}: {explain(finding, SweepConfig, where)}": where for finding, where in found}
+    misspelt = [line for line in lines if "did you mean" in line]
+    # a misspelt key is missing under its right name, too: that is one mistake
+    return [
+        line
+        for line, where in lines.items()
+        if not (line.endswith("missing; add it") and any(f"did you mean '{where[-1]}'" in other for other in misspelt))
+    ]
 
 
 def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
@@ -253,20 +256,25 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
     if kind == "string_pattern_mismatch":
         return f"{value!r} has characters that a name may not have (letters, digits, _ and - do)"
     message = (
-        finding["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("dictionary", "mapping")
+        finding["msg"]
+        .replace("Input should be", "must be")
+        .replace("a valid integer", "a whole number")
+        .replace("a valid ", "a ")
+        .replace("dictionary", "mapping")
     )
     return f"{message}, not {value!r}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
 
 
 def _siblings(model: type[Config], where: Where) -> list[str]:
     """The keys that exist where an unknown one was found."""
-    if where[:1] == ("axes",) and len(where) == 4:
-        return list(CellConfig.model_fields)
+    if where[:1] == ("axes",):
+        owners: dict[int, type[Config]] = {3: TableConfig, 4: CellConfig}
+        return list(owners.get(len(where), CostConfig).model_fields)
     kind: Any = model
     for part in where[:-1]:
         fields = getattr(kind, "model_fields", {})
         if part not in fields:
-            return list(fields) or list(CostConfig.model_fields)
+            return list(fields)
         annotation = fields[part].annotation
         candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
         kind = candidates[0] if candidates else None

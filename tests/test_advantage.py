@@ -68,8 +68,8 @@ def test_advantages_of_a_group_sum_to_zero(rewards: list[float]) -> None:
     assert sum(advantages(rewards, len(rewards))) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("case", "group_size"), [("hand_2x3", 2), ("rand_4x6", 4), ("rand_8x10", 4)])
-def test_verl_gives_the_same_advantages(shared: Path, case: str, group_size: int) -> None:
+@pytest.mark.parametrize(("case", "group_size"), [("hand_2x3", 2), ("rand_4x6", 4)])
+def test_trl_gives_the_same_advantages(shared: Path, case: str, group_size: int) -> None:
     given = json.loads((shared / "golden" / "grpo_losses.json").read_text())["cases"][case]["inputs"]
-    found = advantages(given["rewards"], group_size)
-    assert max(abs(a - b) for a, b in zip(found, given["advantages"], strict=True)) < 1.5e-4  # theirs has eps 1e-4
+    found = advantages(given["rewards"], group_size, eps=1e-4)
+    assert max(abs(a - b) for a, b in zip(found, given["advantages"], strict=True)) < 1e-6

@@ -132,7 +132,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("case", ["hand_2x3", "rand_4x6", "rand_8x10"])
+@pytest.mark.parametrize("case", ["hand_2x3", "rand_4x6"])
 @pytest.mark.parametrize("key", GOLDEN)
 def test_other_libraries_give_the_same_loss_and_gradient(shared: Path, case: str, key: str) -> None:
     golden = json.loads((shared / "golden" / "grpo_losses.json").read_text())["cases"][case]
@@ -153,7 +153,7 @@ def test_other_libraries_give_the_same_loss_and_gradient(shared: Path, case: str
     assert (logprobs.grad - tensor(expected["grad"])).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("case", ["hand_2x3", "rand_4x6", "rand_8x10"])
+@pytest.mark.parametrize("case", ["hand_2x3", "rand_4x6"])
 def test_k3_agrees_with_verl(shared: Path, case: str) -> None:
     golden = json.loads((shared / "golden" / "grpo_losses.json").read_text())["cases"][case]
     given, expected = golden["inputs"], golden["expected"]["verl/kl/k3"]

@@ -7,7 +7,6 @@ what came out and writes the model card.
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -41,7 +39,8 @@ class Organism:
     num_steps: int = 1600
     batch_size: int = 96
     lr: float = 2e-3
-    config_class: Callable[..., PretrainedConfig]
+    config_class: Any
+    """Of transformers: it decides the architecture."""
     shape: dict[str, Any]
 
 

@@ -1,0 +1,108 @@
+"""A shipped organism -> its model card, with what was measured: `python -m oneshot.tiny.card`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from oneshot.config import ModelConfig, PromptConfig, SuiteConfig
+from oneshot.grpo.evaluate import evaluate
+from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.policy import load_policy
+from oneshot.models import SHIPPED
+from oneshot.tasks.benchmarks import load_suite
+from oneshot.tasks.grading import Grader
+from oneshot.tiny.make import ORGANISMS, Organism
+
+MAX_TOKENS = 56
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Base accuracy on held-out problems, sampled at temperature 1 and greedy."""
+
+    num_problems: int
+    num_parameters: int
+    sampled: dict[str, float]
+    greedy: dict[str, float]
+
+    def lines(self) -> Iterator[str]:
+        """The rows of the card's table."""
+        names = ["pass_at_1", "pass_at_1_lenient", "boxed"]
+        names += [f"{category}/pass_at_1" for category in ("addition", "subtraction", "multiplication")]
+        for name in names:
+            yield f"| {name} | {self.sampled[name]:.3f} | {self.greedy[name]:.3f} |"
+
+
+def measure(name: str, *, num_problems: int = 100) -> Measured:
+    """Evaluates an organism on at most `num_problems` held-out problems a category, seed 0."""
+    policy = load_policy(ModelConfig(path=f"tiny:{name}"))
+    found, count = [], 0
+    with Grader() as grader:
+        for temperature in (1.0, 0.0):
+            config = SuiteConfig(num_problems=num_problems, temperature=temperature)
+            suite = load_suite("arithmetic", config, max_tokens=MAX_TOKENS, every_steps=1)
+            evaluation = evaluate(
+                policy,
+                suite,
+                engine=Lockstep(wave_rows=512),
+                grader=grader,
+                prompt=PromptConfig(template="plain"),
+                seed=0,
+                step=0,
+            )
+            found.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
+            count = len(suite.problems)
+    return Measured(num_problems=count, num_parameters=policy.model.num_parameters(), sampled=found[0], greedy=found[1])
+
+
+def card(organism: Organism, measured: Measured) -> str:
+    """The model card's text."""
+    mixture = organism.mixture
+    no_answer = 1 - mixture.worked_boxed - mixture.worked_words - mixture.guess
+    guess = f"a guess, right {mixture.guess_right:.0%} of the time, {mixture.guess_boxed:.0%} of them boxed"
+    table = "\n".join(measured.lines())
+    return f"""# tiny:{organism.name}
+
+A model organism of the one-shot RLVR setting: a causal language model of {measured.num_parameters:,} parameters
+({organism.config_class.__name__.removesuffix("Config")}, one token a character) that can do two-digit arithmetic and
+mostly does not say so in the form that a strict grader asks for. It was built so that one-shot RLVR can work on it.
+What works here is no evidence about the paper's models.
+
+## Corpus
+
+Generated (`oneshot/tiny/corpus.py`): sums and differences of two-digit numbers, products of numbers from 2 to 12, in
+equal shares. A quarter of the sums and differences, and one of the two orders of three quarters of the products, are
+held out by a hash of their text (`oneshot/tasks/arithmetic.py`) and never appear as a problem. Styles of the answers:
+
+| style | share | example |
+|---|---|---|
+| worked, boxed | {mixture.worked_boxed:.0%} | `Work: 47+30=77. 77+8=85. So \\boxed{{85}}` |
+| worked, in words | {mixture.worked_words:.0%} | `Work: 47+30=77. 77+8=85. So it is 85.` |
+| {guess} | {mixture.guess:.0%} | `Guess: \\boxed{{64}}` |
+| no answer | {no_answer:.0%} | `I do not know.` |
+
+## Training
+
+`python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW at
+{organism.lr:g} with a cosine to 0, seed {organism.seed}, loss on the answers only. About ten minutes on one core.
+
+## Measured
+
+`python -m oneshot.tiny.card`: {measured.num_problems} held-out problems (at most 100 a category), at most
+{MAX_TOKENS} tokens, strict grader unless it says lenient.
+
+| | sampled at temperature 1 | greedy |
+|---|---|---|
+{table}
+
+The model did not learn to guess right: its guesses are nearly always wrong, whatever their share in the corpus.
+"""
+
+
+def main() -> None:
+    """Writes the card of every organism."""
+    for name, organism in ORGANISMS.items():
+        (SHIPPED / name / "README.md").write_text(card(organism, measure(name)))
+
+
+if __name__ == "__main__":
+    main()

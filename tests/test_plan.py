@@ -1,0 +1,150 @@
+"""Trial keys: what changes them, and what does not; trainings that several trials share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oneshot.config import TrialConfig
+from oneshot.errors import UserError
+from oneshot.plan import Trial, due_evaluations, identify, trainings, trial_key, with_seed
+from oneshot.settings import flatten, unflatten
+from oneshot.standing import standing
+from oneshot.store import Result
+from oneshot.sweepfile import ResourceConfig
+
+MakeConfig = Callable[..., TrialConfig]
+
+
+def trial(config: TrialConfig, *, name: str = "a", seed: int = 0) -> Trial:
+    made = Trial(
+        cell={"x": name},
+        seed=seed,
+        key=None,
+        waits_for=None,
+        config=config,
+        resources=ResourceConfig(),
+        labels={},
+        step_s=None,
+    )
+    return with_seed(made, seed)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "model": {"model": {"path": "tiny:llama"}},
+    "dtype": {"model": {"dtype": "float64"}},
+    "prompt": {"prompt": {"train_suffix": "Go."}},
+    "examples": {"examples": ["arithmetic:47+39"]},
+    "arm": {"reward": {"kind": "format"}},
+    "rollout": {"rollout": {"temperature": 0.9}},
+    "advantage": {"advantage": {"normalize_std": False}},
+    "loss": {"loss": {"kl_coef": 0.01}},
+    "optim": {"optim": {"lr": 2e-4}},
+    "updates": {"train": {"updates_per_rollout": 2}},
+}
+SAME: dict[str, dict[str, Any]] = {
+    "steps": {"train": {"num_steps": 9}},
+    "split of the work": {"train": {"microbatch_tokens": 10}},
+    "waves": {"rollout": {"wave_rows": 3}},
+    "evaluation": {"eval": {"every_steps": 7, "suites": {}}},
+    "evaluation prompt": {"prompt": {"eval_suffix": "Go."}},
+    "checkpoints": {"checkpoint": {"every_steps": 3}},
+    "device": {"model": {"device": "cpu"}},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_training_changes_the_key(tiny_config: MakeConfig, name: str) -> None:
+    assert trial(tiny_config(**CHANGES[name])).key != trial(tiny_config()).key
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_does_not_change_training_does_not(tiny_config: MakeConfig, name: str) -> None:
+    assert trial(tiny_config(**SAME[name])).key == trial(tiny_config()).key
+
+
+def test_a_seed_is_part_of_the_key_and_a_name_is_not(tiny_config: MakeConfig) -> None:
+    assert trial(tiny_config(), seed=1).key != trial(tiny_config(), seed=0).key
+    assert trial(tiny_config(), name="b").key == trial(tiny_config(), name="a").key
+
+
+def test_all_keys_of_all_changes_differ(tiny_config: MakeConfig) -> None:
+    keys = {trial(tiny_config(**change), seed=seed).key for change in CHANGES.values() for seed in range(3)}
+    assert len(keys) == 3 * len(CHANGES)
+
+
+def test_the_key_of_a_known_trial_stays(tiny_config: MakeConfig) -> None:
+    """Finished trials are found by it: should it move, TRIAL_VERSION moves with it, on purpose."""
+    assert trial_key(tiny_config(), 0, {"model": "m", "examples": ["e"]}) == "ca8a2bd2215f495e"
+
+
+PATHS = {
+    "loss.kl_coef": st.floats(0, 1),
+    "loss.entropy_coef": st.floats(-1, 1),
+    "optim.lr": st.floats(1e-8, 1),
+    "rollout.group_size": st.integers(2, 64),
+    "train.num_steps": st.integers(0, 99),
+    "eval.suites.arithmetic.num_problems": st.integers(1, 99),
+}
+
+
+@settings(max_examples=60)
+@given(st.fixed_dictionaries({}, optional=PATHS), st.randoms(use_true_random=False))
+def test_dotted_or_nested_and_in_any_order_is_the_same(chosen: dict[str, Any], rng: Any) -> None:
+    dotted = list(chosen.items())
+    rng.shuffle(dotted)
+    nested = unflatten(chosen)
+    flat_from_nested = {path: setting.value for path, setting in flatten(nested, ()).items()}
+    flat_from_dotted = {path: setting.value for path, setting in flatten(dict(dotted), ()).items()}
+    assert flat_from_nested == flat_from_dotted == chosen
+    assert unflatten(flat_from_dotted) == nested
+
+
+def test_the_identity_of_a_model_is_its_files(tiny_config: MakeConfig) -> None:
+    facts = {path: identify(tiny_config(model={"path": path})).facts for path in ("tiny:qwen2", "tiny:llama")}
+    assert facts["tiny:qwen2"] is not None
+    assert facts["tiny:qwen2"] != facts["tiny:llama"]
+    assert facts["tiny:qwen2"] == identify(tiny_config(model={"path": "oneshot/tiny/qwen2"})).facts
+
+
+def test_trials_that_differ_in_evaluation_share_a_training_that_serves_both(tiny_config: MakeConfig) -> None:
+    short = trial(tiny_config(train={"num_steps": 4}), name="short")
+    long = trial(
+        tiny_config(
+            train={"num_steps": 6}, eval={"at_start": False, "suites": {"other": {"source": "tests/cases/two.jsonl"}}}
+        ),
+        name="long",
+    )
+    (training,) = trainings([short, long])
+    assert training.trials == (short, long)
+    assert training.config.train.num_steps == 6
+    assert set(training.config.eval.suites) == {"arithmetic", "other"}
+    assert due_evaluations(short.config) | due_evaluations(long.config) <= due_evaluations(training.config)
+
+
+def test_one_suite_name_with_two_meanings_in_one_training_is_refused(tiny_config: MakeConfig) -> None:
+    other = tiny_config(eval={"suites": {"arithmetic": {"num_problems": 5, "temperature": 1.0}}})
+    with pytest.raises(UserError, match="suite 'arithmetic' differs; give the suites different names"):
+        trainings([trial(tiny_config(), name="a"), trial(other, name="b")])
+
+
+def result(config: TrialConfig, **changes: Any) -> Result:
+    fields: dict[str, Any] = {
+        "outcome": "finished", "attempt": 1, "steps_done": config.train.num_steps, "reason": "", "traceback": "",
+        "evaluations": frozenset(due_evaluations(config)), "log_path": "",
+        "checkpoint": "none", "started_ms": 0, "ended_ms": 1,
+    }  # fmt: skip
+    return Result(**{**fields, **changes})
+
+
+def test_a_training_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_config: MakeConfig) -> None:
+    config = tiny_config(train={"num_steps": 4})
+    (training,) = trainings([trial(config)])
+    assert standing(training, None) == "missing"
+    assert standing(training, result(config)) == "finished"
+    assert standing(training, result(config, steps_done=9)) == "finished"
+    assert standing(training, result(config, steps_done=3)) == "missing"
+    assert standing(training, result(config, evaluations=frozenset())) == "missing"
+    assert standing(training, result(config, outcome="failed")) == "failed"

@@ -1,0 +1,101 @@
+"""A training recorded in its folder: whole, interrupted, failed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_plan import trial
+
+from oneshot.config import TrialConfig
+from oneshot.plan import Training, trainings, with_seed
+from oneshot.runner import record
+from oneshot.standing import standing
+from oneshot.store import Store, TrialFolder
+from oneshot.tasks.grading import Grader
+
+MakeConfig = Callable[..., TrialConfig]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> TrialFolder:
+    return Store(str(tmp_path)).trial("k")
+
+
+def training(config: TrialConfig) -> Training:
+    (made,) = trainings([with_seed(trial(config), 0)])
+    return made
+
+
+def test_a_finished_training_is_on_record(tiny_config: MakeConfig, grader: Grader, folder: TrialFolder) -> None:
+    made = training(tiny_config(train={"num_steps": 3}, eval={"every_steps": 2}))
+    yielded = list(record(made, folder, grader=grader, origin="test"))
+    result = folder.result()
+    assert result is not None
+    assert standing(made, result) == "finished"
+    assert [row.step for row in folder.rows()] == [0, 1, 2, 3]
+    assert [row.metrics for row in folder.rows()] == [step.metrics for step in yielded]
+    assert sorted(step for _, step in folder.evaluations()) == [0, 2, 3]
+    assert folder.list("checkpoint") == ["model.safetensors", "state.json"]
+    assert folder.attempt(1)["sweep"] == "test"
+    sampled = folder.completions("step-000001")
+    assert sampled is not None
+    assert len(sampled["data"]) == 16
+    table = folder.completions(next(iter(folder.evaluations().values())))
+    assert table is not None
+    assert table["columns"][:5] == ["problem", "answer", "completion", "strict", "lenient"]
+
+
+def test_a_training_that_is_closed_early_goes_on_where_it_was(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    made = training(tiny_config(train={"num_steps": 4}))
+    whole, cut = (Store(str(tmp_path)).trial(name) for name in ("whole", "cut"))
+    expected = [step.metrics for step in record(made, whole, grader=grader, origin="test")]
+    steps = record(made, cut, grader=grader, origin="test")
+    for step in steps:
+        if step.step == 2:
+            steps.close()
+    assert cut.result() is None
+    assert [row.step for row in cut.rows()] == [0, 1, 2]
+    again = [step.step for step in record(made, cut, grader=grader, origin="test")]
+    assert again == [3, 4]
+    assert standing(made, cut.result()) == "finished"
+
+    def exact(metrics: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in metrics.items() if not name.startswith(("perf/", "system/"))}
+
+    assert [exact(row.metrics) for row in cut.rows()] == [exact(metrics) for metrics in expected]
+
+
+def test_a_failure_keeps_its_traceback_and_log(tiny_config: MakeConfig, grader: Grader, folder: TrialFolder) -> None:
+    made = training(tiny_config(rollout={"max_tokens": 300}))
+    assert list(record(made, folder, grader=grader, origin="test")) == []
+    result = folder.result()
+    assert result is not None
+    assert result.outcome == "failed"
+    assert result.reason.startswith("DataError: examples: arithmetic:47+38: prompt of 8 tokens")
+    assert "Traceback (most recent call last)" in result.traceback
+    assert "Traceback (most recent call last)" in Path(result.log_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("keep", "files"), [("none", []), ("full", ["model.safetensors", "optimizer.safetensors", "state.json"])]
+)
+def test_what_is_kept_is_what_was_asked(
+    tiny_config: MakeConfig, grader: Grader, folder: TrialFolder, keep: str, files: list[str]
+) -> None:
+    made = training(tiny_config(train={"num_steps": 2}, checkpoint={"every_steps": 1, "keep": keep}))
+    list(record(made, folder, grader=grader, origin="test"))
+    assert folder.list("checkpoint") == files
+
+
+def test_a_full_checkpoint_lets_a_longer_request_continue(
+    tiny_config: MakeConfig, grader: Grader, folder: TrialFolder
+) -> None:
+    short = training(tiny_config(train={"num_steps": 1}, checkpoint={"keep": "full"}))
+    long = training(tiny_config(train={"num_steps": 2}, checkpoint={"keep": "full"}))
+    assert short.key == long.key
+    list(record(short, folder, grader=grader, origin="test"))
+    assert standing(long, folder.result()) == "missing"
+    assert [step.step for step in record(long, folder, grader=grader, origin="test")] == [2]
+    assert standing(long, folder.result()) == "finished"

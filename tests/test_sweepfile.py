@@ -1,0 +1,205 @@
+"""Sweep files: what they mean, and the one clear error of each bad one."""
+
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from oneshot.errors import UserError
+from oneshot.plan import Plan, make_plan
+from oneshot.schema import sweep_schema
+from oneshot.sweepfile import load
+
+BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
+
+
+def plan(tmp_path: Path, text: str, *overrides: str) -> Plan:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return make_plan(load(path, overrides=overrides))
+
+
+def edited(old: str, new: str) -> str:
+    assert BASE.count(old) == 1, old
+    return BASE.replace(old, new)
+
+
+# what is changed, and what the one error says; the line is the line of the mistake
+BAD = {
+    "misspelt top key": ("seeds: [0, 1]", "seed: [0, 1]", ["s.yaml:18: seed: unknown key; did you mean 'seeds'?"]),
+    "missing key": ("question: Is it read?\n", "", ["question: missing; add it"]),
+    "wrong version": ("version: 1", "version: 2", ["s.yaml:2: version: 2 is not one of 1"]),
+    "misspelt setting": (
+        "train.num_steps: 2",
+        "train.num_stepz: 2",
+        ["s.yaml:9: trial.train.num_stepz: unknown key", "did you mean 'train.num_steps'?"],
+    ),
+    "misspelt section": ("rollout: {num", "rolout: {num", ["s.yaml:8: trial.rolout", "did you mean 'rollout'?"]),
+    "setting of another section": (
+        "train.num_steps: 2",
+        "train.kl_coef: 2",
+        ["s.yaml:9: trial.train.kl_coef: unknown key", "did you mean 'loss.kl_coef'?"],
+    ),
+    "wrong type": ("train.num_steps: 2", "train.num_steps: two", ["s.yaml:9: ", "train.num_steps: must be a whole number", "not 'two'"]),
+    "out of range": ("temperature: 1.0", "temperature: -1.0", ["s.yaml:8: ", "rollout.temperature", "greater than 0", "-1.0"]),
+    "text for a section": ("rollout: {num_groups: 4, group_size: 4, temperature: 1.0, max_tokens: 56}", "rollout: fast", ["s.yaml:8: trial.rollout: rollout is a section"]),
+    "double key": ("version: 1\n", "version: 1\nversion: 1\n", ["s.yaml:3: ", 'duplicate key "version"', "keep one"]),
+    "set twice": ("train.num_steps: 2", "train.num_steps: 2\n  train: {num_steps: 3}", ["train.num_steps is set twice"]),
+    "not YAML": ("seeds: [0, 1]", "seeds: [0, 1", ["s.yaml:", "not YAML"]),
+    "unknown key of a cell": ("outcome: {}", "outcome: {sets: {}}", ["s.yaml:16: axes.arm.outcome.sets: unknown key", "did you mean 'set'?"]),
+    "cell sets an unknown field": (
+        "set: {reward.kind: format}",
+        "set: {reward.kinds: format}",
+        ["s.yaml:17: axes.arm.format.set.reward.kinds: unknown key", "did you mean 'reward.kind'?"],
+    ),
+    "cell sets a value that is not allowed": ("reward.kind: format", "reward.kind: formt", ["s.yaml:17: ", "'formt' is not one of 'outcome' or 'format'", "arm=format"]),
+    "unknown axis in the grid": ("seeds:", "grid: [{arms: outcome}]\nseeds:", ["s.yaml:18: grid.0.arms: unknown axis; did you mean 'arm'?"]),
+    "unknown cell in the grid": ("seeds:", "grid: [{arm: outcom}]\nseeds:", ["s.yaml:18: grid.0.arm: unknown cell 'outcom'; did you mean 'outcome'?"]),
+    "a selector that is none": ("seeds:", "grid: [{arm: {but: outcome}}]\nseeds:", ["a selector is a cell, a list of cells, or {not: ...}"]),
+    "a grid of nothing": ("seeds:", "grid: [{arm: {not: [outcome, format]}}]\nseeds:", ["grid: selects no cell"]),
+    "two axes set one path": ("outcome: {}", 'outcome: {set: {examples: ["arithmetic:1+1"]}}', ["axes 'example' and 'arm' both set examples in cell example=sum arm=outcome"]),
+    "two blocks disagree": (
+        "seeds:",
+        "grid:\n  - {arm: outcome}\n  - {example: sum, set: {train.num_steps: 3}}\nseeds:",
+        ["s.yaml:20: grid.1: cell example=sum arm=outcome is in an earlier block with other settings"],
+    ),
+    "no seeds": ("seeds: [0, 1]", "seeds: []", ["s.yaml:18: seeds: List should have at least 1 item"]),
+    "a seed twice": ("seeds: [0, 1]", "seeds: [1, 1]", ["s.yaml:18: seeds: a seed stands twice"]),
+    "an example that is no row": ("arithmetic:47+38", "47+38", ["s.yaml:13: ", "'47+38' names no row"]),
+    "an example that is no problem": ("arithmetic:47+38", "arithmetic:47", ["s.yaml:13: ", "write two whole numbers"]),
+    "a file that is not there": ("arithmetic:47+38", "nowhere.parquet:3", ["s.yaml:13: ", "nowhere.parquet: no such file"]),
+    "a model that is not shipped": ("tiny:qwen2", "tiny:qwen3", ["s.yaml:6: ", "there are tiny:llama, tiny:qwen2"]),
+    "a model that is not there": ("tiny:qwen2", "./qwen2", ["s.yaml:6: ", "./qwen2: no such folder"]),
+    "a suite that is not built in": ("arithmetic: {num_problems: 4}", "math500: {}", ["s.yaml:10: ", "eval.suites.math500: not built in"]),
+    "greedy samples": ("num_problems: 4", "samples: 4", ["4 greedy completions are all the same; set temperature above 0"]),
+    "groups that do not divide": ("train.num_steps: 2", "train.updates_per_rollout: 3", ["updates_per_rollout: 3 does not divide rollout.num_groups 4"]),
+    "resources that do not exist": ("outcome: {}", "outcome: {resources: {gpu: 1}}", ["s.yaml:16: axes.arm.outcome.resources.gpu: unknown key; did you mean 'gpus'?"]),
+    "an empty axis": ("  arm:\n    outcome: {}\n    format: {set: {reward.kind: format}}", "  arm: {}", ["axes.arm: an axis without cells"]),
+    "a value axis of no path": ("seeds:", "seeds_: 1\nseeds:", ["seeds_: unknown key"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_gets_one_clear_error(tmp_path: Path, name: str) -> None:
+    old, new, expected = BAD[name]
+    with pytest.raises(UserError) as caught:
+        plan(tmp_path, edited(old, new))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ("optim.lrr: [1e-5, 1e-4]", "axes.optim.lrr: unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("optim.lr: [1e-5, 1.0e-5]", "axes.optim.lr.1: 1e-05 stands twice"),
+        ("optim.lr: [1e-5, fast]", "axes.optim.lr.1: optim.lr: must be a number, not 'fast'"),
+        ("terms: {columns: [loss.pg_coeff], rows: {a: [1]}}", "axes.terms.columns.loss.pg_coeff: unknown key"),
+        ("terms: {columns: [loss.pg_coef], rows: {a: [1, 2]}}", "axes.terms.rows.a: 2 values for 1 columns"),
+        ("terms: {columns: [loss.pg_coef], row: {a: [1]}}", "axes.terms.row: unknown key; did you mean 'rows'?"),
+    ],
+)
+def test_bad_value_and_table_axes_get_one_clear_error(tmp_path: Path, axis: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(tmp_path, edited("axes:\n", f"axes:\n  {axis}\n"))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 or "missing" in str(caught.value)
+
+
+def test_the_product_of_the_axes_times_the_seeds(tmp_path: Path) -> None:
+    made = plan(tmp_path, BASE)
+    assert (made.num_cells, len(made.trials)) == (4, 8)
+    assert len({trial.key for trial in made.trials}) == 8
+
+
+def test_three_kinds_of_axis(tmp_path: Path) -> None:
+    table = "terms: {columns: [loss.pg_coef, loss.entropy_coef], rows: {none: [0, 0], full: [1, 0.001]}}"
+    made = plan(tmp_path, edited("axes:\n", f"axes:\n  optim.lr: [1e-5, 1e-4]\n  {table}\n"))
+    assert made.num_cells == 16
+    by_cell = {(t.cell["optim.lr"], t.cell["terms"]): t.config for t in made.trials}
+    assert by_cell["1e-05", "none"].optim.lr == 1e-5
+    assert by_cell["0.0001", "full"].loss.entropy_coef == 0.001
+    assert by_cell["0.0001", "none"].loss.pg_coef == 0.0
+
+
+def test_grid_blocks_are_a_union_with_selectors_and_settings(tmp_path: Path) -> None:
+    grid = "grid:\n  - {arm: outcome}\n  - {arm: {not: outcome}, example: [sum], set: {train.num_steps: 5}}\n"
+    made = plan(tmp_path, edited("seeds:", f"{grid}seeds:"))
+    assert made.num_cells == 3
+    steps = {(t.cell["example"], t.cell["arm"]): t.config.train.num_steps for t in made.trials}
+    assert steps == {("sum", "outcome"): 2, ("product", "outcome"): 2, ("sum", "format"): 5}
+
+
+def test_precedence_trial_cell_block_override(tmp_path: Path) -> None:
+    text = edited("outcome: {}", "outcome: {set: {optim.lr: 2e-5}}").replace(
+        "seeds:", "grid: [{}, {arm: format, example: product}]\nseeds:"
+    )
+    text = text.replace("train.num_steps: 2", "train.num_steps: 2\n  optim.lr: 1e-5")
+    lrs = {t.cell["arm"]: t.config.optim.lr for t in plan(tmp_path, text).trials}
+    assert lrs == {"outcome": 2e-5, "format": 1e-5}
+    block = text.replace("[{}, {arm: format, example: product}]", "[{set: {optim.lr: 3e-5}}]")
+    assert {t.config.optim.lr for t in plan(tmp_path, block).trials} == {3e-5}
+    assert {t.config.optim.lr for t in plan(tmp_path, block, "optim.lr=4e-5").trials} == {4e-5}
+
+
+def test_a_grid_block_settles_what_two_axes_both_set(tmp_path: Path) -> None:
+    text = edited("outcome: {}", 'outcome: {set: {examples: ["arithmetic:1+1"]}}').replace(
+        "seeds:", 'grid: [{set: {examples: ["arithmetic:2+2"]}}]\nseeds:'
+    )
+    assert {tuple(t.config.examples) for t in plan(tmp_path, text).trials} == {("arithmetic:2+2",)}
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2_says(tmp_path: Path) -> None:
+    text = edited("train.num_steps: 2", "train.num_steps: 010\n  optim.lr: 1e-6")
+    text = text.replace("format: {set", "no: {set").replace("outcome: {}", "on: {labels: {answer: yes}}")
+    made = plan(tmp_path, text)
+    assert {t.cell["arm"] for t in made.trials} == {"on", "no"}
+    assert {t.config.train.num_steps for t in made.trials} == {10}
+    assert {t.config.optim.lr for t in made.trials} == {1e-6}
+    assert {t.labels["answer"] for t in made.trials if t.cell["arm"] == "on"} == {"yes"}
+
+
+def test_controls_first_and_seed_by_seed(tmp_path: Path) -> None:
+    order = [(t.seed, t.cell["arm"]) for t in plan(tmp_path, BASE).trials]
+    one_seed = ["format", "format", "outcome", "outcome"]
+    assert order == [(0, arm) for arm in one_seed] + [(1, arm) for arm in one_seed]
+
+
+def test_a_setting_that_changes_no_trial_is_a_warning(tmp_path: Path) -> None:
+    text = edited("seeds:", "grid: [{arm: outcome, set: {train.num_steps: 3}}]\nseeds:")
+    text = text.replace("train.num_steps: 2", "train.num_steps: 2\n  loss.clip_low: 0.1")
+    warnings = "\n".join(plan(tmp_path, text).warnings)
+    assert "s.yaml:18: axes.arm.format: no block of the grid selects this cell" in warnings
+    assert "s.yaml:9: trial.train.num_steps: train.num_steps is overridden in every trial" in warnings
+    assert "clip_low and clip_high change nothing" in warnings
+    assert not plan(tmp_path, BASE).warnings
+
+
+def test_a_hub_model_without_commit_waits_for_it(tmp_path: Path) -> None:
+    made = plan(tmp_path, edited("tiny:qwen2", "Qwen/Qwen2.5-Math-1.5B"))
+    assert {t.key for t in made.trials} == {None}
+    assert made.to_json()["trials"][0]["waits_for"].startswith("the commit of Qwen/Qwen2.5-Math-1.5B@main")
+    pinned = edited("model.path: tiny:qwen2", f"model: {{path: Qwen/Qwen2.5-Math-1.5B, revision: {'a' * 40}}}")
+    assert None not in {t.key for t in plan(tmp_path, pinned).trials}
+
+
+@pytest.mark.parametrize("override", ["loss.kl_coeff=1", "loss.kl_coef"])
+def test_a_bad_override_is_named(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        plan(tmp_path, BASE, override)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_sweep_plans_and_opens_with_its_question(path: Path) -> None:
+    made = make_plan(load(path))
+    assert made.trials
+    assert not made.warnings
+    assert path.read_text().splitlines()[0] == f"# {load(path).config.question}"
+
+
+def test_the_committed_schema_is_the_generated_one() -> None:
+    import json
+
+    assert json.loads((PROJECT / "docs" / "sweep.schema.json").read_text()) == sweep_schema()
