@@ -49,6 +49,7 @@ fmt: .venv/ready-dev
 
 docs: .venv/ready-dev
 	$(BIN)/oneshot schema > docs/sweep.schema.json
+	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
 
 clean:
 	rm -rf .venv runs

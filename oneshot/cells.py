@@ -234,15 +234,16 @@ def unused(sweep: Sweep, axes: Axes, cells: list[Cell]) -> list[tuple[Where, str
     """Places of the file that change no trial, each with a sentence why."""
     found: list[tuple[Where, str]] = []
     used = {place for cell in cells for place in cell.places.values()}
+    settled = set(sweep.overrides)  # what `--set` takes over was meant to be
     for axis, values in axes.items():
         for name, value in values.items():
             if not any(cell.names[axis] == name for cell in cells):
                 found.append((("axes", axis, name), "no block of the grid selects this cell"))
                 continue
-            for setting in value.settings.values():
-                if setting.where not in used and setting.value != {}:
+            for path, setting in value.settings.items():
+                if setting.where not in used and setting.value != {} and path not in settled:
                     found.append((setting.where, "overridden in every trial"))
     for path, setting in flatten(sweep.config.trial, ("trial",)).items():
-        if setting.where not in used and setting.value != {}:
+        if setting.where not in used and setting.value != {} and path not in settled:
             found.append((setting.where, f"{path} is overridden in every trial"))
     return found

@@ -98,12 +98,14 @@ def run(
     from oneshot.plan import trainings
     from oneshot.report.cells import cell_lines
     from oneshot.store import Store
+    from oneshot.sweep.notify import notify, webhook_url
     from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
 
     root = storage or sweep.config.storage
     store = Store(root)
     uri, _ = mlflow_location(sweep, store)
+    webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Progress(trainings(planned.trials), Console(stderr=True)) as progress:
         launch: Launch | None = None
@@ -126,6 +128,8 @@ def run(
         print(
             "oneshot: failed trials are not run again until `oneshot retry` takes their results away", file=sys.stderr
         )
+    if webhook:
+        notify(webhook, sweep=planned.name, summary=summary)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed or summary.missing:
@@ -206,11 +210,13 @@ def ui(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="the reference, as docs/sweep-file.md")] = False,
+) -> None:
     """Print the JSON schema of sweep files, for editors."""
-    from oneshot.schema import sweep_schema
+    from oneshot.schema import sweep_reference, sweep_schema
 
-    print(json.dumps(sweep_schema(), indent=2))
+    print(sweep_reference() if markdown else json.dumps(sweep_schema(), indent=2))
 
 
 def _results() -> "Console":

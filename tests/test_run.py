@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow
 import pytest
@@ -205,6 +207,46 @@ def test_running_again_starts_nothing_and_changes_nothing(place: Ran) -> None:
     assert "started" not in done.stderr
     assert done.stdout == first.stdout
     assert {run.info.run_id: (run.info.end_time, len(run.data.metrics)) for run in made.runs()} == before
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Keeps what is posted to it."""
+
+    received: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        self.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on stderr."""
+
+
+def test_the_end_of_a_sweep_is_posted_to_its_webhook(place: Ran) -> None:
+    made, _ = place
+    (made.folder / "hook.yaml").write_text(made.file.read_text() + "notify: {webhook_env: SMALL_HOOK}\n")
+    unset = made.run("run", "hook.yaml")
+    assert unset.returncode == 2
+    assert "notify.webhook_env: SMALL_HOOK is not set" in unset.stderr
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.environment["SMALL_HOOK"] = f"http://127.0.0.1:{server.server_port}/"
+    done = made.run("run", "hook.yaml")
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    (message,) = Hook.received
+    assert (message["sweep"], message["finished"], message["failed"]) == ("small", 6, 0)
+
+
+def test_a_trial_that_fits_no_node_is_refused_with_its_need(place: Ran) -> None:
+    made, _ = place
+    text = made.file.read_text().replace("name: small", "name: big").replace("seeds: [0, 1]", "seeds: [9]")
+    (made.folder / "big.yaml").write_text(text.replace("cpus: 1,", "cpus: 1000, memory_gib: 2,"))
+    done = made.run("run", "big.yaml")
+    assert done.returncode == 2
+    assert re.search(r"seed 9 needs 1000 CPU, 2 GiB memory on one node; the largest node has \d+ CPU", done.stderr)
 
 
 def exact(metrics: dict[str, float]) -> dict[str, float]:

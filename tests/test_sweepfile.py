@@ -1,5 +1,6 @@
 """Sweep files: what they mean, and the one clear error of each bad one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from conftest import PROJECT
 
 from oneshot.errors import UserError
 from oneshot.plan import Plan, make_plan
-from oneshot.schema import sweep_schema
+from oneshot.schema import sweep_reference, sweep_schema
 from oneshot.sweepfile import load
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
@@ -175,6 +176,7 @@ def test_a_setting_that_changes_no_trial_is_a_warning(tmp_path: Path) -> None:
     assert "s.yaml:9: trial.train.num_steps: train.num_steps is overridden in every trial" in warnings
     assert "clip_low and clip_high change nothing" in warnings
     assert not plan(tmp_path, BASE).warnings
+    assert not plan(tmp_path, BASE, "train.num_steps=5").warnings  # what --set takes over was meant to be
 
 
 def test_a_hub_model_without_commit_waits_for_it(tmp_path: Path) -> None:
@@ -199,7 +201,6 @@ def test_every_shipped_sweep_plans_and_opens_with_its_question(path: Path) -> No
     assert path.read_text().splitlines()[0] == f"# {load(path).config.question}"
 
 
-def test_the_committed_schema_is_the_generated_one() -> None:
-    import json
-
+def test_the_committed_schema_and_reference_are_the_generated_ones() -> None:
+    assert (PROJECT / "docs" / "sweep-file.md").read_text() == sweep_reference() + "\n"
     assert json.loads((PROJECT / "docs" / "sweep.schema.json").read_text()) == sweep_schema()

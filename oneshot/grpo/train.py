@@ -131,7 +131,9 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
     ]
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
     example_G, completions, texts, rewards_G = [], [], [], []
-    for example, drawn in enumerate(state.rollout_engine.generate(state.policy, requests, sampling)):
+    with state.accelerator.autocast():
+        drawn_by_example = state.rollout_engine.generate(state.policy, requests, sampling)
+    for example, drawn in enumerate(drawn_by_example):
         drawn_texts = [decode(state.policy, completion.token_ids) for completion in drawn]
         example_G += [example] * len(drawn)
         completions += drawn
@@ -273,15 +275,16 @@ def _evaluate(config: TrialConfig, state: TrialState) -> tuple[Evaluation, ...]:
         )
         if not due:
             continue
-        evaluation = evaluate(
-            state.policy,
-            suite,
-            engine=state.eval_engine,
-            grader=state.grader,
-            prompt=config.prompt,
-            seed=state.seed,
-            step=state.step,
-        )
+        with state.accelerator.autocast():
+            evaluation = evaluate(
+                state.policy,
+                suite,
+                engine=state.eval_engine,
+                grader=state.grader,
+                prompt=config.prompt,
+                seed=state.seed,
+                step=state.step,
+            )
         accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
         if state.step == 0:
             state.baseline[suite.name] = accuracy

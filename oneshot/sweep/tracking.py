@@ -151,6 +151,7 @@ class Tracker:
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
+            **{f"label.{name}": value for name, value in trial.labels.items()},
             **_source_tags(),
         }
         if attempt["sweep"] != self._plan.name:

@@ -37,8 +37,10 @@ def run_on_ray(
     _init_ray(address)
     by_key = {training.key: training for training in missing}
 
+    nodes = _nodes()
+
     def resources(config: dict[str, Any]) -> Any:
-        return _placement(by_key[config["key"]])
+        return tune.PlacementGroupFactory([_bundle(by_key[config["key"]], nodes)])
 
     try:
         _check_feasible(missing)
@@ -86,14 +88,24 @@ def _absolute(store: Store) -> str:
     return str(Path(store.path).resolve()) if store.is_local else store.root
 
 
-def _placement(training: Training) -> Any:
+def _bundle(training: Training, nodes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What a training reserves on one node; of several accelerator types, the first that the cluster has."""
     resources = training.resources
     bundle: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
         bundle["GPU"] = resources.gpus
     if resources.memory_gib:
         bundle["memory"] = resources.memory_gib * 2**30
-    return tune.PlacementGroupFactory([bundle])
+    types = [f"accelerator_type:{name}" for name in resources.accelerator or ()]
+    if types:
+        # a sliver of the marker that Ray puts on every node of the type
+        bundle[next((name for name in types if any(name in node for node in nodes)), types[0])] = 0.001
+    return bundle
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of every live node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _check_feasible(missing: Sequence[Training]) -> None:
@@ -102,16 +114,21 @@ def _check_feasible(missing: Sequence[Training]) -> None:
     Raises:
         UserError: names trial, need and the largest node.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     for training in missing:
-        cpus, gpus = training.resources.cpus, training.resources.gpus
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        bundle = _bundle(training, nodes)
+        if not any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes):
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+            there = {name: largest.get(name, 0) for name in bundle}
             raise UserError(
-                f"{training.trials[0].label} needs {cpus:g} CPUs and {gpus:g} GPUs on one node; the largest node has "
-                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs: "
-                "lower `resources`, or use another cluster"
+                f"{training.trials[0].label} needs {_amounts(bundle)} on one node; the largest node has "
+                f"{_amounts(there)}: lower `resources`, or use another cluster"
             )
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    shown = {name: amount / 2**30 if name == "memory" else amount for name, amount in resources.items()}
+    return ", ".join(f"{amount:g} {'GiB memory' if name == 'memory' else name}" for name, amount in shown.items())
 
 
 class _Wake(tune.Callback):

@@ -1,0 +1,38 @@
+"""A sweep's summary -> one JSON message to a webhook."""
+
+import json
+import logging
+import os
+import urllib.request
+from dataclasses import asdict
+
+from oneshot.errors import UserError
+from oneshot.sweep.run import Summary
+from oneshot.sweepfile import NotifyConfig
+
+TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+def webhook_url(config: NotifyConfig) -> str:
+    """The URL that the environment holds; asked for before a sweep runs, not after.
+
+    Raises:
+        UserError: the variable is not set.
+    """
+    url = os.environ.get(config.webhook_env)
+    if not url:
+        raise UserError(f"notify.webhook_env: {config.webhook_env} is not set in the environment; set it to a URL")
+    return url
+
+
+def notify(url: str, *, sweep: str, summary: Summary) -> None:
+    """Posts `{sweep, finished, failed, missing, interrupted, ...}`; a webhook that fails is a warning."""
+    body = json.dumps({"sweep": sweep, **asdict(summary)}).encode()
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            pass
+    except (OSError, ValueError) as error:
+        logger.warning("notify: the webhook was not reached: %s", error)

@@ -1,0 +1,38 @@
+"""A GGUF file -> a model folder that trains: `python -m oneshot.tiny.gguf FILE.gguf FOLDER`.
+
+Some packages carry small language models as quantised GGUF files. `transformers` reads them into float32; the
+quantisation is then forgotten, and weights and tokenizer are saved like any other model's.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Reads a GGUF file and writes a folder of safetensors, config and tokenizer."""
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # else `save_pretrained` would describe float32 weights as quantised ones
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="a .gguf file")
+    parser.add_argument("folder", type=Path, help="to write")
+    arguments = parser.parse_args()
+    convert(arguments.file, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
