@@ -61,9 +61,14 @@ class Place:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "oneshot", *arguments]
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=400
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
 
     def plan(self) -> Plan:
