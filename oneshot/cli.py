@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from oneshot.plan import Plan, Trial
+    from oneshot.store import Store
     from oneshot.sweepfile import Sweep
 
 app = typer.Typer(
@@ -88,8 +89,12 @@ def run(
     address: Annotated[str | None, typer.Option(help="a running Ray cluster, as host:port or auto")] = None,
 ) -> None:
     """Run a sweep, or what is missing of it; finished trials are never run again."""
+    from oneshot.store import Store
+
     sweep = _load(file, settings)
-    planned = _resolved(sweep)
+    root = storage or sweep.config.storage
+    store = Store(root)
+    planned = _resolved(sweep, store)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
     from rich.console import Console
@@ -97,13 +102,11 @@ def run(
     from oneshot.display import Progress, cells_table
     from oneshot.plan import trainings
     from oneshot.report.cells import cell_lines
-    from oneshot.store import Store
+    from oneshot.standing import trial_standing
     from oneshot.sweep.notify import notify, webhook_url
     from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
 
-    root = storage or sweep.config.storage
-    store = Store(root)
     uri, _ = mlflow_location(sweep, store)
     webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -121,8 +124,8 @@ def run(
     if summary.tracking_error:
         print(f"oneshot: MLflow is behind ({summary.tracking_error}); `oneshot run {file}` catches up", file=sys.stderr)
     for trial in planned.trials:
-        result = store.trial(trial.key).result() if trial.key else None
-        if result is not None and result.outcome == "failed":
+        result = store.trial(trial.key).current_result() if trial.key else None
+        if result is not None and trial_standing(trial, result) == "failed":
             print(f"oneshot: {trial.label} failed: {result.reason}; log: {result.log_path}", file=sys.stderr)
     if summary.failed:
         print(
@@ -177,13 +180,14 @@ def trial(
 @app.command()
 def retry(file: File, settings: SetOption = None, storage: StorageOption = None) -> None:
     """Take the results of a sweep's failed trials away, so that `run` starts them again."""
+    from oneshot.hub import frozen_revisions
     from oneshot.plan import make_plan, trainings
     from oneshot.store import Store
 
     sweep = _load(file, settings)
     store = Store(storage or sweep.config.storage)
     count = 0
-    for training in trainings(make_plan(sweep).trials):
+    for training in trainings(make_plan(frozen_revisions(sweep, store.sweep(sweep.config.name))).trials):
         folder = store.trial(training.key)
         result = folder.result()
         if result is not None and result.outcome == "failed":
@@ -232,12 +236,14 @@ def _load(file: Path, settings: list[str] | None) -> "Sweep":
     return load(file, overrides=tuple(settings or ()))
 
 
-def _resolved(sweep: "Sweep") -> "Plan":
-    """The plan with every key known; asks the hub for commits where a revision is none."""
-    from oneshot.hub import pin_revisions
+def _resolved(sweep: "Sweep", store: "Store") -> "Plan":
+    """The plan with every key known; asks the hub for the commit of a revision that is none, once for each sweep."""
+    from oneshot.hub import frozen_revisions, pin_revisions
     from oneshot.plan import make_plan
 
-    return make_plan(pin_revisions(sweep, make_plan(sweep)))
+    folder = store.sweep(sweep.config.name)
+    frozen = frozen_revisions(sweep, folder)
+    return make_plan(pin_revisions(frozen, make_plan(frozen), folder))
 
 
 def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":

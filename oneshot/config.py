@@ -109,6 +109,7 @@ class SuiteConfig(Config):
     temperature: float = Field(0.0, ge=0, le=10, description="0: greedy")
     max_tokens: int | None = Field(None, ge=1, description="of one completion; absent: rollout.max_tokens")
     every_steps: int | None = Field(None, ge=1, description="absent: eval.every_steps")
+    suffix: str | None = Field(None, description="added to its problems; absent: prompt.eval_suffix")
 
     @model_validator(mode="after")
     def _samples_need_temperature(self) -> "SuiteConfig":

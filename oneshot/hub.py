@@ -1,13 +1,22 @@
-"""Hub models named by branch or tag -> the same sweep with their commits, so that a trial key names contents."""
+"""Hub models named by branch or tag -> the same sweep with their commits, so that a trial key names contents.
+
+What a branch stood for when a sweep first ran is kept in the sweep's folder: a push later changes nothing.
+"""
 
 from dataclasses import replace
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from oneshot.errors import ModelError
 from oneshot.plan import Plan
+from oneshot.store import Folder
 from oneshot.sweepfile import Sweep
+
+FILE = "revisions.json"
+
+# the hub client's HTTP library differs between its versions; the base of its own error is that library's
+_UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def resolve(path: str, revision: str | None) -> str:
@@ -20,7 +29,7 @@ def resolve(path: str, revision: str | None) -> str:
         commit = HfApi().model_info(path, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ModelError(f"model.path: {path}@{revision or 'main'}: not on the hub, or not for you to see") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except _UNREACHABLE as error:
         raise ModelError(
             f"model.path: {path}: the hub cannot be asked for the commit of {revision or 'main'} "
             f"({type(error).__name__}); set model.revision to a commit hash, or model.path to a local folder"
@@ -29,8 +38,17 @@ def resolve(path: str, revision: str | None) -> str:
     return commit
 
 
-def pin_revisions(sweep: Sweep, plan: Plan) -> Sweep:
-    """The sweep with every moving revision that its trials wait for pinned."""
+def frozen_revisions(sweep: Sweep, folder: Folder) -> Sweep:
+    """The sweep with the commits that were resolved when it first ran."""
+    known = folder.read_json(FILE) or []
+    return replace(sweep, revisions={(path, revision): commit for path, revision, commit in known})
+
+
+def pin_revisions(sweep: Sweep, plan: Plan, folder: Folder) -> Sweep:
+    """The sweep with every moving revision that its trials wait for resolved, and frozen in its folder."""
     waiting = {(t.config.model.path, t.config.model.revision) for t in plan.trials if t.waits_for is not None}
-    commits = {model: resolve(*model) for model in sorted(waiting, key=str)}
-    return replace(sweep, revisions={**sweep.revisions, **commits})
+    if not waiting:
+        return sweep
+    commits = sweep.revisions | {model: resolve(*model) for model in sorted(waiting, key=str)}
+    folder.write_json(FILE, sorted([*model, commit] for model, commit in commits.items()))
+    return replace(sweep, revisions=commits)

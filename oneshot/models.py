@@ -43,8 +43,10 @@ def is_commit(revision: str | None) -> bool:
 
 def folder_digest(folder: Path) -> str:
     """sha256 (hex) over the names and contents of a model folder's files, its card left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md" and not p.name.startswith("."))
-    return _digest(tuple((str(p.relative_to(folder)), str(p), p.stat().st_mtime_ns) for p in files))
+    files = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"}
+    # hidden files and folders are of the tools that put the model there (.cache, .git), not of the model
+    seen = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
+    return _digest(tuple((str(name), str(p), p.stat().st_mtime_ns) for name, p in seen.items()))
 
 
 @cache

@@ -11,12 +11,12 @@ from hashlib import sha256
 from typing import Any
 
 from oneshot.cells import Cell, expand, read_axes, unused
-from oneshot.config import TRIAL_VERSION, TrialConfig
+from oneshot.config import TRIAL_VERSION, SuiteConfig, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models import folder_digest, is_commit, local_folder
 from oneshot.settings import SettingError
 from oneshot.sweepfile import ResourceConfig, Sweep
-from oneshot.tasks.benchmarks import Suite, load_suite
+from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import load_example
 
 KEY_LENGTH = 16
@@ -69,16 +69,25 @@ class Plan:
             "num_cells": self.num_cells,
             "num_trials": len(self.trials),
             "trials": [_trial_json(trial) for trial in self.trials],
-            "max_tokens": sum(max_tokens(trial.config) for trial in self.trials),
+            "max_tokens": sum(max_tokens(trial.config) for trial in self._paid()),
             "gpu_hours": self.gpu_hours,
             "warnings": list(self.warnings),
         }
 
+    def _paid(self) -> list[Trial]:
+        """Of the trials that share a training, the longest alone."""
+        longest: dict[object, Trial] = {}
+        for index, trial in enumerate(self.trials):
+            known = longest.setdefault(trial.key or index, trial)
+            if trial.config.train.num_steps > known.config.train.num_steps:
+                longest[trial.key] = trial
+        return list(longest.values())
+
     @property
     def gpu_hours(self) -> float | None:
-        """Sum over trials of steps, seconds a step and GPUs; None where a trial on GPUs states no cost."""
+        """Sum over trainings of steps, seconds a step and GPUs; None where a trial on GPUs states no cost."""
         hours = 0.0
-        for trial in self.trials:
+        for trial in self._paid():
             if trial.resources.gpus == 0:
                 continue
             if trial.step_s is None:
@@ -130,7 +139,20 @@ def make_plan(sweep: Sweep) -> Plan:
         for seed in sweep.config.seeds
         for index in order
     )
+    warnings += _coinciding(trials)
     return Plan(name=sweep.config.name, num_cells=len(cells), trials=trials, warnings=tuple(warnings))
+
+
+def _coinciding(trials: Sequence[Trial]) -> list[str]:
+    """Cells that differ in nothing that training or evaluation could feel."""
+    found: dict[tuple[str, frozenset[tuple[str, int]]], Trial] = {}
+    warnings = []
+    for trial in trials:
+        if trial.key is not None:
+            other = found.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
+            if other is not trial and trial.seed == trials[0].seed:
+                warnings.append(f"{other.label} and {trial.label} are the same trial: what differs changes nothing")
+    return warnings
 
 
 def _identify(cell: Cell, sweep: Sweep) -> Identity:
@@ -138,7 +160,7 @@ def _identify(cell: Cell, sweep: Sweep) -> Identity:
     config = cell.config
     for name, suite in config.eval.suites.items():
         try:
-            load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
+            load_suite(name, suite, config)
         except UserError as error:
             raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
     try:
@@ -227,20 +249,17 @@ def trainings(trials: Sequence[Trial]) -> list[Training]:
 
 def _serving_all(trials: list[Trial]) -> TrialConfig:
     first = max(trials, key=lambda trial: trial.config.train.num_steps)
-    suites = dict(first.config.eval.suites)
+    suites = {name: _resolved(suite, first.config) for name, suite in first.config.eval.suites.items()}
     also_at = set(first.config.eval.also_at)
     for trial in trials:
         also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
         for name, suite in trial.config.eval.suites.items():
-            mine = suite.model_copy(update={"every_steps": suite.every_steps or trial.config.eval.every_steps})
-            known = suites.get(name, suite)
-            theirs = known.model_copy(update={"every_steps": known.every_steps or first.config.eval.every_steps})
-            if mine != theirs:
+            mine = _resolved(suite, trial.config)
+            if suites.setdefault(name, mine) != mine:
                 raise UserError(
                     f"{first.label} and {trial.label} are one training (key {trial.key}), but their suite {name!r} "
                     "differs; give the suites different names"
                 )
-            suites.setdefault(name, mine)
     data = first.config.model_dump()
     data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
     data["eval"]["also_at"] = sorted(also_at - {first.config.train.num_steps})
@@ -248,11 +267,15 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
     return TrialConfig.model_validate(data)
 
 
-def suites_of(config: TrialConfig) -> tuple[Suite, ...]:
-    """The suites that a trial is evaluated on."""
-    return tuple(
-        load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
-        for name, suite in config.eval.suites.items()
+def _resolved(suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
+    """A suite with nothing left for the trial to fill in but its length."""
+    suffix = config.prompt.eval_suffix if suite.suffix is None else suite.suffix
+    return suite.model_copy(
+        update={
+            "every_steps": suite.every_steps or config.eval.every_steps,
+            "max_tokens": suite.max_tokens or config.rollout.max_tokens,
+            "suffix": suffix,
+        }
     )
 
 
@@ -261,7 +284,7 @@ def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
     num_steps = config.train.num_steps
     return {
         (suite.digest, step)
-        for suite in suites_of(config)
+        for suite in load_suites(config)
         for step in range(num_steps + 1)
         if suite.is_due(step, num_steps=num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
     }
@@ -273,6 +296,10 @@ def inert_settings(config: TrialConfig) -> list[str]:
     changed = config.loss.model_fields_set & {"clip_low", "clip_high"}
     if changed and config.train.updates_per_rollout == 1:
         found.append("loss.clip_low and clip_high change nothing at train.updates_per_rollout 1: the ratio is always 1")
+    if config.model.revision is not None and local_folder(config.model.path) is not None:
+        found.append(f"model.revision changes nothing: {config.model.path} is a folder, known by its contents")
+    if config.rollout.engine == "hf" and "wave_rows" in config.rollout.model_fields_set:
+        found.append("rollout.wave_rows changes nothing with rollout.engine hf")
     if config.advantage.normalize_std is False and "eps" in config.advantage.model_fields_set:
         found.append("advantage.eps changes nothing where advantage.normalize_std is false")
     return found

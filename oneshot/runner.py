@@ -24,9 +24,9 @@ import torch
 from oneshot.errors import UserError
 from oneshot.grpo.evaluate import Evaluation
 from oneshot.grpo.policy import set_threads
-from oneshot.grpo.state import TrialState, load_state, new_state, save_state
+from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, train
-from oneshot.plan import Training
+from oneshot.plan import Training, due_evaluations
 from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Outcome, Result, Row, TrialFolder, now_ms
 from oneshot.tasks.grading import Grader
 
@@ -45,6 +45,7 @@ def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: s
     """
     recorder = _Recorder(training, folder, origin)
     try:
+        grader.forget_ungraded()
         set_threads(max(1, int(training.resources.cpus)))
         state = new_state(training.config, seed=training.seed, grader=grader)
         recorder.resume(state)
@@ -80,10 +81,15 @@ class _Recorder:
         """Continues from the folder's checkpoint, where that is one of this training that can be continued."""
         self.state = state
         with tempfile.TemporaryDirectory() as local:
-            if not self.folder.fetch_folder("checkpoint", Path(local)):
+            if not self.folder.get_folder("checkpoint", Path(local)):
                 return
             if not (Path(local) / "optimizer.safetensors").is_file():
                 return  # of a finished training that kept its weights only: a longer one starts anew
+            step = checkpoint_step(Path(local))
+            wanted = due_evaluations(self.training.config) - self.folder.evaluations()
+            if any(wanted_step <= step for _, wanted_step in wanted):
+                logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", step)
+                return
             load_state(state, Path(local))
         logger.info("continues from step %d", state.step)
 
@@ -110,14 +116,16 @@ class _Recorder:
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
-            f"eval-{evaluation.suite}-{evaluation.digest}-{evaluation.step}",
+            f"eval-{evaluation.digest}-{evaluation.step}",
             EVALUATION_COLUMNS,
             ([getattr(r, "problem_id" if c == "id" else c) for c in EVALUATION_COLUMNS] for r in evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,
             step=evaluation.step,
-            metrics=evaluation.metrics,
         )
+        prefix = f"eval/{evaluation.suite}/"
+        metrics = {name.removeprefix(prefix): value for name, value in evaluation.metrics.items()}
+        self.folder.write_evaluation(evaluation.suite, evaluation.digest, evaluation.step, metrics)
 
     def flush(self) -> None:
         """Writes the steps since the last segment, and the log so far."""
@@ -134,7 +142,7 @@ class _Recorder:
     def _checkpoint(self, state: TrialState, *, with_optimizer: bool) -> None:
         with tempfile.TemporaryDirectory() as local:
             save_state(state, Path(local), with_optimizer=with_optimizer)
-            self.folder.replace_folder("checkpoint", Path(local))
+            self.folder.put_folder("checkpoint", Path(local))
 
     def interrupt(self) -> None:
         """Leaves a checkpoint of the last whole step, and no result."""
@@ -147,7 +155,7 @@ class _Recorder:
         self.flush()
         keep = self.training.config.checkpoint.keep
         if keep == "none":
-            self.folder.remove("checkpoint")
+            self.folder.remove_folder("checkpoint")
         else:
             self._checkpoint(state, with_optimizer=keep == "full")
         self._write_result(outcome, reason, "", keep)
@@ -166,7 +174,7 @@ class _Recorder:
                 outcome=outcome,
                 attempt=self.attempt,
                 steps_done=rows[-1].step if rows else 0,
-                evaluations=frozenset(self.folder.evaluations()),
+                evaluations=self.folder.evaluations(),
                 reason=reason,
                 traceback=trace,
                 log_path=f"{self.folder.path}/{self._log_name}",

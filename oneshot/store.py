@@ -3,10 +3,11 @@
     <root>/trials/<key>/   trial.json              what the training is
                            attempts/<n>.json       who ran it, when, on what
                            metrics/<attempt>-<first step>.jsonl    segments of steps
+                           evaluations/<suite digest>-<step>.json  what each evaluation measured
                            rollouts/<name>.json    completions: of evaluations, and samples of training steps
-                           checkpoint/             weights, optimiser, step
+                           checkpoint/<id>/        weights, optimiser, step; checkpoint.json says which
                            log/<attempt>.txt
-                           result.json             last; its presence means that the training ended
+                           result.json             how the last attempt that ended did; written last
     <root>/sweeps/<name>/  sweep.yaml  plan.json  report/
 
 Nothing is ever appended to: a file is written whole under a temporary name and renamed.
@@ -107,22 +108,31 @@ class Folder:
         else:
             self.fs.mv(temporary, target)
 
-    def replace_folder(self, name: str, local: Path) -> None:
-        """Puts the files of a local folder in the place of a sub-folder."""
-        target = posixpath.join(self.path, name)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-        self.fs.put(str(local), temporary, recursive=True)
-        if self.fs.exists(target):
-            self.fs.rm(target, recursive=True)
-        self.fs.mv(temporary, target, recursive=True)
+    def put_folder(self, name: str, local: Path) -> None:
+        """Stores a local folder's files under a name, whole: a reader sees the old ones or the new ones.
 
-    def fetch_folder(self, name: str, local: Path) -> bool:
-        """Copies a sub-folder to a local one; False where there is none."""
-        source = posixpath.join(self.path, name)
-        if not self.fs.exists(source):
+        The files lie in a folder of their own, and `<name>.json`, written last, says in which.
+        """
+        fresh = uuid.uuid4().hex[:8]
+        self.fs.makedirs(posixpath.join(self.path, name), exist_ok=True)
+        self.fs.put(f"{local}/", posixpath.join(self.path, name, fresh) + "/", recursive=True)
+        self.write_json(f"{name}.json", {"folder": fresh})
+        for other in self.list(name):
+            if other != fresh:
+                self.remove(f"{name}/{other}")
+
+    def get_folder(self, name: str, local: Path) -> bool:
+        """Copies what `put_folder` stored last to a local folder; False where there is none."""
+        said = self.read_json(f"{name}.json")
+        if said is None:
             return False
-        self.fs.get(source.rstrip("/") + "/", str(local), recursive=True)
+        self.fs.get(posixpath.join(self.path, name, said["folder"]) + "/", f"{local}/", recursive=True)
         return True
+
+    def remove_folder(self, name: str) -> None:
+        """Removes what `put_folder` stored."""
+        self.remove(f"{name}.json")
+        self.remove(name)
 
     def remove(self, name: str) -> None:
         """Removes a file or sub-folder, if it is there."""
@@ -167,14 +177,19 @@ class TrialFolder(Folder):
         found: dict[str, Any] | None = self.read_json(f"rollouts/{name}.json")
         return found
 
-    def evaluations(self) -> dict[tuple[str, int], str]:
-        """(suite digest, step) -> name of its table of completions."""
-        found = {}
-        for name in self.list("rollouts"):
-            if name.startswith("eval-"):
-                suite, step = name.removeprefix("eval-").removesuffix(".json").rsplit("-", 2)[-2:]
-                found[suite, int(step)] = name.removesuffix(".json")
+    def write_evaluation(self, suite: str, digest: str, step: int, metrics: dict[str, float]) -> None:
+        """Records that a suite was run after a step; `metrics` are named without `eval/<suite>/`."""
+        self.write_json(f"evaluations/{digest}-{step}.json", {"suite": suite, "metrics": metrics})
+
+    def evaluation(self, digest: str, step: int) -> dict[str, Any] | None:
+        """What `write_evaluation` recorded: the suite's name in the training, and its metrics."""
+        found: dict[str, Any] | None = self.read_json(f"evaluations/{digest}-{step}.json")
         return found
+
+    def evaluations(self) -> frozenset[tuple[str, int]]:
+        """(suite digest, step) of every evaluation on record."""
+        names = (name.removesuffix(".json").rsplit("-", 1) for name in self.list("evaluations"))
+        return frozenset((digest, int(step)) for digest, step in names)
 
     def write_result(self, result: Result) -> None:
         """Ends the training's record."""
@@ -182,8 +197,13 @@ class TrialFolder(Folder):
         fields["evaluations"] = sorted(list(pair) for pair in result.evaluations)
         self.write_json("result.json", fields)
 
+    def current_result(self) -> Result | None:
+        """How the latest attempt ended; None where it has not, or there was none."""
+        result = self.result()
+        return result if result is not None and result.attempt == len(self.list("attempts")) else None
+
     def result(self) -> Result | None:
-        """How the training ended; None where it has not."""
+        """How the last attempt that ended did; None where none has. Another may have begun since."""
         fields = self.read_json("result.json")
         if fields is None:
             return None

@@ -4,10 +4,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from oneshot.config import RewardConfig
+from oneshot.errors import TrialError
 from oneshot.tasks.grading import Grade, Grader, extract_boxed
 from oneshot.tasks.rewards import rewards
 
@@ -99,3 +101,21 @@ def test_an_ungraded_completion_is_nan_never_a_silent_zero() -> None:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
         (reward,) = rewards([r"\boxed{9^{9^{9^9}}}"], "85", RewardConfig(), grader)
     assert reward != reward
+
+
+def test_a_grader_that_cannot_start_says_why_and_is_no_time_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('broken here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Grader() as grader, pytest.raises(TrialError, match=r"(?s)did not start: .*broken here"):
+        grader.grade(r"\boxed{\frac{1}{2}}", "1/2")
+
+
+def test_an_answer_without_verdict_is_asked_again_in_the_next_trial() -> None:
+    with Grader(timeout_s=1.0) as grader:
+        grader.grade(r"\boxed{\frac{2}{2}}", "1")
+        assert grader.grade(r"\boxed{9^{9^{9^9}}}", "85").strict is None
+        num_known = len(grader._memo)
+        grader.forget_ungraded()
+        assert len(grader._memo) == num_known - 1

@@ -1,6 +1,7 @@
 """Trial keys: what changes them, and what does not; trainings that several trials share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
 from oneshot.errors import UserError
+from oneshot.models import folder_digest
 from oneshot.plan import Trial, due_evaluations, identify, trainings, trial_key, with_seed
 from oneshot.settings import flatten, unflatten
-from oneshot.standing import standing
+from oneshot.standing import trial_standing
 from oneshot.store import Result
 from oneshot.sweepfile import ResourceConfig
 
@@ -139,12 +141,29 @@ def result(config: TrialConfig, **changes: Any) -> Result:
     return Result(**{**fields, **changes})
 
 
-def test_a_training_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_config: MakeConfig) -> None:
+def test_a_trial_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_config: MakeConfig) -> None:
     config = tiny_config(train={"num_steps": 4})
-    (training,) = trainings([trial(config)])
-    assert standing(training, None) == "missing"
-    assert standing(training, result(config)) == "finished"
-    assert standing(training, result(config, steps_done=9)) == "finished"
-    assert standing(training, result(config, steps_done=3)) == "missing"
-    assert standing(training, result(config, evaluations=frozenset())) == "missing"
-    assert standing(training, result(config, outcome="failed")) == "failed"
+    made = trial(config)
+    assert trial_standing(made, None) == "missing"
+    assert trial_standing(made, result(config)) == "finished"
+    assert trial_standing(made, result(config, steps_done=9)) == "finished"
+    assert trial_standing(made, result(config, steps_done=3)) == "missing"
+    assert trial_standing(made, result(config, evaluations=frozenset())) == "missing"
+    assert trial_standing(made, result(config, outcome="failed", steps_done=3)) == "failed"
+
+
+def test_an_evaluation_suffix_makes_another_suite(tiny_config: MakeConfig) -> None:
+    plain, hinted = tiny_config(), tiny_config(prompt={"eval_suffix": "Go."})
+    assert not due_evaluations(plain) & due_evaluations(hinted)
+    with pytest.raises(UserError, match="suite 'arithmetic' differs"):
+        trainings([trial(plain, name="a"), trial(hinted, name="b")])
+
+
+def test_hidden_files_of_a_model_folder_are_not_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = folder_digest(tmp_path)
+    (tmp_path / ".cache" / "hub").mkdir(parents=True)
+    (tmp_path / ".cache" / "hub" / "download.metadata").write_text("today")
+    assert folder_digest(tmp_path) == before
+    (tmp_path / "weights").write_text("w")
+    assert folder_digest(tmp_path) != before

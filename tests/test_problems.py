@@ -1,13 +1,14 @@
 """Files of problems with the released columns: what is read, and what is said of files that are not so."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from oneshot.config import TRAIN_SUFFIX, SuiteConfig
+from oneshot.config import TRAIN_SUFFIX, SuiteConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks.benchmarks import load_suite
 from oneshot.tasks.examples import load_example
@@ -27,6 +28,18 @@ def test_a_jsonl_file_with_text_and_number_answers(tmp_path: Path) -> None:
     assert [problem.answer for problem in problems] == ["a", "27", "0.5"]
     assert [problem.category for problem in problems] == ["Algebra", "", ""]
     assert problems[1].id == "set.jsonl:1"
+
+
+def test_a_line_separator_inside_a_problem_is_not_the_end_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"problem": "a\u2028b", "answer": "1"}, ensure_ascii=False) + "\n")
+    assert [problem.prompt for problem in load_file(str(path))] == ["a\u2028b"]
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        load_file(str(tmp_path / "set.jsonl"))
 
 
 def test_a_parquet_file_with_the_released_columns(tmp_path: Path) -> None:
@@ -67,6 +80,7 @@ def test_the_digest_is_of_the_contents_only(tmp_path: Path) -> None:
         ("a.jsonl", '{"problem": "p", "answer": [1]}', "a.jsonl:0", "neither text nor a number"),
         ("a.jsonl", "{", "a.jsonl:0", "a.jsonl:1: not JSON"),
         ("a.jsonl", "", "a.jsonl:0", "has no rows"),
+        ("a.parquet", "version https://git-lfs", "a.parquet:0", "not a parquet file that can be read"),
         ("a.txt", "", "a.txt:0", "no set .* use `arithmetic:47\\+38`, or the path of a .jsonl or .parquet file"),
     ],
 )
@@ -76,18 +90,18 @@ def test_bad_data_gets_one_clear_error(tmp_path: Path, name: str, text: str, exa
         load_example(f"{tmp_path}/{example}")
 
 
-def test_a_suite_that_is_neither_built_in_nor_a_file_says_what_is() -> None:
+def test_a_suite_that_is_neither_built_in_nor_a_file_says_what_is(tiny_config: Callable[..., TrialConfig]) -> None:
     with pytest.raises(DataError, match=r"not built in .there are: arithmetic.; name its file"):
-        load_suite("math500", SuiteConfig(), max_tokens=8, every_steps=1)
+        load_suite("math500", SuiteConfig(), tiny_config())
 
 
-def test_a_suite_takes_the_first_rows_of_its_file(tmp_path: Path) -> None:
+def test_a_suite_takes_the_first_rows_of_its_file(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text("\n".join(json.dumps({"problem": f"p{row}", "answer": "1"}) for row in range(5)))
-    suite = load_suite("mine", SuiteConfig(source=str(path), num_problems=2), max_tokens=8, every_steps=3)
+    suite = load_suite("mine", SuiteConfig(source=str(path), num_problems=2), tiny_config())
     assert [problem.prompt for problem in suite.problems] == ["p0", "p1"]
     with pytest.raises(DataError, match=r"6, but .* has 5 rows"):
-        load_suite("mine", SuiteConfig(source=str(path), num_problems=6), max_tokens=8, every_steps=3)
+        load_suite("mine", SuiteConfig(source=str(path), num_problems=6), tiny_config())
 
 
 def test_the_papers_first_example_is_row_124(shared: Path) -> None:

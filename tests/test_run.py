@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 import mlflow
 import pytest
+from conftest import PROJECT
 from mlflow import MlflowClient
 
 from oneshot.plan import Plan, make_plan
@@ -34,7 +36,7 @@ trial:
   rollout: {num_groups: 4, group_size: 4, temperature: 1.0, max_tokens: 56}
   optim.lr: 1e-4
   train.num_steps: 3
-  eval: {every_steps: 2, suites: {arithmetic: {num_problems: 5, temperature: 1.0}}}
+  eval: {every_steps: 2, suites: {arithmetic: {num_problems: 5, temperature: 1.0}, two: {source: two.jsonl}}}
 axes:
   model:
     qwen2: {set: {model.path: tiny:qwen2}}
@@ -99,6 +101,8 @@ def make_place(folder: Path, text: str) -> Place:
     scratch = tempfile.mkdtemp(prefix="os", dir="/tmp")
     environment = {**os.environ, "HOME": str(folder), "RAY_TMPDIR": scratch}
     (folder / "s.yaml").write_text(text)
+    # a path from the working directory: workers must find it, too
+    shutil.copy(PROJECT / "tests" / "cases" / "two.jsonl", folder)
     return Place(folder, environment)
 
 
@@ -141,7 +145,7 @@ def test_mlflow_has_one_parent_and_one_child_a_trial_all_finished(place: Ran) ->
         assert child.data.params["optim.lr"] == "0.0001"
         assert child.data.params["cell.arm"] == child.data.tags["cell.arm"]
         contexts = [tag.value for given in child.inputs.dataset_inputs for tag in given.tags]
-        assert contexts == ["training", "eval"]
+        assert contexts == ["training", "eval", "eval"]
 
 
 def test_a_trials_metrics_are_the_stores_one_point_a_step(place: Ran) -> None:
@@ -199,19 +203,23 @@ def test_the_parent_holds_plan_file_and_cells(place: Ran) -> None:
     names = {artifact.path for artifact in made.client.list_artifacts(parent.info.run_id)}
     assert {"plan.json", "sweep.yaml", "cells.json", "arithmetic.png"} <= names
     cells = made.table(parent.info.experiment_id, "cells.json", parent.info.run_id)
-    assert list(cells["n"]) == [2, 2, 2]
+    assert list(cells["n"]) == [2] * 6
     assert {"model", "arm", "start", "last", "gain", "gain_low", "gain_high"} <= set(cells.columns)
+
+
+def points(made: Place, run: Any) -> int:
+    return sum(len(made.client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics)
 
 
 def test_running_again_starts_nothing_and_changes_nothing(place: Ran) -> None:
     made, first = place
-    before = {run.info.run_id: (run.info.end_time, len(run.data.metrics)) for run in made.runs()}
+    before = {run.info.run_id: (run.info.end_time, points(made, run)) for run in made.runs()}
     done = made.run("run", "s.yaml")
     assert done.returncode == 0
     assert "0 trainings to run" in done.stderr
     assert "started" not in done.stderr
     assert done.stdout == first.stdout
-    assert {run.info.run_id: (run.info.end_time, len(run.data.metrics)) for run in made.runs()} == before
+    assert {run.info.run_id: (run.info.end_time, points(made, run)) for run in made.runs()} == before
 
 
 class Hook(BaseHTTPRequestHandler):

@@ -9,7 +9,7 @@ from test_plan import trial
 from oneshot.config import TrialConfig
 from oneshot.plan import Training, trainings, with_seed
 from oneshot.runner import record
-from oneshot.standing import standing
+from oneshot.standing import standing, view
 from oneshot.store import Store, TrialFolder
 from oneshot.tasks.grading import Grader
 
@@ -26,21 +26,26 @@ def training(config: TrialConfig) -> Training:
     return made
 
 
+def checkpoint_files(folder: TrialFolder) -> list[str]:
+    return [name for kept in folder.list("checkpoint") for name in folder.list(f"checkpoint/{kept}")]
+
+
 def test_a_finished_training_is_on_record(tiny_config: MakeConfig, grader: Grader, folder: TrialFolder) -> None:
     made = training(tiny_config(train={"num_steps": 3}, eval={"every_steps": 2}))
     yielded = list(record(made, folder, grader=grader, origin="test"))
     result = folder.result()
     assert result is not None
-    assert standing(made, result) == "finished"
+    assert standing(made, folder) == "finished"
     assert [row.step for row in folder.rows()] == [0, 1, 2, 3]
     assert [row.metrics for row in folder.rows()] == [step.metrics for step in yielded]
     assert sorted(step for _, step in folder.evaluations()) == [0, 2, 3]
-    assert folder.list("checkpoint") == ["model.safetensors", "state.json"]
+    assert checkpoint_files(folder) == ["model.safetensors", "state.json"]
     assert folder.attempt(1)["sweep"] == "test"
     sampled = folder.completions("step-000001")
     assert sampled is not None
     assert len(sampled["data"]) == 16
-    table = folder.completions(next(iter(folder.evaluations().values())))
+    digest, step = next(iter(folder.evaluations()))
+    table = folder.completions(f"eval-{digest}-{step}")
     assert table is not None
     assert table["columns"][:5] == ["problem", "answer", "completion", "strict", "lenient"]
 
@@ -59,7 +64,7 @@ def test_a_training_that_is_closed_early_goes_on_where_it_was(
     assert [row.step for row in cut.rows()] == [0, 1, 2]
     again = [step.step for step in record(made, cut, grader=grader, origin="test")]
     assert again == [3, 4]
-    assert standing(made, cut.result()) == "finished"
+    assert standing(made, cut) == "finished"
 
     def exact(metrics: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in metrics.items() if not name.startswith(("perf/", "system/"))}
@@ -86,7 +91,7 @@ def test_what_is_kept_is_what_was_asked(
 ) -> None:
     made = training(tiny_config(train={"num_steps": 2}, checkpoint={"every_steps": 1, "keep": keep}))
     list(record(made, folder, grader=grader, origin="test"))
-    assert folder.list("checkpoint") == files
+    assert checkpoint_files(folder) == files
 
 
 def test_a_full_checkpoint_lets_a_longer_request_continue(
@@ -96,6 +101,54 @@ def test_a_full_checkpoint_lets_a_longer_request_continue(
     long = training(tiny_config(train={"num_steps": 2}, checkpoint={"keep": "full"}))
     assert short.key == long.key
     list(record(short, folder, grader=grader, origin="test"))
-    assert standing(long, folder.result()) == "missing"
+    assert standing(long, folder) == "missing"
     assert [step.step for step in record(long, folder, grader=grader, origin="test")] == [2]
-    assert standing(long, folder.result()) == "finished"
+    assert standing(long, folder) == "finished"
+
+
+def test_an_evaluation_asked_for_later_is_made_by_training_anew(
+    tiny_config: MakeConfig, grader: Grader, folder: TrialFolder
+) -> None:
+    first = training(tiny_config(train={"num_steps": 2}, checkpoint={"keep": "full"}))
+    list(record(first, folder, grader=grader, origin="test"))
+    more = training(
+        tiny_config(
+            train={"num_steps": 2},
+            checkpoint={"keep": "full"},
+            eval={"suites": {"arithmetic": {"num_problems": 3}, "other": {"source": "tests/cases/two.jsonl"}}},
+        )
+    )
+    assert more.key == first.key
+    assert standing(more, folder) == "missing"
+    assert [step.step for step in record(more, folder, grader=grader, origin="test")] == [0, 1, 2]
+    assert standing(more, folder) == "finished"
+    assert standing(first, folder) == "finished"
+
+
+def test_a_longer_request_that_fails_takes_nothing_back(
+    tiny_config: MakeConfig, grader: Grader, folder: TrialFolder
+) -> None:
+    short = training(tiny_config(train={"num_steps": 1}))
+    list(record(short, folder, grader=grader, origin="test"))
+    long = training(tiny_config(train={"num_steps": 3}))
+    steps = record(long, folder, grader=grader, origin="test")
+    next(steps)
+    assert standing(short, folder) == "finished"
+    with pytest.raises(StopIteration):
+        steps.throw(RuntimeError("the disk is full"))  # recorded, not raised
+    assert standing(short, folder) == "finished"
+    assert standing(long, folder) == "failed"
+
+
+def test_a_trial_reads_an_evaluation_under_its_own_name(
+    tiny_config: MakeConfig, grader: Grader, folder: TrialFolder
+) -> None:
+    rule = {"source": "tests/cases/two.jsonl"}
+    made = training(tiny_config(train={"num_steps": 1}, eval={"suites": {"held-out": rule}}))
+    list(record(made, folder, grader=grader, origin="test"))
+    renamed = training(tiny_config(train={"num_steps": 1}, eval={"suites": {"mine": rule, "again": rule}}))
+    assert standing(renamed, folder) == "finished"
+    (only,) = renamed.trials
+    last = view(only, folder)[-1].metrics
+    assert last["eval/mine/pass_at_1"] == last["eval/again/pass_at_1"]
+    assert not [name for name in last if name.startswith("eval/held-out")]

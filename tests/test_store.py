@@ -41,7 +41,8 @@ def test_what_is_not_there_is_none_or_empty(folder: TrialFolder) -> None:
     assert folder.read("trial.json") is None
     assert folder.result() is None
     assert folder.rows() == []
-    assert folder.evaluations() == {}
+    assert folder.evaluations() == frozenset()
+    assert folder.current_result() is None
     assert folder.attempt(1) == {}
 
 
@@ -83,11 +84,21 @@ def test_a_result_comes_back_as_it_was(folder: TrialFolder) -> None:
 
 
 def test_evaluations_are_known_by_digest_and_step(folder: TrialFolder) -> None:
-    folder.write_completions("eval-my-suite-abc-10", ["problem"], [["p"]], suite="my-suite", step=10)
-    folder.write_completions("step-000010", ["completion"], [["c"]])
-    assert folder.evaluations() == {("abc", 10): "eval-my-suite-abc-10"}
-    table = folder.completions("eval-my-suite-abc-10")
-    assert table == {"suite": "my-suite", "step": 10, "columns": ["problem"], "data": [["p"]]}
+    folder.write_evaluation("my-suite", "abc", 10, {"pass_at_1": 0.5})
+    assert folder.evaluations() == {("abc", 10)}
+    assert folder.evaluation("abc", 10) == {"suite": "my-suite", "metrics": {"pass_at_1": 0.5}}
+    assert folder.evaluation("abc", 11) is None
+    folder.write_completions("eval-abc-10", ["problem"], [["p"]], step=10)
+    assert folder.completions("eval-abc-10") == {"step": 10, "columns": ["problem"], "data": [["p"]]}
+
+
+def test_a_result_is_current_until_the_next_attempt_begins(folder: TrialFolder) -> None:
+    folder.begin_attempt({})
+    folder.write_result(result(attempt=1))
+    assert folder.current_result() == result(attempt=1)
+    folder.begin_attempt({})
+    assert folder.current_result() is None
+    assert folder.result() == result(attempt=1)
 
 
 def test_a_folder_is_replaced_and_fetched_whole(folder: TrialFolder, tmp_path: Path) -> None:
@@ -96,13 +107,25 @@ def test_a_folder_is_replaced_and_fetched_whole(folder: TrialFolder, tmp_path: P
         local.mkdir()
         for name in names:
             (local / name).write_text(f"{name}{number}")
-        folder.replace_folder("checkpoint", local)
+        folder.put_folder("checkpoint", local)
     fetched = tmp_path / "fetched"
     fetched.mkdir()
-    assert folder.fetch_folder("checkpoint", fetched)
+    assert folder.get_folder("checkpoint", fetched)
     assert {path.name: path.read_text() for path in fetched.iterdir()} == {"a": "a1"}
-    folder.remove("checkpoint")
-    assert not folder.fetch_folder("checkpoint", fetched)
+    folder.remove_folder("checkpoint")
+    assert not folder.get_folder("checkpoint", fetched)
+
+
+def test_a_folder_that_was_cut_while_it_was_put_leaves_the_one_before(folder: TrialFolder, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "a").write_text("old")
+    folder.put_folder("checkpoint", local)
+    folder.write("checkpoint/half/a", "torn")
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    assert folder.get_folder("checkpoint", fetched)
+    assert (fetched / "a").read_text() == "old"
 
 
 def test_a_storage_that_no_one_serves_is_refused() -> None:

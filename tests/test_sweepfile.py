@@ -1,14 +1,19 @@
 """Sweep files: what they mean, and the one clear error of each bad one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT
 
 from oneshot.errors import UserError
+from oneshot.hub import FILE, frozen_revisions, pin_revisions
 from oneshot.plan import Plan, make_plan
 from oneshot.schema import sweep_reference, sweep_schema
+from oneshot.store import Store
 from oneshot.sweepfile import load
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
@@ -177,6 +182,37 @@ def test_a_setting_that_changes_no_trial_is_a_warning(tmp_path: Path) -> None:
     assert "clip_low and clip_high change nothing" in warnings
     assert not plan(tmp_path, BASE).warnings
     assert not plan(tmp_path, BASE, "train.num_steps=5").warnings  # what --set takes over was meant to be
+
+
+def test_cells_that_differ_in_nothing_that_counts_are_a_warning(tmp_path: Path) -> None:
+    warnings = plan(tmp_path, edited("axes:\n", "axes:\n  train.microbatch_tokens: [100, 200]\n")).warnings
+    assert len(warnings) == 4
+    assert "are the same trial: what differs changes nothing" in warnings[0]
+
+
+def test_an_unreachable_hub_is_one_line_with_its_mend(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(edited("tiny:qwen2", "Qwen/Qwen2.5-Math-1.5B"))
+    done = subprocess.run(
+        [sys.executable, "-m", "oneshot", "run", str(path), "--storage", str(tmp_path / "runs")],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the hub cannot be asked for the commit of main" in done.stderr
+    assert "set model.revision to a commit hash" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_resolved_revision_stays_what_it_was_when_the_sweep_first_ran(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(edited("tiny:qwen2", "Qwen/Qwen2.5-Math-1.5B"))
+    folder = Store(str(tmp_path / "runs")).sweep("base")
+    folder.write_json(FILE, [["Qwen/Qwen2.5-Math-1.5B", None, "b" * 40]])
+    frozen = frozen_revisions(load(path), folder)
+    made = make_plan(frozen)
+    assert None not in {trial.key for trial in made.trials}
+    assert {trial.config.model.revision for trial in made.trials} == {"b" * 40}
+    assert pin_revisions(frozen, made, folder) is frozen
 
 
 def test_a_hub_model_without_commit_waits_for_it(tmp_path: Path) -> None:

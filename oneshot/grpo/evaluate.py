@@ -53,7 +53,7 @@ def evaluate(
     requests = [
         Request(
             prompt_ids=tuple(
-                prompts.encode(problem.prompt, suffix=prompt.eval_suffix, config=prompt, tokenizer=policy.tokenizer)
+                prompts.encode(problem.prompt, suffix=suite.suffix, config=prompt, tokenizer=policy.tokenizer)
             ),
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
         )

@@ -22,7 +22,7 @@ from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import Policy, load_policy
 from oneshot.grpo.rollout import Engine
 from oneshot.tasks import prompts
-from oneshot.tasks.benchmarks import Suite, load_suite
+from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import load_example
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
@@ -61,10 +61,7 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
     Raises:
         UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
     """
-    suites = tuple(
-        load_suite(name, suite, max_tokens=config.rollout.max_tokens, every_steps=config.eval.every_steps)
-        for name, suite in config.eval.suites.items()
-    )
+    suites = load_suites(config)
     examples = tuple(load_example(name) for name in config.examples)
     use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.model.device == "cuda" and use_cpu:
@@ -134,6 +131,12 @@ def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None
         "baseline": state.baseline,
     }
     (folder / "state.json").write_text(json.dumps(facts, indent=2))
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Steps that a checkpoint has behind it."""
+    step: int = json.loads((folder / "state.json").read_text())["step"]
+    return step
 
 
 def load_state(state: TrialState, folder: Path) -> None:

@@ -130,15 +130,21 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
         for example, prompt_ids in enumerate(state.prompts)
     ]
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
-    example_G, completions, texts, rewards_G = [], [], [], []
     with state.accelerator.autocast():
-        drawn_by_example = state.rollout_engine.generate(state.policy, requests, sampling)
-    for example, drawn in enumerate(drawn_by_example):
-        drawn_texts = [decode(state.policy, completion.token_ids) for completion in drawn]
-        example_G += [example] * len(drawn)
-        completions += drawn
-        texts += drawn_texts
-        rewards_G += rewards(drawn_texts, state.examples[example].answer, config.reward, state.grader)
+        by_example = state.rollout_engine.generate(state.policy, requests, sampling)
+    texts_by_example = [[decode(state.policy, c.token_ids) for c in drawn] for drawn in by_example]
+    rewards_by_example = [
+        rewards(texts, example.answer, config.reward, state.grader)
+        for texts, example in zip(texts_by_example, state.examples, strict=True)
+    ]
+    # back to group order, in which the examples take turns: an update on some groups then sees all of them
+    order = [
+        (group % num_examples, group // num_examples * group_size + k) for group in groups for k in range(group_size)
+    ]
+    example_G = [example for example, _ in order]
+    completions = [by_example[example][row] for example, row in order]
+    texts = [texts_by_example[example][row] for example, row in order]
+    rewards_G = [rewards_by_example[example][row] for example, row in order]
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
     rewards_tensor_G = torch.tensor(rewards_G, dtype=dtype, device=state.policy.device)
     return Batch(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from oneshot.plan import Plan, Trial
 from oneshot.report.stats import Interval, mean_interval
+from oneshot.standing import trial_standing, view
 from oneshot.store import Row, Store
 
 COLUMNS = ("suite", "n", "start", "last", "last_low", "last_high", "gain", "gain_low", "gain_high", "num_planned")
@@ -32,9 +33,8 @@ def cell_lines(plan: Plan, store: Store) -> list[CellLine]:
         if trial.key is None:
             continue
         folder = store.trial(trial.key)
-        result = folder.result()
-        if result is not None and result.outcome == "finished":
-            finished.setdefault(name, []).append((trial, folder.rows()))
+        if trial_standing(trial, folder.result()) == "finished":
+            finished.setdefault(name, []).append((trial, view(trial, folder)))
     return [
         line
         for name, those in finished.items()

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from oneshot.plan import Plan
 from oneshot.report.stats import mean_interval
+from oneshot.standing import view
 from oneshot.store import Row, Store
 
 INK, FAINT = "#22303c", "#d7dee4"
@@ -41,9 +42,9 @@ def sweep_curves(plan: Plan, store: Store, *, suite: str) -> Figure:
             continue
         panel, *rest = trial.cell.values() or ("all",)
         by_step = curves.setdefault(panel, {}).setdefault(" / ".join(rest) or "trials", {})
-        for row in store.trial(trial.key).rows():
+        for row in view(trial, store.trial(trial.key)):
             accuracy = row.metrics.get(f"eval/{suite}/pass_at_1")
-            if accuracy is not None and row.step <= trial.config.train.num_steps:
+            if accuracy is not None:
                 by_step.setdefault(row.step, []).append(accuracy)
     return _panels(curves, ylabel=f"accuracy on {suite} (pass@1)", title=plan.name)
 

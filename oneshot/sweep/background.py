@@ -1,7 +1,6 @@
 """Wake-ups -> MLflow brought up to date in a thread of its own, so that an outage never stops or slows a trial."""
 
 import logging
-import queue
 import threading
 
 from oneshot.plan import Plan, Trial
@@ -9,11 +8,14 @@ from oneshot.store import Store
 from oneshot.sweep.tracking import Tracker
 from oneshot.sweepfile import Sweep
 
+PAUSE_S = 15.0
+"""Between two tries, while MLflow does not answer."""
+
 logger = logging.getLogger(__name__)
 
 
 class TrackingThread:
-    """Brings MLflow up to date beside the trials: neither its import nor an outage holds one up."""
+    """Keeps which trainings have news, and sends them one by one; what fails is news still."""
 
     def __init__(self, sweep: Sweep, plan: Plan, store: Store, *, uri: str, artifacts: str | None) -> None:
         self.error = ""
@@ -23,36 +25,56 @@ class TrackingThread:
         for trial in plan.trials:
             if trial.key is not None:
                 self._trials.setdefault(trial.key, []).append(trial)
-        self._queue: queue.Queue[tuple[str, bool] | str] = queue.Queue()
+        self._news: dict[str, None] = {}  # as an ordered set
+        self._has_ended = False
+        self._status = ""
+        self._changed = threading.Condition()
         self._tracker: Tracker | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def wake(self, key: str, *, ended: bool) -> None:
         """A training has something new."""
-        self._queue.put((key, ended))
+        with self._changed:
+            self._news[key] = None
+            self._has_ended = self._has_ended or ended
+            self._changed.notify()
 
     def finish(self, status: str) -> None:
         """Sends everything that is left, ends the parent, and waits for it."""
-        self._queue.put(status)
+        with self._changed:
+            self._status = status
+            self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
         while True:
-            item = self._queue.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self._news or self._status)
+                if self._status:
+                    break
+                key = next(iter(self._news))
+                del self._news[key]
             try:
-                if isinstance(item, str):
-                    self._close(item)
-                    self.error = ""
-                    return
-                self._sync(*item)
+                self._sync(key)
+                self.error = ""
             except (
                 Exception
-            ) as error:  # whatever the server, network or disk does: the trials go on, and `run` catches up
-                self.error = f"{type(error).__name__}: {error}"
-                logger.warning("MLflow is behind: %s", self.error)
-                if isinstance(item, str):
-                    return
+            ) as error:  # server, network or disk, whatever it is: the trials go on, and this is tried again
+                self._say(error)
+                with self._changed:
+                    self._news[key] = None
+                    self._changed.wait_for(lambda: self._status, timeout=PAUSE_S)
+        try:
+            self._close()
+        except Exception as error:  # the same; `run` again catches up
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if text != self.error:
+            logger.warning("MLflow is behind: %s", text)
+        self.error = text
 
     def _open(self) -> Tracker:
         if self._tracker is None:
@@ -65,24 +87,28 @@ class TrackingThread:
             )
         return self._tracker
 
-    def _sync(self, key: str, ended: bool) -> None:
-        fresh = self._tracker is None
+    def _sync(self, key: str) -> None:
         tracker = self._open()
-        if fresh:
-            tracker.open(question=self._sweep.config.question, sweep_yaml=self._sweep.source.text)
+        tracker.open(question=self._sweep.config.question, sweep_yaml=self._sweep.source.text)
         for trial in self._trials[key]:
             tracker.sync(trial)
-        if ended and self._queue.empty():
+        if self._has_ended and not self._news:
+            self._has_ended = False
             tracker.refresh_cells()
 
-    def _close(self, status: str) -> None:
-        fresh = self._tracker is None
+    def _close(self) -> None:
         tracker = self._open()
-        if fresh:
-            if tracker.is_complete() and status == "FINISHED":
-                return
-            tracker.open(question=self._sweep.config.question, sweep_yaml=self._sweep.source.text)
-        for trials in self._trials.values():
-            for trial in trials:
+        if self._status == "FINISHED" and tracker.is_complete():
+            self.error = ""
+            return
+        tracker.open(question=self._sweep.config.question, sweep_yaml=self._sweep.source.text)
+        first_error: Exception | None = None
+        for trial in (trial for trials in self._trials.values() for trial in trials):
+            try:
                 tracker.sync(trial)
-        tracker.close(status)
+            except Exception as error:  # one trial's trouble is not the others'
+                first_error = first_error or error
+        tracker.close(self._status)
+        if first_error is not None:
+            raise first_error
+        self.error = ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oneshot.plan import Plan, Training, trainings
-from oneshot.standing import standing
+from oneshot.standing import standing, trial_standing
 from oneshot.store import Store
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
@@ -32,7 +32,7 @@ class Summary:
 
 def outstanding(plan: Plan, store: Store) -> list[Training]:
     """The trainings that are neither finished nor failed, in the plan's order."""
-    return [t for t in trainings(plan.trials) if standing(t, store.trial(t.key).result()) == "missing"]
+    return [t for t in trainings(plan.trials) if standing(t, store.trial(t.key)) == "missing"]
 
 
 def run(sweep: Sweep, plan: Plan, store: Store, *, launch: Launch | None, listen: Listener) -> Summary:
@@ -84,5 +84,8 @@ def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
 def _summary(plan: Plan, store: Store, *, interrupted: bool, num_started: int) -> Summary:
     counts = {"finished": 0, "failed": 0, "missing": 0}
     for training in trainings(plan.trials):
-        counts[standing(training, store.trial(training.key).result())] += len(training.trials)
+        folder = store.trial(training.key)
+        for trial in training.trials:
+            found = trial_standing(trial, folder.result())
+            counts["missing" if found == "failed" and folder.current_result() is None else found] += 1
     return Summary(**counts, interrupted=interrupted, num_started=num_started, tracking_error="")

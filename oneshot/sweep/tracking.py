@@ -1,34 +1,51 @@
 """The store -> MLflow: one parent run a sweep, one child run a trial, written by the driver alone.
 
-MLflow is a view. Everything here can be done again from the store: a step is sent once (the last one sent is a tag of
-the same request), artifacts are overwritten, and a run is looked up by its tags before it is made.
+MLflow is a view. Everything here can be done again from the store: a run is looked up by its tags before it is made, a
+point that it has is not sent again, artifacts are overwritten.
 """
 
 import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 
-from oneshot.plan import Plan, Trial, due_evaluations, suites_of
+from oneshot.plan import Plan, Trial, due_evaluations
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import sweep_curves, trial_curve
+from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
+from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import load_example
 
 logger = logging.getLogger(__name__)
 
 TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
 """Columns of an evaluation's table in MLflow; the store keeps more."""
-SENT = "oneshot.sent_step"
+TAG_LENGTH = 7500
+"""Of a tag's 8,000 characters, past which MLflow cuts without a word."""
 TRIAL = "oneshot.trial"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Child:
+    """A trial's run, and what is known of it."""
+
+    run_id: str
+    status: str
+    attempt: str = ""
+    is_new: bool = False
+    is_described: bool = False
+    sent: set[tuple[str, int]] = field(default_factory=set)
+    """(metric, step) of every point that it has."""
 
 
 class Tracker:
@@ -38,13 +55,14 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self._plan = plan
         self._store = store
         self._client = MlflowClient(tracking_uri=tracking_uri)
         self._experiment_id = self._find_experiment(experiment, artifacts)
         self._parent_id = self._find_parent()
         self._children = self._find_children()
-        self._sent: dict[str, int] = {}
+        self._is_open = False
 
     def _find_experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -73,17 +91,23 @@ class Tracker:
         runs = self._search(f"tags.sweep = '{self._plan.name}' and tags.phase = 'sweep'")
         return str(runs[0].info.run_id) if runs else None
 
-    def _find_children(self) -> dict[str, tuple[str, str]]:
-        """Name of a trial and key of its training -> its run and status."""
+    def _find_children(self) -> dict[str, _Child]:
+        """Identity of a trial -> its run."""
         if self._parent_id is None:
             return {}
         runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'")
         return {
-            run.data.tags[TRIAL]: (str(run.info.run_id), str(run.info.status)) for run in runs if TRIAL in run.data.tags
+            run.data.tags[TRIAL]: _Child(
+                run_id=str(run.info.run_id), status=str(run.info.status), attempt=run.data.tags.get("attempt", "")
+            )
+            for run in runs
+            if TRIAL in run.data.tags
         }
 
     def open(self, *, question: str, sweep_yaml: str) -> None:
-        """Makes or continues the parent run."""
+        """Makes or continues the parent run, once."""
+        if self._is_open:
+            return
         if self._parent_id is None:
             run = self._client.create_run(
                 self._experiment_id,
@@ -101,48 +125,81 @@ class Tracker:
             self._client.update_run(self._parent_id, status="RUNNING")
         self._client.log_text(self._parent_id, sweep_yaml, "sweep.yaml")
         self._client.log_dict(self._parent_id, self._plan.to_json(), "plan.json")
+        self._is_open = True
 
     def is_complete(self) -> bool:
         """Whether the parent and every trial's run are there and ended as the store says."""
         if self._parent_id is None or self._client.get_run(self._parent_id).info.status != "FINISHED":
             return False
-        return all(
-            self._children.get(_identity(trial), ("", ""))[1] in ("FINISHED", "FAILED") for trial in self._plan.trials
-        )
+        return all(self._is_told(trial, self._ended(trial)) for trial in self._plan.trials)
 
-    def sync(self, trial: Trial) -> None:
-        """Sends what the store has of a trial and MLflow has not; makes the run, and ends it with its training."""
-        assert trial.key is not None and self._parent_id is not None, "only trials that ran are tracked"
+    def _ended(self, trial: Trial) -> Result | None:
+        """The result that ended a trial; None while an attempt may still change what it has."""
+        assert trial.key is not None, "only trials that ran are tracked"
         folder = self._store.trial(trial.key)
         result = folder.result()
-        identity = _identity(trial)
-        if self._children.get(identity, ("", ""))[1] in ("FINISHED", "FAILED"):
+        is_enough = trial_standing(trial, result) == "finished"
+        return result if is_enough else folder.current_result()
+
+    def _is_told(self, trial: Trial, result: Result | None) -> bool:
+        child = self._children.get(_identity(trial))
+        if child is None or result is None:
+            return False
+        return child.status == _status(trial, result) and child.attempt == str(result.attempt)
+
+    def sync(self, trial: Trial) -> None:
+        """Sends what the store has of a trial and MLflow has not; makes the run, and ends it with its training.
+
+        A run that had ended is opened again where a later attempt went further.
+        """
+        assert trial.key is not None and self._parent_id is not None, "only trials that ran are tracked"
+        folder = self._store.trial(trial.key)
+        result = self._ended(trial)
+        if self._is_told(trial, result):
             return
-        attempt = folder.attempt(result.attempt if result else max(1, len(folder.list("attempts"))))
+        attempt = folder.attempt(result.attempt if result else len(folder.list("attempts")))
         if not attempt:
             return
-        if identity not in self._children:
-            self._children[identity] = (self._create(trial, folder, attempt), "RUNNING")
-        run_id, status = self._children[identity]
-        if status != "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
-            self._children[identity] = (run_id, "RUNNING")
-        if run_id not in self._sent:
-            self._sent[run_id] = int(self._client.get_run(run_id).data.tags.get(SENT, -1))
-        rows = view(trial, folder.rows())
+        child = self._child(trial, folder, attempt)
+        rows = view(trial, folder)
         for row in rows:
-            if row.step > self._sent[run_id]:
-                metrics = [Metric(name, value, row.time_ms, row.step) for name, value in row.metrics.items()]
-                self._client.log_batch(run_id, metrics=metrics, tags=[RunTag(SENT, str(row.step))])
-                self._sent[run_id] = row.step
+            fresh = {name: value for name, value in row.metrics.items() if (name, row.step) not in child.sent}
+            if fresh:
+                metrics = [Metric(name, value, row.time_ms, row.step) for name, value in fresh.items()]
+                self._client.log_batch(child.run_id, metrics=metrics)
+                child.sent.update((name, row.step) for name in fresh)
         if result is not None:
-            self._end(trial, folder, result, rows, run_id)
+            self._end(trial, folder, result, rows, child)
 
-    def _create(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> str:
+    def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
+        """The trial's run, RUNNING, described, and with what it has of metrics known."""
         assert self._parent_id is not None
+        identity = _identity(trial)
+        if identity not in self._children:
+            tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
+            run = self._client.create_run(
+                self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
+            )
+            self._children[identity] = _Child(run_id=str(run.info.run_id), status="RUNNING", is_new=True)
+        child = self._children[identity]
+        if child.status != "RUNNING":
+            self._client.update_run(child.run_id, status="RUNNING")
+            child.status = "RUNNING"
+        if not child.is_described:
+            run = self._client.get_run(child.run_id)
+            known = run.data.params  # params are written once; a longer request of the same training keeps the first's
+            params = [Param(name, value) for name, value in _params(trial) if name not in known]
+            self._client.log_batch(child.run_id, params=params)
+            if run.inputs is None or not run.inputs.dataset_inputs:
+                self._client.log_inputs(child.run_id, datasets=_dataset_inputs(trial))
+            if not child.is_new:
+                for name in run.data.metrics:
+                    child.sent.update((name, m.step) for m in self._client.get_metric_history(child.run_id, name))
+            child.is_described = True
+        return child
+
+    def _tags(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> dict[str, str]:
         tags = {
-            "mlflow.parentRunId": self._parent_id,
-            TRIAL: _identity(trial),
             "sweep": self._plan.name,
             "trial.key": str(trial.key),
             "seed": str(trial.seed),
@@ -154,45 +211,44 @@ class Tracker:
             **{f"label.{name}": value for name, value in trial.labels.items()},
             **_source_tags(),
         }
-        if attempt["sweep"] != self._plan.name:
-            tags["reused.from"] = attempt["sweep"]
-        run = self._client.create_run(
-            self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
-        )
-        run_id = str(run.info.run_id)
-        self._client.log_batch(run_id, params=[Param(name, value) for name, value in _params(trial)])
-        self._client.log_inputs(run_id, datasets=_dataset_inputs(trial))
-        return run_id
+        return tags if attempt["sweep"] == self._plan.name else {**tags, "reused.from": attempt["sweep"]}
 
-    def _end(self, trial: Trial, folder: TrialFolder, result: Result, rows: list[Row], run_id: str) -> None:
+    def _end(self, trial: Trial, folder: TrialFolder, result: Result, rows: list[Row], child: _Child) -> None:
         tables = []
-        suites = {suite.digest: suite.name for suite in suites_of(trial.config)}
-        wanted = due_evaluations(trial.config)
-        for (digest, step), name in sorted(folder.evaluations().items(), key=lambda item: item[0][1]):
-            if (digest, step) in wanted and (completions := folder.completions(name)) is not None:
-                path = f"eval/{suites[digest]}/step_{step}.json"
-                rows_ = [row[: len(TABLE_COLUMNS)] for row in completions["data"]]
-                self._client.log_dict(run_id, {"columns": list(TABLE_COLUMNS), "data": rows_}, path)
-                tables.append({"path": path, "type": "table"})
+        due = due_evaluations(trial.config)
+        for suite in load_suites(trial.config):
+            for step in sorted(step for digest, step in due & result.evaluations if digest == suite.digest):
+                completions = folder.completions(f"eval-{suite.digest}-{step}")
+                assert completions is not None, "an evaluation on record has its completions"
+                path = f"eval/{suite.name}/step_{step}.json"
+                data = [row[: len(TABLE_COLUMNS)] for row in completions["data"]]
+                self._client.log_dict(child.run_id, {"columns": list(TABLE_COLUMNS), "data": data}, path)
+                tables.append(path)
+        self._list_tables(child.run_id, tables)
+        self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
+        status = _status(trial, result)
+        if status == "FAILED":
+            self._client.set_tag(child.run_id, "state.reason", result.reason)
+            self._client.log_text(child.run_id, result.traceback, "traceback.txt")
+        elif "state.reason" in self._client.get_run(child.run_id).data.tags:
+            self._client.delete_tag(child.run_id, "state.reason")
+        self._client.set_tag(child.run_id, "attempt", str(result.attempt))
+        self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
+        child.status, child.attempt = status, str(result.attempt)
+
+    def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
+        """Tells MLflow which artifacts are tables: of very many, those of the latest steps, for a tag has an end."""
+        tables = [{"path": path, "type": "table"} for path in paths]
+        while len(json.dumps(tables)) > TAG_LENGTH:
+            tables.pop(0)
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
-        self._client.log_figure(run_id, trial_curve(rows, title=trial.label), "curve.png")
-        self._client.set_tag(run_id, "attempt", str(result.attempt))
-        status = "FINISHED"
-        if result.outcome == "failed":
-            status = "FAILED"
-            self._client.set_tag(run_id, "state.reason", result.reason)
-            self._client.log_text(run_id, result.traceback, "traceback.txt")
-        self._client.set_terminated(run_id, status, end_time=result.ended_ms)
-        self._children[_identity(trial)] = (run_id, status)
 
     def refresh_cells(self) -> None:
         """Writes the parent's `cells` table and figures anew."""
         assert self._parent_id is not None
         lines = cell_lines(self._plan, self._store)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
-        self._client.set_tag(
-            self._parent_id, "mlflow.loggedArtifacts", json.dumps([{"path": "cells.json", "type": "table"}])
-        )
+        self._list_tables(self._parent_id, ["cells.json"])
         for suite in sorted({line.suite for line in lines}):
             self._client.log_figure(self._parent_id, sweep_curves(self._plan, self._store, suite=suite), f"{suite}.png")
 
@@ -200,29 +256,16 @@ class Tracker:
         """Ends the parent with `FINISHED`, `FAILED` or `KILLED`; runs of trials that did not end are KILLED too."""
         assert self._parent_id is not None
         self.refresh_cells()
-        for run_id, child_status in self._children.values():
-            if child_status == "RUNNING":
-                self._client.set_terminated(run_id, "KILLED")
+        for child in self._children.values():
+            if child.status == "RUNNING":
+                self._client.set_terminated(child.run_id, "KILLED")
+                child.status = "KILLED"
         self._client.set_terminated(self._parent_id, status, end_time=now_ms())
 
 
-def view(trial: Trial, rows: Iterable[Row]) -> list[Row]:
-    """What one trial sees of its training's rows: its own steps, and the evaluations that it asked for."""
-    suites = {suite.digest: suite.name for suite in suites_of(trial.config)}
-    due = {(suites[digest], step) for digest, step in due_evaluations(trial.config)}
-    return [
-        Row(
-            step=row.step,
-            time_ms=row.time_ms,
-            metrics={
-                name: value
-                for name, value in row.metrics.items()
-                if not name.startswith("eval/") or (name.split("/")[1], row.step) in due
-            },
-        )
-        for row in rows
-        if row.step <= trial.config.train.num_steps
-    ]
+def _status(trial: Trial, result: Result) -> str:
+    """MLflow's word for how a trial ended."""
+    return "FINISHED" if trial_standing(trial, result) == "finished" else "FAILED"
 
 
 def _identity(trial: Trial) -> str:
@@ -245,7 +288,7 @@ def _dataset_inputs(trial: Trial) -> list[DatasetInput]:
     examples = [load_example(name) for name in trial.config.examples]
     digest = sha256("".join(example.digest for example in examples).encode()).hexdigest()
     found = [(", ".join(trial.config.examples), digest, "training", len(examples))]
-    found += [(suite.name, suite.digest, "eval", len(suite.problems)) for suite in suites_of(trial.config)]
+    found += [(suite.name, suite.digest, "eval", len(suite.problems)) for suite in load_suites(trial.config)]
     return [
         DatasetInput(
             Dataset(

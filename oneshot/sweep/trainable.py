@@ -1,6 +1,7 @@
 """A training by its key -> that training, step by step, inside a Ray worker."""
 
 import json
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -24,6 +25,7 @@ def to_tune_config(training: Training, *, storage: str, sweep: str) -> dict[str,
         "key": training.key,
         "storage": storage,
         "sweep": sweep,
+        "working_directory": os.getcwd(),
         "training": json.dumps(
             {
                 "key": training.key,
@@ -72,6 +74,9 @@ class TrialTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Runs one step."""
         if self._steps is None:
+            if os.path.isdir(self._config["working_directory"]):
+                # Tune moves its workers elsewhere; a sweep's paths are meant from where it was started
+                os.chdir(self._config["working_directory"])
             training = _from_tune_config(self._config)
             folder = Store(self._config["storage"]).trial(training.key)
             timeout_s = training.config.reward.timeout_s

@@ -52,7 +52,8 @@ def run_on_ray(
                     num_samples=-1,
                     # Tune asks for one trial at a time of a searcher that states no limit
                     max_concurrent_trials=sweep.config.resources.max_concurrent or len(missing),
-                    reuse_actors=True,
+                    # accelerate fixes the precision of a process when it is first used
+                    reuse_actors=len({training.config.model.mixed_precision for training in missing}) == 1,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
@@ -66,7 +67,7 @@ def run_on_ray(
             tuner.fit()
     finally:
         ray.shutdown()
-    return any(store.trial(training.key).result() is None for training in missing)
+    return any(store.trial(training.key).current_result() is None for training in missing)
 
 
 def _init_ray(address: str | None) -> None:
@@ -162,7 +163,7 @@ class _Wake(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker died."""
         key = trial.config["key"]
-        if self._store.trial(key).result() is None:
+        if self._store.trial(key).current_result() is None:
             _record_crash(self._store, key, trial)
         self._end(key)
 
@@ -176,19 +177,25 @@ def _record_crash(store: Store, key: str, trial: Any) -> None:
     folder = store.trial(key)
     rows = folder.rows()
     error_file = trial.error_file
-    trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else ""
+    trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else "the worker left no trace"
     attempt = len(folder.list("attempts"))
+    last = folder.result()
+    if attempt == (last.attempt if last is not None else 0):  # it died before it could begin one
+        attempt = folder.begin_attempt(
+            {"sweep": trial.config["sweep"], "started_ms": now_ms(), "gpu": "", "env_digest": ""}
+        )
+    folder.write(f"log/{attempt}.txt", f"{folder.read(f'log/{attempt}.txt') or ''}\n{trace}")
     folder.write_result(
         Result(
             outcome="failed",
             attempt=attempt,
             steps_done=rows[-1].step if rows else 0,
-            evaluations=frozenset(folder.evaluations()),
+            evaluations=folder.evaluations(),
             reason="crash: the worker died",
             traceback=trace,
             log_path=f"{folder.path}/log/{attempt}.txt",
             checkpoint="none",
-            started_ms=folder.attempt(attempt).get("started_ms", now_ms()),
+            started_ms=folder.attempt(attempt)["started_ms"],
             ended_ms=now_ms(),
         )
     )

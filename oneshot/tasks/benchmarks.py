@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
-from oneshot.config import SuiteConfig
+from oneshot.config import SuiteConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic, problems
 from oneshot.tasks.problems import Problem
@@ -28,11 +28,14 @@ class Suite:
     temperature: float
     max_tokens: int
     every_steps: int
+    suffix: str
+    template: str
 
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of everything that decides an evaluation's completions and grades, apart from the policy."""
-        rule = [self.samples, self.temperature, self.max_tokens, [problem.digest for problem in self.problems]]
+        asked = [self.template, self.suffix]
+        rule = [self.samples, self.temperature, self.max_tokens, asked, [problem.digest for problem in self.problems]]
         return sha256(json.dumps(rule).encode()).hexdigest()
 
     def is_due(self, step: int, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> bool:
@@ -42,8 +45,13 @@ class Suite:
         return at_start if step == 0 else step % self.every_steps == 0
 
 
-def load_suite(name: str, config: SuiteConfig, *, max_tokens: int, every_steps: int) -> Suite:
-    """The suite `name`; `max_tokens` and `every_steps` stand in where its own are absent.
+def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
+    """The suites that a trial is evaluated on, in the order of its config."""
+    return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
+
+
+def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
+    """The suite `name`; what it leaves out is the trial's.
 
     Raises:
         DataError: neither built in nor given a source, or the source is not as it should be.
@@ -69,6 +77,8 @@ def load_suite(name: str, config: SuiteConfig, *, max_tokens: int, every_steps: 
         problems=chosen,
         samples=config.samples,
         temperature=config.temperature,
-        max_tokens=config.max_tokens or max_tokens,
-        every_steps=config.every_steps or every_steps,
+        max_tokens=config.max_tokens or trial.rollout.max_tokens,
+        every_steps=config.every_steps or trial.eval.every_steps,
+        suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
+        template=trial.prompt.template,
     )

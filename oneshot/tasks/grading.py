@@ -6,16 +6,20 @@ in a child process: its own time-outs need the main thread (`signal.alarm`), and
 a silent False.
 """
 
+import contextlib
 import json
 import queue
 import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Literal
+
+from oneshot.errors import TrialError
 
 Verdict = bool | None
 
@@ -81,6 +85,10 @@ class Grader:
     ) -> None:
         self.close()
 
+    def forget_ungraded(self) -> None:
+        """Forgets answers without verdict: a busy machine in one trial must not decide the next one's grades."""
+        self._memo = {question: reply for question, reply in self._memo.items() if reply.verdict is not None}
+
     def close(self) -> None:
         """Ends the child; the next question starts another."""
         if self._child is not None:
@@ -128,8 +136,9 @@ class Grader:
                 self._child = _Child(self.timeout_s)
             reply = self._child.ask(question)
             if reply is None:
+                died = self._child.has_ended()
                 self.close()
-                reply = _Reply(None, f"no verdict within {self.timeout_s:g} s")
+                reply = _Reply(None, "the grader died" if died else f"no verdict within {self.timeout_s:g} s")
             self._memo[question] = reply
         return self._memo[question]
 
@@ -143,14 +152,20 @@ class _Child:
             [sys.executable, "-m", "oneshot.tasks.grading_worker", str(timeout_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin = self._process.stdin
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
-        self._next_line(START_TIMEOUT_S)  # it says when it has imported everything
+        self._stderr: deque[str] = deque(maxlen=20)
+        threading.Thread(target=self._stderr.extend, args=(self._process.stderr,), daemon=True).start()
+        if not self._next_line(START_TIMEOUT_S):  # it says when it has imported everything
+            self.kill()
+            raise TrialError(
+                "the grading process did not start: " + ("".join(self._stderr).strip() or "no word of why")
+            )
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:
@@ -176,6 +191,19 @@ class _Child:
         verdict, reason = json.loads(line)
         return _Reply(verdict, reason)
 
+    def has_ended(self) -> bool:
+        """Whether it is gone by itself, as opposed to busy."""
+        try:
+            self._process.wait(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def kill(self) -> None:
+        """Ends it, whatever it does."""
         self._process.kill()
         self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()

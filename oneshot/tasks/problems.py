@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow.lib
 import pyarrow.parquet
 
 from oneshot.errors import DataError
@@ -74,13 +75,21 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
 
 
 def _read_parquet(path: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(Path(path).expanduser()).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(Path(path).expanduser()).to_pylist()
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a parquet file that can be read: {error}") from error
     return rows
 
 
 def _read_jsonl(path: str) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(Path(path).expanduser().read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: not UTF-8 text that can be read: {error}") from error
+    # not splitlines: U+2028 and its like may stand in a problem
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from oneshot.config import ModelConfig, PromptConfig, SuiteConfig
+from oneshot.config import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
 from oneshot.grpo.evaluate import evaluate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import load_policy
@@ -38,8 +38,9 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
     found, count = [], 0
     with Grader() as grader:
         for temperature in (1.0, 0.0):
-            config = SuiteConfig(num_problems=num_problems, temperature=temperature)
-            suite = load_suite("arithmetic", config, max_tokens=MAX_TOKENS, every_steps=1)
+            suite = load_suite(
+                "arithmetic", SuiteConfig(num_problems=num_problems, temperature=temperature), _config(name)
+            )
             evaluation = evaluate(
                 policy,
                 suite,
@@ -52,6 +53,15 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
             found.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
             count = len(suite.problems)
     return Measured(num_problems=count, num_parameters=policy.model.num_parameters(), sampled=found[0], greedy=found[1])
+
+
+def _config(name: str) -> TrialConfig:
+    return TrialConfig(
+        model=ModelConfig(path=f"tiny:{name}"),
+        prompt=PromptConfig(template="plain"),
+        examples=["arithmetic:47+38"],
+        rollout=RolloutConfig(max_tokens=MAX_TOKENS),
+    )
 
 
 def card(organism: Organism, measured: Measured) -> str:
