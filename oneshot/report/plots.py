@@ -70,7 +70,7 @@ def _panels(curves: Mapping[str, Mapping[str, Mapping[int, list[float]]]], *, yl
         axes.set_title(panel, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("step")
         axes.set_ylim(-0.02, 1.02)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
     panels[0].set_ylabel(ylabel)
     figure.suptitle(f"{title}: mean over seeds, 95% t interval", fontsize=10, color=INK, x=0.01, ha="left")
     return figure
