@@ -174,7 +174,7 @@ METRICS = {
     ),
     *("rollout/entropy", "rollout/length_mean", "rollout/truncated", "rollout/boxed", "eval/arithmetic/pass_at_1"),
     *("eval/arithmetic/pass_at_1_lenient", "eval/arithmetic/gain", "eval/arithmetic/addition/pass_at_1"),
-    *("perf/tokens_per_s", "perf/step_s", "perf/rollout_s", "perf/update_s"),
+    *("perf/tokens_per_s", "perf/step_s", "perf/rollout_s", "perf/update_s", "perf/efficiency"),
 }
 
 

@@ -21,6 +21,7 @@ from oneshot.config import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.grpo.advantage import group_advantages, zero_std_groups
 from oneshot.grpo.evaluate import Evaluation, evaluate
+from oneshot.grpo.floor import arithmetic, matmul_flops_per_s
 from oneshot.grpo.loss import BatchTotals, grpo_loss
 from oneshot.grpo.policy import Rows, completion_logprobs, decode, make_rows
 from oneshot.grpo.rollout import Completion, Request, Sampling
@@ -90,6 +91,7 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
         "perf/rollout_s": rollout_s,
         "perf/update_s": step_s - rollout_s,
         "perf/tokens_per_s": num_tokens / step_s,
+        "perf/efficiency": _floor_s(config, state, num_tokens) / step_s,
         "system/rss_gib": psutil.Process().memory_info().rss / 2**30,
     }
     if torch.cuda.is_available():
@@ -112,6 +114,17 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
             )
         ),
     )
+
+
+def _floor_s(config: TrialConfig, state: TrialState, completion_tokens: int) -> float:
+    """Seconds that the step's arithmetic takes at the matmul rate of this process."""
+    flops = arithmetic(state.policy.model).flops(
+        prompt_tokens=sum(len(prompt_ids) for prompt_ids in state.prompts),
+        completion_tokens=completion_tokens,
+        with_reference=state.reference is not None,
+    )
+    dtype = torch.bfloat16 if config.model.mixed_precision == "bf16" else state.policy.model.dtype
+    return flops / matmul_flops_per_s(state.policy.device.type, dtype, torch.get_num_threads())
 
 
 def roll_out(config: TrialConfig, state: TrialState) -> Batch:
