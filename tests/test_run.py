@@ -1,5 +1,6 @@
 """Whole sweeps on a real local Ray into a real MLflow store: what a person gets from `oneshot run`."""
 
+import contextlib
 import json
 import os
 import re
@@ -74,7 +75,8 @@ class Place:
         )
 
     def plan(self) -> Plan:
-        return make_plan(load(self.file))
+        with contextlib.chdir(self.folder):
+            return make_plan(load(self.file))
 
     @property
     def client(self) -> MlflowClient:
