@@ -1,5 +1,6 @@
 """Whole sweeps on a real local Ray into a real MLflow store: what a person gets from `oneshot run`."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -101,6 +102,7 @@ def make_place(folder: Path, text: str) -> Place:
     folder.mkdir(exist_ok=True)
     # Ray's sockets need a short path
     scratch = tempfile.mkdtemp(prefix="os", dir="/tmp")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     environment = {**os.environ, "HOME": str(folder), "RAY_TMPDIR": scratch}
     (folder / "s.yaml").write_text(text)
     # a path from the working directory: workers must find it, too
