@@ -139,6 +139,10 @@ def test_mlflow_has_one_parent_and_one_child_a_trial_all_finished(place: Ran) ->
         ("sweep", "FINISHED"): 1,
         ("grid", "FINISHED"): 6,
     }
+    experiment = made.client.get_experiment_by_name("small")
+    assert experiment is not None
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "eval/arithmetic/pass_at_1"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     (parent,) = (run for run in runs if run.data.tags["phase"] == "sweep")
     children = {run.data.tags["trial.key"]: run for run in runs if run.data.tags["phase"] == "grid"}
     assert set(children) == {trial.key for trial in made.plan().trials}

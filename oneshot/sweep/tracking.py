@@ -69,6 +69,8 @@ class Tracker:
         if experiment is not None:
             return str(experiment.experiment_id)
         experiment_id = self._client.create_experiment(name, artifact_location=artifacts)
+        # said, for the UI guesses otherwise, and takes tables of completions for an LLM application's
+        self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         for suite in list(self._plan.trials[0].config.eval.suites)[:1]:
             self._client.set_experiment_tag(
                 experiment_id, "mlflow.experiment.primaryMetric.name", f"eval/{suite}/pass_at_1"
