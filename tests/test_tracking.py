@@ -140,7 +140,9 @@ def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: p
 def test_of_very_many_tables_the_latest_are_listed(lab: Lab) -> None:
     sweep = lab.sweep()
     plan = make_plan(sweep)
-    tracker = Tracker(plan, lab.store, tracking_uri=f"sqlite:///{lab.folder}/m.db", experiment="e", artifacts=None)
+    tracker = Tracker(
+        plan, lab.store, tracking_uri=f"sqlite:///{lab.folder}/m.db", experiment="e", artifacts=lab.folder.as_uri()
+    )
     tracker.open(question="?", sweep_yaml="")
     assert tracker._parent_id is not None
     tracker._list_tables(tracker._parent_id, [f"eval/arithmetic/step_{step}.json" for step in range(500)])
