@@ -148,9 +148,9 @@ def _coinciding(trials: Sequence[Trial]) -> list[str]:
     found: dict[tuple[str, frozenset[tuple[str, int]]], Trial] = {}
     warnings = []
     for trial in trials:
-        if trial.key is not None:
+        if trial.key is not None and trial.seed == trials[0].seed:  # what holds of cells holds at every seed
             other = found.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
-            if other is not trial and trial.seed == trials[0].seed:
+            if other is not trial:
                 warnings.append(f"{other.label} and {trial.label} are the same trial: what differs changes nothing")
     return warnings
 

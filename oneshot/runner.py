@@ -27,7 +27,7 @@ from oneshot.grpo.policy import set_threads
 from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, train
 from oneshot.plan import Training, due_evaluations
-from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Outcome, Result, Row, TrialFolder, now_ms
+from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, TrialFolder, now_ms
 from oneshot.tasks.grading import Grader
 
 SEGMENT_S = 10.0
@@ -52,7 +52,7 @@ def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: s
         for step in train(training.config, state):
             recorder.take(step, state)
             yield step
-        recorder.end(state, "finished", "")
+        recorder.end(state)
     except GeneratorExit:
         recorder.interrupt()
         raise
@@ -69,9 +69,8 @@ class _Recorder:
     def __init__(self, training: Training, folder: TrialFolder, origin: str) -> None:
         self.training = training
         self.folder = folder
-        self.started_ms = now_ms()
         folder.write_json("trial.json", describe(training))
-        self.attempt = folder.begin_attempt({"sweep": origin, "started_ms": self.started_ms, **environment()})
+        self.attempt = folder.begin_attempt({"sweep": origin, "started_ms": now_ms(), **environment()})
         self.log = _Log()
         self.pending: list[Row] = []
         self.last_segment_s = time.monotonic()
@@ -132,12 +131,8 @@ class _Recorder:
         if self.pending:
             self.folder.write_segment(self.attempt, self.pending)
             self.pending = []
-        self.folder.write(self._log_name, self.log.text())
+        self.folder.write(self.folder.log_name(self.attempt), self.log.text())
         self.last_segment_s = time.monotonic()
-
-    @property
-    def _log_name(self) -> str:
-        return f"log/{self.attempt}.txt"
 
     def _checkpoint(self, state: TrialState, *, with_optimizer: bool) -> None:
         with tempfile.TemporaryDirectory() as local:
@@ -150,7 +145,7 @@ class _Recorder:
         if self.state is not None and self.state.step:
             self._checkpoint(self.state, with_optimizer=True)
 
-    def end(self, state: TrialState, outcome: Outcome, reason: str) -> None:
+    def end(self, state: TrialState) -> None:
         """Writes what is kept of a training that is through, then its result."""
         self.flush()
         keep = self.training.config.checkpoint.keep
@@ -158,31 +153,15 @@ class _Recorder:
             self.folder.remove_folder("checkpoint")
         else:
             self._checkpoint(state, with_optimizer=keep == "full")
-        self._write_result(outcome, reason, "", keep)
+        self.folder.end_attempt(self.attempt, "finished", checkpoint=keep)
 
     def fail(self, error: Exception) -> None:
         """Writes a failed result with the traceback of the error that is being handled."""
-        self.log.write(traceback.format_exc())
+        trace = traceback.format_exc()
+        self.log.write(trace)
         self.flush()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._write_result("failed", reason, traceback.format_exc(), "none")
-
-    def _write_result(self, outcome: Outcome, reason: str, trace: str, keep: Any) -> None:
-        rows = self.folder.rows()
-        self.folder.write_result(
-            Result(
-                outcome=outcome,
-                attempt=self.attempt,
-                steps_done=rows[-1].step if rows else 0,
-                evaluations=self.folder.evaluations(),
-                reason=reason,
-                traceback=trace,
-                log_path=f"{self.folder.path}/{self._log_name}",
-                checkpoint=keep,
-                started_ms=self.started_ms,
-                ended_ms=now_ms(),
-            )
-        )
+        self.folder.end_attempt(self.attempt, "failed", reason=reason, traceback=trace)
 
     def close(self) -> None:
         self.log.close()

@@ -191,6 +191,37 @@ class TrialFolder(Folder):
         names = (name.removesuffix(".json").rsplit("-", 1) for name in self.list("evaluations"))
         return frozenset((digest, int(step)) for digest, step in names)
 
+    def end_attempt(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        *,
+        reason: str = "",
+        traceback: str = "",
+        checkpoint: Literal["none", "weights", "full"] = "none",
+    ) -> None:
+        """Writes the result of an attempt, with the steps and evaluations that are on record by then."""
+        rows = self.rows()
+        self.write_result(
+            Result(
+                outcome=outcome,
+                attempt=attempt,
+                steps_done=rows[-1].step if rows else 0,
+                evaluations=self.evaluations(),
+                reason=reason,
+                traceback=traceback,
+                log_path=posixpath.join(self.path, self.log_name(attempt)),
+                checkpoint=checkpoint,
+                started_ms=self.attempt(attempt)["started_ms"],
+                ended_ms=now_ms(),
+            )
+        )
+
+    @staticmethod
+    def log_name(attempt: int) -> str:
+        """Where an attempt's log lies in the folder."""
+        return f"log/{attempt}.txt"
+
     def write_result(self, result: Result) -> None:
         """Ends the training's record."""
         fields = {name: getattr(result, name) for name in Result.__slots__}

@@ -58,9 +58,7 @@ class TrackingThread:
             try:
                 self._sync(key)
                 self.error = ""
-            except (
-                Exception
-            ) as error:  # server, network or disk, whatever it is: the trials go on, and this is tried again
+            except Exception as error:  # server, network or disk: the trials go on, and this is tried again
                 self._say(error)
                 with self._changed:
                     self._news[key] = None

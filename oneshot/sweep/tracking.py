@@ -26,8 +26,6 @@ from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, n
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import load_example
 
-logger = logging.getLogger(__name__)
-
 TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
 """Columns of an evaluation's table in MLflow; the store keeps more."""
 TAG_LENGTH = 7500

@@ -12,7 +12,7 @@ from ray import tune
 
 from oneshot.errors import UserError
 from oneshot.plan import Training
-from oneshot.store import Result, Store, now_ms
+from oneshot.store import Store, now_ms
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.searcher import PlanSearcher
@@ -36,14 +36,13 @@ def run_on_ray(
     listen(Event(kind="message", text="starting Ray" if address is None else f"joining Ray at {address}"))
     _init_ray(address)
     by_key = {training.key: training for training in missing}
-
-    nodes = _nodes()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def resources(config: dict[str, Any]) -> Any:
         return tune.PlacementGroupFactory([_bundle(by_key[config["key"]], nodes)])
 
     try:
-        _check_feasible(missing)
+        _check_feasible(missing, nodes)
         with tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(TrialTrainable, resources),
@@ -104,18 +103,12 @@ def _bundle(training: Training, nodes: Sequence[dict[str, float]]) -> dict[str, 
     return bundle
 
 
-def _nodes() -> list[dict[str, float]]:
-    """Resources of every live node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _check_feasible(missing: Sequence[Training]) -> None:
+def _check_feasible(missing: Sequence[Training], nodes: Sequence[dict[str, float]]) -> None:
     """A trial that fits no node would wait for ever.
 
     Raises:
         UserError: names trial, need and the largest node.
     """
-    nodes = _nodes()
     for training in missing:
         bundle = _bundle(training, nodes)
         if not any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes):
@@ -175,27 +168,12 @@ class _Wake(tune.Callback):
 def _record_crash(store: Store, key: str, trial: Any) -> None:
     """A worker that died could not record its own end."""
     folder = store.trial(key)
-    rows = folder.rows()
     error_file = trial.error_file
     trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else "the worker left no trace"
-    attempt = len(folder.list("attempts"))
-    last = folder.result()
-    if attempt == (last.attempt if last is not None else 0):  # it died before it could begin one
-        attempt = folder.begin_attempt(
-            {"sweep": trial.config["sweep"], "started_ms": now_ms(), "gpu": "", "env_digest": ""}
-        )
-    folder.write(f"log/{attempt}.txt", f"{folder.read(f'log/{attempt}.txt') or ''}\n{trace}")
-    folder.write_result(
-        Result(
-            outcome="failed",
-            attempt=attempt,
-            steps_done=rows[-1].step if rows else 0,
-            evaluations=folder.evaluations(),
-            reason="crash: the worker died",
-            traceback=trace,
-            log_path=f"{folder.path}/log/{attempt}.txt",
-            checkpoint="none",
-            started_ms=folder.attempt(attempt)["started_ms"],
-            ended_ms=now_ms(),
-        )
+    # it may have died before it could begin an attempt
+    attempt = len(folder.list("attempts")) or folder.begin_attempt(
+        {"sweep": trial.config["sweep"], "started_ms": now_ms(), "gpu": "", "env_digest": ""}
     )
+    log_name = folder.log_name(attempt)
+    folder.write(log_name, f"{folder.read(log_name) or ''}\n{trace}")
+    folder.end_attempt(attempt, "failed", reason="crash: the worker died", traceback=trace)
