@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 """Part of every trial key: raised whenever a change to the code changes what a trial computes."""
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
@@ -27,7 +27,9 @@ class ModelConfig(Config):
     path: str = Field(min_length=1, description="`tiny:qwen2` or `tiny:llama` (shipped), a local folder, or a hub id")
     revision: str | None = Field(None, description="commit hash of a hub model; anything else is resolved by `run`")
     dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="of the master weights")
-    mixed_precision: Literal["no", "bf16"] = Field("no", description="compute dtype through accelerate's autocast")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="bf16: compute in bfloat16, optimise weights of `dtype`"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch sees one")
 
 
@@ -58,7 +60,12 @@ class RolloutConfig(Config):
     group_size: int = Field(8, ge=2, description="completions that share one baseline (released: 8, not 1024)")
     temperature: float = Field(0.6, gt=0, le=10, description="also divides the logits of the loss")
     max_tokens: int = Field(3072, ge=1, description="of one completion")
-    wave_rows: int = Field(1024, ge=1, description="rows decoded at a time; part of what fixes the bits of a run")
+    kv_gib: float | None = Field(
+        None,
+        gt=0,
+        description="memory for keys and values; completions that do not fit it together are decoded in waves; absent: "
+        "half of what a GPU has left, 4 on a CPU",
+    )
 
 
 class AdvantageConfig(Config):
@@ -97,7 +104,12 @@ class TrainConfig(Config):
 
     num_steps: int = Field(2000, ge=0, description="rollouts, each with its updates; 0: evaluation only")
     updates_per_rollout: int = Field(1, ge=1, description="optimiser steps a rollout (paper's text: 8; its code: 1)")
-    microbatch_tokens: int = Field(24_000, ge=1, description="padded tokens of one forward; never changes the gradient")
+    microbatch_tokens: int = Field(
+        24_000, ge=1, description="tokens of one forward and backward; moves no more than a gradient's last digits"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute each layer twice instead of keeping what it computed: slower, in far less memory"
+    )
 
 
 class SuiteConfig(Config):
@@ -127,7 +139,6 @@ class EvalConfig(Config):
     every_steps: int = Field(20, ge=1, description="default of the suites")
     also_at: list[int] = Field(default_factory=list, description="further steps at which every suite is run")
     at_start: bool = Field(True, description="evaluate before step 1; `gain` is measured against it")
-    batch_rows: int = Field(512, ge=1, description="completions decoded at a time")
     suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="suite name -> its sampling rule")
 
 

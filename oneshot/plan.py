@@ -191,7 +191,7 @@ def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
     """First 16 hex digits of sha256 over the canonical JSON of everything that changes training.
 
     Not in it: names, resources, storage, evaluation; the number of steps, while the learning rate is constant; how
-    work is split (`microbatch_tokens`, `wave_rows`), which may move last digits but asks the same question.
+    work is split (`microbatch_tokens`, `kv_gib`), which may move last digits but asks the same question.
     """
     dump = config.model_dump(mode="json")
     facts = {
@@ -200,7 +200,7 @@ def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
         "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
         "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"]],
         "reward": dump["reward"],
-        "rollout": {name: value for name, value in dump["rollout"].items() if name != "wave_rows"},
+        "rollout": {name: value for name, value in dump["rollout"].items() if name != "kv_gib"},
         "advantage": dump["advantage"],
         "loss": dump["loss"],
         "optim": dump["optim"],
@@ -298,8 +298,8 @@ def inert_settings(config: TrialConfig) -> list[str]:
         found.append("loss.clip_low and clip_high change nothing at train.updates_per_rollout 1: the ratio is always 1")
     if config.model.revision is not None and local_folder(config.model.path) is not None:
         found.append(f"model.revision changes nothing: {config.model.path} is a folder, known by its contents")
-    if config.rollout.engine == "hf" and "wave_rows" in config.rollout.model_fields_set:
-        found.append("rollout.wave_rows changes nothing with rollout.engine hf")
+    if config.rollout.engine == "hf" and "kv_gib" in config.rollout.model_fields_set:
+        found.append("rollout.kv_gib changes nothing with rollout.engine hf")
     if config.advantage.normalize_std is False and "eps" in config.advantage.model_fields_set:
         found.append("advantage.eps changes nothing where advantage.normalize_std is false")
     return found

@@ -23,7 +23,7 @@ import torch
 
 from oneshot.errors import UserError
 from oneshot.grpo.evaluate import Evaluation
-from oneshot.grpo.policy import set_threads
+from oneshot.grpo.policy import use_cpus
 from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, train
 from oneshot.plan import Training, due_evaluations
@@ -46,7 +46,7 @@ def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: s
     recorder = _Recorder(training, folder, origin)
     try:
         grader.forget_ungraded()
-        set_threads(max(1, int(training.resources.cpus)))
+        use_cpus(max(1, int(training.resources.cpus)))
         state = new_state(training.config, seed=training.seed, grader=grader)
         recorder.resume(state)
         for step in train(training.config, state):

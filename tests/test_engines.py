@@ -8,16 +8,27 @@ import torch
 from scipy import stats
 
 from oneshot.config import ModelConfig, PromptConfig
+from oneshot.grpo import lockstep
+from oneshot.grpo.forward import completion_logprobs
+from oneshot.grpo.head import Workspace, logits
 from oneshot.grpo.hf import HfGenerate
-from oneshot.grpo.lockstep import Lockstep, sample
-from oneshot.grpo.policy import Policy, completion_logprobs, load_policy, make_rows
-from oneshot.grpo.rollout import Completion, Engine, Request, Sampling, uniforms
+from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.packing import pack
+from oneshot.grpo.policy import Policy, load_policy
+from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
+from oneshot.grpo.sampling import below_one, likeliest, sample, uniforms
 from oneshot.tasks.prompts import encode
 
-ENGINES: dict[str, Callable[[], Engine]] = {
-    "lockstep": lambda: Lockstep(wave_rows=1024),
-    "lockstep in small waves": lambda: Lockstep(wave_rows=5),
-    "hf": HfGenerate,
+
+def in_waves(policy: Policy, rows: int) -> Lockstep:
+    """Of so many rows of up to 64 positions (the prompts here have up to 8 tokens, the completions up to 56)."""
+    return Lockstep(kv_gib=(rows + 0.5) * policy.kv_bytes * 64 / 2**30)
+
+
+ENGINES: dict[str, Callable[[Policy], Engine]] = {
+    "lockstep": lambda _: Lockstep(kv_gib=1.0),
+    "lockstep in small waves": lambda policy: in_waves(policy, 5),
+    "hf": lambda _: HfGenerate(),
 }
 PROMPTS = ("47+38=?", "12*7=?", "9-3=?", "85+37=?")
 
@@ -43,27 +54,28 @@ def requests(policy: Policy, *, rows: int) -> list[Request]:
 def test_greedy_equals_plain_generate(policy: Policy, engine: str) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=56)
     expected = HfGenerate().generate(policy, requests(policy, rows=2), sampling)
-    found = ENGINES[engine]().generate(policy, requests(policy, rows=2), sampling)
+    found = ENGINES[engine](policy).generate(policy, requests(policy, rows=2), sampling)
     assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_logprobs_are_those_of_the_trainers_forward(policy: Policy, engine: str) -> None:
     asked = requests(policy, rows=3)
-    found = ENGINES[engine]().generate(policy, asked, Sampling(temperature=0.7, max_tokens=20))
+    found = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=0.7, max_tokens=20))
     pairs = [(request.prompt_ids, c) for request, row in zip(asked, found, strict=True) for c in row]
-    rows = make_rows([p for p, _ in pairs], [c.token_ids for _, c in pairs], pad_id=policy.pad_id, device=policy.device)
-    with torch.no_grad():
-        logprobs_GT, _ = completion_logprobs(policy.model, rows, temperature=0.7)
-    for logprobs_T, (_, completion) in zip(logprobs_GT, pairs, strict=True):
-        expected = logprobs_T[: len(completion.token_ids)].tolist()
+    batch = pack([p for p, _ in pairs], range(len(pairs)), [c.token_ids for _, c in pairs], range(len(pairs)),
+                 device=policy.device)  # fmt: skip
+    space = Workspace.for_chunks(policy.model.get_output_embeddings(), num_tokens=len(batch.targets_M))
+    logprobs_M = completion_logprobs(policy.model, batch, temperature=0.7, space=space)
+    for logprobs_T, (_, completion) in zip(logprobs_M.split(batch.lengths), pairs, strict=True):
+        expected = logprobs_T.tolist()
         # generate gives its logits in float32, whatever the model's dtype
         assert list(completion.logprobs) == pytest.approx(expected, abs=1e-5 if engine == "hf" else 1e-9)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_end_token_is_counted_once_and_a_cut_is_said(policy: Policy, engine: str) -> None:
-    for completions in ENGINES[engine]().generate(
+    for completions in ENGINES[engine](policy).generate(
         policy, requests(policy, rows=8), Sampling(temperature=1.0, max_tokens=24)
     ):
         for completion in completions:
@@ -81,7 +93,7 @@ def test_first_tokens_have_the_models_distribution(policy: Policy, engine: str) 
     """Chi-square of 2,000 first tokens against the softmax; p below 1e-4 would be one false alarm in 10,000."""
     ids = prompt(policy, "47+38=?")
     asked = [Request(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)))]
-    (completions,) = ENGINES[engine]().generate(policy, asked, Sampling(temperature=1.0, max_tokens=1))
+    (completions,) = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=1.0, max_tokens=1))
     with torch.no_grad():
         expected = policy.model(torch.tensor([ids])).logits[0, -1].softmax(dim=-1) * 2000
     counts = Counter(completion.token_ids[0] for completion in completions)
@@ -101,19 +113,60 @@ def by_key(asked: list[Request], found: list[list[Completion]]) -> dict[tuple[in
     }
 
 
-@pytest.mark.parametrize("wave_rows", [1024, 16, 5, 1])
-def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, wave_rows: int) -> None:
+@pytest.mark.parametrize("rows", [1024, 16, 5, 1])
+def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, rows: int) -> None:
     asked = requests(policy, rows=6)
     sampling = Sampling(temperature=1.0, max_tokens=56)
-    expected = by_key(asked, Lockstep(wave_rows=1024).generate(policy, asked, sampling))
+    expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
     turned = [Request(prompt_ids=r.prompt_ids, row_keys=r.row_keys[::-1]) for r in asked[::-1]]
-    assert by_key(turned, Lockstep(wave_rows=wave_rows).generate(policy, turned, sampling)) == expected
+    assert by_key(turned, in_waves(policy, rows).generate(policy, turned, sampling)) == expected
+
+
+@pytest.mark.parametrize("live_share", [0.0, 1.0])
+def test_dropping_finished_rows_late_or_at_once_changes_no_token(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, live_share: float
+) -> None:
+    asked = requests(policy, rows=16)
+    sampling = Sampling(temperature=1.0, max_tokens=56)
+    expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
+    assert len({len(tokens) for tokens in expected.values()}) > 5  # rows do end at different times
+    monkeypatch.setattr(lockstep, "LIVE_SHARE", live_share)
+    assert by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling)) == expected
+
+
+def test_in_float32_order_and_waves_move_logprobs_by_their_last_digits_only() -> None:
+    policy = load_policy(ModelConfig(path="tiny:qwen2"))
+    asked = requests(policy, rows=6)
+    sampling = Sampling(temperature=1.0, max_tokens=24)
+    for whole, waved in zip(
+        Lockstep(kv_gib=1.0).generate(policy, asked, sampling),
+        in_waves(policy, 5).generate(policy, asked, sampling),
+        strict=True,
+    ):
+        for one, other in zip(whole, waved, strict=True):
+            # a last digit may now and then turn a token, and all after it: compared is what both drew
+            same = [a == b for a, b in zip(one.token_ids, other.token_ids, strict=False)]
+            length = same.index(False) if False in same else len(same)
+            assert one.logprobs[:length] == pytest.approx(other.logprobs[:length], abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_completion_is_handed_over_once(policy: Policy, engine: str) -> None:
+    asked = requests(policy, rows=7)
+    handed: dict[tuple[int, int], Completion] = {}
+
+    def ended(request: int, row: int, completion: Completion) -> None:
+        assert (request, row) not in handed
+        handed[request, row] = completion
+
+    found = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=1.0, max_tokens=40), ended)
+    assert [[handed[request, row] for row in range(7)] for request in range(len(asked))] == found
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_weight_update_is_seen_at_once(policy: Policy, engine: str) -> None:
     sampling = Sampling(temperature=1.0, max_tokens=8)
-    built = ENGINES[engine]()
+    built = ENGINES[engine](policy)
     asked = requests(policy, rows=2)
     before = built.generate(policy, asked, sampling)
     head = policy.model.get_output_embeddings().weight
@@ -121,35 +174,48 @@ def test_a_weight_update_is_seen_at_once(policy: Policy, engine: str) -> None:
         head.mul_(1.5)
         try:
             after = built.generate(policy, asked, sampling)
-            fresh = ENGINES[engine]().generate(policy, asked, sampling)
+            fresh = ENGINES[engine](policy).generate(policy, asked, sampling)
         finally:
             head.div_(1.5)
     assert after == fresh
     assert after != before
 
 
+def draw(logits: torch.Tensor, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return sample(logits.clone(), below_one(drawn, logits.dtype), cdf_BV=torch.empty_like(logits))
+
+
 def test_inverse_cdf_by_hand() -> None:
     # probabilities 1/4, 0, 1/2, 1/4: cumulative 0.25, 0.25, 0.75, 1
     logits = torch.tensor([0.25, 0.0, 0.5, 0.25], dtype=torch.float64).log().repeat(6, 1)
-    drawn = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 0.9999999])
-    tokens, logprobs = sample(logits, drawn, temperature=1.0)
+    tokens, logprobs = draw(logits, torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 0.9999999]))
     assert tokens.tolist() == [0, 0, 2, 2, 3, 3]
     assert logprobs[2].item() == pytest.approx(-0.6931471805599453)
 
 
-def test_a_token_of_probability_zero_is_never_drawn_not_even_at_the_end() -> None:
-    logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
-    tokens, _ = sample(logits, torch.tensor([1.0 - 2**-53], dtype=torch.float64), temperature=1.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_of_probability_zero_is_never_drawn_not_even_at_the_end(dtype: torch.dtype) -> None:
+    # sums of the two living tokens' probabilities on either side of 1, and the largest uniform there is
+    for first in torch.linspace(-3, 3, 200):
+        logits = torch.tensor([[first, 0.0, -torch.inf, -torch.inf]], dtype=dtype)
+        tokens, _ = draw(logits, torch.tensor([1.0 - 2**-53], dtype=torch.float64))
+        assert tokens.tolist() == [1]
+
+
+def test_zero_temperature_takes_the_likeliest() -> None:
+    tokens, logprobs = likeliest(torch.tensor([[0.0, 1.0]], dtype=torch.float64))
     assert tokens.tolist() == [1]
+    assert logprobs.item() == pytest.approx(-0.3132617)  # -ln(1 + e^-1)
 
 
-def test_temperature_sharpens_and_zero_takes_the_likeliest() -> None:
-    logits = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    _, warm = sample(logits, torch.tensor([0.9]), temperature=1.0)
-    _, cold = sample(logits, torch.tensor([0.9]), temperature=0.5)
-    assert warm.item() == pytest.approx(-0.3132617)  # -ln(1 + e^-1)
-    assert cold.item() == pytest.approx(-0.1269280)  # -ln(1 + e^-2)
-    assert sample(logits, torch.tensor([0.0]), temperature=0.0)[0].tolist() == [1]
+def test_temperature_sharpens() -> None:
+    hidden, head = torch.tensor([[0.0, 1.0]]), torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(2))
+        warm = logits(hidden, head, temperature=1.0, out=torch.empty(1, 2)).log_softmax(dim=-1)
+        cold = logits(hidden, head, temperature=0.5, out=torch.empty(1, 2)).log_softmax(dim=-1)
+    assert warm[0, 1].item() == pytest.approx(-0.3132617)  # -ln(1 + e^-1)
+    assert cold[0, 1].item() == pytest.approx(-0.1269280)  # -ln(1 + e^-2)
 
 
 def test_uniforms_depend_on_the_key_alone() -> None:

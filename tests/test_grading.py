@@ -1,5 +1,6 @@
 """The graders: what they accept, and that hostile answers neither hang nor count as wrong."""
 
+import math
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import pytest
 from oneshot.config import RewardConfig
 from oneshot.errors import TrialError
 from oneshot.tasks.grading import Grade, Grader, extract_boxed
-from oneshot.tasks.rewards import rewards
+from oneshot.tasks.rewards import reward
 
 
 @pytest.mark.parametrize(
@@ -88,19 +89,20 @@ def test_a_child_that_dies_leaves_that_answer_ungraded_and_is_replaced() -> None
 
 def test_the_outcome_arm_pays_the_boxed_answer(grader: Grader) -> None:
     texts = [r"\boxed{85}", r"\boxed{84}", "So it is 85.", ""]
-    assert rewards(texts, "85", RewardConfig(), grader) == [1.0, 0.0, 0.0, 0.0]
+    assert [reward(text, "85", RewardConfig(), grader) for text in texts] == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_format_arm_pays_any_boxed_answer_and_nothing_else(grader: Grader) -> None:
     texts = [r"\boxed{85}", r"\boxed{84}", r"\boxed{\frac{1}{2}}", r"\boxed{}", r"\boxed{ }", "So it is 85.", ""]
-    assert rewards(texts, "85", RewardConfig(kind="format"), grader) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    arm = RewardConfig(kind="format")
+    assert [reward(text, "85", arm, grader) for text in texts] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_an_ungraded_completion_is_nan_never_a_silent_zero() -> None:
     with Grader(timeout_s=1.0) as grader:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
-        (reward,) = rewards([r"\boxed{9^{9^{9^9}}}"], "85", RewardConfig(), grader)
-    assert reward != reward
+        given = reward(r"\boxed{9^{9^{9^9}}}", "85", RewardConfig(), grader)
+    assert math.isnan(given)
 
 
 def test_a_grader_that_cannot_start_says_why_and_is_no_time_out(

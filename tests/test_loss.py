@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oneshot.config import LossConfig
-from oneshot.grpo.loss import BatchTotals, aggregate, grpo_loss, k3, ratio, surrogate
+from oneshot.grpo.loss import BatchTotals, grpo_loss, k3, ratio, surrogate, token_loss, token_weights
 
 
 def config(**settings: Any) -> LossConfig:
@@ -47,21 +47,51 @@ def test_k3_by_hand() -> None:
     assert values[0].tolist() == pytest.approx([0.3068528194400547, 0.0])
 
 
-def test_three_ways_to_aggregate_by_hand() -> None:
-    # rows [1, 2, 3] and [4]: tokens 10 / 4; sequences (2 + 4) / 2; constant 10 / (2 * 3)
-    values, mask = tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]]), tensor([[1, 1, 1], [1, 0, 0]])
-    totals = BatchTotals(num_tokens=4, num_sequences=2, max_tokens=3)
+def test_three_ways_to_weigh_a_token_by_hand() -> None:
+    # two completions of 3 tokens and 1: 1/4 each; 1/3 and 1, halved; 1 / (2 * 5)
+    totals = BatchTotals(num_tokens=4, num_sequences=2, max_tokens=5)
     by_name = {
-        name: aggregate(values, mask, config=config(aggregation=name), totals=totals).item()
+        name: token_weights(tensor([3.0, 1.0]), config(aggregation=name), totals).tolist()
         for name in ("token_mean", "sequence_mean", "constant")
     }
-    assert by_name == pytest.approx({"token_mean": 2.5, "sequence_mean": 3.0, "constant": 10 / 6})
+    assert by_name["token_mean"] == [0.25, 0.25]
+    assert by_name["sequence_mean"] == pytest.approx([1 / 6, 1 / 2])
+    assert by_name["constant"] == [0.1, 0.1]
 
 
 def test_padding_may_hold_anything() -> None:
-    values, mask = tensor([[1.0, torch.nan], [torch.inf, 5.0]]), tensor([[1, 0], [0, 1]])
-    totals = BatchTotals(num_tokens=2, num_sequences=2, max_tokens=2)
-    assert aggregate(values, mask, config=config(), totals=totals).item() == 3.0
+    # the mean of k3 over the two tokens that count: 0 and 0.306853
+    logprobs = tensor([[-1.0, torch.nan], [torch.inf, -1.0]]).requires_grad_()
+    reference = tensor([[-1.0, -torch.inf], [torch.nan, -1.0 + 0.6931471805599453]])
+    entropy = tensor([[0.7, torch.inf], [torch.nan, 0.7]])
+    output = grpo_loss(
+        logprobs, None, reference, tensor([1.0, 1.0]), tensor([[1, 0], [0, 1]]), config(kl_coef=1.0, entropy_coef=1.0),
+        entropy_GT=entropy,
+    )  # fmt: skip
+    assert output.metrics["loss/kl"].item() == pytest.approx(0.3068528194400547 / 2)
+    assert output.metrics["loss/entropy"].item() == pytest.approx(0.7)
+    output.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.isfinite().all()
+    assert logprobs.grad[0, 1] == logprobs.grad[1, 0] == 0.0
+
+
+def test_tokens_packed_and_padded_have_one_loss() -> None:
+    rows, lengths = torch.randn(3, 4, 3, dtype=torch.float64), tensor([4.0, 2.0, 3.0])
+    mask = (torch.arange(4) < lengths[:, None]).double()
+    advantages = tensor([1.0, -1.0, 0.5])
+    for name in ("token_mean", "sequence_mean", "constant"):
+        chosen = config(aggregation=name, kl_coef=0.1)
+        padded = grpo_loss(rows[..., 0], rows[..., 1], rows[..., 2], advantages, mask, chosen)
+        totals = BatchTotals(num_tokens=9, num_sequences=3, max_tokens=4)
+        is_token = mask.bool()
+        packed = token_loss(
+            *(rows[..., k][is_token] for k in range(3)),
+            advantages.repeat_interleave(lengths.int()),
+            token_weights(lengths, chosen, totals).repeat_interleave(lengths.int()),
+            chosen,
+        )
+        assert packed.loss.item() == pytest.approx(padded.loss.item(), abs=1e-12)
 
 
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:
@@ -81,9 +111,9 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
 
 def test_a_coefficient_without_its_input_is_refused() -> None:
     row, mask = tensor([[-1.0]]), tensor([[1.0]])
-    with pytest.raises(ValueError, match=r"ref_logprobs_GT is None, but kl_coef is 0\.1"):
+    with pytest.raises(ValueError, match=r"ref_logprobs is None, but kl_coef is 0\.1"):
         grpo_loss(row, None, None, tensor([1.0]), mask, config(kl_coef=0.1))
-    with pytest.raises(ValueError, match=r"entropy_GT is None, but entropy_coef is 0\.1"):
+    with pytest.raises(ValueError, match=r"entropy is None, but entropy_coef is 0\.1"):
         grpo_loss(row, None, None, tensor([1.0]), mask, config(entropy_coef=0.1))
 
 

@@ -49,7 +49,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 SAME: dict[str, dict[str, Any]] = {
     "steps": {"train": {"num_steps": 9}},
     "split of the work": {"train": {"microbatch_tokens": 10}},
-    "waves": {"rollout": {"wave_rows": 3}},
+    "waves": {"rollout": {"kv_gib": 3.0}},
+    "activations": {"train": {"activation_checkpointing": True}},
     "evaluation": {"eval": {"every_steps": 7, "suites": {}}},
     "evaluation prompt": {"prompt": {"eval_suffix": "Go."}},
     "checkpoints": {"checkpoint": {"every_steps": 3}},

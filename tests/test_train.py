@@ -8,8 +8,7 @@ import torch
 
 from oneshot.config import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
-from oneshot.grpo import policy as policy_module
-from oneshot.grpo.policy import completion_logprobs, load_policy, make_rows
+from oneshot.grpo.policy import load_policy
 from oneshot.grpo.state import TrialState, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, train
 from oneshot.tasks.grading import Grader
@@ -133,31 +132,6 @@ def test_a_loss_that_is_not_finite_ends_the_trial(tiny_config: MakeConfig, grade
     with pytest.raises(TrialError, match=r"loss/total is nan at step 1; the weights of step 0 are kept"):
         next(steps)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), weights(state).values(), strict=True))
-
-
-def test_logprobs_in_chunks_equal_those_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = load_policy(ModelConfig(path="tiny:llama", dtype="float64"))
-    rows = make_rows([[5, 6, 7], [8]], [[9, 10, 1], [11, 12, 13, 14, 1]], pad_id=0, device=policy.device)
-    logits = policy.model(rows.ids_GS).logits / 0.6
-    wanted = logits.log_softmax(dim=-1)
-    entropy = -(wanted.exp() * wanted).sum(dim=-1)
-    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", 3 * 99)  # three tokens a chunk
-    logprobs_GT, entropy_GT = completion_logprobs(policy.model, rows, temperature=0.6)
-    assert logprobs_GT.shape == (2, 5)
-    assert logprobs_GT[0, :3].tolist() == pytest.approx(
-        [wanted[0, 2, 9].item(), wanted[0, 3, 10].item(), wanted[0, 4, 1].item()]
-    )
-    assert logprobs_GT[1].tolist() == pytest.approx(
-        [wanted[1, t, token].item() for t, token in enumerate([11, 12, 13, 14, 1])]
-    )
-    assert entropy_GT[1].tolist() == pytest.approx(entropy[1, :5].tolist())
-    assert logprobs_GT[0, 3:].tolist() == [0.0, 0.0]
-    policy.model.zero_grad()
-    logprobs_GT.sum().backward()
-    chunked = policy.model.get_output_embeddings().weight.grad.clone()
-    policy.model.zero_grad()
-    (wanted[0, [2, 3, 4], [9, 10, 1]].sum() + wanted[1, [0, 1, 2, 3, 4], [11, 12, 13, 14, 1]].sum()).backward()
-    assert (policy.model.get_output_embeddings().weight.grad - chunked).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,23 @@ from hashlib import sha256
 import torch
 
 from oneshot.grpo.policy import Policy
-from oneshot.grpo.rollout import Completion, Request, Sampling
+from oneshot.grpo.rollout import Completion, Ended, Request, Sampling, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HfGenerate:
     """One `generate` call a request; torch's generator is seeded by the request's keys."""
 
-    def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
         """The completions of each request, in the order of its keys."""
-        return [self._generate_one(policy, request, sampling) for request in requests]
+        found = []
+        for index, request in enumerate(requests):
+            found.append(self._generate_one(policy, request, sampling))
+            for row, completion in enumerate(found[-1]):
+                ended(index, row, completion)
+        return found
 
     @torch.no_grad()
     def _generate_one(self, policy: Policy, request: Request, sampling: Sampling) -> list[Completion]:

@@ -1,9 +1,10 @@
 """The rollout engine: all completions of a step share few prompts, so every live row takes its next token together.
 
-Each prompt is prefilled once and its keys and values are expanded to its rows; the cache is written in place; rows that
-are finished are dropped. Prompts of equal length need no padding and no attention mask; others are padded at the left.
+Each prompt is prefilled once and its keys and values are copied to its rows; the cache is allocated once a wave and
+written in place; rows that are finished are dropped. Prompts of equal length need no padding and no attention mask;
+others are padded at the left.
 
-Shapes: P distinct prompts, B live rows, V vocabulary.
+Shapes: P distinct prompts, B live rows, T completion positions, H hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,166 +16,221 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from oneshot.grpo.head import Workspace, logits
 from oneshot.grpo.policy import Policy
-from oneshot.grpo.rollout import Completion, Request, Sampling, uniforms
+from oneshot.grpo.rollout import Completion, Ended, Request, Sampling, ignore
+from oneshot.grpo.sampling import below_one, likeliest, sample, uniforms
 
-GROWTH = 128
-"""Positions that the cache grows by when it is full."""
 LIVE_SHARE = 0.85
 """Rows are dropped once fewer than this share of them is live: a drop copies the cache."""
+CHECK_STEPS = {"cpu": 1, "cuda": 8}
+"""Steps between two counts of the live rows: on a GPU a count waits for all that was asked before."""
 
 
-class LockstepLayer(DynamicLayer):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lockstep:
+    """The engine; decodes as many rows at a time as keep their keys and values within `kv_gib`."""
+
+    kv_gib: float
+
+    def wave_rows(self, policy: Policy, *, num_positions: int) -> int:
+        """Rows decoded at a time, if each has a prompt and a completion of so many tokens together."""
+        return max(1, int(self.kv_gib * 2**30 / (policy.kv_bytes * num_positions)))
+
+    def generate(
+        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
+        """The completions of each request, in the order of its keys."""
+        rows = [(index, row) for index, request in enumerate(requests) for row in range(len(request.row_keys))]
+        # rows of equal prompt length side by side: a wave of them needs no padding
+        rows.sort(key=lambda row: len(requests[row[0]].prompt_ids))
+        longest = max(len(request.prompt_ids) for request in requests)
+        wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
+        found: dict[tuple[int, int], Completion] = {}
+        for start in range(0, len(rows), wave_rows):
+            wave = rows[start : start + wave_rows]
+
+            def row_ended(place: int, completion: Completion, wave: list[tuple[int, int]] = wave) -> None:
+                found[wave[place]] = completion
+                ended(*wave[place], completion)
+
+            prompts = sorted({index for index, _ in wave})
+            _decode(
+                policy,
+                [requests[index].prompt_ids for index in prompts],
+                [prompts.index(index) for index, _ in wave],
+                [requests[index].row_keys[row] for index, row in wave],
+                sampling,
+                row_ended,
+            )
+        return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
+
+
+class KvLayer(DynamicLayer):
     """Keys and values of one layer, `[B, heads, capacity, head_dim]`, written in place up to `length`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self.keys: Tensor
         self.values: Tensor
+        self.num_rows = 0
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends `[B, heads, new, head_dim]`; returns views of everything so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            batch, heads, _, size = key_states.shape
-            self.keys = key_states.new_empty(batch, heads, 0, size)
-            self.values = value_states.new_empty(batch, heads, 0, value_states.shape[-1])
+            self.keys, self.values = key_states, value_states
+            self.num_rows, self.length = key_states.shape[0], key_states.shape[-2]
+            return key_states, value_states
         end = self.length + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys, self.values = self._grown(self.keys, end), self._grown(self.values, end)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+        keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
+        keys[:, :, self.length :] = key_states
+        values[:, :, self.length :] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def _grown(self, buffer: Tensor, length: int) -> Tensor:
-        batch, heads, _, size = buffer.shape
-        grown = buffer.new_empty(batch, heads, -(-length // GROWTH) * GROWTH, size)
-        grown[:, :, : self.length] = buffer[:, :, : self.length]
-        return grown
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Positions written so far."""
         return self.length
 
-    def select(self, rows_B: Tensor) -> None:
-        """Keeps these rows, in this order; a row may come several times."""
-        self.keys, self.values = self.keys.index_select(0, rows_B), self.values.index_select(0, rows_B)
+    def spread(self, prompt_B: Tensor, *, capacity: int) -> None:
+        """From one row a prompt to one a completion, with room for `capacity` positions."""
+        self.keys = self._spread(self.keys, prompt_B, capacity)
+        self.values = self._spread(self.values, prompt_B, capacity)
+        self.num_rows = len(prompt_B)
+
+    def _spread(self, prompts: Tensor, prompt_B: Tensor, capacity: int) -> Tensor:
+        room = prompts.new_empty(len(prompt_B), prompts.shape[1], capacity, prompts.shape[3])
+        room[:, :, : self.length] = prompts[prompt_B]
+        return room
+
+    def keep(self, kept_B: Tensor) -> None:
+        """Keeps these rows, in this order, in the memory that there is."""
+        for buffer in (self.keys, self.values):
+            buffer[: len(kept_B), :, : self.length] = buffer[kept_B, :, : self.length]
+        self.num_rows = len(kept_B)
 
 
-def sample(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits and one uniform a row -> token and its log-probability, `[B]` each, by inverse CDF.
+class _Wave:
+    """The rows that are decoded together: their caches, masks and positions."""
 
-    The uniform is scaled by the last cumulative sum, so that rounding cannot leave a gap at the end; a token of
-    probability 0 is never drawn. Temperature 0 takes the likeliest token, with its log-probability at temperature 1.
-    """
-    logits_BV = logits_BV.float() if logits_BV.dtype in (torch.bfloat16, torch.float16) else logits_BV
-    log_softmax_BV = (logits_BV / (temperature or 1.0)).log_softmax(dim=-1)
-    if temperature == 0.0:
-        tokens_B1 = log_softmax_BV.argmax(dim=-1, keepdim=True)
-    else:
-        cdf_BV = log_softmax_BV.exp().cumsum(dim=-1)
-        total_B1 = cdf_BV[:, -1:].contiguous()
-        wanted_B1 = uniforms_B[:, None].to(cdf_BV.dtype) * total_B1
-        last_B1 = torch.searchsorted(cdf_BV, total_B1)
-        tokens_B1 = torch.searchsorted(cdf_BV, wanted_B1, right=True).minimum(last_B1)
-    return tokens_B1.squeeze(1), log_softmax_BV.gather(1, tokens_B1).squeeze(1)
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+        device = policy.device
+        width = max(len(prompt) for prompt in prompts)
+        self._model = policy.model
+        self._padded = any(len(prompt) < width for prompt in prompts)
+        self._ids_PS = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+        self._mask_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self._layers = [KvLayer() for _ in range(policy.model.config.num_hidden_layers)]
+        self._cache = DynamicCache()
+        self._cache.layers = list(self._layers)
 
+    def prefill(self, prompt_B: Tensor, *, max_tokens: int) -> Tensor:
+        """Runs each prompt once; the hidden state that each row's first token is predicted from, `[B, H]`."""
+        positions_PS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+        hidden_PH = self._forward(self._ids_PS, positions_PS)
+        for layer in self._layers:
+            layer.spread(prompt_B, capacity=self._ids_PS.shape[1] + max_tokens)
+        self._mask_BS = self._mask_BS[prompt_B]
+        self._next_B1 = self._mask_BS.sum(dim=1, keepdim=True)
+        return hidden_PH[prompt_B]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lockstep:
-    """The engine; `wave_rows` completions are decoded at a time."""
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Takes each row's token; the hidden state that its next one is predicted from, `[B, H]`."""
+        if self._padded:
+            self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
+        hidden_BH = self._forward(tokens_B[:, None], self._next_B1)
+        self._next_B1 += 1
+        return hidden_BH
 
-    wave_rows: int
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self._model.base_model(
+            input_ids=ids,
+            attention_mask=self._mask_BS if self._padded else None,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden[:, -1]
 
-    def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        """The completions of each request, in the order of its keys."""
-        rows = [(index, key) for index, request in enumerate(requests) for key in request.row_keys]
-        # rows of equal prompt length side by side: a wave of them needs no padding
-        rows.sort(key=lambda row: len(requests[row[0]].prompt_ids))
-        found: dict[tuple[int, tuple[int, ...]], Completion] = {}
-        for start in range(0, len(rows), self.wave_rows):
-            wave = rows[start : start + self.wave_rows]
-            prompts = sorted({index for index, _ in wave})
-            completions = _decode_wave(
-                policy,
-                [requests[index].prompt_ids for index in prompts],
-                [prompts.index(index) for index, _ in wave],
-                [key for _, key in wave],
-                sampling,
-            )
-            found.update(zip(wave, completions, strict=True))
-        return [[found[index, key] for key in request.row_keys] for index, request in enumerate(requests)]
+    def keep(self, kept_B: Tensor) -> None:
+        """Drops all other rows."""
+        for layer in self._layers:
+            layer.keep(kept_B)
+        self._mask_BS, self._next_B1 = self._mask_BS[kept_B], self._next_B1[kept_B]
 
 
 @torch.no_grad()
-def _decode_wave(
+def _decode(
     policy: Policy,
     prompts: list[tuple[int, ...]],
     prompt_of_row: list[int],
     row_keys: list[tuple[int, ...]],
     sampling: Sampling,
-) -> list[Completion]:
-    """Prompts, and each row's prompt and key -> each row's completion."""
-    device, model = policy.device, policy.model
-    table_BT = torch.from_numpy(uniforms(row_keys, sampling.max_tokens)).to(device)
-    width = max(len(prompt) for prompt in prompts)
-    padded = any(len(prompt) < width for prompt in prompts)
-    ids_PS = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask_PS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cache = DynamicCache()
-    layers = [LockstepLayer() for _ in range(model.config.num_hidden_layers)]
-    cache.layers = list(layers)
-    hidden_PSH = model.base_model(
-        input_ids=ids_PS,
-        attention_mask=mask_PS if padded else None,
-        position_ids=(mask_PS.cumsum(dim=1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    rows_B = torch.tensor(prompt_of_row, device=device)
-    for layer in layers:
-        layer.select(rows_B)
-    mask_BS = mask_PS[rows_B]
-    next_position_B = mask_BS.sum(dim=1)
-    head, hidden_BH = model.get_output_embeddings(), hidden_PSH[rows_B, -1]
+    ended: Any,
+) -> None:
+    """Decodes one wave: prompts, and each row's prompt and key; `ended(row, completion)` for each."""
+    device, num_rows, num_positions = policy.device, len(row_keys), sampling.max_tokens
+    head = policy.model.get_output_embeddings()
+    temperature = sampling.temperature or 1.0
+    wave = _Wave(policy, prompts)
+    hidden_BH = wave.prefill(torch.tensor(prompt_of_row, device=device), max_tokens=num_positions)
+    space = Workspace.empty(head, num_rows=num_rows)
+    dtype = space.logits_nV.dtype
+    uniforms_TB = below_one(torch.from_numpy(uniforms(row_keys, num_positions)), dtype).T.contiguous().to(device)
+    tokens_TB = torch.empty(num_positions, num_rows, dtype=torch.long, device=device)
+    logprobs_TB = torch.empty(num_positions, num_rows, dtype=dtype, device=device)
+    ends_V = _ends(policy.eos_ids, head.weight.shape[0], device)
+    row_of = list(range(num_rows))
+    has_ended_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    for position in range(num_positions):
+        logits_BV, cdf_BV = space.rows(len(row_of))
+        logits(hidden_BH, head, temperature=temperature, out=logits_BV)
+        if sampling.temperature == 0.0:
+            tokens_B, logprobs_B = likeliest(logits_BV)
+        else:
+            tokens_B, logprobs_B = sample(logits_BV, uniforms_TB[position], cdf_BV=cdf_BV)
+        tokens_TB[position], logprobs_TB[position] = tokens_B, logprobs_B
+        has_ended_B |= ends_V[tokens_B]
+        is_last = position + 1 == num_positions
+        if not is_last and (position + 1) % CHECK_STEPS[device.type]:
+            hidden_BH = wave.step(tokens_B)
+            continue
+        num_live = len(row_of) - int(has_ended_B.sum())
+        if is_last or num_live < LIVE_SHARE * len(row_of):
+            gone_B = torch.ones_like(has_ended_B) if is_last else has_ended_B
+            for place, completion in zip(
+                gone_B.nonzero().squeeze(1).tolist(),
+                _completions(tokens_TB[: position + 1, gone_B], logprobs_TB[: position + 1, gone_B], ends_V),
+                strict=True,
+            ):
+                ended(row_of[place], completion)
+            if is_last or num_live == 0:
+                return
+            kept_B = (~has_ended_B).nonzero().squeeze(1)
+            wave.keep(kept_B)
+            row_of = [row_of[place] for place in kept_B.tolist()]
+            uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]
+            has_ended_B, tokens_B = has_ended_B[kept_B], tokens_B[kept_B]
+        hidden_BH = wave.step(tokens_B)
 
-    num_rows = len(row_keys)
-    tokens_GT = torch.full((num_rows, sampling.max_tokens), policy.pad_id, device=device)
-    logprobs_GT = torch.zeros((num_rows, sampling.max_tokens), dtype=torch.float64, device=device)
-    length_G = torch.full((num_rows,), sampling.max_tokens, device=device)
-    finished_G = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    eos = torch.tensor(policy.eos_ids, device=device)
-    live_B = torch.arange(num_rows, device=device)
-    for position in range(sampling.max_tokens):
-        tokens_B, logprobs_B = sample(head(hidden_BH), table_BT[live_B, position], temperature=sampling.temperature)
-        tokens_GT[live_B, position], logprobs_GT[live_B, position] = tokens_B, logprobs_B.double()
-        ended_B = live_B[torch.isin(tokens_B, eos) & ~finished_G[live_B]]
-        length_G[ended_B], finished_G[ended_B] = position + 1, True
-        keep_B = ~finished_G[live_B]
-        num_live = int(keep_B.sum())
-        if num_live == 0 or position + 1 == sampling.max_tokens:
-            break
-        if num_live < LIVE_SHARE * len(live_B):
-            kept = keep_B.nonzero().squeeze(1)
-            for layer in layers:
-                layer.select(kept)
-            live_B, tokens_B, mask_BS = live_B[kept], tokens_B[kept], mask_BS[kept]
-            next_position_B = next_position_B[kept]
-        if padded:
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(live_B), 1)], dim=1)
-        hidden_BH = model.base_model(
-            input_ids=tokens_B[:, None],
-            attention_mask=mask_BS if padded else None,
-            position_ids=next_position_B[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        next_position_B = next_position_B + 1
+
+def _ends(eos_ids: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:
+    """Whether a token ends a completion: bool, `[V]`."""
+    ends_V = torch.zeros(vocabulary, dtype=torch.bool)
+    ends_V[[token for token in eos_ids if 0 <= token < vocabulary]] = True
+    return ends_V.to(device)
+
+
+def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:
+    """Each row's tokens up to its first end, which is there unless the row was cut."""
+    ends_TB = ends_V[tokens_TB]
+    has_end_B = ends_TB.any(dim=0)
+    length_B = torch.where(has_end_B, ends_TB.int().argmax(dim=0) + 1, len(tokens_TB))
     return [
-        Completion(token_ids=tuple(tokens[:n]), logprobs=tuple(logprobs[:n]), truncated=not finished)
-        for tokens, logprobs, n, finished in zip(
-            tokens_GT.tolist(), logprobs_GT.tolist(), length_G.tolist(), finished_G.tolist(), strict=True
+        Completion(token_ids=tuple(tokens[:length]), logprobs=tuple(logprobs[:length]), truncated=not has_end)
+        for tokens, logprobs, length, has_end in zip(
+            tokens_TB.T.tolist(), logprobs_TB.T.tolist(), length_B.tolist(), has_end_B.tolist(), strict=True
         )
     ]

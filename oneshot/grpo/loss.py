@@ -4,8 +4,9 @@
 way. Differs from the paper's text, as its released code does: the ratio is per token (its Eq. 4 writes one a sequence),
 and by default the mean runs over all tokens of the step (its code: of a micro-batch, so that packing changed results).
 
-Shapes: G completions, T token positions; `mask_GT` is 1.0 on completion tokens, EOS included. All log-probabilities are
-natural, of the sampled token, at the sampling temperature.
+Shapes: G completions, T token positions; `mask_GT` is 1.0 on completion tokens, EOS included. Tensors without a
+suffix are per token, in whichever arrangement. All log-probabilities are natural, of the sampled token, at the sampling
+temperature.
 """
 
 from dataclasses import dataclass
@@ -34,35 +35,35 @@ class LossOutput:
     metrics: dict[str, Tensor]
 
 
-def ratio(logprobs_GT: Tensor, old_logprobs_GT: Tensor | None) -> Tensor:
+def ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:
     """`policy / old` per token; None is on-policy: all ones, with the gradient of the log-probabilities."""
-    old_GT = logprobs_GT.detach() if old_logprobs_GT is None else old_logprobs_GT
-    return (logprobs_GT - old_GT).exp()
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    return (logprobs - old).exp()
 
 
-def surrogate(ratio_GT: Tensor, advantages_G: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """PPO's clipped surrogate per token, `[G, T], [G] -> [G, T]`, to be minimised (arXiv 1707.06347, Eq. 7)."""
-    advantages_G1 = advantages_G[:, None]
-    clipped_GT = ratio_GT.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio_GT * advantages_G1, clipped_GT * advantages_G1)
+def surrogate(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """PPO's clipped surrogate per token, to be minimised (arXiv 1707.06347, Eq. 7)."""
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def k3(logprobs_GT: Tensor, ref_logprobs_GT: Tensor) -> Tensor:
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy | reference) per token, joschu.net/blog/kl-approx.html."""
     # k3: unbiased like k1, but never negative and less noisy
-    log_ratio_GT = ref_logprobs_GT - logprobs_GT
-    return log_ratio_GT.exp() - log_ratio_GT - 1
+    log_ratio = ref_logprobs - logprobs
+    return log_ratio.exp() - log_ratio - 1
 
 
-def aggregate(values_GT: Tensor, mask_GT: Tensor, *, config: LossConfig, totals: BatchTotals) -> Tensor:
-    """Per-token values -> this batch's part of the step's mean: `[G, T], [G, T] -> []`."""
-    # a masked position may hold inf or NaN: padding must not reach the sum
-    values_GT = values_GT.where(mask_GT.bool(), torch.zeros_like(values_GT))
+def token_weights(num_tokens_G: Tensor, config: LossConfig, totals: BatchTotals) -> Tensor:
+    """What one token of each completion weighs in the step's mean: `[G] -> [G]`.
+
+    A completion without tokens weighs as one with a single token, of which there is none to weigh.
+    """
     if config.aggregation == "token_mean":
-        return values_GT.sum() / totals.num_tokens
+        return torch.full_like(num_tokens_G, 1 / totals.num_tokens)
     if config.aggregation == "sequence_mean":
-        return (values_GT.sum(dim=1) / mask_GT.sum(dim=1).clamp(min=1)).sum() / totals.num_sequences
-    return values_GT.sum() / (totals.num_sequences * totals.max_tokens)
+        return 1 / (num_tokens_G.clamp(min=1) * totals.num_sequences)
+    return torch.full_like(num_tokens_G, 1 / (totals.num_sequences * totals.max_tokens))
 
 
 def grpo_loss(
@@ -94,33 +95,67 @@ def grpo_loss(
     Raises:
         ValueError: `ref_logprobs_GT` or `entropy_GT` is None though its coefficient is not 0.
     """
-    if ref_logprobs_GT is None and config.kl_coef != 0:
-        raise ValueError(f"ref_logprobs_GT is None, but kl_coef is {config.kl_coef}")
-    if entropy_GT is None and config.entropy_coef != 0:
-        raise ValueError(f"entropy_GT is None, but entropy_coef is {config.entropy_coef}")
     if totals is None:
         totals = BatchTotals(num_tokens=int(mask_GT.sum()), num_sequences=mask_GT.shape[0], max_tokens=mask_GT.shape[1])
+    num_tokens_G = mask_GT.sum(dim=1).to(logprobs_GT.dtype)
+    return token_loss(
+        logprobs_GT,
+        old_logprobs_GT,
+        ref_logprobs_GT,
+        advantages_G[:, None].expand_as(logprobs_GT),
+        mask_GT * token_weights(num_tokens_G, config, totals)[:, None],
+        config,
+        entropy=entropy_GT,
+    )
 
-    def mean(values_GT: Tensor) -> Tensor:
-        return aggregate(values_GT, mask_GT, config=config, totals=totals)
 
-    ratio_GT = ratio(logprobs_GT, old_logprobs_GT)
-    pg = mean(surrogate(ratio_GT, advantages_G, clip_low=config.clip_low, clip_high=config.clip_high))
+def token_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    advantages: Tensor,
+    weights: Tensor,
+    config: LossConfig,
+    *,
+    entropy: Tensor | None = None,
+) -> LossOutput:
+    """`grpo_loss` on tokens in any one arrangement, padded or packed: every tensor has the same shape.
+
+    `weights` are those of `token_weights`, 0 where there is no token; what stands there, inf and NaN included, is
+    not looked at.
+
+    Raises:
+        ValueError: `ref_logprobs` or `entropy` is None though its coefficient is not 0.
+    """
+    if ref_logprobs is None and config.kl_coef != 0:
+        raise ValueError(f"ref_logprobs is None, but kl_coef is {config.kl_coef}")
+    if entropy is None and config.entropy_coef != 0:
+        raise ValueError(f"entropy is None, but entropy_coef is {config.entropy_coef}")
+    # padding may hold inf or NaN, which neither the sums nor their gradients may meet
+    is_token = weights > 0
+    logprobs = logprobs.where(is_token, 0.0)
+    old_logprobs = None if old_logprobs is None else old_logprobs.where(is_token, 0.0)
+    ref_logprobs = None if ref_logprobs is None else ref_logprobs.where(is_token, 0.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * weights).sum()
+
+    ratios = ratio(logprobs, old_logprobs)
+    pg = mean(surrogate(ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
     loss = config.pg_coef * pg
-    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(_is_clipped(ratio_GT, advantages_G, config))}
-    if ref_logprobs_GT is not None:
-        metrics["loss/kl"] = kl = mean(k3(logprobs_GT, ref_logprobs_GT))
+    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(_is_clipped(ratios, advantages, config))}
+    if ref_logprobs is not None:
+        metrics["loss/kl"] = kl = mean(k3(logprobs, ref_logprobs))
         loss = loss + config.kl_coef * kl
-    if entropy_GT is not None:
-        metrics["loss/entropy"] = entropy = mean(entropy_GT)
-        loss = loss - config.entropy_coef * entropy
+    if entropy is not None:
+        metrics["loss/entropy"] = mean_entropy = mean(entropy.where(is_token, 0.0))
+        loss = loss - config.entropy_coef * mean_entropy
     metrics["loss/total"] = loss
     return LossOutput(loss=loss, metrics={name: value.detach() for name, value in metrics.items()})
 
 
-def _is_clipped(ratio_GT: Tensor, advantages_G: Tensor, config: LossConfig) -> Tensor:
+def _is_clipped(ratio: Tensor, advantages: Tensor, config: LossConfig) -> Tensor:
     """1.0 where the clip takes a token's gradient away."""
-    advantages_G1 = advantages_G[:, None]
-    too_high_GT = (ratio_GT > 1 + config.clip_high) & (advantages_G1 > 0)
-    too_low_GT = (ratio_GT < 1 - config.clip_low) & (advantages_G1 < 0)
-    return (too_high_GT | too_low_GT).to(ratio_GT.dtype)
+    too_high = (ratio > 1 + config.clip_high) & (advantages > 0)
+    too_low = (ratio < 1 - config.clip_low) & (advantages < 0)
+    return (too_high | too_low).to(ratio.dtype)

@@ -4,11 +4,9 @@ A completion's randomness is a row of uniforms that its key alone decides, so th
 rows nor on how many are decoded together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from oneshot.grpo.policy import Policy
 
@@ -31,7 +29,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled continuation; `token_ids` ends with the EOS token unless it was cut at `max_tokens`."""
+    """One sampled continuation, of at least one token; ends with the EOS token unless it was cut at `max_tokens`."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -39,16 +37,19 @@ class Completion:
     truncated: bool
 
 
-class Engine(Protocol):
-    """Decodes with the policy's own weights; holds nothing between two calls."""
+Ended = Callable[[int, int, Completion], None]
+"""Called once for each completion, as soon as it has ended, with its request's and its key's index."""
 
-    def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+
+def ignore(request: int, row: int, completion: Completion) -> None:
+    """Waits for the end of all."""
+
+
+class Engine(Protocol):
+    """Decodes with the policy's own weights; what it keeps between two calls is memory, never what a call computed."""
+
+    def generate(
+        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
         """The completions of each request, in the order of its keys."""
         ...
-
-
-def uniforms(row_keys: Sequence[tuple[int, ...]], num_positions: int) -> np.ndarray:
-    """The random table of some rows: float64 in [0, 1), `[rows, num_positions]`, one Philox stream a key."""
-    return np.stack(
-        [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(num_positions) for key in row_keys]
-    )

@@ -14,20 +14,25 @@ import torch
 from accelerate.accelerator import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.config import TrialConfig
 from oneshot.errors import DataError, UserError
+from oneshot.grpo.floor import Floor
 from oneshot.grpo.hf import HfGenerate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import Policy, load_policy
 from oneshot.grpo.rollout import Engine
+from oneshot.grpo.weights import Weights, narrow, split_weights
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import load_example
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+CPU_KV_GIB = 4.0
+"""Default of `rollout.kv_gib` on a CPU, where memory that is not touched costs nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class TrialState:
     """Whether the evaluation before step 1 has been made."""
     accelerator: Accelerator
     policy: Policy
+    weights: Weights
     reference: Any | None
     """The frozen start, where `kl_coef` is not 0."""
     optimizer: Any
@@ -50,9 +56,16 @@ class TrialState:
     prompts: tuple[tuple[int, ...], ...]
     """Token ids of each example's prompt."""
     suites: tuple[Suite, ...]
-    rollout_engine: Engine
-    eval_engine: Engine
+    kv_gib: float
+    """Memory for keys and values, which decides how many rows are decoded at a time, and so the last digits."""
     grader: Grader
+    floor: Floor
+    engine_name: str
+
+    @property
+    def engine(self) -> Engine:
+        """For rollouts and evaluations alike."""
+        return HfGenerate() if self.engine_name == "hf" else Lockstep(kv_gib=self.kv_gib)
 
 
 def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
@@ -66,21 +79,29 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
     use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.model.device == "cuda" and use_cpu:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
-    accelerator = Accelerator(cpu=use_cpu, mixed_precision=config.model.mixed_precision)
+    accelerator = Accelerator(cpu=use_cpu)
     policy = load_policy(config.model)
+    weights = split_weights(policy.model, config.model)
     reference = None
     if config.loss.kl_coef != 0:
-        reference = load_policy(config.model).model.requires_grad_(False).to(accelerator.device)
+        reference = load_policy(config.model).model.requires_grad_(False)
+        if config.model.mixed_precision == "bf16":
+            narrow(reference)
+        reference.to(accelerator.device)
     policy.model.to(accelerator.device)
+    if config.train.activation_checkpointing:
+        _checkpoint_activations(policy.model)
+    for parameter in weights.master.values():
+        parameter.data = parameter.data.to(accelerator.device)
     optimizer = torch.optim.AdamW(
-        policy.model.parameters(),
+        weights.master.values(),
         lr=config.optim.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
+        fused=True,
     )
-    policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
-    policy.model.eval()
+    optimizer = accelerator.prepare(optimizer)
     prompt_ids = tuple(
         tuple(
             prompts.encode(
@@ -102,33 +123,50 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         started=False,
         accelerator=accelerator,
         policy=policy,
+        weights=weights,
         reference=reference,
         optimizer=optimizer,
         examples=examples,
         prompts=prompt_ids,
         suites=suites,
-        rollout_engine=_engine(config.rollout.engine, config.rollout.wave_rows),
-        eval_engine=_engine(config.rollout.engine, config.eval.batch_rows),
+        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, accelerator.device),
         grader=grader,
+        floor=Floor(policy.model),
+        engine_name=config.rollout.engine,
     )
 
 
-def _engine(name: str, wave_rows: int) -> Engine:
-    return HfGenerate() if name == "hf" else Lockstep(wave_rows=wave_rows)
+def _free_for_kv_gib(weights: Weights, device: torch.device) -> float:
+    """Half of the device memory that gradients and optimiser leave; on a CPU always the same."""
+    if device.type == "cpu":
+        return CPU_KV_GIB
+    free, _ = torch.cuda.mem_get_info(device)
+    to_come = sum(parameter.nbytes for parameter in weights.compute.values())
+    to_come += 3 * sum(parameter.nbytes for parameter in weights.master.values())
+    return max(free - to_come, 0) / 2 / 2**30
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Has each layer computed again in the backward pass, without putting the model into training mode (dropout)."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
     """Writes a checkpoint into an empty folder."""
-    model = state.accelerator.unwrap_model(state.policy.model)
-    save_file({name: tensor.contiguous() for name, tensor in model.named_parameters()}, folder / "model.safetensors")
+    master = state.weights.master
+    save_file({name: tensor.detach().contiguous() for name, tensor in master.items()}, folder / "model.safetensors")
     if with_optimizer:
-        save_file(_optimizer_tensors(model.named_parameters(), state.optimizer), folder / "optimizer.safetensors")
+        save_file(_optimizer_tensors(master.items(), state.optimizer), folder / "optimizer.safetensors")
     facts = {
         "format": CHECKPOINT_FORMAT,
         "seed": state.seed,
         "step": state.step,
         "started": state.started,
         "baseline": state.baseline,
+        "kv_gib": state.kv_gib,
     }
     (folder / "state.json").write_text(json.dumps(facts, indent=2))
 
@@ -143,19 +181,19 @@ def load_state(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     facts = json.loads((folder / "state.json").read_text())
     assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
-    model = state.accelerator.unwrap_model(state.policy.model)
-    parameters = dict(model.named_parameters())
+    parameters = state.weights.master
     with torch.no_grad():
         for name, tensor in load_file(folder / "model.safetensors").items():
             parameters[name].copy_(tensor)
+    state.weights.publish()
     tensors = load_file(folder / "optimizer.safetensors")
     for name, parameter in parameters.items():
         if f"{name}/step" in tensors:
             state.optimizer.state[parameter] = {
-                key: tensors[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: tensors[f"{name}/{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
     state.step, state.started, state.baseline = facts["step"], facts["started"], facts["baseline"]
+    state.kv_gib = facts["kv_gib"]
 
 
 def _optimizer_tensors(parameters: Iterable[tuple[str, Tensor]], optimizer: Any) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Literal
@@ -95,10 +94,9 @@ class Grader:
             self._child.kill()
             self._child = None
 
-    def strict(self, completions: Sequence[str], answer: str) -> list[Grade]:
-        """Grades of several completions of one problem, `lenient` left equal to `strict`."""
-        replies = [self._strict(completion, answer) for completion in completions]
-        return [Grade(strict=reply.verdict, lenient=reply.verdict, reason=reply.reason) for reply in replies]
+    def strict(self, completion: str, answer: str) -> Verdict:
+        """Whether the last boxed answer is right."""
+        return self._strict(completion, answer).verdict
 
     def grade(self, completion: str, answer: str) -> Grade:
         """Both verdicts on one completion."""

@@ -44,7 +44,7 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
             evaluation = evaluate(
                 policy,
                 suite,
-                engine=Lockstep(wave_rows=512),
+                engine=Lockstep(kv_gib=1.0),
                 grader=grader,
                 prompt=PromptConfig(template="plain"),
                 seed=0,

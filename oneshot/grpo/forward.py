@@ -1,0 +1,76 @@
+"""A model and a pack -> the hidden state that each completion token is predicted from, and its log-probability.
+
+Shapes: N tokens of the pack, M completion tokens, H hidden size, S positions of a padded row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot.grpo import attention
+from oneshot.grpo.head import Workspace, token_logprobs
+from oneshot.grpo.packing import Pack, pack
+
+
+def hidden_states(model: Any, batch: Pack) -> Tensor:
+    """Last hidden states at the positions before the completion tokens, `[M, H]`, with gradient.
+
+    Packed where the model can; else in rows that repeat the prompt, padded at the right.
+    """
+    if model.config._attn_implementation != attention.NAME:
+        return _hidden_states_in_rows(model, batch)
+    hidden_1NH = model.base_model(
+        input_ids=batch.ids_N[None],
+        position_ids=batch.positions_N[None],
+        attention_mask=_NO_MASK.to(batch.ids_N.device),
+        blocks=batch.blocks,
+        use_cache=False,
+    ).last_hidden_state
+    hidden_MH: Tensor = hidden_1NH[0].index_select(0, batch.source_M)
+    return hidden_MH
+
+
+# transformers hands a mask of four dimensions on as it is, where none at all would have it look for packs by itself
+_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+
+
+def _hidden_states_in_rows(model: Any, batch: Pack) -> Tensor:
+    rows, num_prompt, start = [], [], 0
+    for block in batch.blocks:
+        prompt_ids, *completions = batch.ids_N[start : start + block.num_tokens].split(
+            [block.num_prompt, *block.lengths]
+        )
+        rows += [torch.cat([prompt_ids, completion]) for completion in completions]
+        num_prompt += [block.num_prompt] * len(completions)
+        start += block.num_tokens
+    ids_GS = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    hidden_GSH = model.base_model(input_ids=ids_GS, use_cache=False).last_hidden_state
+    return torch.cat(
+        [hidden_SH[n - 1 : len(row)] for hidden_SH, row, n in zip(hidden_GSH, rows, num_prompt, strict=True)]
+    )
+
+
+@torch.no_grad()
+def completion_logprobs(model: Any, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
+    """Log-probability of each completion token at `temperature`, `[M]`, without gradient."""
+    head = model.get_output_embeddings()
+    return token_logprobs(hidden_states(model, batch), head, batch.targets_M, temperature=temperature, space=space)
+
+
+@torch.no_grad()
+def use_packs(model: Any) -> bool:
+    """Lets a model run packed, if that gives what plain rows give; says whether it does."""
+    device = next(model.parameters()).device
+    probe = pack([[0, 1, 2], [1]], [0, 0, 1], [[1, 0, 1], [0, 2], [2, 0]], range(3), device=device)
+    plain_MH = _hidden_states_in_rows(model, probe)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = attention.NAME
+    tolerance = 1e-3 if plain_MH.dtype in (torch.float32, torch.float64) else 5e-2
+    try:
+        if torch.allclose(hidden_states(model, probe), plain_MH, atol=tolerance, rtol=tolerance):
+            return True
+    except (NotImplementedError, TypeError):  # attention that packs do not know, or arguments that the model does not
+        pass
+    model.config._attn_implementation = before
+    return False

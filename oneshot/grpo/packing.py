@@ -1,0 +1,148 @@
+"""Prompts and completions -> packed micro-batches: each prompt once, no padding, and who may attend to whom.
+
+A pack is one row of tokens: a prompt, the completions of that prompt behind it, the next prompt, and so on. A
+completion's last token is left out, since nothing is predicted from it.
+
+Shapes: N tokens of the pack, M completion tokens of the pack, G completions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A prompt and its completions within a pack: `num_prompt` tokens, then `lengths[g]` of each completion."""
+
+    num_prompt: int
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the pack that belong here."""
+        return self.num_prompt + sum(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """Of the completions, padded to the longest."""
+        return max(self.lengths, default=0)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all completions are of one length, so that padding them is a view."""
+        return min(self.lengths, default=0) == self.width
+
+    @cached_property
+    def padded_index(self) -> Tensor:
+        """Where each position of the padded completions stands in the packed ones, `[G * width]`; padding is at 0."""
+        starts_G = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
+        index_GT = starts_G[:, None] + torch.arange(self.width)
+        return index_GT.where(self._is_token_GT, 0).flatten().to(self.device)
+
+    @cached_property
+    def packed_index(self) -> Tensor:
+        """Where each packed token stands in the padded completions, `[sum(lengths)]`."""
+        return self._is_token_GT.flatten().nonzero().squeeze(1).to(self.device)
+
+    @property
+    def _is_token_GT(self) -> Tensor:
+        return torch.arange(self.width) < torch.tensor(self.lengths)[:, None]
+
+    @cached_property
+    def lags(self) -> Tensor:
+        """How far a completion's position is behind each of prompt and completion: `[width, num_prompt + width]`."""
+        query = torch.arange(self.num_prompt, self.num_prompt + self.width, device=self.device)
+        return query[:, None] - torch.arange(self.num_prompt + self.width, device=self.device)
+
+    @cached_property
+    def prompt_lags(self) -> Tensor:
+        """The same within the prompt: `[num_prompt, num_prompt]`."""
+        position = torch.arange(self.num_prompt, device=self.device)
+        return position[:, None] - position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """One micro-batch."""
+
+    members: tuple[int, ...]
+    """Which completions, in the order in which they are packed."""
+    lengths: tuple[int, ...]
+    """Tokens of each of them, the last included."""
+    ids_N: Tensor
+    positions_N: Tensor
+    blocks: tuple[Block, ...]
+    source_M: Tensor
+    """The packed token from which each completion token is predicted."""
+    targets_M: Tensor
+
+    def spread(self, values_G: Tensor) -> Tensor:
+        """One value a completion -> one a token: `[G] -> [M]`."""
+        return values_G.repeat_interleave(torch.tensor(self.lengths, device=values_G.device))
+
+
+def pack(
+    prompts: Sequence[Sequence[int]],
+    prompt_of: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    members: Iterable[int],
+    *,
+    device: torch.device,
+) -> Pack:
+    """Packs these completions, each behind its prompt; those of one prompt have to come one after the other."""
+    order = tuple(members)
+    ids: list[int] = []
+    positions: list[int] = []
+    source: list[int] = []
+    blocks = []
+    for prompt, of_prompt in groupby(order, key=lambda member: prompt_of[member]):
+        prompt_ids, group = prompts[prompt], [completions[member] for member in of_prompt]
+        ids += prompt_ids
+        positions += range(len(prompt_ids))
+        last = len(ids) - 1
+        for completion in group:
+            source += [last, *range(len(ids), len(ids) + len(completion) - 1)]
+            positions += range(len(prompt_ids), len(prompt_ids) + len(completion) - 1)
+            ids += completion[:-1]
+        lengths = tuple(len(completion) - 1 for completion in group)
+        blocks.append(Block(num_prompt=len(prompt_ids), lengths=lengths, device=device))
+    return Pack(
+        members=order,
+        lengths=tuple(len(completions[member]) for member in order),
+        ids_N=torch.tensor(ids, device=device),
+        positions_N=torch.tensor(positions, device=device),
+        blocks=tuple(blocks),
+        source_M=torch.tensor(source, device=device),
+        targets_M=torch.tensor(list(chain.from_iterable(completions[member] for member in order)), device=device),
+    )
+
+
+def micro_batches(
+    prompts: Sequence[Sequence[int]],
+    prompt_of: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    members: Iterable[int],
+    *,
+    max_tokens: int,
+) -> list[list[int]]:
+    """Cuts completions into packs of at most `max_tokens` tokens each, prompts included; one alone may be longer.
+
+    Completions of one prompt stay together, longest first, so that little is padded in their attention.
+    """
+    batches: list[list[int]] = []
+    num_tokens = max_tokens
+    for member in sorted(members, key=lambda member: (prompt_of[member], -len(completions[member]))):
+        begins_prompt = not batches or prompt_of[batches[-1][-1]] != prompt_of[member]
+        added = len(completions[member]) - 1 + (len(prompts[prompt_of[member]]) if begins_prompt else 0)
+        if not batches or num_tokens + added > max_tokens:
+            batches.append([])
+            num_tokens, added = 0, len(completions[member]) - 1 + len(prompts[prompt_of[member]])
+        batches[-1].append(member)
+        num_tokens += added
+    return batches

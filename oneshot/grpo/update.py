@@ -1,0 +1,175 @@
+"""A step's judged completions -> its optimiser steps.
+
+What need not be computed is not: no log-probabilities of the old policy where it is the policy itself, none of the
+reference at `kl_coef: 0`, and nothing at all of completions whose gradient is exactly zero.
+
+Shapes: G completions of the step, group after group; M completion tokens of a micro-batch, n of a chunk of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from oneshot.config import TrialConfig
+from oneshot.errors import TrialError
+from oneshot.grpo.forward import completion_logprobs, hidden_states
+from oneshot.grpo.head import Workspace, head_loss
+from oneshot.grpo.loss import BatchTotals, LossOutput, token_loss, token_weights
+from oneshot.grpo.packing import Pack, micro_batches, pack
+from oneshot.grpo.rollout import Completion
+from oneshot.grpo.state import TrialState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A step's completions with what the loss needs of them."""
+
+    example_G: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    texts: tuple[str, ...]
+    rewards_G: Tensor
+    advantages_G: Tensor
+
+
+def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, float]:
+    """The step's optimiser steps, each on whole groups; returns the mean of their `loss/...` metrics.
+
+    Raises:
+        TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
+    """
+    num_updates = config.train.updates_per_rollout
+    size = len(batch.completions) // num_updates
+    old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
+    found: dict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(batch.completions), size):
+        chosen = range(start, start + size)
+        for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
+            found[name].append(value)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def optimizer_step(
+    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+) -> dict[str, float]:
+    """Adds up the gradient of some completions, micro-batch by micro-batch, and takes one step along it."""
+    state.optimizer.zero_grad()
+    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
+    if num_trained == 0:
+        # no gradient is not the same as a gradient of zero: moments and weight decay go on
+        for parameter in state.weights.master.values():
+            parameter.grad = torch.zeros_like(parameter)
+    norm = state.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
+    found = {name: value.item() for name, value in metrics.items()}
+    found |= {"loss/grad_norm": norm.item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
+    _check_finite(found, state.step + 1)
+    state.optimizer.step()
+    state.weights.publish()
+    return found
+
+
+def accumulate(
+    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+) -> tuple[dict[str, Tensor], int]:
+    """The gradient of these completions' loss, added to the master weights'; its metrics, and how many had one."""
+    device = state.policy.device
+    lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+    chosen_lengths = lengths_G[list(chosen)]
+    totals = BatchTotals(
+        num_tokens=int(chosen_lengths.sum()), num_sequences=len(chosen), max_tokens=config.rollout.max_tokens
+    )
+    weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
+    trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
+    names = ("total", "pg", "clip_fraction", "kl", "entropy")[: 3 + (state.reference is not None)]
+    found = {f"loss/{name}": torch.zeros((), device=device) for name in names}
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
+    for micro_batch in _packs(config, state, batch, trained):
+        members = torch.tensor(micro_batch.members, device=device)
+        output = _loss(
+            config,
+            state,
+            micro_batch,
+            space,
+            advantages_M=micro_batch.spread(batch.advantages_G[members]),
+            weights_M=micro_batch.spread(weights_G[members]),
+            old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
+        )
+        state.accelerator.backward(output.loss)
+        state.weights.collect()
+        for name, value in output.metrics.items():
+            found[name] = found.get(name, 0.0) + value
+    return found, len(trained)
+
+
+def _loss(
+    config: TrialConfig,
+    state: TrialState,
+    batch: Pack,
+    space: Workspace,
+    *,
+    advantages_M: Tensor,
+    weights_M: Tensor,
+    old_M: Tensor | None,
+) -> LossOutput:
+    """One micro-batch's part of the loss."""
+    model, temperature = state.policy.model, config.rollout.temperature
+    ref_M = None
+    if state.reference is not None:
+        ref_M = completion_logprobs(state.reference, batch, temperature=temperature, space=space)
+
+    def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
+        return token_loss(
+            logprobs_n,
+            None if old_M is None else old_M[where],
+            None if ref_M is None else ref_M[where],
+            advantages_M[where],
+            weights_M[where],
+            config.loss,
+            entropy=entropy_n,
+        )
+
+    return head_loss(
+        hidden_states(model, batch),
+        model.get_output_embeddings(),
+        batch.targets_M,
+        loss_of,
+        temperature=temperature,
+        with_entropy=config.loss.entropy_coef != 0,
+        space=space,
+    )
+
+
+def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
+    """Whether a completion's loss is zero whatever the policy: its group agrees, and nothing else is asked of it."""
+    return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
+
+
+def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> list[Pack]:
+    """These completions in packs of at most `microbatch_tokens` tokens."""
+    completions = [completion.token_ids for completion in batch.completions]
+    cuts = micro_batches(
+        state.prompts, batch.example_G, completions, members, max_tokens=config.train.microbatch_tokens
+    )
+    return [pack(state.prompts, batch.example_G, completions, cut, device=state.policy.device) for cut in cuts]
+
+
+def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
+    """Each completion's log-probabilities before the step's first update, by its index."""
+    found: dict[int, Tensor] = {}
+    num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=num_tokens)
+    for micro_batch in _packs(config, state, batch, range(len(batch.completions))):
+        logprobs_M = completion_logprobs(
+            state.policy.model, micro_batch, temperature=config.rollout.temperature, space=space
+        )
+        found.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
+    return found
+
+
+def _check_finite(metrics: dict[str, float], step: int) -> None:
+    for name in ("loss/total", "loss/grad_norm"):
+        if not torch.isfinite(torch.tensor(metrics[name])):
+            raise TrialError(f"{name} is {metrics[name]} at step {step}; the weights of step {step - 1} are kept")
