@@ -4,13 +4,14 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart test test-all check fmt docs clean
+.PHONY: help setup setup-dev quickstart test test-all check fmt docs bench clean
 
 help:
 	@echo "make setup       a virtual environment in .venv with oneshot in it"
 	@echo "make quickstart  the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
 	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
 	@echo "make check       ruff, mypy, import-linter"
+	@echo "make bench       a GRPO step against TRL's; the last line is the ratio"
 	@echo "make docs        writes the generated documents anew"
 
 # A torch that is in .venv already is kept; TORCH=... picks another one for a new environment.
@@ -51,6 +52,9 @@ fmt: .venv/ready-dev
 docs: .venv/ready-dev
 	$(BIN)/oneshot schema > docs/sweep.schema.json
 	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
+
+bench: .venv/ready-dev
+	$(BIN)/python bench/grpo_step.py
 
 clean:
 	rm -rf .venv runs

@@ -34,7 +34,7 @@ def test_the_readmes_mistake_is_answered_as_it_says(tmp_path: Path, monkeypatch:
     assert f"oneshot: {caught.value}\n" in README
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/log.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/grpo.md", "docs/log.md"])
 def test_every_file_that_a_document_links_to_is_there(document: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / document).read_text())
     for link in links:
@@ -44,3 +44,9 @@ def test_every_file_that_a_document_links_to_is_there(document: str) -> None:
 def test_every_target_that_the_readme_names_is_in_the_makefile() -> None:
     targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"\$ make ([\w-]+)", README)) <= targets
+
+
+def test_the_engines_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "grpo.md").read_text(), flags=re.DOTALL)
+    exec(code, {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from oneshot.config import ModelConfig, PromptConfig
-from oneshot.grpo import lockstep
+from oneshot.grpo import graphs, lockstep
 from oneshot.grpo.forward import completion_logprobs
 from oneshot.grpo.head import Workspace, logits
 from oneshot.grpo.hf import HfGenerate
@@ -28,6 +28,7 @@ def in_waves(policy: Policy, rows: int) -> Lockstep:
 ENGINES: dict[str, Callable[[Policy], Engine]] = {
     "lockstep": lambda _: Lockstep(kv_gib=1.0),
     "lockstep in small waves": lambda policy: in_waves(policy, 5),
+    "lockstep at fixed shapes": lambda _: Lockstep(kv_gib=1.0, fixed_shapes=True),
     "hf": lambda _: HfGenerate(),
 }
 PROMPTS = ("47+38=?", "12*7=?", "9-3=?", "85+37=?")
@@ -120,6 +121,14 @@ def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, rows: i
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
     turned = [Request(prompt_ids=r.prompt_ids, row_keys=r.row_keys[::-1]) for r in asked[::-1]]
     assert by_key(turned, in_waves(policy, rows).generate(policy, turned, sampling)) == expected
+
+
+def test_fixed_shapes_that_change_on_the_way_change_no_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(policy, rows=13)
+    sampling = Sampling(temperature=1.0, max_tokens=56)
+    expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
+    monkeypatch.setattr(graphs, "LENGTH_STEP", 16)
+    assert by_key(asked, Lockstep(kv_gib=1.0, fixed_shapes=True).generate(policy, asked, sampling)) == expected
 
 
 @pytest.mark.parametrize("live_share", [0.0, 1.0])

@@ -1,17 +1,21 @@
 """The trial: it learns, it repeats itself exactly, it goes on from a checkpoint, it fails aloud."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from oneshot.config import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.grpo.policy import load_policy
 from oneshot.grpo.state import TrialState, load_state, new_state, save_state
-from oneshot.grpo.train import StepMetrics, train
+from oneshot.grpo.train import StepMetrics, train, train_step
+from oneshot.models import local_folder
 from oneshot.tasks.grading import Grader
+from oneshot.tiny.make import make_tokenizer
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -154,10 +158,6 @@ def test_what_cannot_be_trained_is_refused_at_the_start(
 
 
 def test_a_model_that_bends_its_logits_is_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, Gemma2Config
-
-    from oneshot.tiny.make import make_tokenizer
-
     config = Gemma2Config(
         vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.01, eos_token_id=1, pad_token_id=0,
@@ -166,3 +166,59 @@ def test_a_model_that_bends_its_logits_is_refused(tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"its logits are not head\(hidden state\)"):
         load_policy(ModelConfig(path=str(tmp_path)))
+
+
+def tiny_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str:
+    """The qwen2 organism as a folder of its own, whose tokenizer lacks some special tokens."""
+    source = local_folder("tiny:qwen2")
+    assert source is not None
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"):
+        if (folder / name).exists():
+            kept = json.loads((folder / name).read_text())
+            changed = {
+                key: None if any(key.startswith(token) for token in leave_out) else value for key, value in kept.items()
+            }
+            (folder / name).write_text(json.dumps(changed))
+    return str(folder)
+
+
+def test_a_model_without_an_end_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither its generation config nor its tokenizer has an EOS token"):
+        load_policy(ModelConfig(path=tiny_folder(tmp_path, leave_out=("eos",))))
+
+
+def test_without_a_padding_token_the_end_token_stands_in(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    path = tiny_folder(tmp_path, leave_out=("pad",))
+    policy = load_policy(ModelConfig(path=path))
+    assert policy.pad_id in policy.eos_ids
+    bare, _ = run(tiny_config(model={"path": path}), grader)
+    assert comparable(bare) == comparable(run(tiny_config(), grader)[0])
+
+
+def test_a_cache_without_keys_and_values_is_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=99, hidden_size=16, state_size=4, num_hidden_layers=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="its cache does not hold keys and values"):
+        load_policy(ModelConfig(path=str(tmp_path)))
+
+
+def test_completions_without_any_text_are_counted(tiny_config: MakeConfig, grader: Grader) -> None:
+    config = tiny_config(train={"num_steps": 1})
+    state = new_state(config, seed=0, grader=grader)
+    state.policy.eos_ids = tuple(range(99))  # whatever comes first is the end
+    special = state.policy.tokenizer.all_special_ids
+    steps = list(train(config, state))
+    assert steps[-1].metrics["rollout/length_mean"] == 1.0
+    empty = [not sampled.completion.strip() for sampled in steps[-1].sampled]
+    assert steps[-1].metrics["rollout/empty"] == sum(empty) / len(empty)
+    state.policy.eos_ids = tuple(special)
+    head = state.policy.model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[1] = state.policy.model.base_model(torch.tensor([state.prompts[0]])).last_hidden_state[0, -1] * 100
+    assert train_step(config, state).metrics["rollout/empty"] == 1.0

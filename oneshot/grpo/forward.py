@@ -3,6 +3,7 @@
 Shapes: N tokens of the pack, M completion tokens, H hidden size, S positions of a padded row.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from oneshot.grpo import attention
 from oneshot.grpo.head import Workspace, token_logprobs
 from oneshot.grpo.packing import Pack, pack
+
+log = logging.getLogger(__name__)
 
 
 def hidden_states(model: Any, batch: Pack) -> Tensor:
@@ -70,7 +73,8 @@ def use_packs(model: Any) -> bool:
     try:
         if torch.allclose(hidden_states(model, probe), plain_MH, atol=tolerance, rtol=tolerance):
             return True
-    except (NotImplementedError, TypeError):  # attention that packs do not know, or arguments that the model does not
-        pass
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        # attention that packs do not know, or arguments and shapes that the model does not: it runs in rows
+        log.info("a pack of %s fails: %s", type(model).__name__, error)
     model.config._attn_implementation = before
     return False

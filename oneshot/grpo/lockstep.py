@@ -7,7 +7,7 @@ others are padded at the left.
 Shapes: P distinct prompts, B live rows, T completion positions, H hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from oneshot.grpo.graphs import FixedStep
 from oneshot.grpo.head import Workspace, logits
 from oneshot.grpo.policy import Policy
 from oneshot.grpo.rollout import Completion, Ended, Request, Sampling, ignore
@@ -32,6 +33,8 @@ class Lockstep:
     """The engine; decodes as many rows at a time as keep their keys and values within `kv_gib`."""
 
     kv_gib: float
+    fixed_shapes: bool | None = None
+    """Whether steps run at few sizes, for CUDA graphs; None: on a GPU."""
 
     def wave_rows(self, policy: Policy, *, num_positions: int) -> int:
         """Rows decoded at a time, if each has a prompt and a completion of so many tokens together."""
@@ -62,6 +65,7 @@ class Lockstep:
                 [requests[index].row_keys[row] for index, row in wave],
                 sampling,
                 row_ended,
+                fixed_shapes=policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes,
             )
         return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
 
@@ -75,6 +79,8 @@ class KvLayer(DynamicLayer):
         self.values: Tensor
         self.num_rows = 0
         self.length = 0
+        self.fixed: tuple[int, int, Tensor] | None = None
+        """Rows and positions to work on, and the position to write, where sizes are fixed."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends `[B, heads, new, head_dim]`; returns views of everything so far."""
@@ -83,6 +89,11 @@ class KvLayer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             self.num_rows, self.length = key_states.shape[0], key_states.shape[-2]
             return key_states, value_states
+        if self.fixed is not None:
+            rows, length, position = self.fixed
+            self.keys[:rows].index_copy_(2, position, key_states)
+            self.values[:rows].index_copy_(2, position, value_states)
+            return self.keys[:rows, :, :length], self.values[:rows, :, :length]
         end = self.length + key_states.shape[-2]
         keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
         keys[:, :, self.length :] = key_states
@@ -94,16 +105,18 @@ class KvLayer(DynamicLayer):
         """Positions written so far."""
         return self.length
 
-    def spread(self, prompt_B: Tensor, *, capacity: int) -> None:
-        """From one row a prompt to one a completion, with room for `capacity` positions."""
-        self.keys = self._spread(self.keys, prompt_B, capacity)
-        self.values = self._spread(self.values, prompt_B, capacity)
-        self.num_rows = len(prompt_B)
+    def spread(self, prompt_B: Tensor, *, capacity: int, clean: bool) -> None:
+        """From one row a prompt to one a completion, with room for `capacity` positions.
 
-    def _spread(self, prompts: Tensor, prompt_B: Tensor, capacity: int) -> Tensor:
-        room = prompts.new_empty(len(prompt_B), prompts.shape[1], capacity, prompts.shape[3])
-        room[:, :, : self.length] = prompts[prompt_B]
-        return room
+        `clean` room is zero: attention over a fixed length multiplies what was not written by a weight of zero.
+        """
+        for name in ("keys", "values"):
+            prompts = getattr(self, name)
+            shape = (len(prompt_B), prompts.shape[1], capacity, prompts.shape[3])
+            room = prompts.new_zeros(shape) if clean else prompts.new_empty(shape)
+            room[:, :, : self.length] = prompts[prompt_B]
+            setattr(self, name, room)
+        self.num_rows = len(prompt_B)
 
     def keep(self, kept_B: Tensor) -> None:
         """Keeps these rows, in this order, in the memory that there is."""
@@ -125,29 +138,43 @@ class _Wave:
         self._layers = [KvLayer() for _ in range(policy.model.config.num_hidden_layers)]
         self._cache = DynamicCache()
         self._cache.layers = list(self._layers)
+        self._fixed: FixedStep | None = None
 
-    def prefill(self, prompt_B: Tensor, *, max_tokens: int) -> Tensor:
+    def prefill(self, prompt_B: Tensor, *, max_tokens: int, fixed: bool) -> Tensor:
         """Runs each prompt once; the hidden state that each row's first token is predicted from, `[B, H]`."""
         positions_PS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        hidden_PH = self._forward(self._ids_PS, positions_PS)
+        hidden_PH = self._forward(self._ids_PS, positions_PS, self._mask_BS if self._padded else None)
+        width = self._ids_PS.shape[1]
         for layer in self._layers:
-            layer.spread(prompt_B, capacity=self._ids_PS.shape[1] + max_tokens)
+            layer.spread(prompt_B, capacity=width + max_tokens, clean=fixed)
         self._mask_BS = self._mask_BS[prompt_B]
         self._next_B1 = self._mask_BS.sum(dim=1, keepdim=True)
+        if fixed:
+            start_B = width - self._next_B1.squeeze(1)
+            self._fixed = FixedStep(self._forward, start_B, capacity=width + max_tokens)
         return hidden_PH[prompt_B]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Takes each row's token; the hidden state that its next one is predicted from, `[B, H]`."""
+        if self._fixed is not None:
+            return self._fixed_step(self._fixed, tokens_B)
         if self._padded:
             self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
-        hidden_BH = self._forward(tokens_B[:, None], self._next_B1)
+        hidden_BH = self._forward(tokens_B[:, None], self._next_B1, self._mask_BS if self._padded else None)
         self._next_B1 += 1
         return hidden_BH
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _fixed_step(self, fixed: FixedStep, tokens_B: Tensor) -> Tensor:
+        position = self._layers[0].length
+        for layer in self._layers:
+            layer.fixed = (*fixed.sizes(len(tokens_B), position), fixed.position)
+            layer.length += 1
+        return fixed.run(tokens_B, position)
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         hidden: Tensor = self._model.base_model(
             input_ids=ids,
-            attention_mask=self._mask_BS if self._padded else None,
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -159,6 +186,8 @@ class _Wave:
         for layer in self._layers:
             layer.keep(kept_B)
         self._mask_BS, self._next_B1 = self._mask_BS[kept_B], self._next_B1[kept_B]
+        if self._fixed is not None:
+            self._fixed.keep(kept_B)
 
 
 @torch.no_grad()
@@ -168,14 +197,16 @@ def _decode(
     prompt_of_row: list[int],
     row_keys: list[tuple[int, ...]],
     sampling: Sampling,
-    ended: Any,
+    ended: Callable[[int, Completion], None],
+    *,
+    fixed_shapes: bool,
 ) -> None:
     """Decodes one wave: prompts, and each row's prompt and key; `ended(row, completion)` for each."""
     device, num_rows, num_positions = policy.device, len(row_keys), sampling.max_tokens
     head = policy.model.get_output_embeddings()
     temperature = sampling.temperature or 1.0
     wave = _Wave(policy, prompts)
-    hidden_BH = wave.prefill(torch.tensor(prompt_of_row, device=device), max_tokens=num_positions)
+    hidden_BH = wave.prefill(torch.tensor(prompt_of_row, device=device), max_tokens=num_positions, fixed=fixed_shapes)
     space = Workspace.empty(head, num_rows=num_rows)
     dtype = space.logits_nV.dtype
     uniforms_TB = below_one(torch.from_numpy(uniforms(row_keys, num_positions)), dtype).T.contiguous().to(device)

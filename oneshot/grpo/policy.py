@@ -29,14 +29,20 @@ class Policy:
     pad_id: int
     max_positions: int
     """Prompt and completion together may not be longer."""
-    kv_bytes: int
-    """What the keys and values of one token take."""
+    num_kv: int
+    """Numbers in the keys and values of one token."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the keys and values of one token take, in the precision that the model computes in."""
+        itemsize: int = self.model.dtype.itemsize
+        return self.num_kv * itemsize
 
 
 def load_policy(config: ModelConfig) -> Policy:
@@ -59,9 +65,9 @@ def load_policy(config: ModelConfig) -> Policy:
     if not eos_ids:
         raise ModelError(f"model.path: {config.path}: neither its generation config nor its tokenizer has an EOS token")
     _check_head(model, config.path)
+    num_kv = _num_kv(model, config.path)
     if not use_packs(model):
         log.info("%s cannot run packed; its update repeats the prompt in every row", config.path)
-    kv_bytes = _kv_bytes(model, config.path)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return Policy(
         model=model,
@@ -69,7 +75,7 @@ def load_policy(config: ModelConfig) -> Policy:
         eos_ids=eos_ids,
         pad_id=pad_id,
         max_positions=int(model.config.max_position_embeddings),
-        kv_bytes=kv_bytes,
+        num_kv=num_kv,
     )
 
 
@@ -92,15 +98,17 @@ def _check_head(model: Any, path: str) -> None:
 
 
 @torch.no_grad()
-def _kv_bytes(model: Any, path: str) -> int:
+def _num_kv(model: Any, path: str) -> int:
     """What a model's cache holds a token, by its own account of one."""
-    cache = model.base_model(input_ids=torch.tensor([[0]]), use_cache=True).past_key_values
     try:
-        return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-    except AttributeError as error:
+        cache = model.base_model(input_ids=torch.tensor([[0, 0]]), use_cache=True).past_key_values
+        numbers: int = sum(tensor.numel() for layer in cache.layers for tensor in (layer.keys, layer.values))
+    except AttributeError as error:  # transformers has no common word for what a cache holds
         raise ModelError(
-            f"model.path: {path}: its cache does not hold keys and values a layer; lockstep needs that"
+            f"model.path: {path}: its cache does not hold keys and values a layer (a state-space model?), which the "
+            "rollout needs"
         ) from error
+    return numbers // 2
 
 
 def use_cpus(num_threads: int) -> None:
