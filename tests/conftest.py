@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, MistralConfig
 
 from oneshot.config import TrialConfig
 from oneshot.tasks.grading import Grader
@@ -47,3 +49,20 @@ def tiny_config() -> Callable[..., TrialConfig]:
         return TrialConfig.model_validate(data)
 
     return make
+
+
+def small_model(kind: str) -> Any:
+    """A decoder of some families, in float64 throughout but for the norms of those that compute them in float32."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "gpt_neox": lambda: GPTNeoXConfig(**sizes, intermediate_size=32, max_position_embeddings=64),
+        "gpt2": lambda: GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=64),
+        "mistral, a window of 4": lambda: MistralConfig(
+            **sizes, intermediate_size=32, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64
+        ),
+        "gpt-j, which packs cannot run": lambda: GPTJConfig(
+            vocab_size=40, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, n_positions=64
+        ),
+    }[kind]()
+    return AutoModelForCausalLM.from_config(config).double().eval()

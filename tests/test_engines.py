@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import small_model
 from scipy import stats
 
 from oneshot.config import ModelConfig, PromptConfig
@@ -56,6 +57,22 @@ def test_greedy_equals_plain_generate(policy: Policy, engine: str) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=56)
     expected = HfGenerate().generate(policy, requests(policy, rows=2), sampling)
     found = ENGINES[engine](policy).generate(policy, requests(policy, rows=2), sampling)
+    assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "mistral, a window of 4", "gpt-j, which packs cannot run"])
+def test_other_families_decode_as_plain_generate_does(kind: str, engine: str) -> None:
+    model = small_model(kind)
+    tokens = model.base_model(torch.tensor([[0, 0]]), use_cache=True).past_key_values.layers[0].keys.numel()
+    policy = Policy(model=model, tokenizer=None, eos_ids=(1,), pad_id=0, max_positions=64, num_kv=tokens * 2)
+    # of unequal lengths, so that one of them is padded and the window is passed
+    asked = [
+        Request(prompt_ids=tuple(range(5, 5 + length)), row_keys=((0, length, 0), (0, length, 1))) for length in (9, 3)
+    ]
+    sampling = Sampling(temperature=0.0, max_tokens=12)
+    expected = HfGenerate().generate(policy, asked, sampling)
+    found = ENGINES[engine](policy).generate(policy, asked, sampling)
     assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
 
 
@@ -141,6 +158,18 @@ def test_dropping_finished_rows_late_or_at_once_changes_no_token(
     assert len({len(tokens) for tokens in expected.values()}) > 5  # rows do end at different times
     monkeypatch.setattr(lockstep, "LIVE_SHARE", live_share)
     assert by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling)) == expected
+
+
+def test_counting_the_live_rows_seldom_as_a_gpu_does_changes_no_token(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(policy, rows=16)
+    sampling = Sampling(temperature=1.0, max_tokens=54)
+    expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+    monkeypatch.setitem(lockstep.CHECK_STEPS, "cpu", 8)
+    found = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+    assert by_key(asked, found) == by_key(asked, expected)
+    assert [[c.truncated for c in row] for row in found] == [[c.truncated for c in row] for row in expected]
 
 
 def test_in_float32_order_and_waves_move_logprobs_by_their_last_digits_only() -> None:

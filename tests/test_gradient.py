@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, MistralConfig
 
 from oneshot.config import AdvantageConfig, LossConfig, TrialConfig
 from oneshot.grpo import attention, head
@@ -28,20 +28,6 @@ PROMPTS = ((5, 6, 7, 8, 9), (10, 11))
 PROMPT_OF = (0, 0, 0, 1, 1, 0)
 COMPLETIONS = ((12, 13, 14, 15, 1), (16, 1), (1,), (17, 18, 19), (20, 21, 22, 23, 24, 25, 1), (26, 27, 28))
 ADVANTAGES = (1.2, -0.4, 0.0, 0.7, -1.1, 0.3)
-
-
-def small_model(kind: str) -> Any:
-    """A decoder of some families, in float64 throughout but for the norms of those that compute them in float32."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = {
-        "gpt_neox": lambda: GPTNeoXConfig(**sizes, intermediate_size=32, max_position_embeddings=64),
-        "gpt2": lambda: GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=4, n_positions=64),
-        "mistral, a window of 4": lambda: MistralConfig(
-            **sizes, intermediate_size=32, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64
-        ),
-    }[kind]()
-    return AutoModelForCausalLM.from_config(config).double().eval()
 
 
 def gradient(model: Any, packs: list[Pack], config: LossConfig) -> tuple[float, dict[str, Tensor]]:
@@ -327,9 +313,7 @@ def test_bfloat16_computes_and_float32_is_optimised(tiny_config: MakeConfig, gra
 
 
 def test_a_model_whose_attention_packs_do_not_know_runs_in_rows() -> None:
-    torch.manual_seed(0)
-    config = GPTJConfig(vocab_size=40, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
-    model = AutoModelForCausalLM.from_config(config).double().eval()
+    model = small_model("gpt-j, which packs cannot run")
     assert not use_packs(model)
     assert model.config._attn_implementation != attention.NAME
     wanted_loss, wanted = plain_gradient(model, CONFIG)

@@ -34,7 +34,8 @@ class Lockstep:
 
     kv_gib: float
     fixed_shapes: bool | None = None
-    """Whether steps run at few sizes, for CUDA graphs; None: on a GPU."""
+    """Whether steps run at few sizes, for CUDA graphs; None: on a GPU. Never for a model with a sliding window, whose
+    layers may each want a mask of their own."""
 
     def wave_rows(self, policy: Policy, *, num_positions: int) -> int:
         """Rows decoded at a time, if each has a prompt and a completion of so many tokens together."""
@@ -49,6 +50,7 @@ class Lockstep:
         rows.sort(key=lambda row: len(requests[row[0]].prompt_ids))
         longest = max(len(request.prompt_ids) for request in requests)
         wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
+        fixed_shapes = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
         found: dict[tuple[int, int], Completion] = {}
         for start in range(0, len(rows), wave_rows):
             wave = rows[start : start + wave_rows]
@@ -65,7 +67,7 @@ class Lockstep:
                 [requests[index].row_keys[row] for index, row in wave],
                 sampling,
                 row_ended,
-                fixed_shapes=policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes,
+                fixed_shapes=fixed_shapes and policy.model.config.to_dict().get("sliding_window") is None,
             )
         return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
 

@@ -72,12 +72,11 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
     metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
     step_s = time.perf_counter() - start_s
     state.step += 1
-    num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
     metrics |= {
         "perf/step_s": step_s,
         "perf/rollout_s": rollout_s,
         "perf/update_s": step_s - rollout_s,
-        "perf/tokens_per_s": num_tokens / step_s,
+        "perf/tokens_per_s": batch.num_tokens / step_s,
         "perf/efficiency": _floor_s(config, state, batch) / step_s,
         "system/rss_gib": psutil.Process().memory_info().rss / 2**30,
     }
@@ -105,14 +104,13 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
 
 def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
     """Seconds that the step's matrix products take on this machine."""
-    num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
     positions = max(len(prompt_ids) for prompt_ids in state.prompts) + config.rollout.max_tokens
     wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
     return state.floor.step_s(
         prompt_tokens=sum(len(prompt_ids) for prompt_ids in state.prompts),
-        completion_tokens=num_tokens,
+        completion_tokens=batch.num_tokens,
         decode_rows=min(wave_rows, len(batch.completions)),
-        update_rows=min(config.train.microbatch_tokens, num_tokens),
+        update_rows=min(config.train.microbatch_tokens, batch.num_tokens),
         with_reference=state.reference is not None,
     )
 
@@ -165,13 +163,12 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
 def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
     graded_G = batch.rewards_G[batch.rewards_G.isfinite()]
     rewards_NK = batch.rewards_G.view(-1, config.rollout.group_size)
-    num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
     return {
         "reward/mean": graded_G.mean().item() if len(graded_G) else 0.0,
         "reward/frac_groups_zero_std": zero_std_groups(rewards_NK).float().mean().item(),
         "reward/ungraded": float(len(batch.rewards_G) - len(graded_G)),
-        "rollout/entropy": -sum(sum(c.logprobs) for c in batch.completions) / num_tokens,
-        "rollout/length_mean": num_tokens / len(batch.completions),
+        "rollout/entropy": -sum(sum(c.logprobs) for c in batch.completions) / batch.num_tokens,
+        "rollout/length_mean": batch.num_tokens / len(batch.completions),
         "rollout/truncated": fmean(completion.truncated for completion in batch.completions),
         "rollout/empty": fmean(not text.strip() for text in batch.texts),
         "rollout/boxed": fmean(extract_boxed(text) is not None for text in batch.texts),

@@ -34,6 +34,11 @@ class Batch:
     rewards_G: Tensor
     advantages_G: Tensor
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all completions."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
 
 def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, float]:
     """The step's optimiser steps, each on whole groups; returns the mean of their `loss/...` metrics.
@@ -83,8 +88,8 @@ def accumulate(
     )
     weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
     trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
-    names = ("total", "pg", "clip_fraction", "kl", "entropy")[: 3 + (state.reference is not None)]
-    found = {f"loss/{name}": torch.zeros((), device=device) for name in names}
+    # what there is to say of a step that skips everything
+    found = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
     for micro_batch in _packs(config, state, batch, trained):
         members = torch.tensor(micro_batch.members, device=device)
@@ -159,8 +164,7 @@ def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequen
 def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
     """Each completion's log-probabilities before the step's first update, by its index."""
     found: dict[int, Tensor] = {}
-    num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
-    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=num_tokens)
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
     for micro_batch in _packs(config, state, batch, range(len(batch.completions))):
         logprobs_M = completion_logprobs(
             state.policy.model, micro_batch, temperature=config.rollout.temperature, space=space
