@@ -123,6 +123,28 @@ def test_first_tokens_have_the_models_distribution(policy: Policy, engine: str) 
     assert chi_square.pvalue > 1e-4
 
 
+def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Policy) -> None:
+    num_forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_forwards
+        num_forwards += 1
+
+    handed_after: list[int] = []
+    hook = policy.model.base_model.register_forward_hook(count)
+    try:
+        Lockstep(kv_gib=1.0).generate(
+            policy,
+            requests(policy, rows=16),
+            Sampling(temperature=1.0, max_tokens=56),
+            lambda *_: handed_after.append(num_forwards),
+        )
+    finally:
+        hook.remove()
+    assert len(handed_after) == 16 * len(PROMPTS)
+    assert sum(after < num_forwards for after in handed_after) > len(handed_after) / 2
+
+
 def by_key(asked: list[Request], found: list[list[Completion]]) -> dict[tuple[int, ...], tuple[int, ...]]:
     return {
         key: completion.token_ids
