@@ -1,0 +1,82 @@
+"""What only a GPU can show; `pytest -m gpu`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from oneshot.config import ModelConfig, PromptConfig, TrialConfig
+from oneshot.grpo.head import Workspace, head_loss
+from oneshot.grpo.hf import HfGenerate
+from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.loss import LossOutput
+from oneshot.grpo.policy import load_policy
+from oneshot.grpo.rollout import Request, Sampling
+from oneshot.grpo.state import new_state
+from oneshot.grpo.train import train
+from oneshot.tasks.grading import Grader
+from oneshot.tasks.prompts import encode
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+]
+
+
+def test_captured_steps_decode_as_plain_generate_does() -> None:
+    policy = load_policy(ModelConfig(path="tiny:qwen2", dtype="float64"))
+    policy.model.to("cuda")
+    asked = [
+        Request(
+            prompt_ids=tuple(encode(text, suffix="", config=PromptConfig(), tokenizer=policy.tokenizer)),
+            row_keys=tuple((0, index, row) for row in range(5)),
+        )
+        for index, text in enumerate(("47+38=?", "9-3=?"))
+    ]
+    sampling = Sampling(temperature=0.0, max_tokens=56)
+    expected = HfGenerate().generate(policy, asked, sampling)
+    for fixed_shapes in (True, False):
+        found = Lockstep(kv_gib=1.0, fixed_shapes=fixed_shapes).generate(policy, asked, sampling)
+        assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
+
+
+def test_a_bfloat16_head_sums_in_float32() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 5000, bias=False, device="cuda", dtype=torch.bfloat16)
+    hidden = torch.randn(100, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(5000, (100,), device="cuda")
+
+    def loss_of(logprobs: torch.Tensor, entropy: torch.Tensor | None, where: slice) -> LossOutput:
+        assert logprobs.dtype == torch.float32
+        return LossOutput(loss=-logprobs.mean(), metrics={})
+
+    output = head_loss(
+        hidden,
+        linear,
+        targets,
+        loss_of,
+        temperature=0.6,
+        with_entropy=False,
+        space=Workspace.empty(linear, num_rows=100),
+    )
+    output.loss.backward()
+    exact, weight = hidden.detach().float().requires_grad_(), linear.weight.detach().float().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(exact @ weight.T / 0.6, targets)
+    loss.backward()
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for narrow, wide in ((hidden.grad, exact.grad), (linear.weight.grad, weight.grad)):
+        assert narrow is not None
+        assert wide is not None
+        assert (narrow.float() - wide).norm() < 0.01 * wide.norm()
+
+
+def test_a_trial_learns_in_bfloat16(tiny_config: Callable[..., TrialConfig], grader: Grader) -> None:
+    config = tiny_config(
+        model={"path": "tiny:qwen2", "device": "cuda", "mixed_precision": "bf16"},
+        rollout={"num_groups": 8, "group_size": 8},
+        train={"num_steps": 16},
+        optim={"lr": 2e-4},
+        eval={"suites": {}},
+    )
+    reward = [step.metrics["reward/mean"] for step in train(config, new_state(config, seed=0, grader=grader))]
+    assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.2
