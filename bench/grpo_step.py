@@ -260,7 +260,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     _, state = our_state(case, folder)
     policy = state.policy
     if skewed:
-        # random weights draw nearly evenly from the vocabulary, of which one token in max_tokens / 4 now ends a completion
+        # random weights draw nearly evenly from the vocabulary: one token in max_tokens / 4 now ends a completion
         policy.eos_ids = tuple(range(0, len(policy.model.get_output_embeddings().weight), case.max_tokens // 4))
     prompt_ids = state.prompts[0]
 
