@@ -24,7 +24,7 @@ NAME = "oneshot"
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, blocks: Sequence[Block] | None = None, scaling: float | None = None, sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Tensor | None = None, **rest: Any,
+    **rest: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Transformers' attention function; `blocks` says that this is a pack.
 
@@ -32,17 +32,15 @@ def attention(
         NotImplementedError: the model bends its attention (soft cap, sinks) in a way that packs do not know.
     """
     repeats = query.shape[1] // key.shape[1]
-    if blocks is None and query.shape[2] == 1 and attention_mask is None and softcap is None and s_aux is None:
+    is_bent = rest.get("softcap") is not None or rest.get("s_aux") is not None
+    if blocks is None and query.shape[2] == 1 and attention_mask is None and not is_bent:
         return _attend_one(query, key, value, scaling=scaling, repeats=repeats), None
     if blocks is None:
-        bent: dict[str, Any] = {
-            name: value for name, value in {"softcap": softcap, "s_aux": s_aux}.items() if value is not None
-        }
         output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **bent, **rest
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
         return output
-    if softcap is not None or s_aux is not None:
+    if is_bent:
         raise NotImplementedError("attention with a soft cap or sinks")
     num_tokens = [block.num_tokens for block in blocks]
     parts = [

@@ -39,9 +39,8 @@ class FixedStep:
         """Moves these rows to the front."""
         self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
 
-    def run(self, tokens_B: Tensor, position: int) -> Tensor:
-        """Each row's token at this position of the cache; the hidden states after it, `[B, H]`."""
-        size = self.sizes(len(tokens_B), position)
+    def run(self, tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+        """Each row's token at this position of the cache, at these `sizes`; the hidden states after it, `[B, H]`."""
         self._ids_B1[: len(tokens_B), 0] = tokens_B
         self.position.fill_(position)
         if not tokens_B.is_cuda:

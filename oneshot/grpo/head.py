@@ -181,15 +181,7 @@ class _Chunks:
         found = torch.autograd.grad(output.loss, inputs, allow_unused=True)
         grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
         with torch.no_grad():
-            grad_nV = _logits_gradient(
-                targets_n,
-                logits_nV,
-                probs_nV,
-                log_normaliser_n,
-                entropy_n,
-                grads[0],
-                grads[1] if with_entropy else None,
-            )
+            grad_nV = _logits_gradient(targets_n, logits_nV, probs_nV, log_normaliser_n, entropy_n, *grads)
             self._add_gradients(where, grad_nV, hidden_nH)
         return LossOutput(loss=output.loss.detach(), metrics=output.metrics)
 
@@ -223,7 +215,7 @@ def _logits_gradient(
     log_normaliser_n: Tensor,
     entropy_n: Tensor | None,
     logprob_grad_n: Tensor,
-    entropy_grad_n: Tensor | None,
+    entropy_grad_n: Tensor | None = None,
 ) -> Tensor:
     """Gradient with respect to the logits, in the place of one of the two buffers.
 

@@ -51,6 +51,7 @@ class Lockstep:
         longest = max(len(request.prompt_ids) for request in requests)
         wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
         fixed_shapes = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
+        fixed_shapes = fixed_shapes and policy.model.config.to_dict().get("sliding_window") is None
         found: dict[tuple[int, int], Completion] = {}
         for start in range(0, len(rows), wave_rows):
             wave = rows[start : start + wave_rows]
@@ -67,7 +68,7 @@ class Lockstep:
                 [requests[index].row_keys[row] for index, row in wave],
                 sampling,
                 row_ended,
-                fixed_shapes=fixed_shapes and policy.model.config.to_dict().get("sliding_window") is None,
+                fixed_shapes=fixed_shapes,
             )
         return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
 
@@ -168,10 +169,11 @@ class _Wave:
 
     def _fixed_step(self, fixed: FixedStep, tokens_B: Tensor) -> Tensor:
         position = self._layers[0].length
+        size = fixed.sizes(len(tokens_B), position)
         for layer in self._layers:
-            layer.fixed = (*fixed.sizes(len(tokens_B), position), fixed.position)
+            layer.fixed = (*size, fixed.position)
             layer.length += 1
-        return fixed.run(tokens_B, position)
+        return fixed.run(tokens_B, position, size)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         hidden: Tensor = self._model.base_model(
@@ -227,21 +229,19 @@ def _decode(
         tokens_TB[position], logprobs_TB[position] = tokens_B, logprobs_B
         has_ended_B |= ends_V[tokens_B]
         is_last = position + 1 == num_positions
-        if not is_last and (position + 1) % CHECK_STEPS[device.type]:
-            hidden_BH = wave.step(tokens_B)
-            continue
-        num_live = len(row_of) - int(has_ended_B.sum())
-        if is_last or num_live < LIVE_SHARE * len(row_of):
-            gone_B = torch.ones_like(has_ended_B) if is_last else has_ended_B
+        is_check = is_last or (position + 1) % CHECK_STEPS[device.type] == 0
+        gone_B = torch.ones_like(has_ended_B) if is_last else has_ended_B
+        num_live = len(row_of) - int(gone_B.sum()) if is_check else len(row_of)
+        if num_live == 0 or num_live < LIVE_SHARE * len(row_of):
             for place, completion in zip(
                 gone_B.nonzero().squeeze(1).tolist(),
                 _completions(tokens_TB[: position + 1, gone_B], logprobs_TB[: position + 1, gone_B], ends_V),
                 strict=True,
             ):
                 ended(row_of[place], completion)
-            if is_last or num_live == 0:
+            if num_live == 0:
                 return
-            kept_B = (~has_ended_B).nonzero().squeeze(1)
+            kept_B = (~gone_B).nonzero().squeeze(1)
             wave.keep(kept_B)
             row_of = [row_of[place] for place in kept_B.tolist()]
             uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]

@@ -6,6 +6,7 @@ The position in the random table is (seed, step): there is no other generator to
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from oneshot.grpo.hf import HfGenerate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import Policy, load_policy
 from oneshot.grpo.rollout import Engine
-from oneshot.grpo.weights import Weights, narrow, split_weights
+from oneshot.grpo.weights import Weights, split_weights
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import load_example
@@ -82,13 +83,8 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
     accelerator = Accelerator(cpu=use_cpu)
     policy = load_policy(config.model)
     weights = split_weights(policy.model, config.model)
-    reference = None
-    if config.loss.kl_coef != 0:
-        reference = load_policy(config.model).model.requires_grad_(False)
-        if config.model.mixed_precision == "bf16":
-            narrow(reference)
-        reference.to(accelerator.device)
     policy.model.to(accelerator.device)
+    reference = deepcopy(policy.model).requires_grad_(False) if config.loss.kl_coef != 0 else None
     if config.train.activation_checkpointing:
         _checkpoint_activations(policy.model)
     for parameter in weights.master.values():

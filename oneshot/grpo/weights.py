@@ -47,11 +47,7 @@ def split_weights(model: Any, config: ModelConfig) -> Weights:
     if config.mixed_precision == "no":
         return Weights(compute=compute, master=compute)
     master = {name: Parameter(parameter.detach().clone()) for name, parameter in compute.items()}
-    narrow(model)
-    return Weights(compute=compute, master=master)
-
-
-def narrow(model: Any) -> None:
-    """Rounds a model's parameters to bfloat16, in place; its buffers (rotary frequencies) stay as they are."""
-    for parameter in model.parameters():
+    # parameters alone: the buffers (rotary frequencies) stay as they are
+    for parameter in compute.values():
         parameter.data = parameter.data.to(torch.bfloat16)
+    return Weights(compute=compute, master=master)
