@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from oneshot.config import TrialConfig
-from oneshot.settings import Setting, SettingError, Where, flatten, nearest, unflatten
+from oneshot.errors import nearest
+from oneshot.settings import Setting, SettingError, Where, flatten, unflatten
 from oneshot.sweepfile import CellConfig, GridBlock, ResourceConfig, Sweep, TableConfig, explain
 
 

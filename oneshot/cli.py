@@ -248,8 +248,8 @@ def _resolved(sweep: "Sweep", store: "Store") -> "Plan":
 
 def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":
     """The trial that `--cell` and `--seed` name."""
+    from oneshot.errors import nearest
     from oneshot.plan import make_plan, with_seed
-    from oneshot.settings import nearest
 
     wanted: dict[str, str] = {}
     for part in filter(None, cell.split(",")):

@@ -4,11 +4,11 @@ The defaults are the released one-shot recipe (One-Shot-RLVR, commit 21ed529): w
 differ, the code's value stands here and the field's line says so.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-TRIAL_VERSION = 2
+TRIAL_VERSION = 3
 """Part of every trial key: raised whenever a change to the code changes what a trial computes."""
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
@@ -33,22 +33,55 @@ class ModelConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch sees one")
 
 
-class PromptConfig(Config):
-    """How a problem becomes the text that the model continues."""
+Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
 
-    template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the tokenizer's own template; plain: text and a newline; auto: chat where it has one"
+
+class ShotConfig(Config):
+    """One worked problem that stands before the one that is asked: a turn of the chat, or text."""
+
+    problem: str | None = Field(None, min_length=1, description="its text; or else `row`")
+    row: str | None = Field(None, min_length=1, description="`set:row`, as dsr_sub:124, whose text it is")
+    completion: str = Field(min_length=1, description="the worked answer")
+
+    @model_validator(mode="after")
+    def _one_problem(self) -> "ShotConfig":
+        if (self.problem is None) == (self.row is None):
+            raise ValueError("a shot has either `problem` (its text) or `row` (as dsr_sub:124)")
+        return self
+
+
+class PromptConfig(Config):
+    """How a problem becomes the text that the model continues, and what ends that."""
+
+    template: Template = Field(
+        "auto",
+        description="chat: the tokenizer's own template; plain: text and a newline; auto: chat where it has one; "
+        "or that of a model family, written out",
+    )
+    eval_template: Template | None = Field(
+        None, description="of evaluations; absent: `template` (released, Qwen models: qwen2.5-math)"
     )
     train_suffix: str = Field(TRAIN_SUFFIX, description="added to training problems that do not end with it already")
     eval_suffix: str = Field("", description="added to evaluation problems (released: none)")
+    shots: list[ShotConfig] = Field(
+        default_factory=list, description="worked problems before the one that is asked, in training and evaluation"
+    )
+    stop: Literal["turn", "eos"] = Field(
+        "turn",
+        description="eos: what generation config and tokenizer call the end; turn: also the token with which the "
+        "template ends an answer",
+    )
 
 
 class RewardConfig(Config):
     """What is rewarded: the outcome, or a control."""
 
-    kind: Literal["outcome", "format"] = Field(
-        "outcome", description="outcome: the boxed answer is right; format: there is one"
+    kind: Literal["outcome", "format", "random", "majority"] = Field(
+        "outcome",
+        description="outcome: the boxed answer is right; format: there is one; random: a seeded coin; majority: it is "
+        "the commonest of the example's answers in the step",
     )
+    probability: float = Field(0.5, ge=0, le=1, description="of a reward, in the random arm")
     timeout_s: float = Field(5.0, gt=0, le=60, description="deadline of one answer's grading; past it: ungraded")
 
 
@@ -71,6 +104,11 @@ class RolloutConfig(Config):
 class AdvantageConfig(Config):
     """How rewards of one group become advantages."""
 
+    baseline: Literal["group", "none"] = Field(
+        "group", description="group: reward minus the group's mean (GRPO); none: +1 for a reward of 1, -1 for 0"
+    )
+    positive_weight: float = Field(1.0, ge=0, description="multiplies advantages above 0; 0: negative samples only")
+    negative_weight: float = Field(1.0, ge=0, description="multiplies advantages below 0; 0: positive samples only")
     normalize_std: bool = Field(True, description="divide by the group's standard deviation (ddof 1)")
     eps: float = Field(1e-6, ge=0, description="added to that standard deviation")
 
@@ -115,19 +153,18 @@ class TrainConfig(Config):
 class SuiteConfig(Config):
     """One evaluation suite and its sampling rule."""
 
-    source: str | None = Field(None, description="a .jsonl or .parquet path; absent: the built-in suite of that name")
+    source: str | None = Field(
+        None,
+        description="a known set, or a .jsonl or .parquet path or URL; absent: the built-in suite of that name",
+    )
     num_problems: int | None = Field(None, ge=1, description="generated: a category; files: the first n rows")
-    samples: int = Field(1, ge=1, description="completions a problem (k of avg@k and pass@k)")
-    temperature: float = Field(0.0, ge=0, le=10, description="0: greedy")
+    samples: int | None = Field(
+        None, ge=1, description="completions a problem (k of avg@k and pass@k); absent: the built-in suite's, else 1"
+    )
+    temperature: float | None = Field(None, ge=0, le=10, description="0: greedy; absent: the built-in suite's, else 0")
     max_tokens: int | None = Field(None, ge=1, description="of one completion; absent: rollout.max_tokens")
     every_steps: int | None = Field(None, ge=1, description="absent: eval.every_steps")
     suffix: str | None = Field(None, description="added to its problems; absent: prompt.eval_suffix")
-
-    @model_validator(mode="after")
-    def _samples_need_temperature(self) -> "SuiteConfig":
-        if self.samples > 1 and self.temperature == 0.0:
-            raise ValueError(f"samples: {self.samples} greedy completions are all the same; set temperature above 0")
-        return self
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
@@ -152,13 +189,69 @@ class CheckpointConfig(Config):
     )
 
 
+class RowExample(Config):
+    """A row with another label than its own."""
+
+    row: str = Field(min_length=1, description="`set:row`, as dsr_sub:124")
+    answer: str = Field(min_length=1, description="the label that it is trained with; both graders must refuse it")
+
+
+class SetExamples(Config):
+    """Rows of a set: some drawn by a seed, or all; with a share of wrong labels."""
+
+    set: str = Field(min_length=1, description="dsr_sub, arithmetic, a path, ...")
+    random: int | None = Field(None, ge=1, description="so many rows, drawn without replacement; absent: all")
+    wrong: float = Field(0.0, ge=0, le=1, description="share of them whose label is made wrong, as the paper does")
+    seed: int = Field(0, ge=0, description="of the draw and of the wrong labels; not the trial's")
+
+
+class WrittenExample(Config):
+    """A problem that is in no set."""
+
+    problem: str = Field(min_length=1, description="its text")
+    answer: str = Field(min_length=1, description="its label")
+
+
+Example = str | RowExample | SetExamples | WrittenExample
+_EXAMPLE_KEYS: dict[str, type[Config]] = {"row": RowExample, "set": SetExamples, "problem": WrittenExample}
+
+
+def _read_example(value: Any) -> Any:
+    """One item of `examples`, by the one form that it was meant to have.
+
+    Raises:
+        ValueError: it has none of the four forms; says which there are.
+    """
+    if isinstance(value, str | Config):
+        return value
+    kind = next((k for name, k in _EXAMPLE_KEYS.items() if isinstance(value, dict) and name in value), None)
+    if kind is None:
+        raise ValueError(
+            f'{value!r} is no example; write "set:row", "set", {{row: set:row, answer: ...}}, '
+            "{set: ..., random: ..., seed: ...} or {problem: ..., answer: ...}"
+        )
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        name = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            raise ValueError(f"{value}: unknown key {name!r}; there is {', '.join(kind.model_fields)}") from error
+        if name == "answer" and finding["type"] == "string_type":
+            mend = f'; write answer: "{finding["input"]}"'
+            raise ValueError(f"{value}: an answer is text, not {finding['input']!r}{mend}") from error
+        raise ValueError(f"{value}: {name}: {finding['msg'].lower()}") from error
+
+
 class TrialConfig(Config):
     """One trial, whole: what `train(config, state)` gets, and what a sweep file's `trial:` and `set:` fill in."""
 
     model: ModelConfig
     prompt: PromptConfig = Field(default_factory=PromptConfig, description="problem -> text")
-    examples: list[str] = Field(
-        min_length=1, description="`set:row`, as `arithmetic:47+38` or `path/to/file.parquet:124`"
+    examples: list[Example] = Field(
+        default_factory=list,
+        description="what it is trained on: `set:row`, as dsr_sub:124 or arithmetic:47+38; `set`, whole; "
+        "{row, answer}; {set, random, wrong, seed}; {problem, answer}",
     )
     reward: RewardConfig = Field(default_factory=RewardConfig, description="the arm")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="sampling")
@@ -169,28 +262,24 @@ class TrialConfig(Config):
     eval: EvalConfig = Field(default_factory=EvalConfig, description="suites; not part of the trial key")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="not part of the trial key")
 
-    @field_validator("examples")
+    @field_validator("examples", mode="before")
     @classmethod
-    def _examples_name_a_row(cls, examples: list[str]) -> list[str]:
-        for example in examples:
-            if ":" not in example.strip(":"):
-                raise ValueError(
-                    f"{example!r} names no row; write `set:row`, as 'arithmetic:47+38' or 'dsr_sub.parquet:124'"
-                )
-        if len(set(examples)) != len(examples):
+    def _examples_have_a_form(cls, examples: Any) -> Any:
+        if not isinstance(examples, list):
+            raise ValueError(f"a list of examples, as [dsr_sub:124], not {examples!r}")
+        read = [_read_example(example) for example in examples]
+        if any(example in read[:index] for index, example in enumerate(read)):
             raise ValueError("an example stands twice; each shares the groups in turn already")
-        return examples
+        return read
 
     @model_validator(mode="after")
-    def _groups_divide(self) -> "TrialConfig":
+    def _is_whole(self) -> "TrialConfig":
+        if not self.examples and self.train.num_steps:
+            raise ValueError("examples: none; name at least one to train on, or set train.num_steps: 0")
         num_groups, num_updates = self.rollout.num_groups, self.train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(
                 f"train.updates_per_rollout: {num_updates} does not divide rollout.num_groups {num_groups}; groups "
                 "stay whole"
-            )
-        if num_groups % len(self.examples):
-            raise ValueError(
-                f"examples: {len(self.examples)} examples do not share rollout.num_groups {num_groups} evenly"
             )
         return self

@@ -10,6 +10,9 @@
 Every error here is built from one string, so that it survives pickling between processes.
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class OneshotError(Exception):
     """Base of everything that oneshot raises on purpose."""
@@ -33,3 +36,9 @@ class ModelError(UserError):
 
 class TrialError(OneshotError):
     """A trial that cannot go on; never retried, kept in the report."""
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or what there is where nothing comes near: the mend of an unknown name."""
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(names)}"

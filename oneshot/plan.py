@@ -17,7 +17,8 @@ from oneshot.models import folder_digest, is_commit, local_folder
 from oneshot.settings import SettingError
 from oneshot.sweepfile import ResourceConfig, Sweep
 from oneshot.tasks.benchmarks import load_suite, load_suites
-from oneshot.tasks.examples import load_example
+from oneshot.tasks.examples import check_fit, identify_shots
+from oneshot.tasks.examples import identify as identify_examples
 
 KEY_LENGTH = 16
 
@@ -98,10 +99,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a cell's model and examples are by content; `facts` are None while something is not known yet."""
+    """What a cell's model, examples and shots are by content; `facts` are None while something is not known yet."""
 
     facts: dict[str, Any] | None = None
     waits_for: str | None = None
+    provisional: tuple[str, ...] = ()
+    """Sets of which nothing but the name is known before they are fetched."""
 
     def key(self, config: TrialConfig, seed: int) -> str | None:
         """The key of this cell with a seed."""
@@ -172,19 +175,23 @@ def _identify(cell: Cell, sweep: Sweep) -> Identity:
 
 
 def identify(config: TrialConfig) -> Identity:
-    """Contents by digest: of the model's files (or its hub commit), and of each example.
+    """Contents by digest: of the model's files (or its hub commit), of each example, and of each shot.
 
     Raises:
         UserError: a model or an example is not there.
     """
-    examples = [load_example(name).digest for name in config.examples]
+    examples = identify_examples(config.examples)
+    check_fit(config, len(examples.ids))
+    facts: dict[str, Any] = {"examples": examples.digests, "shots": identify_shots(config.prompt)}
     folder = local_folder(config.model.path)
     if folder is not None:
-        return Identity(facts={"model": folder_digest(folder), "examples": examples})
-    if not is_commit(config.model.revision):
+        facts["model"] = folder_digest(folder)
+    elif is_commit(config.model.revision):
+        facts["model"] = f"{config.model.path}@{config.model.revision}"
+    else:
         revision = config.model.revision or "main"
         return Identity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
-    return Identity(facts={"model": f"{config.model.path}@{config.model.revision}", "examples": examples})
+    return Identity(facts=facts, provisional=examples.provisional)
 
 
 def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
@@ -198,7 +205,7 @@ def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
         "trial_version": TRIAL_VERSION,
         **contents,
         "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
-        "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"]],
+        "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"], dump["prompt"]["stop"]],
         "reward": dump["reward"],
         "rollout": {name: value for name, value in dump["rollout"].items() if name != "kv_gib"},
         "advantage": dump["advantage"],

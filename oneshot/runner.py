@@ -95,7 +95,7 @@ class _Recorder:
     def take(self, step: StepMetrics, state: TrialState) -> None:
         """Records a step; writes what is due."""
         config = self.training.config
-        self.pending.append(Row(step=step.step, time_ms=now_ms(), metrics=step.metrics))
+        self.pending.append(Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits))
         for evaluation in step.evaluations:
             self._write_evaluation(evaluation)
         if step.sampled and (step.step == 1 or step.evaluations or step.step == config.train.num_steps):

@@ -35,12 +35,6 @@ class SettingError(Exception):
         self.message = message
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """`; did you mean 'x'?`, or what there is where nothing comes near."""
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(names)}"
-
-
 def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
     """Settings of one place of the file -> flat paths.
 

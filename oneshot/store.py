@@ -19,7 +19,7 @@ import posixpath
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Row:
     step: int
     time_ms: int
     metrics: dict[str, float]
+    visits: dict[str, float] = field(default_factory=dict)
+    """Accuracy on each example that the step visited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class TrialFolder(Folder):
 
     def write_segment(self, attempt: int, rows: Sequence[Row]) -> None:
         """Writes the steps since the last segment."""
-        lines = [json.dumps({"step": row.step, "time_ms": row.time_ms, "metrics": row.metrics}) for row in rows]
+        lines = [json.dumps(asdict(row)) for row in rows]
         self.write(f"metrics/{attempt:04d}-{rows[0].step:08d}.jsonl", "\n".join(lines) + "\n")
 
     def rows(self) -> list[Row]:

@@ -15,8 +15,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from oneshot.config import Config
-from oneshot.errors import SweepFileError
-from oneshot.settings import Setting, SettingError, Where, flatten, nearest
+from oneshot.errors import SweepFileError, nearest
+from oneshot.settings import Setting, SettingError, Where, flatten
 
 Scalar = str | int | float | bool
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]

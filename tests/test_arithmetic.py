@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic
-from oneshot.tasks.examples import load_example
+from oneshot.tasks.examples import load_row
 from oneshot.tiny.corpus import steps, texts
 from oneshot.tiny.make import ORGANISMS
 
 
 @pytest.mark.parametrize(("expression", "answer"), [("47+38", "85"), ("83-27", "56"), ("12*7", "84"), ("5-9", "-4")])
 def test_answers_by_hand(expression: str, answer: str) -> None:
-    problem = load_example(f"arithmetic:{expression}")
+    problem = load_row(f"arithmetic:{expression}")
     assert problem.prompt == f"{expression}=?"
     assert problem.answer == answer
 
@@ -23,7 +23,7 @@ def test_answers_by_hand(expression: str, answer: str) -> None:
 @pytest.mark.parametrize("row", ["47 + 38", "47+", "a+b", "1+2+3", "124"])
 def test_what_is_no_problem_is_refused_with_an_example(row: str) -> None:
     with pytest.raises(DataError, match=r"write two whole numbers around \+, - or \*"):
-        load_example(f"arithmetic:{row}")
+        load_row(f"arithmetic:{row}")
 
 
 def test_every_problem_is_on_one_side() -> None:

@@ -8,7 +8,7 @@ import torch
 from conftest import small_model
 from scipy import stats
 
-from oneshot.config import ModelConfig, PromptConfig
+from oneshot.config import ModelConfig
 from oneshot.grpo import graphs, lockstep
 from oneshot.grpo.forward import completion_logprobs
 from oneshot.grpo.head import Workspace, logits
@@ -42,7 +42,7 @@ def policy(request: pytest.FixtureRequest) -> Policy:
 
 
 def prompt(policy: Policy, text: str) -> tuple[int, ...]:
-    return tuple(encode(text, suffix="", config=PromptConfig(template="plain"), tokenizer=policy.tokenizer))
+    return tuple(encode(text, suffix="", template="plain", tokenizer=policy.tokenizer))
 
 
 def requests(policy: Policy, *, rows: int) -> list[Request]:

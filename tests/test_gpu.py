@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from oneshot.config import ModelConfig, PromptConfig, TrialConfig
+from oneshot.config import ModelConfig, TrialConfig
 from oneshot.grpo.head import Workspace, head_loss
 from oneshot.grpo.hf import HfGenerate
 from oneshot.grpo.lockstep import Lockstep
@@ -28,7 +28,7 @@ def test_captured_steps_decode_as_plain_generate_does() -> None:
     policy.model.to("cuda")
     asked = [
         Request(
-            prompt_ids=tuple(encode(text, suffix="", config=PromptConfig(), tokenizer=policy.tokenizer)),
+            prompt_ids=tuple(encode(text, suffix="", template="auto", tokenizer=policy.tokenizer)),
             row_keys=tuple((0, index, row) for row in range(5)),
         )
         for index, text in enumerate(("47+38=?", "9-3=?"))

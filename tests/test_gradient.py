@@ -229,6 +229,7 @@ def judged(state: TrialState, rewards: list[float], config: TrialConfig) -> Batc
         example_G=(0,) * len(rewards),
         completions=tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in completions),
         texts=("",) * len(rewards),
+        correct_G=tuple(reward == 1 for reward in rewards),
         rewards_G=rewards_G,
         advantages_G=group_advantages(rewards_G, group_size=config.rollout.group_size, config=config.advantage),
     )

@@ -1,6 +1,5 @@
 """The graders: what they accept, and that hostile answers neither hang nor count as wrong."""
 
-import math
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ import pytest
 from oneshot.config import RewardConfig
 from oneshot.errors import TrialError
 from oneshot.tasks.grading import Grade, Grader, extract_boxed
-from oneshot.tasks.rewards import reward
+from oneshot.tasks.rewards import judge, rewards
 
 
 @pytest.mark.parametrize(
@@ -80,29 +79,34 @@ def test_hostile_answers_are_ungraded_within_their_deadline_and_the_next_is_grad
 def test_a_child_that_dies_leaves_that_answer_ungraded_and_is_replaced() -> None:
     with Grader(timeout_s=5.0) as grader:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
-        assert grader._child is not None
-        os.kill(grader._child._process.pid, signal.SIGKILL)
-        grader._child._process.wait()
+        child = grader._places.queue[0]
+        assert child is not None
+        os.kill(child._process.pid, signal.SIGKILL)
+        child._process.wait()
         assert grader.grade(r"\boxed{\frac{4}{2}}", "2").strict is None
         assert grader.grade(r"\boxed{\frac{6}{2}}", "3").strict is True
 
 
+def paid(texts: list[str], config: RewardConfig, grader: Grader, *, answer: str = "85") -> list[bool | None]:
+    keys = [(0, 0, row) for row in range(len(texts))]
+    return rewards([judge(text, answer, config, grader) for text in texts], config, grader, keys=keys)
+
+
 def test_the_outcome_arm_pays_the_boxed_answer(grader: Grader) -> None:
     texts = [r"\boxed{85}", r"\boxed{84}", "So it is 85.", ""]
-    assert [reward(text, "85", RewardConfig(), grader) for text in texts] == [1.0, 0.0, 0.0, 0.0]
+    assert paid(texts, RewardConfig(), grader) == [True, False, False, False]
 
 
 def test_the_format_arm_pays_any_boxed_answer_and_nothing_else(grader: Grader) -> None:
     texts = [r"\boxed{85}", r"\boxed{84}", r"\boxed{\frac{1}{2}}", r"\boxed{}", r"\boxed{ }", "So it is 85.", ""]
     arm = RewardConfig(kind="format")
-    assert [reward(text, "85", arm, grader) for text in texts] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert paid(texts, arm, grader) == [True, True, True, False, False, False, False]
 
 
-def test_an_ungraded_completion_is_nan_never_a_silent_zero() -> None:
+def test_an_ungraded_completion_has_no_reward_never_a_silent_zero() -> None:
     with Grader(timeout_s=1.0) as grader:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
-        given = reward(r"\boxed{9^{9^{9^9}}}", "85", RewardConfig(), grader)
-    assert math.isnan(given)
+        assert paid([r"\boxed{9^{9^{9^9}}}"], RewardConfig(), grader) == [None]
 
 
 def test_a_grader_that_cannot_start_says_why_and_is_no_time_out(

@@ -11,7 +11,7 @@ import pytest
 from oneshot.config import TRAIN_SUFFIX, SuiteConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks.benchmarks import load_suite
-from oneshot.tasks.examples import load_example
+from oneshot.tasks.examples import load_row
 from oneshot.tasks.problems import load_file
 from oneshot.tasks.prompts import with_suffix
 
@@ -53,14 +53,14 @@ def test_a_parquet_file_with_the_released_columns(tmp_path: Path) -> None:
         for row in range(3)
     ]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
-    assert load_example(f"{path}:2").prompt == "p2"
-    assert load_example(f"{path}:2").answer == "2"
+    assert load_row(f"{path}:2").prompt == "p2"
+    assert load_row(f"{path}:2").answer == "2"
 
 
 def test_the_digest_is_of_the_contents_only(tmp_path: Path) -> None:
     for name in ("one.jsonl", "two.jsonl"):
         (tmp_path / name).write_text(json.dumps({"problem": "p", "answer": "a", "subject": name}))
-    one, two = (load_example(f"{tmp_path / name}:0") for name in ("one.jsonl", "two.jsonl"))
+    one, two = (load_row(f"{tmp_path / name}:0") for name in ("one.jsonl", "two.jsonl"))
     assert one.digest == two.digest
     assert one.id != two.id
 
@@ -73,26 +73,26 @@ def test_the_digest_is_of_the_contents_only(tmp_path: Path) -> None:
         ("a.jsonl", '{"problem": "p", "answer": "a"}', "a.jsonl:x", "row 'x' is not a number"),
         (
             "a.jsonl",
-            '{"question": "p", "answer": "a"}',
+            '{"text": "p", "answer": "a"}',
             "a.jsonl:0",
-            "row 0: problem; its columns are question, answer",
+            "row 0: question; its columns are text, answer; wanted are",
         ),
         ("a.jsonl", '{"problem": "p", "answer": [1]}', "a.jsonl:0", "neither text nor a number"),
         ("a.jsonl", "{", "a.jsonl:0", "a.jsonl:1: not JSON"),
         ("a.jsonl", "", "a.jsonl:0", "has no rows"),
         ("a.parquet", "version https://git-lfs", "a.parquet:0", "not a parquet file that can be read"),
-        ("a.txt", "", "a.txt:0", "no set .* use `arithmetic:47\\+38`, or the path of a .jsonl or .parquet file"),
+        ("a.txt", "", "a.txt:0", "no set .* there are arithmetic, dsr_sub, .* or the path or URL of a .jsonl or .parquet file"),
     ],
 )
 def test_bad_data_gets_one_clear_error(tmp_path: Path, name: str, text: str, example: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        load_example(f"{tmp_path}/{example}")
+        load_row(f"{tmp_path}/{example}")
 
 
 def test_a_suite_that_is_neither_built_in_nor_a_file_says_what_is(tiny_config: Callable[..., TrialConfig]) -> None:
-    with pytest.raises(DataError, match=r"not built in .there are: arithmetic.; name its file"):
-        load_suite("math500", SuiteConfig(), tiny_config())
+    with pytest.raises(DataError, match=r"not built in; did you mean 'math500'.; or name its file"):
+        load_suite("math501", SuiteConfig(), tiny_config())
 
 
 def test_a_suite_takes_the_first_rows_of_its_file(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> None:
@@ -105,7 +105,7 @@ def test_a_suite_takes_the_first_rows_of_its_file(tmp_path: Path, tiny_config: C
 
 
 def test_the_papers_first_example_is_row_124(shared: Path) -> None:
-    problem = load_example(f"{shared / 'data' / 'dsr_sub.parquet'}:124")
+    problem = load_row(f"{shared / 'data' / 'dsr_sub.parquet'}:124")
     assert problem.answer == "12.8"
     assert problem.prompt.startswith("The pressure")
     # a released prompt ends with the training suffix already: it is not added again

@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(tiny_config: MakeConfig, grade
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
-        ({"model": {"path": "tiny:gpt"}}, ModelError, "not shipped; there are tiny:llama, tiny:qwen2"),
+        ({"model": {"path": "tiny:gpt"}}, ModelError, "not shipped; there are tiny:blank, tiny:llama, tiny:qwen2"),
         (
             {"rollout": {"max_tokens": 300}},
             UserError,

@@ -10,6 +10,21 @@ from torch import Tensor
 from oneshot.config import AdvantageConfig
 
 
+def advantages(rewards_G: Tensor, *, group_size: int, config: AdvantageConfig) -> Tensor:
+    """`[G] -> [G]`: relative to the group, or `2 * reward - 1` without one; each sign times its weight.
+
+    Without a baseline and with one weight 0, it is positive or negative sample reinforcement (PSR, NSR; with 0.1 on
+    the positive side W-REINFORCE; arXiv 2506.01347).
+    """
+    if config.baseline == "group":
+        raw_G = group_advantages(rewards_G, group_size=group_size, config=config)
+    else:
+        raw_G = (2 * rewards_G - 1).where(rewards_G.isfinite(), torch.zeros_like(rewards_G))
+    if config.positive_weight == config.negative_weight == 1:
+        return raw_G
+    return config.positive_weight * raw_G.clamp(min=0) + config.negative_weight * raw_G.clamp(max=0)
+
+
 def group_advantages(rewards_G: Tensor, *, group_size: int, config: AdvantageConfig) -> Tensor:
     """`(reward - mean) / (std + eps)` within each group: `[G] -> [G]`, std with ddof 1.
 

@@ -1,8 +1,8 @@
 """Policy and suite -> accuracy, whole and by category, and every completion with both its grades.
 
 pass@1 is the mean over problems of the share of right completions; avg@k is the same number at k samples, pass@k the
-unbiased estimate for k of k samples (whether any is right). A completion that could not be graded counts as not right
-and is counted in `ungraded`.
+unbiased estimate that any of k completions is right. A completion that could not be graded counts as not right and is
+counted in `ungraded`. What else is said of completions (boxed, repetition, reflection, code) is in `tasks/measures.py`.
 """
 
 from collections import defaultdict
@@ -15,7 +15,9 @@ from oneshot.grpo.policy import Policy, decode
 from oneshot.grpo.rollout import Engine, Request, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
-from oneshot.tasks.grading import Grader, Verdict, extract_boxed
+from oneshot.tasks.grading import Grader, Verdict
+from oneshot.tasks.measures import measures, pass_at_k
+from oneshot.tasks.prompts import Shot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class Record:
 
     problem_id: str
     category: str
+    level: str
     problem: str
     answer: str
     completion: str
@@ -46,39 +49,56 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy, suite: Suite, *, engine: Engine, grader: Grader, prompt: PromptConfig, seed: int, step: int
+    policy: Policy,
+    suite: Suite,
+    *,
+    engine: Engine,
+    grader: Grader,
+    prompt: PromptConfig,
+    shots: Sequence[Shot] = (),
+    seed: int,
+    step: int,
 ) -> Evaluation:
     """Samples, grades and counts. The random table depends on seed, suite, problem and sample, not on the step."""
     stream = int(suite.digest[:8], 16)
     requests = [
         Request(
             prompt_ids=tuple(
-                prompts.encode(problem.prompt, suffix=suite.suffix, config=prompt, tokenizer=policy.tokenizer)
+                prompts.encode(
+                    problem.prompt,
+                    suffix=suite.suffix,
+                    template=prompt.eval_template or prompt.template,
+                    shots=shots,
+                    tokenizer=policy.tokenizer,
+                )
             ),
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
         )
         for index, problem in enumerate(suite.problems)
     ]
     sampling = Sampling(temperature=suite.temperature, max_tokens=suite.max_tokens)
-    records = []
-    for problem, completions in zip(suite.problems, engine.generate(policy, requests, sampling), strict=True):
-        for completion in completions:
-            text = decode(policy, completion.token_ids)
-            grade = grader.grade(text, problem.answer)
-            records.append(
-                Record(
-                    problem_id=problem.id,
-                    category=problem.category,
-                    problem=problem.prompt,
-                    answer=problem.answer,
-                    completion=text,
-                    strict=grade.strict,
-                    lenient=grade.lenient,
-                    reason=grade.reason,
-                    num_tokens=len(completion.token_ids),
-                    truncated=completion.truncated,
-                )
-            )
+    asked = [
+        (problem, completion, decode(policy, completion.token_ids))
+        for problem, completions in zip(suite.problems, engine.generate(policy, requests, sampling), strict=True)
+        for completion in completions
+    ]
+    grades = grader.grade_all((text, problem.answer) for problem, _, text in asked)
+    records = [
+        Record(
+            problem_id=problem.id,
+            category=problem.category,
+            level=problem.level,
+            problem=problem.prompt,
+            answer=problem.answer,
+            completion=text,
+            strict=grade.strict,
+            lenient=grade.lenient,
+            reason=grade.reason,
+            num_tokens=len(completion.token_ids),
+            truncated=completion.truncated,
+        )
+        for (problem, completion, text), grade in zip(asked, grades, strict=True)
+    ]
     return Evaluation(
         suite=suite.name,
         digest=suite.digest,
@@ -90,24 +110,31 @@ def evaluate(
 
 def summary(records: Sequence[Record], *, samples: int) -> dict[str, float]:
     """Counts over an evaluation's completions, `samples` of each problem side by side."""
+    right = [record.strict is True for record in records]
     metrics = {
-        "pass_at_1": fmean(record.strict is True for record in records),
+        "pass_at_1": fmean(right),
         "pass_at_1_lenient": fmean(record.lenient is True for record in records),
-        "boxed": fmean(extract_boxed(record.completion) is not None for record in records),
         "truncated": fmean(record.truncated for record in records),
         "length_mean": fmean(record.num_tokens for record in records),
         "ungraded": float(sum(record.strict is None or record.lenient is None for record in records)),
+        **measures([record.completion for record in records]),
     }
     if samples > 1:
         metrics["avg_at_k"] = metrics["pass_at_1"]
-        problems = [records[start : start + samples] for start in range(0, len(records), samples)]
-        metrics["pass_at_k"] = fmean(any(record.strict is True for record in problem) for problem in problems)
-    by_category: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        by_category[record.category].append(record)
-    for category, those in sorted(by_category.items()):
-        if category:
-            metrics[f"{category_key(category)}/pass_at_1"] = fmean(record.strict is True for record in those)
+        num_right = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]
+        metrics["pass_at_k"] = fmean(pass_at_k(samples, num, samples) for num in num_right)
+        k = 2
+        while k < samples:
+            metrics[f"pass_at_{k}"] = fmean(pass_at_k(samples, num, k) for num in num_right)
+            k *= 2
+    by_part: dict[str, list[bool]] = defaultdict(list)
+    for record, is_right in zip(records, right, strict=True):
+        if record.category:
+            by_part[category_key(record.category)].append(is_right)
+        if record.level:
+            by_part[f"level {category_key(record.level.lower().removeprefix('level '))}"].append(is_right)
+    for part, those in sorted(by_part.items()):
+        metrics[f"{part}/pass_at_1"] = fmean(those)
     return metrics
 
 

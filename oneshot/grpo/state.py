@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from oneshot.config import TrialConfig
+from oneshot.config import PromptConfig, TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.grpo.floor import Floor
 from oneshot.grpo.hf import HfGenerate
@@ -27,9 +27,10 @@ from oneshot.grpo.rollout import Engine
 from oneshot.grpo.weights import Weights, split_weights
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
-from oneshot.tasks.examples import load_example
+from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
+from oneshot.tasks.prompts import Shot
 
 CHECKPOINT_FORMAT = 2
 CPU_KV_GIB = 4.0
@@ -56,6 +57,7 @@ class TrialState:
     examples: tuple[Problem, ...]
     prompts: tuple[tuple[int, ...], ...]
     """Token ids of each example's prompt."""
+    shots: tuple[Shot, ...]
     suites: tuple[Suite, ...]
     kv_gib: float
     """Memory for keys and values, which decides how many rows are decoded at a time, and so the last digits."""
@@ -76,12 +78,17 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
     """
     suites = load_suites(config)
-    examples = tuple(load_example(name) for name in config.examples)
+    for suite in suites:
+        _ = suite.problems  # missing data are told before a model is loaded
+    examples, shots = load_examples(config.examples), load_shots(config.prompt)
+    check_fit(config, len(examples))
+    check_labels(config.examples, grader)
     use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.model.device == "cuda" and use_cpu:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
     accelerator = Accelerator(cpu=use_cpu)
     policy = load_policy(config.model)
+    policy.eos_ids = _ends(policy, config.prompt)
     weights = split_weights(policy.model, config.model)
     policy.model.to(accelerator.device)
     reference = deepcopy(policy.model).requires_grad_(False) if config.loss.kl_coef != 0 else None
@@ -101,16 +108,21 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
     prompt_ids = tuple(
         tuple(
             prompts.encode(
-                e.prompt, suffix=config.prompt.train_suffix, config=config.prompt, tokenizer=policy.tokenizer
+                example.prompt,
+                suffix=config.prompt.train_suffix,
+                template=config.prompt.template,
+                shots=shots,
+                tokenizer=policy.tokenizer,
             )
         )
-        for e in examples
+        for example in examples
     )
-    for name, ids in zip(config.examples, prompt_ids, strict=True):
+    for example, ids in zip(examples, prompt_ids, strict=True):
         if len(ids) + config.rollout.max_tokens > policy.max_positions:
             raise DataError(
-                f"examples: {name}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} are "
-                f"longer than the model's {policy.max_positions} positions; lower rollout.max_tokens"
+                f"examples: {example.id}: prompt of {len(ids)} tokens and rollout.max_tokens "
+                f"{config.rollout.max_tokens} are longer than the model's {policy.max_positions} positions; lower "
+                "rollout.max_tokens"
             )
     return TrialState(
         seed=seed,
@@ -124,12 +136,22 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         optimizer=optimizer,
         examples=examples,
         prompts=prompt_ids,
+        shots=shots,
         suites=suites,
         kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, accelerator.device),
         grader=grader,
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
     )
+
+
+def _ends(policy: Policy, config: PromptConfig) -> tuple[int, ...]:
+    """What ends a completion: the model's own ends, and (`stop: turn`) that of its prompt's template."""
+    if config.stop == "eos":
+        return policy.eos_ids
+    used = (config.template, config.eval_template or config.template)
+    ends = {prompts.turn_end(template, policy.tokenizer) for template in used} - {None}
+    return tuple(sorted({*policy.eos_ids, *(int(end) for end in ends if end is not None)}))
 
 
 def _free_for_kv_gib(weights: Weights, device: torch.device) -> float:

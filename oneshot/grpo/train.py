@@ -7,25 +7,27 @@ the clip is never active), log-probabilities and entropy at the sampling tempera
 Shapes: G completions of the step, group after group; N groups of K.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 import psutil
 import torch
 
 from oneshot.config import TrialConfig
-from oneshot.grpo.advantage import group_advantages, zero_std_groups
+from oneshot.grpo.advantage import advantages, zero_std_groups
 from oneshot.grpo.evaluate import Evaluation, evaluate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import decode
 from oneshot.grpo.rollout import Completion, Request, Sampling
 from oneshot.grpo.state import TrialState
 from oneshot.grpo.update import Batch, update
-from oneshot.tasks.grading import extract_boxed
-from oneshot.tasks.rewards import reward
+from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.rewards import Judged, judge, rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class StepMetrics:
     metrics: dict[str, float]
     evaluations: tuple[Evaluation, ...]
     sampled: tuple[Sampled, ...]
+    visits: dict[str, float]
+    """Accuracy on each example that the step visited: the history that examples are ranked by."""
 
 
 def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
@@ -59,7 +63,7 @@ def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
         evaluations = _evaluate(config, state)
         state.started = True
         if evaluations:
-            yield StepMetrics(step=0, metrics=_merged(evaluations), evaluations=evaluations, sampled=())
+            yield StepMetrics(step=0, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
     while state.step < config.train.num_steps:
         yield train_step(config, state)
 
@@ -99,15 +103,17 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
                 batch.example_G, batch.texts, batch.rewards_G.tolist(), batch.completions, strict=True
             )
         ),
+        visits={state.examples[example].id: accuracy for example, accuracy in _accuracies(batch).items()},
     )
 
 
 def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
     """Seconds that the step's matrix products take on this machine."""
-    positions = max(len(prompt_ids) for prompt_ids in state.prompts) + config.rollout.max_tokens
+    lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
+    positions = max(lengths) + config.rollout.max_tokens
     wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
     return state.floor.step_s(
-        prompt_tokens=sum(len(prompt_ids) for prompt_ids in state.prompts),
+        prompt_tokens=sum(lengths),
         completion_tokens=batch.num_tokens,
         decode_rows=min(wave_rows, len(batch.completions)),
         update_rows=min(config.train.microbatch_tokens, batch.num_tokens),
@@ -116,48 +122,78 @@ def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
 
 
 def roll_out(config: TrialConfig, state: TrialState) -> Batch:
-    """Samples the step's groups, the examples taking turns; each completion is judged as soon as it has ended."""
-    group_size, num_examples = config.rollout.group_size, len(state.examples)
-    groups = range(config.rollout.num_groups)
-    requests = [
-        Request(
-            prompt_ids=prompt_ids,
-            row_keys=tuple(
-                (state.seed, state.step, group * group_size + k)
-                for group in groups[example::num_examples]
-                for k in range(group_size)
-            ),
-        )
-        for example, prompt_ids in enumerate(state.prompts)
-    ]
-    judged: dict[tuple[int, int], Future[tuple[str, float]]] = {}
+    """Samples the step's groups; each completion is judged as soon as it has ended."""
+    group_size = config.rollout.group_size
+    example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
+    # an example's completions are asked for together, so that its prompt is computed once
+    places: dict[int, list[int]] = {}
+    for group, example in enumerate(example_N):
+        places.setdefault(example, []).extend(range(group * group_size, (group + 1) * group_size))
+    keys = {example: [(state.seed, state.step, place) for place in mine] for example, mine in places.items()}
+    requests = [Request(prompt_ids=state.prompts[example], row_keys=tuple(keys[example])) for example in places]
+    visited = list(places)
+    futures: dict[tuple[int, int], Future[Judged]] = {}
 
-    def judge(example: int, completion: Completion) -> tuple[str, float]:
+    def judged(request: int, completion: Completion) -> Judged:
         text = decode(state.policy, completion.token_ids)
-        return text, reward(text, state.examples[example].answer, config.reward, state.grader)
+        return judge(text, state.examples[visited[request]].answer, config.reward, state.grader)
 
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
-    # one thread, since a grader answers one question at a time; it mostly waits for the grader's own process
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    # threads that mostly wait, each for one of the grader's own processes
+    with ThreadPoolExecutor(max_workers=state.grader.num_children) as pool:
 
-        def ended(example: int, row: int, completion: Completion) -> None:
-            judged[example, row] = pool.submit(judge, example, completion)
+        def ended(request: int, row: int, completion: Completion) -> None:
+            futures[request, row] = pool.submit(judged, request, completion)
 
-        by_example = state.engine.generate(state.policy, requests, sampling, ended)
-    # back to group order, in which the examples take turns: an update on some groups then sees all of them
-    order = [
-        (group % num_examples, group // num_examples * group_size + k) for group in groups for k in range(group_size)
-    ]
-    texts, rewards = zip(*(judged[place].result() for place in order), strict=True)
+        by_request = state.engine.generate(state.policy, requests, sampling, ended)
+    found: list[tuple[Completion, Judged, float] | None] = [None] * (len(example_N) * group_size)
+    for request, example in enumerate(visited):
+        ones = [futures[request, row].result() for row in range(len(places[example]))]
+        paid = rewards(ones, config.reward, state.grader, keys=keys[example])
+        for row, place in enumerate(places[example]):
+            reward = math.nan if paid[row] is None else float(bool(paid[row]))
+            found[place] = (by_request[request][row], ones[row], reward)
+    completions, all_judged, rewards_ = zip(*(one for one in found if one is not None), strict=True)
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(rewards, dtype=dtype, device=state.policy.device)
+    rewards_G = torch.tensor(rewards_, dtype=dtype, device=state.policy.device)
     return Batch(
-        example_G=tuple(example for example, _ in order),
-        completions=tuple(by_example[example][row] for example, row in order),
-        texts=texts,
+        example_G=tuple(example for example in example_N for _ in range(group_size)),
+        completions=completions,
+        texts=tuple(one.completion for one in all_judged),
+        correct_G=tuple(one.correct for one in all_judged),
         rewards_G=rewards_G,
-        advantages_G=group_advantages(rewards_G, group_size=group_size, config=config.advantage),
+        advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
     )
+
+
+_SHUFFLE = 0x5E7
+"""Sets the order of examples apart from the completions' random table."""
+
+
+def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) -> list[int]:
+    """Which example each of a step's groups is of.
+
+    Few examples take turns, so that an update on some of the groups sees them all. Of more examples than groups, each
+    step takes the next of a shuffled order, which is drawn anew when fewer than a step's are left (the released
+    dataloader's `drop_last`).
+    """
+    if num_examples <= num_groups:
+        return [group % num_examples for group in range(num_groups)]
+    steps_an_epoch = num_examples // num_groups
+    epoch, position = divmod(step, steps_an_epoch)
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _SHUFFLE)))).permutation(
+        num_examples
+    )
+    return [int(example) for example in order[position * num_groups : (position + 1) * num_groups]]
+
+
+def _accuracies(batch: Batch) -> dict[int, float]:
+    """Example -> share of its graded completions that are right."""
+    verdicts: dict[int, list[bool]] = {}
+    for example, correct in zip(batch.example_G, batch.correct_G, strict=True):
+        if correct is not None:
+            verdicts.setdefault(example, []).append(correct)
+    return {example: fmean(those) for example, those in verdicts.items()}
 
 
 def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
@@ -165,6 +201,7 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
     rewards_NK = batch.rewards_G.view(-1, config.rollout.group_size)
     return {
         "reward/mean": graded_G.mean().item() if len(graded_G) else 0.0,
+        "reward/accuracy": fmean(correct or 0.0 for correct in batch.correct_G),
         "reward/frac_groups_zero_std": zero_std_groups(rewards_NK).float().mean().item(),
         "reward/ungraded": float(len(batch.rewards_G) - len(graded_G)),
         "rollout/entropy": -sum(sum(c.logprobs) for c in batch.completions) / batch.num_tokens,
@@ -193,6 +230,7 @@ def _evaluate(config: TrialConfig, state: TrialState) -> tuple[Evaluation, ...]:
             engine=state.engine,
             grader=state.grader,
             prompt=config.prompt,
+            shots=state.shots,
             seed=state.seed,
             step=state.step,
         )

@@ -31,6 +31,8 @@ class Batch:
     example_G: tuple[int, ...]
     completions: tuple[Completion, ...]
     texts: tuple[str, ...]
+    correct_G: tuple[bool | None, ...]
+    """Whether the boxed answer is right, whatever is rewarded; None: ungraded."""
     rewards_G: Tensor
     advantages_G: Tensor
 

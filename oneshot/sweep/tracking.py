@@ -24,7 +24,7 @@ from oneshot.report.plots import sweep_curves, trial_curve
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.tasks.benchmarks import load_suites
-from oneshot.tasks.examples import load_example
+from oneshot.tasks.examples import identify
 
 TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
 """Columns of an evaluation's table in MLflow; the store keeps more."""
@@ -285,10 +285,11 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _dataset_inputs(trial: Trial) -> list[DatasetInput]:
-    examples = [load_example(name) for name in trial.config.examples]
-    digest = sha256("".join(example.digest for example in examples).encode()).hexdigest()
-    found = [(", ".join(trial.config.examples), digest, "training", len(examples))]
-    found += [(suite.name, suite.digest, "eval", len(suite.problems)) for suite in load_suites(trial.config)]
+    found = [(suite.name, suite.digest, "eval", len(suite.problems)) for suite in load_suites(trial.config)]
+    examples = identify(trial.config.examples)
+    if examples.ids:
+        digest = sha256("".join(examples.digests).encode()).hexdigest()
+        found.insert(0, (", ".join(examples.ids), digest, "training", len(examples.ids)))
     return [
         DatasetInput(
             Dataset(

@@ -1,8 +1,9 @@
-"""Seed and category -> generated arithmetic problems, each of them on one fixed side of a held-out split.
+"""Seed and category -> generated arithmetic problems, each of them on one fixed side of a three-way split.
 
 Three categories: two-digit additions, two-digit subtractions with a result of at least 0, and products of numbers
 from 2 to 12. A problem's side is decided by a hash of its text and nothing else, so that a model trained on the
-`corpus` side (the shipped organisms are) never saw a `held_out` problem, in whatever order either was drawn.
+`corpus` side (the shipped organisms are) never saw a `held_out` or `val` problem, in whatever order either was drawn.
+`val` is what a sweep chooses by, `held_out` what it is judged by.
 """
 
 import random
@@ -14,12 +15,14 @@ from typing import Literal
 from oneshot.errors import DataError
 from oneshot.tasks.problems import Problem
 
-Side = Literal["corpus", "held_out"]
+Side = Literal["corpus", "val", "held_out"]
 
 CATEGORIES = {"+": "addition", "-": "subtraction", "*": "multiplication"}
 HELD_OUT_SHARE = 0.25
 HELD_OUT_PAIRS = 0.75
 """Share of the pairs `a*b`, `b*a` of which one is held out."""
+VAL_SHARE = 0.2
+"""Of what is held out."""
 
 _EXPRESSION = re.compile(r"(\d+)([-+*])(\d+)")
 
@@ -58,13 +61,19 @@ def side(expression: str) -> Side:
     Of a product and its twin (`7*8`, `8*7`) at most one is held out: products this small are facts, and a fact that
     no text states can be neither known nor elicited.
     """
+    if not _is_held_out(expression):
+        return "corpus"
+    return "val" if _hash(f"{expression} val") < VAL_SHARE else "held_out"
+
+
+def _is_held_out(expression: str) -> bool:
     left, operator, right = parse(expression)
     if operator != "*":
-        return "held_out" if _hash(expression) < HELD_OUT_SHARE else "corpus"
+        return _hash(expression) < HELD_OUT_SHARE
     low, high = sorted((left, right))
     if left == right or _hash(f"{low}*{high} or twin") >= HELD_OUT_PAIRS:
-        return "corpus"
-    return "held_out" if _hash(expression) < _hash(f"{right}*{left}") else "corpus"
+        return False
+    return _hash(expression) < _hash(f"{right}*{left}")
 
 
 @cache
@@ -78,12 +87,26 @@ def expressions(operator: str, which: Side) -> tuple[str, ...]:
     return tuple(expression for expression in every if side(expression) == which)
 
 
-def held_out(num_problems: int | None, *, seed: int = 0) -> list[Problem]:
-    """Held-out problems, at most `num_problems` a category (all of them if None), drawn without replacement."""
+def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 0) -> list[Problem]:
+    """Problems of one side, at most `num_problems` a category (all of them if None), drawn without replacement."""
     problems = []
     for operator in CATEGORIES:
-        pool = expressions(operator, "held_out")
+        pool = expressions(operator, which)
         count = len(pool) if num_problems is None else min(num_problems, len(pool))
         chosen = random.Random(f"{seed} {operator}").sample(pool, count)
         problems += [problem(expression) for expression in sorted(chosen)]
     return problems
+
+
+def draw(count: int | None, *, seed: int) -> list[Problem]:
+    """Training problems from the `corpus` side, the categories in turn; None: all of them."""
+    if count is None:
+        return held_out(None, which="corpus")
+    shares = {operator: len(range(index, count, len(CATEGORIES))) for index, operator in enumerate(CATEGORIES)}
+    chosen = []
+    for operator, share in shares.items():
+        pool = expressions(operator, "corpus")
+        if share > len(pool):
+            raise DataError(f"arithmetic: {count} problems asked for, but there are {len(pool)} of {operator}")
+        chosen += [problem(expression) for expression in random.Random(f"{seed} {operator}").sample(pool, share)]
+    return chosen

@@ -1,21 +1,49 @@
 """Suite name and sampling rule -> the problems that the policy is evaluated on.
 
-Built in: `arithmetic`, the held-out side of the generated problems (as `arithmetic.py` splits them). Any other suite
-names its `source`, a .jsonl or .parquet file.
+What a built-in suite is (source, samples, temperature) follows the paper's evaluation (arXiv 2504.20571, appendix
+B.3): greedy, but eight samples at 0.6 of the small competition sets. `val` and `arithmetic-val` are for choosing, the
+others for judging. A suite knows its digest where its set's digests are shipped; its problems are loaded when they are
+needed.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 
 from oneshot.config import SuiteConfig, TrialConfig
-from oneshot.errors import DataError
-from oneshot.tasks import arithmetic, problems
-from oneshot.tasks.problems import Problem
+from oneshot.errors import DataError, nearest
+from oneshot.tasks import arithmetic, sets
+from oneshot.tasks.examples import identify_shots
+from oneshot.tasks.problems import Problem, content_digest, text_digest
 
-BUILT_IN = ("arithmetic",)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """A suite's source and its sampling rule, unless the sweep file says otherwise."""
+
+    source: str
+    samples: int = 1
+    temperature: float = 0.0
+    about: str = ""
+
+
+BUILT_IN = {
+    "math500": BuiltIn(source="math500"),
+    "aime24": BuiltIn(source="aime24", samples=8, temperature=0.6),
+    "aime25": BuiltIn(source="aime25", samples=8, temperature=0.6),
+    "amc23": BuiltIn(source="amc23", samples=8, temperature=0.6),
+    "minerva": BuiltIn(source="minerva"),
+    "olympiadbench": BuiltIn(source="olympiadbench"),
+    "gsm8k": BuiltIn(source="gsm8k"),
+    "arc_easy": BuiltIn(source="arc_easy"),
+    "arc_challenge": BuiltIn(source="arc_challenge"),
+    "val": BuiltIn(source="val", about="200 rows of dsr_sub that no shipped sweep trains on: what choices are made by"),
+    "arithmetic": BuiltIn(source="arithmetic", about="generated, so that no corpus has it: the held-out side"),
+    "arithmetic-val": BuiltIn(source="arithmetic-val", about="generated: held out too, for choosing"),
+}
+GENERATED: dict[str, arithmetic.Side] = {"arithmetic": "held_out", "arithmetic-val": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +51,35 @@ class Suite:
     """Problems, and how many completions of each are sampled, how and when."""
 
     name: str
-    problems: tuple[Problem, ...]
+    source: str
+    num_problems: int | None
     samples: int
     temperature: float
     max_tokens: int
     every_steps: int
     suffix: str
-    template: str
+    asked: tuple[str, ...]
+    """What else decides the prompt: template, stop rule, shots."""
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is asked.
+
+        Raises:
+            DataError: the source is not at hand, or not as it should be.
+        """
+        if self.source in GENERATED:
+            return tuple(arithmetic.held_out(self.num_problems, which=GENERATED[self.source]))
+        return sets.load(self.source)[: self.num_problems]
 
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of everything that decides an evaluation's completions and grades, apart from the policy."""
-        asked = [self.template, self.suffix]
-        rule = [self.samples, self.temperature, self.max_tokens, asked, [problem.digest for problem in self.problems]]
+        path = sets.local_path(sets.parts_of(self.source)[0])
+        version = path.stat().st_mtime_ns if path is not None and path.is_file() else None
+        asked = [*self.asked, self.suffix]
+        contents = _contents_digest(self.source, self.num_problems, version)
+        rule = [self.samples, self.temperature, self.max_tokens, asked, contents]
         return sha256(json.dumps(rule).encode()).hexdigest()
 
     def is_due(self, step: int, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> bool:
@@ -51,34 +95,59 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
 
 
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
-    """The suite `name`; what it leaves out is the trial's.
+    """The suite `name`; what it leaves out is the built-in suite's, then the trial's. Its problems are loaded later.
 
     Raises:
-        DataError: neither built in nor given a source, or the source is not as it should be.
+        DataError: neither built in nor given a source, or its rule cannot be.
     """
-    if config.source is not None:
-        chosen = problems.load_file(config.source)
-        if config.num_problems is not None:
-            if config.num_problems > len(chosen):
-                raise DataError(
-                    f"eval.suites.{name}.num_problems: {config.num_problems}, but {config.source} has "
-                    f"{len(chosen)} rows"
-                )
-            chosen = chosen[: config.num_problems]
-    elif name == "arithmetic":
-        chosen = tuple(arithmetic.held_out(config.num_problems))
-    else:
-        raise DataError(
-            f"eval.suites.{name}: not built in (there are: {', '.join(BUILT_IN)}); name its file, "
-            f"as `source: data/{name}.jsonl`"
-        )
+    built_in = _built_in(name, config.source)
+    samples = config.samples or built_in.samples
+    temperature = built_in.temperature if config.temperature is None else config.temperature
+    if samples > 1 and temperature == 0.0:
+        raise DataError(f"eval.suites.{name}: {samples} greedy completions are all the same; set temperature above 0")
+    if built_in.source not in GENERATED:
+        count = sets.num_rows(built_in.source)
+        if config.num_problems is not None and count is not None and config.num_problems > count:
+            raise DataError(
+                f"eval.suites.{name}.num_problems: {config.num_problems}, but {built_in.source} has {count} rows"
+            )
     return Suite(
         name=name,
-        problems=chosen,
-        samples=config.samples,
-        temperature=config.temperature,
+        source=built_in.source,
+        num_problems=config.num_problems,
+        samples=samples,
+        temperature=temperature,
         max_tokens=config.max_tokens or trial.rollout.max_tokens,
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
-        template=trial.prompt.template,
+        asked=_asked(trial),
     )
+
+
+def _built_in(name: str, source: str | None) -> BuiltIn:
+    wanted = source or name
+    if wanted in BUILT_IN:
+        return BUILT_IN[wanted]
+    if source is None:
+        raise DataError(
+            f"eval.suites.{name}: not built in{nearest(name, list(BUILT_IN))}; or name its file, as "
+            f"`source: data/{name}.jsonl`"
+        )
+    return BuiltIn(source=source)
+
+
+def _asked(trial: TrialConfig) -> tuple[str, ...]:
+    """What of a trial's prompt an evaluation depends on, apart from its suffix."""
+    prompt = trial.prompt
+    return (prompt.eval_template or prompt.template, prompt.stop, *identify_shots(prompt))
+
+
+@cache
+def _contents_digest(source: str, num_problems: int | None, _version: int | None) -> str:
+    """sha256 (hex) of a suite's problems by content; of its name, where nothing more is known yet."""
+    if source in GENERATED:
+        digests = [problem.digest for problem in arithmetic.held_out(num_problems, which=GENERATED[source])]
+    else:
+        contents = sets.contents(source)
+        digests = [source] if contents is None else [content_digest(content) for content in contents[:num_problems]]
+    return text_digest(json.dumps(digests))

@@ -1,31 +1,245 @@
-"""`set:row` -> the `Problem` that a trial trains on.
+"""`examples` of a trial -> what each is by content, and the `Problem`s that the trial trains on.
 
-A set is `arithmetic` (generated; the row is the expression) or the path of a .parquet or .jsonl file (the row is an
-index from 0): an example is named by set and row, never by a rank.
+An example is named by set and row (`dsr_sub:124`), never by a rank. A row may carry another label, a set may be taken
+whole, drawn from, or given a share of wrong labels (One-Shot-RLVR, appendix: an integer moved by at most 10, the
+numerator or denominator of a fraction).
 """
 
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from oneshot.config import Example, PromptConfig, RowExample, SetExamples, TrialConfig, WrittenExample
 from oneshot.errors import DataError
-from oneshot.tasks import arithmetic, problems
-from oneshot.tasks.problems import Problem
+from oneshot.tasks import arithmetic, sets
+from oneshot.tasks.grading import Grader
+from oneshot.tasks.problems import Problem, content_digest, text_digest
+
+_NUMBER = re.compile(r"\d+")
+MAX_SHIFT = 10
+"""Of a wrong label (One-Shot-RLVR, Table 17)."""
 
 
-def load_example(name: str) -> Problem:
-    """`"arithmetic:47+38"` or `"path/to/file.parquet:124"` -> that problem.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One example: a row of a set, or a problem that is its own."""
+
+    source: str
+    row: int = 0
+    problem: Problem | None = None
+    """Of generated and written problems, which need no file."""
+    answer: str | None = None
+    """Another label."""
+    wrong_seed: str | None = None
+    """Makes its label wrong."""
+
+    @property
+    def id(self) -> str:
+        return self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What examples are by content."""
+
+    ids: tuple[str, ...]
+    digests: tuple[str, ...]
+    provisional: tuple[str, ...]
+    """Sets of which nothing is known before they are fetched: the digests are of names then."""
+
+
+def identify(examples: Sequence[Example]) -> Identity:
+    """Names and digests of examples, from the data where they are at hand, else from what is shipped.
 
     Raises:
         DataError: no such set, file or row; says what is there.
     """
+    rows = _rows(examples)
+    unknown = sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None})
+    return Identity(
+        ids=tuple(row.id for row in rows), digests=tuple(_digest(row) for row in rows), provisional=tuple(unknown)
+    )
+
+
+def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
+    """The problems that a trial trains on, with the labels that it trains with.
+
+    Raises:
+        DataError: a set, file or row is not there.
+    """
+    found = []
+    for row in _rows(examples):
+        problem = row.problem if row.problem is not None else sets.load(row.source)[row.row]
+        if row.answer is not None:
+            problem = replace(problem, answer=row.answer)
+        if row.wrong_seed is not None:
+            problem = replace(problem, answer=mislabel(problem.answer, random.Random(row.wrong_seed)))
+        found.append(problem)
+    return tuple(found)
+
+
+def load_row(name: str) -> Problem:
+    """`"dsr_sub:124"`, `"arithmetic:47+38"` or `"path/to/file.parquet:124"` -> that problem.
+
+    Raises:
+        DataError: it names no row, or there is none of that name.
+    """
+    rows = _rows([name])
+    if len(rows) != 1 or not _names_a_row(name):
+        raise DataError(f"{name}: names a whole set; write set:row, as dsr_sub:124")
+    return load_examples([name])[0]
+
+
+def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
+    """The worked problems of a prompt: what is asked, and the answer.
+
+    Raises:
+        DataError: one names a row that is not there.
+    """
+    return tuple((shot.problem or load_row(str(shot.row)).prompt, shot.completion) for shot in config.shots)
+
+
+def identify_shots(config: PromptConfig) -> list[str]:
+    """sha256 (hex) of each worked problem."""
+    return [
+        text_digest(f"{shot.problem or identify([str(shot.row)]).digests[0]}\n{shot.completion}")
+        for shot in config.shots
+    ]
+
+
+def check_fit(config: TrialConfig, num_examples: int) -> None:
+    """Refuses examples that cannot share a step's groups.
+
+    Raises:
+        DataError: fewer examples than groups, which do not divide them.
+    """
+    num_groups = config.rollout.num_groups
+    if 0 < num_examples <= num_groups and num_groups % num_examples:
+        raise DataError(f"examples: {num_examples} examples do not share rollout.num_groups {num_groups} evenly")
+
+
+def check_labels(examples: Sequence[Example], grader: Grader) -> None:
+    """Refuses a label that is meant to be another one, and that a grader takes for the row's own.
+
+    Raises:
+        DataError: names the row, the label and the grader.
+    """
+    for row in _rows(examples):
+        if row.answer is None and row.wrong_seed is None:
+            continue
+        own = row.problem if row.problem is not None else sets.load(row.source)[row.row]
+        given = mislabel(own.answer, random.Random(row.wrong_seed)) if row.answer is None else row.answer
+        grade = grader.grade(f"\\boxed{{{given}}}", own.answer)
+        if grade.strict is not False or grade.lenient is not False:
+            which = "strict" if grade.strict is not False else "lenient"
+            raise DataError(
+                f"{row.id}: the label {given!r} is not wrong: the {which} grader takes it for the row's own "
+                f"{own.answer!r}; leave `answer` out, or give another"
+            )
+
+
+def mislabel(answer: str, rng: random.Random) -> str:
+    """A wrong label near the right one: one of its numbers moved by at most 10, or `+1` where it has none."""
+    numbers = list(_NUMBER.finditer(answer))
+    if not numbers:
+        return f"{answer}+1"
+    place = rng.choice(numbers)
+    value = int(place.group())
+    # neither itself nor, where it may be a denominator, 0; and digits only, so that what stands around it still fits
+    near = [value + shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift and value + shift > 0]
+    return f"{answer[: place.start()]}{rng.choice(near)}{answer[place.end() :]}"
+
+
+def _rows(examples: Sequence[Example]) -> list[_Row]:
+    return [row for example in examples for row in _rows_of(example)]
+
+
+def _rows_of(example: Example) -> list[_Row]:
+    if isinstance(example, WrittenExample):
+        digest = text_digest(json.dumps([example.problem, example.answer]))
+        problem = Problem(id=f"written:{digest[:8]}", prompt=example.problem, answer=example.answer)
+        return [_Row(source="written", problem=problem)]
+    if isinstance(example, RowExample):
+        return [replace(_row(example.row), answer=example.answer)]
+    if isinstance(example, SetExamples):
+        return _drawn(example)
+    return [_row(example)] if _names_a_row(example) else _drawn(SetExamples(set=example))
+
+
+def _names_a_row(name: str) -> bool:
+    source, _, row = name.rpartition(":")
+    return bool(source) and not row.startswith("//")
+
+
+def _row(name: str) -> _Row:
     source, _, row = name.rpartition(":")
     if source == "arithmetic":
-        return arithmetic.problem(row)
-    if not source.endswith(problems.FILE_SUFFIXES):
-        raise DataError(
-            f"{name}: no set {source!r} here; use `arithmetic:47+38`, or the path of a .jsonl or "
-            ".parquet file, as `data/dsr_sub.parquet:124`"
-        )
-    rows = problems.load_file(source)
+        return _Row(source=source, problem=arithmetic.problem(row))
+    if not _names_a_row(name):
+        raise DataError(f"{name}: names no row; write set:row, as dsr_sub:124{_rank_hint(name)}")
+    if source in sets.PARTS:
+        raise DataError(f"{name}: {source} is a choice of dsr_sub's rows; name the row as dsr_sub:{row}")
+    sets.check_name(source)
+    count = sets.num_rows(source)
+    there = "" if count is None else f"; {source} has rows 0 to {count - 1}"
     if not row.isdecimal():
-        raise DataError(f"{name}: row {row!r} is not a number; {source} has rows 0 to {len(rows) - 1}")
-    if int(row) >= len(rows):
-        raise DataError(f"{name}: no row {row}; {source} has rows 0 to {len(rows) - 1}")
-    return rows[int(row)]
+        raise DataError(f"{name}: row {row!r} is not a number{there}")
+    if count is not None and int(row) >= count:
+        raise DataError(f"{name}: no row {row}{there}")
+    return _Row(source=source, row=int(row))
+
+
+def _drawn(example: SetExamples) -> list[_Row]:
+    if example.set == "arithmetic":
+        rows = [_Row(source="arithmetic", problem=p) for p in arithmetic.draw(example.random, seed=example.seed)]
+    else:
+        if hint := _rank_hint(example.set):
+            raise DataError(f"{example.set}: is no set{hint}")
+        base, chosen = sets.parts_of(example.set)
+        count = sets.num_rows(example.set)
+        if count is None:
+            raise DataError(f"{example.set}: how many rows it has is not known yet; `oneshot fetch {example.set}`")
+        indices = tuple(range(count)) if chosen is None else chosen
+        if example.random is not None:
+            if example.random > count:
+                raise DataError(f"{example.set}: {example.random} rows asked for, but it has {count}")
+            indices = tuple(random.Random(f"{example.seed}").sample(indices, example.random))
+        rows = [_Row(source=base, row=index) for index in indices]
+    num_wrong = round(example.wrong * len(rows))
+    wrong = set(random.Random(f"{example.seed} wrong").sample(range(len(rows)), num_wrong))
+    return [
+        replace(row, wrong_seed=f"{example.seed} {row.id}") if index in wrong else row for index, row in enumerate(rows)
+    ]
+
+
+def _digest(row: _Row) -> str:
+    if row.problem is not None:
+        prompt, answer = row.problem.content
+    else:
+        known = sets.contents(row.source)
+        if known is None:
+            prompt, answer = text_digest(f"{row.source}:{row.row}"), ""
+        else:
+            prompt, answer = known[row.row]
+    if row.answer is not None:
+        answer = text_digest(row.answer)
+    digest = content_digest((prompt, answer))
+    return digest if row.wrong_seed is None else text_digest(f"{digest} wrong {row.wrong_seed}")
+
+
+@cache
+def aliases() -> dict[str, dict[str, str | int | float]]:
+    """The paper's named examples: `pi_1` -> row, rank, label and what else is known of it."""
+    found: dict[str, dict[str, str | int | float]] = json.loads(
+        (Path(__file__).parent / "facts" / "aliases.json").read_text()
+    )["examples"]
+    return found
+
+
+def _rank_hint(name: str) -> str:
+    alias = aliases().get(name) or aliases().get(re.sub(r"^(pi)_?", r"\1_", name))
+    return "" if alias is None else f"; the paper's {name} is {alias['row']}: name the row, since ranks are not unique"

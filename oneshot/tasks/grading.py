@@ -1,11 +1,12 @@
 """Completion and answer -> right or not, by two graders, in processes that can be killed.
 
 `strict` looks at the last `\\boxed{}` only; `lenient` takes any answer that can be extracted. Both are math-verify, run
-in a child process: its own time-outs need the main thread (`signal.alarm`), and a sum of a billion terms or
+in a pool of child processes: its own time-outs need the main thread (`signal.alarm`), and a sum of a billion terms or
 `9^{9^{9^9}}` does not stop for them. What could not be judged before its deadline is None, with the reason, never
 a silent False.
 """
 
+import atexit
 import contextlib
 import json
 import queue
@@ -14,11 +15,15 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import IO, Literal
 
 from oneshot.errors import TrialError
+from oneshot.tasks.problems import extract_boxed
 
 Verdict = bool | None
 
@@ -37,19 +42,6 @@ class Grade:
     reason: str = ""
 
 
-def extract_boxed(text: str) -> str | None:
-    """What stands in the last complete `\\boxed{...}`, nested braces included; None if there is none."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for position in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[start + len("\\boxed{") : position]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class _Question:
     """What a child is asked: is this text's answer equal to that one?"""
@@ -66,15 +58,21 @@ class _Reply:
 
 
 class Grader:
-    """Grades answers one by one in a child process, remembers every distinct question, and outlives hangs.
+    """Grades answers in child processes, remembers every distinct question, and outlives hangs.
 
-    A context manager; usable from any thread, one at a time.
+    A context manager; usable from any thread, and from as many at a time as it has children.
     """
 
-    def __init__(self, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, *, timeout_s: float = 5.0, num_children: int = 1) -> None:
         self.timeout_s = timeout_s
+        self.num_children = num_children
         self._memo: dict[_Question, _Reply] = {}
-        self._child: _Child | None = None
+        self._places: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in range(self.num_children):
+            self._places.put(None)  # a child is started when its place is first used
 
     def __enter__(self) -> "Grader":
         return self
@@ -89,10 +87,16 @@ class Grader:
         self._memo = {question: reply for question, reply in self._memo.items() if reply.verdict is not None}
 
     def close(self) -> None:
-        """Ends the child; the next question starts another."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        """Ends the children; the next question starts another."""
+        for child in [self._places.get() for _ in range(self.num_children)]:
+            if child is not None:
+                child.kill()
+        self._fill()
+
+    def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list["Grade"]:
+        """Both verdicts on each (completion, answer), as many at a time as there are children."""
+        with ThreadPoolExecutor(max_workers=self.num_children) as threads:
+            return list(threads.map(lambda pair: self.grade(*pair), pairs))
 
     def strict(self, completion: str, answer: str) -> Verdict:
         """Whether the last boxed answer is right."""
@@ -129,16 +133,34 @@ class Grader:
         return self._ask(_Question("strict", given, wanted))
 
     def _ask(self, question: _Question) -> _Reply:
-        if question not in self._memo:
-            if self._child is None:
-                self._child = _Child(self.timeout_s)
-            reply = self._child.ask(question)
+        if question in self._memo:
+            return self._memo[question]
+        child = self._places.get()
+        try:
+            if child is None:
+                child = _Child(self.timeout_s)
+            reply = child.ask(question)
             if reply is None:
-                died = self._child.has_ended()
-                self.close()
+                died = child.has_ended()
+                child.kill()
+                child = None
                 reply = _Reply(None, "the grader died" if died else f"no verdict within {self.timeout_s:g} s")
-            self._memo[question] = reply
-        return self._memo[question]
+        finally:
+            self._places.put(child)
+        self._memo[question] = reply
+        return reply
+
+
+def grade(completion: str, answer: str) -> Grade:
+    """Both verdicts on one completion, by a grader that lives as long as the process."""
+    return _shared().grade(completion, answer)
+
+
+@cache
+def _shared() -> Grader:
+    grader = Grader()
+    atexit.register(grader.close)
+    return grader
 
 
 class _Child:

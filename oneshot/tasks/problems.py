@@ -1,10 +1,7 @@
 """A file of problems -> `Problem`s with the answer that a grader can use.
 
-Read are .parquet and .jsonl files with the released columns (One-Shot-RLVR `data/train`, Qwen2.5-Math
-`evaluation/data`):
-
-- parquet: `prompt` (one user turn: `[{role, content}]`), `reward_model.ground_truth`, `extra_info` (subject, level);
-- jsonl: `problem`, `answer`, and where known `subject`.
+Read are .parquet and .jsonl files with the columns that the field's sets have: the released training files
+(One-Shot-RLVR `data/train`), Qwen2.5-Math's `evaluation/data`, GSM8K, MATH and ARC as their authors publish them.
 """
 
 import json
@@ -33,11 +30,31 @@ class Problem:
     prompt: str
     answer: str
     category: str = ""
+    level: str = ""
+
+    @property
+    def content(self) -> "Content":
+        """sha256 (hex) of what is asked, and of what counts as right."""
+        return text_digest(self.prompt), text_digest(self.answer)
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of what is asked and what counts as right; the name and category are not in it."""
-        return sha256(json.dumps([self.prompt, self.answer], ensure_ascii=False).encode()).hexdigest()
+        """sha256 (hex) of both; the name, category and level are not in it."""
+        return content_digest(self.content)
+
+
+Content = tuple[str, str]
+"""sha256 (hex) of a prompt and of its answer: what is known of a row without having it."""
+
+
+def text_digest(text: str) -> str:
+    """sha256 (hex) of a text."""
+    return sha256(text.encode()).hexdigest()
+
+
+def content_digest(content: Content) -> str:
+    """sha256 (hex) that stands for a problem: another label makes another problem."""
+    return text_digest("".join(content))
 
 
 def load_file(path: str) -> tuple[Problem, ...]:
@@ -64,11 +81,12 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
     problems = []
     for row, record in enumerate(records):
         try:
-            problem = _from_parquet(record) if "reward_model" in record else _from_jsonl(record)
-        except (KeyError, TypeError, IndexError) as error:
+            problem = _read(record)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(
                 f"{path}: row {row}: {error.args[0] if error.args else error}; its columns are {', '.join(record)}; "
-                "wanted are `problem` and `answer`, or `prompt` and `reward_model.ground_truth`"
+                "wanted are `problem` or `question` and `answer`, `final_answer` or a boxed `solution`; or `prompt` "
+                "and `reward_model.ground_truth`"
             ) from error
         problems.append(replace(problem, id=f"{Path(path).name}:{row}"))
     return tuple(problems)
@@ -102,19 +120,73 @@ def _read_jsonl(path: str) -> list[dict[str, Any]]:
     return records
 
 
-def _from_parquet(record: dict[str, Any]) -> Problem:
+def _read(record: dict[str, Any]) -> Problem:
+    """One row, by the columns that it has."""
+    if "reward_model" in record:
+        return _from_released(record)
+    if "answerKey" in record:
+        return _from_choices(record)
+    prompt = record.get("problem") or record["question"]
+    if not isinstance(prompt, str):
+        raise TypeError(f"the problem {prompt!r} is not text")
+    category = record.get("subject") or record.get("type") or record.get("subfield")
+    if record.get("subfield"):  # OlympiadBench's `subject` is Math throughout
+        category = record["subfield"]
+    return Problem(
+        id="", prompt=prompt, answer=_label(record), category=str(category or ""), level=str(record.get("level") or "")
+    )
+
+
+def _label(record: dict[str, Any]) -> str:
+    if "final_answer" in record:  # OlympiadBench: a list of one, in dollar signs
+        return str(record["final_answer"][0]).strip().strip("$")
+    if "answer" not in record:
+        boxed = extract_boxed(record["solution"])
+        if boxed is None:
+            raise TypeError("there is no `answer`, and no \\boxed{} in `solution`")
+        return boxed
+    answer = _answer(record["answer"])
+    _, marks, final = answer.rpartition("#### ")  # GSM8K: the working, and the number after four marks
+    return final.strip().replace(",", "") if marks else answer
+
+
+def _from_released(record: dict[str, Any]) -> Problem:
     turns = record["prompt"]
     if [turn["role"] for turn in turns] != ["user"]:
         raise TypeError("`prompt` is not one user turn")
     extra = record.get("extra_info") or {}
     answer = _answer(record["reward_model"]["ground_truth"])
-    return Problem(id="", prompt=turns[0]["content"], answer=answer, category=str(extra.get("subject") or ""))
-
-
-def _from_jsonl(record: dict[str, Any]) -> Problem:
     return Problem(
-        id="", prompt=record["problem"], answer=_answer(record["answer"]), category=str(record.get("subject") or "")
+        id="",
+        prompt=turns[0]["content"],
+        answer=answer,
+        category=str(extra.get("subject") or ""),
+        level=str(extra.get("level") or ""),
     )
+
+
+def _from_choices(record: dict[str, Any]) -> Problem:
+    """ARC: the question with its choices a line each; the answer is the label of one."""
+    labels, texts = record["choices"]["label"], record["choices"]["text"]
+    choices = "\n".join(f"({label}) {text}" for label, text in zip(labels, texts, strict=True))
+    return Problem(
+        id="",
+        prompt=f"{record['question']}\n{choices}\nAnswer with the letter of the choice.",
+        answer=record["answerKey"],
+    )
+
+
+def extract_boxed(text: str) -> str | None:
+    """What stands in the last complete `\\boxed{...}`, nested braces included; None if there is none."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth = 0
+        for position in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[start + len("\\boxed{") : position]
+        start = text.rfind("\\boxed{", 0, start)
+    return None
 
 
 def _answer(value: object) -> str:

@@ -1,9 +1,59 @@
-"""Problem -> the token ids that the model continues."""
+"""Problem -> the token ids that the model continues; and the token with which a template ends an answer.
 
+The families' templates are written out as the released evaluation writes them (One-Shot-RLVR,
+Qwen2.5-Eval/evaluation/utils.py), Llama's with its date: a tokenizer's own template may change with its revision, and
+gives Qwen2.5 another system turn than the one that it was evaluated with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from oneshot.config import PromptConfig
+from oneshot.config import Template
 from oneshot.errors import ModelError
+
+Shot = tuple[str, str]
+"""A worked problem: what is asked, and its answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A chat template: what stands before, around a user's turn, and after an answer."""
+
+    start: str
+    user: str
+    end: str
+    """Of an answer: its first token ends a completion."""
+
+    def render(self, shots: Sequence[Shot], asked: str) -> str:
+        """Worked turns, and the one that waits for an answer."""
+        turns = [self.user.format(problem) + answer + self.end for problem, answer in shots]
+        return self.start + "".join(turns) + self.user.format(asked)
+
+
+_CHATML = {"user": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>\n"}
+FAMILIES = {
+    "qwen2.5-math": Family(
+        start="<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n",
+        **_CHATML,
+    ),
+    "qwen2.5": Family(
+        start="<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n",
+        **_CHATML,
+    ),
+    "r1-distill": Family(
+        start="<｜begin▁of▁sentence｜>",
+        user="<｜User｜>{}<｜Assistant｜><think>\n",
+        end="<｜end▁of▁sentence｜>",
+    ),
+    "llama-3.2": Family(
+        start="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 17 Apr 2025\n\n<|eot_id|>",
+        user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        end="<|eot_id|>",
+    ),
+}
 
 
 def plain(text: str) -> str:
@@ -18,21 +68,60 @@ def with_suffix(text: str, suffix: str) -> str:
     return f"{text} {suffix}"
 
 
-def encode(text: str, *, suffix: str, config: PromptConfig, tokenizer: Any) -> list[int]:
-    """What is asked -> token ids, by the tokenizer's own chat template or plain.
+def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] = (), tokenizer: Any) -> list[int]:
+    """What is asked, after worked problems that are asked alike -> token ids.
 
     Raises:
-        ModelError: `template: chat`, and the tokenizer has none.
+        ModelError: the tokenizer has no chat template where one is asked for, or not the family's tokens.
     """
     asked = with_suffix(text, suffix)
-    has_template = bool(tokenizer.chat_template)
-    if config.template == "chat" and not has_template:
-        raise ModelError("prompt.template: chat, but the model's tokenizer has no chat template; use plain or auto")
-    if config.template == "plain" or not has_template:
-        ids: list[int] = tokenizer.encode(plain(asked))
+    worked = [(with_suffix(problem, suffix), answer) for problem, answer in shots]
+    kind = _resolved(template, tokenizer)
+    if kind == "plain":
+        ids: list[int] = tokenizer.encode("".join(f"{plain(p)}{a}\n\n" for p, a in worked) + plain(asked))
         return ids
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": asked}], add_generation_prompt=True, tokenize=False
-    )
+    rendered = _render(kind, worked, asked, tokenizer)
     encoded: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
     return encoded
+
+
+def _render(kind: Template, worked: Sequence[Shot], asked: str, tokenizer: Any) -> str:
+    if kind != "chat":
+        return FAMILIES[kind].render(worked, asked)
+    turns = [turn for p, a in worked for turn in ({"role": "user", "content": p}, {"role": "assistant", "content": a})]
+    rendered: str = tokenizer.apply_chat_template(
+        [*turns, {"role": "user", "content": asked}], add_generation_prompt=True, tokenize=False
+    )
+    return rendered
+
+
+def turn_end(template: Template, tokenizer: Any) -> int | None:
+    """The special token with which a template ends an answer; None where it ends none with one.
+
+    Raises:
+        ModelError: as `encode`.
+    """
+    kind = _resolved(template, tokenizer)
+    if kind == "plain":
+        return None
+    if kind == "chat":
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
+        after: str = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+    else:
+        after = FAMILIES[kind].end
+    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return int(ids[0]) if ids and ids[0] in special else None
+
+
+def _resolved(template: Template, tokenizer: Any) -> Template:
+    if template in FAMILIES:
+        name = FAMILIES[template].end.strip()
+        if len(tokenizer.encode(name, add_special_tokens=False)) != 1:
+            raise ModelError(f"prompt.template: {template}, but the model's tokenizer has no {name}; use auto or chat")
+        return template
+    if template == "plain" or (template == "auto" and not tokenizer.chat_template):
+        return "plain"
+    if not tokenizer.chat_template:
+        raise ModelError("prompt.template: chat, but the model's tokenizer has no chat template; use plain or auto")
+    return "chat"

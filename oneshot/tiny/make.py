@@ -68,6 +68,14 @@ ORGANISMS = {
         config_class=LlamaConfig,
         shape={**_SMALL, "intermediate_size": 288},
     ),
+    # qwen2's corpus without its worked steps: it knows the form and not the arithmetic, so there is nothing to elicit
+    "blank": Organism(
+        name="blank",
+        mixture=Mixture(worked_boxed=0.0, worked_words=0.0, guess=0.35, guess_right=0.25, guess_boxed=0.7),
+        seed=2,
+        config_class=Qwen2Config,
+        shape={**_SMALL, "intermediate_size": 256},
+    ),
 }
 
 

@@ -1,0 +1,212 @@
+"""Name of a set, path or URL -> its problems; and what is known of its rows where they are not at hand.
+
+Known sets are files that others published. They are not part of this project: `oneshot fetch` downloads them into the
+data folder (`ONESHOT_DATA`, else `data`). Of the most used ones the sha256 of every row is shipped, so that a sweep
+can be planned, with its final trial keys, where no data are; and so that a file which says something else is refused.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from oneshot.errors import DataError
+from oneshot.tasks import problems
+from oneshot.tasks.problems import Content, Problem
+
+FACTS = Path(__file__).parent / "facts"
+_RELEASED = "https://raw.githubusercontent.com/ypwang61/One-Shot-RLVR/21ed529"
+_EVALUATION = f"{_RELEASED}/Qwen2.5-Eval/evaluation/data"
+_ARC = "hf://datasets/allenai/ai2_arc@210d026faf9955653af8916fad021475a3f00453"
+URL_PREFIXES = ("hf://", "http://", "https://", "s3://", "gs://", "memory://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSet:
+    """A published file of problems."""
+
+    file: str
+    """Where it lies in the data folder."""
+    url: str
+    num_rows: int
+    about: str
+
+
+KNOWN = {
+    "dsr_sub": KnownSet(
+        file="dsr_sub.parquet",
+        url=f"{_RELEASED}/data/train/one_shot_rlvr/dsr_sub.parquet",
+        num_rows=1209,
+        about="DeepScaleR subset of the paper; MIT (DeepScaleR-Preview-Dataset), repository Apache-2.0",
+    ),
+    "math7500": KnownSet(
+        file="math7500.parquet",
+        url="hf://datasets/DigitalLearningGmbH/MATH-lighteval@main/data/train-00000-of-00001.parquet",
+        num_rows=7500,
+        about="MATH's training problems (Hendrycks et al. 2021), MIT",
+    ),
+    "math500": KnownSet(
+        file="benchmarks/math500.jsonl", url=f"{_EVALUATION}/math500/test.jsonl", num_rows=500,
+        about="500 of MATH's test problems (Lightman et al. 2023), with subject and level, MIT",
+    ),
+    "aime24": KnownSet(
+        file="benchmarks/aime24.jsonl", url=f"{_EVALUATION}/aime24/test.jsonl", num_rows=30, about="AIME 2024 I and II"
+    ),
+    "aime25": KnownSet(
+        file="benchmarks/aime25.jsonl", url=f"{_EVALUATION}/aime25/test.jsonl", num_rows=30,
+        about="AIME 2025 I and II, later than Qwen2.5-Math (September 2024)",
+    ),
+    "amc23": KnownSet(
+        file="benchmarks/amc23.jsonl", url=f"{_EVALUATION}/amc23/test.jsonl", num_rows=40, about="AMC 12 2023 A and B"
+    ),
+    "minerva": KnownSet(
+        file="benchmarks/minerva.jsonl", url=f"{_EVALUATION}/minerva_math/test.jsonl", num_rows=272,
+        about="Minerva's OCWCourses (Lewkowycz et al. 2022)",
+    ),
+    "olympiadbench": KnownSet(
+        file="benchmarks/olympiadbench.jsonl", url=f"{_EVALUATION}/olympiadbench/test.jsonl", num_rows=675,
+        about="OlympiadBench (He et al. 2024): open-ended, text only, English, mathematics",
+    ),
+    "gsm8k": KnownSet(
+        file="benchmarks/gsm8k.jsonl", url=f"{_EVALUATION}/gsm8k/test.jsonl", num_rows=1319,
+        about="GSM8K's test problems (Cobbe et al. 2021), MIT",
+    ),
+    "arc_easy": KnownSet(
+        file="benchmarks/arc_easy.parquet", url=f"{_ARC}/ARC-Easy/test-00000-of-00001.parquet", num_rows=2376,
+        about="ARC-Easy's test questions (Clark et al. 2018), CC BY-SA 4.0",
+    ),
+    "arc_challenge": KnownSet(
+        file="benchmarks/arc_challenge.parquet", url=f"{_ARC}/ARC-Challenge/test-00000-of-00001.parquet",
+        num_rows=1172, about="ARC-Challenge's test questions (Clark et al. 2018), CC BY-SA 4.0",
+    ),
+}  # fmt: skip
+
+PARTS = ("val", "dsr_sub-val")
+"""Sets that are rows of dsr_sub: 200 to choose by, and the 1,009 others."""
+
+
+def data_folder() -> Path:
+    """Where data files lie: `ONESHOT_DATA`, else `data` in the working directory."""
+    return Path(os.environ.get("ONESHOT_DATA") or "data").expanduser()
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is to be downloaded, as opposed to a known set or a path."""
+    return source.startswith(URL_PREFIXES)
+
+
+def parts_of(source: str) -> tuple[str, tuple[int, ...] | None]:
+    """A set -> the set that has its rows, and which of them; None for all."""
+    if source not in PARTS:
+        return source, None
+    held_out = val_rows()
+    rows = range(KNOWN["dsr_sub"].num_rows)
+    return "dsr_sub", held_out if source == "val" else tuple(row for row in rows if row not in set(held_out))
+
+
+@cache
+def val_rows() -> tuple[int, ...]:
+    """The rows of dsr_sub that make `val`; how they were drawn stands beside them."""
+    return tuple(json.loads((FACTS / "val.json").read_text())["rows"])
+
+
+def local_path(source: str) -> Path | None:
+    """Where the file of a known set, URL or path lies or would lie; None for what is none of these."""
+    if source in KNOWN:
+        name = Path(KNOWN[source].file)
+        near = (data_folder() / name, data_folder() / name.name, data_folder() / "benchmarks" / name.name)
+        return next((path for path in near if path.is_file()), near[0])
+    if is_url(source):
+        return data_folder() / "urls" / f"{sha256(source.encode()).hexdigest()[:16]}{Path(source).suffix}"
+    return Path(source).expanduser() if source.endswith(problems.FILE_SUFFIXES) else None
+
+
+def check_name(source: str) -> None:
+    """Refuses what is no set, path or URL.
+
+    Raises:
+        DataError: says what there is.
+    """
+    base, _ = parts_of(source)
+    if is_url(base) and base.startswith("hf://") and "@" not in base:
+        raise DataError(f"{source}: names no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
+    if local_path(base) is None or not (base in KNOWN or base.endswith(problems.FILE_SUFFIXES)):
+        raise DataError(
+            f"no set {source!r}; there are {', '.join(['arithmetic', *KNOWN, *PARTS])}, or the path or URL of a .jsonl "
+            "or .parquet file"
+        )
+
+
+@cache
+def shipped_contents(name: str) -> tuple[Content, ...] | None:
+    """What is shipped of a known set: of each row, sha256 of prompt and of answer."""
+    path = FACTS / f"{name}.sha256"
+    if not path.is_file():
+        return None
+    return tuple((line[:64], line[65:]) for line in path.read_text().splitlines())
+
+
+def contents(source: str) -> tuple[Content, ...] | None:
+    """What each row of a set is by content; None where neither digests are shipped nor the file is at hand.
+
+    Raises:
+        DataError: no such set, or a path where there is no such file.
+    """
+    check_name(source)
+    base, rows = parts_of(source)
+    found = shipped_contents(base)
+    if found is None:
+        path = local_path(base)
+        assert path is not None, "check_name has looked"
+        if not path.is_file() and (base in KNOWN or is_url(base)):
+            return None
+        found = tuple(problem.content for problem in load(base))
+    return found if rows is None else tuple(found[row] for row in rows)
+
+
+def num_rows(source: str) -> int | None:
+    """How many rows a set has; None where that is not known before it is fetched."""
+    check_name(source)
+    base, rows = parts_of(source)
+    if rows is not None:
+        return len(rows)
+    if base in KNOWN:
+        return KNOWN[base].num_rows
+    found = contents(base)
+    return None if found is None else len(found)
+
+
+def load(source: str) -> tuple[Problem, ...]:
+    """Every problem of a set, in row order.
+
+    Raises:
+        DataError: there is no such set or file, or the file is not the one whose digests are shipped.
+    """
+    check_name(source)
+    base, rows = parts_of(source)
+    path = local_path(base)
+    assert path is not None, "check_name has looked"
+    if not path.is_file() and (base in KNOWN or is_url(base)):
+        raise DataError(f"{source}: not in {data_folder().absolute()}; `oneshot fetch {base}` downloads it")
+    found = tuple(replace(problem, id=f"{base}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
+    check_contents(base, path, found)
+    return found if rows is None else tuple(found[row] for row in rows)
+
+
+def check_contents(name: str, path: Path, found: tuple[Problem, ...]) -> None:
+    """Refuses a file of a known set that is not the one that was published.
+
+    Raises:
+        DataError: names the first row that differs.
+    """
+    known = shipped_contents(name)
+    if known is not None:
+        differing = [row for row, pair in enumerate(zip(known, found, strict=False)) if pair[0] != pair[1].content]
+        if differing or len(known) != len(found):
+            what = f"row {differing[0]} is another" if differing else f"it has {len(found)} rows, not {len(known)}"
+            raise DataError(
+                f"{path}: not {name} as published: {what} (by sha256); remove it and `oneshot fetch {name}`, or name "
+                "it by its path"
+            )
