@@ -5,7 +5,7 @@ grid block sets that path itself.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from oneshot.config import TrialConfig
 from oneshot.errors import nearest
 from oneshot.settings import Setting, SettingError, Where, flatten, unflatten
-from oneshot.sweepfile import CellConfig, GridBlock, ResourceConfig, Sweep, TableConfig, explain
+from oneshot.sweepfile import (
+    CellConfig,
+    CostConfig,
+    FromRankConfig,
+    GridBlock,
+    ResourceConfig,
+    Sweep,
+    TableConfig,
+    explain,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +33,9 @@ class AxisCell:
     settings: dict[str, Setting]
     resources: dict[str, Setting] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    step_s: float | None = None
+    cost: CostConfig | None = None
+    waits_for: str | None = None
+    """What must be known before it can run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,8 @@ class Cell:
     config: TrialConfig
     resources: ResourceConfig
     labels: dict[str, str]
-    step_s: float | None
+    cost: CostConfig
+    waits_for: str | None
     places: dict[str, Where]
     """Path of each setting -> the place of the file that set it, for this cell."""
 
@@ -68,23 +80,56 @@ def read_axes(sweep: Sweep) -> Axes:
         elif isinstance(axis, list):
             axes[name] = _scalars(name, axis, where)
         else:
-            axes[name] = {cell: _named(config, (*where, cell)) for cell, config in axis.items()}
+            axes[name] = {
+                full_name: axis_cell
+                for cell, config in axis.items()
+                for full_name, axis_cell in _named(sweep, name, cell, config).items()
+            }
         if not axes[name]:
             raise SettingError(where, "an axis without cells; give it some, or leave it out")
     return axes
 
 
-def _named(config: CellConfig, where: Where) -> AxisCell:
+def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, AxisCell]:
+    """One cell, or as many as its ranking names."""
+    where: Where = ("axes", axis, name)
     known = list(ResourceConfig.model_fields)
     for key in config.resources:
         if key not in known:
             raise SettingError((*where, "resources", key), f"unknown key{nearest(key, known)}")
-    return AxisCell(
+    cell = AxisCell(
         settings=flatten(config.set, (*where, "set")),
         resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
         labels=config.labels,
-        step_s=config.cost.step_s if config.cost else None,
+        cost=config.cost,
     )
+    if config.from_rank is None:
+        return {name: cell}
+    place: Where = (*where, "from_rank")
+    chosen = sweep.rankings.get((axis, name))
+    if chosen is None:
+        waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
+        return {
+            # no example yet, but a cell that can be checked in all else
+            f"{name}#{end}": replace(
+                cell, settings={**cell.settings, "examples": Setting([f"rank:{end}"], place)}, waits_for=waits_for
+            )
+            for end in rank_names(config.from_rank)
+        }
+    return {
+        f"{name}#{end}": replace(
+            cell,
+            settings={**cell.settings, "examples": Setting([one.example], place)},
+            labels={**cell.labels, "example": one.example, "score": f"{one.score:.6g}"},
+        )
+        for end, one in chosen.items()
+    }
+
+
+def rank_names(config: FromRankConfig) -> list[str]:
+    """What the cells of a ranking are called, after the `#`."""
+    counts = {"": config.top, "last": config.bottom, "random": config.random}
+    return [f"{kind}{place + 1}" for kind, count in counts.items() for place in range(count)]
 
 
 def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
@@ -160,9 +205,10 @@ def _matches(selector: Any, names: list[str], where: Where) -> list[str]:
         return [name for name in names if name not in excluded]
     wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
     for name in wanted:
-        if name not in names:
+        if name not in {*names, *(known.partition("#")[0] for known in names)}:
             raise SettingError(where, f"unknown cell {name!r}{nearest(name, names)}")
-    return [name for name in names if name in wanted]
+    # `ranked` means all of ranked#1, ranked#2 ...
+    return [name for name in names if name in wanted or name.partition("#")[0] in wanted]
 
 
 def _resolve(
@@ -186,7 +232,8 @@ def _resolve(
         config=config,
         resources=_resources(sweep, resources, label),
         labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
-        step_s=next((cell.step_s for cell in chosen.values() if cell.step_s is not None), None),
+        cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
+        waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), None),
         places={path: setting.where for path, setting in flat.items()},
     )
 

@@ -1,9 +1,11 @@
 """`model.path` -> where the model lies, and what identifies its contents; loads nothing."""
 
+import json
 import re
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from oneshot.errors import ModelError
 
@@ -34,6 +36,15 @@ def local_folder(path: str) -> Path | None:
             f"model.path: {path}: no such folder (paths are taken from {Path.cwd()}), and no hub id `owner/name`"
         )
     return None
+
+
+def read_config(path: str) -> dict[str, Any] | None:
+    """config.json of a shipped or local model; None of a hub id."""
+    folder = local_folder(path)
+    if folder is None:
+        return None
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
 
 
 def is_commit(revision: str | None) -> bool:

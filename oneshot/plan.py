@@ -5,13 +5,14 @@ evaluated, or of which one asks for fewer steps, share a training.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from oneshot.cells import Cell, expand, read_axes, unused
 from oneshot.config import TRIAL_VERSION, SuiteConfig, TrialConfig
+from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models import folder_digest, is_commit, local_folder
 from oneshot.settings import SettingError
@@ -19,6 +20,7 @@ from oneshot.sweepfile import ResourceConfig, Sweep
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import check_fit, identify_shots
 from oneshot.tasks.examples import identify as identify_examples
+from oneshot.tasks.sets import val_rows
 
 KEY_LENGTH = 16
 
@@ -35,7 +37,9 @@ class Trial:
     config: TrialConfig
     resources: ResourceConfig
     labels: dict[str, str]
-    step_s: float | None
+    cost: Cost
+    provisional: tuple[str, ...] = ()
+    """Sets whose contents are not known yet: the key will change when they are fetched."""
 
     @property
     def label(self) -> str:
@@ -65,17 +69,21 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """What `plan --json` prints, and the store keeps as plan.json."""
+        paid = self.paid()
         return {
             "name": self.name,
             "num_cells": self.num_cells,
             "num_trials": len(self.trials),
+            "num_trainings": len(paid),
             "trials": [_trial_json(trial) for trial in self.trials],
-            "max_tokens": sum(max_tokens(trial.config) for trial in self._paid()),
+            "max_tokens": sum(max_tokens(trial.config) for trial in paid),
+            "tokens": sum(trial.cost.train_tokens + trial.cost.eval_tokens for trial in paid),
             "gpu_hours": self.gpu_hours,
+            "gpu_hours_basis": sorted({trial.cost.basis for trial in paid if trial.resources.gpus}),
             "warnings": list(self.warnings),
         }
 
-    def _paid(self) -> list[Trial]:
+    def paid(self) -> list[Trial]:
         """Of the trials that share a training, the longest alone."""
         longest: dict[object, Trial] = {}
         for index, trial in enumerate(self.trials):
@@ -86,15 +94,9 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Sum over trainings of steps, seconds a step and GPUs; None where a trial on GPUs states no cost."""
-        hours = 0.0
-        for trial in self._paid():
-            if trial.resources.gpus == 0:
-                continue
-            if trial.step_s is None:
-                return None
-            hours += trial.config.train.num_steps * trial.step_s * trial.resources.gpus / 3600
-        return hours
+        """Sum over trainings; None where of one on GPUs nothing is known."""
+        hours = [trial.cost.gpu_hours for trial in self.paid()]
+        return None if any(of_one is None for of_one in hours) else sum(of_one or 0.0 for of_one in hours)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +113,8 @@ class Identity:
         return None if self.facts is None else trial_key(config, seed, self.facts)
 
 
-def make_plan(sweep: Sweep) -> Plan:
-    """Expands, resolves, checks and keys every trial of a sweep.
+def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) -> Plan:
+    """Expands, resolves, checks and keys every trial of a sweep; `measured` are seconds a step by shape.
 
     Raises:
         SweepFileError: the file asks for something that cannot be; names the place.
@@ -126,8 +128,10 @@ def make_plan(sweep: Sweep) -> Plan:
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, cells)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
     keyed = [_identify(cell, sweep) for cell in cells]
+    refuse_val(sweep, cells)
+    costs = [_cost(cell, measured or {}) for cell in cells]
     # seed by seed, so that an evening that is cut leaves a balanced matrix; controls first
-    order = sorted(range(len(cells)), key=lambda index: cells[index].config.reward.kind == "outcome")
+    order = sorted(range(len(cells)), key=lambda index: not is_control(cells[index].config))
     trials = tuple(
         Trial(
             cell=cells[index].names,
@@ -137,13 +141,50 @@ def make_plan(sweep: Sweep) -> Plan:
             config=cells[index].config,
             resources=cells[index].resources,
             labels=cells[index].labels,
-            step_s=cells[index].step_s,
+            cost=costs[index],
+            provisional=keyed[index].provisional,
         )
         for seed in sweep.config.seeds
         for index in order
     )
     warnings += _coinciding(trials)
+    unknown = sorted({name for identity in keyed for name in identity.provisional})
+    if unknown:
+        warnings.append(
+            f"keys are provisional: of {', '.join(unknown)} only the name is known; `oneshot fetch "
+            f"{' '.join(unknown)}` makes them final"
+        )
     return Plan(name=sweep.config.name, num_cells=len(cells), trials=trials, warnings=tuple(warnings))
+
+
+def is_control(config: TrialConfig) -> bool:
+    """Whether a trial is not paid for right answers to right labels, or not trained at all."""
+    return config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
+
+
+def refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Refuses to choose by problems that a trial of the sweep trains on.
+
+    Raises:
+        SweepFileError: names the cell and the mend.
+    """
+    if not any(suite.source == "val" for cell in cells for suite in load_suites(cell.config)):
+        return
+    held_out = {f"dsr_sub:{row}" for row in val_rows()}
+    for cell in cells:
+        used = held_out & set(identify_examples(cell.config.examples).ids) if cell.waits_for is None else set()
+        if used:
+            raise sweep.source.error(
+                cell.place("examples"),
+                f"{cell.label} trains on {len(used)} of the rows that the suite `val` holds out ({min(used)}, ...); "
+                "train on dsr_sub-val, the other 1,009 rows, or leave `val` out",
+            )
+
+
+def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
+    gpus = cell.resources.gpus
+    known = measured.get(training_shape(cell.config, gpus=gpus))
+    return estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=known)
 
 
 def _coinciding(trials: Sequence[Trial]) -> list[str]:
@@ -166,6 +207,8 @@ def _identify(cell: Cell, sweep: Sweep) -> Identity:
             load_suite(name, suite, config)
         except UserError as error:
             raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
+    if cell.waits_for is not None:
+        return Identity(waits_for=cell.waits_for)
     try:
         return identify(config)
     except DataError as error:
@@ -321,4 +364,8 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
     found: dict[str, Any] = {"key": trial.key, "cell": trial.cell, "seed": trial.seed}
     if trial.waits_for:
         found["waits_for"] = trial.waits_for
+    if trial.provisional:
+        found["provisional"] = True
+    if trial.resources.gpus:
+        found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours, "memory_gib": trial.cost.memory_gib}
     return found

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +26,7 @@ from oneshot.errors import UserError
 from oneshot.grpo.evaluate import Evaluation
 from oneshot.grpo.policy import use_cpus
 from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
-from oneshot.grpo.train import StepMetrics, train
+from oneshot.grpo.train import StepMetrics, evaluate_kept, train
 from oneshot.plan import Training, due_evaluations
 from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, TrialFolder, now_ms
 from oneshot.tasks.grading import Grader
@@ -48,8 +49,7 @@ def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: s
         grader.forget_ungraded()
         use_cpus(max(1, int(training.resources.cpus)))
         state = new_state(training.config, seed=training.seed, grader=grader)
-        recorder.resume(state)
-        for step in train(training.config, state):
+        for step in recorder.steps(state):
             recorder.take(step, state)
             yield step
         recorder.end(state)
@@ -75,27 +75,49 @@ class _Recorder:
         self.pending: list[Row] = []
         self.last_segment_s = time.monotonic()
         self.state: TrialState | None = None
+        self.only_evaluates = False
+        """The weights are there: rows gain evaluations, and the checkpoint stays."""
+        self.known_rows = {row.step: row for row in folder.rows()}
 
-    def resume(self, state: TrialState) -> None:
-        """Continues from the folder's checkpoint, where that is one of this training that can be continued."""
+    def steps(self, state: TrialState) -> Iterator[StepMetrics]:
+        """What is left to do: the training from where it stands, or evaluations of the weights that it left."""
         self.state = state
-        with tempfile.TemporaryDirectory() as local:
-            if not self.folder.get_folder("checkpoint", Path(local)):
+        config, done = self.training.config, self.folder.evaluations()
+        wanted = due_evaluations(config) - done
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
+            at = self._fetch_checkpoint(Path(local))
+            if at == config.train.num_steps and {step for _, step in wanted} <= {0, at}:
+                logger.info("the training is done: %d evaluations are to be made", len(wanted))
+                self.only_evaluates = True
+                self._know_baseline(state)
+                yield from evaluate_kept(config, state, Path(local) if at else None, done=done)
                 return
-            if not (Path(local) / "optimizer.safetensors").is_file():
-                return  # of a finished training that kept its weights only: a longer one starts anew
-            step = checkpoint_step(Path(local))
-            wanted = due_evaluations(self.training.config) - self.folder.evaluations()
-            if any(wanted_step <= step for _, wanted_step in wanted):
-                logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", step)
-                return
-            load_state(state, Path(local))
-        logger.info("continues from step %d", state.step)
+            if at and (Path(local) / "optimizer.safetensors").is_file():
+                if any(step <= at for _, step in wanted):
+                    logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", at)
+                else:
+                    load_state(state, Path(local))
+                    logger.info("continues from step %d", state.step)
+        yield from train(config, state)
+
+    def _fetch_checkpoint(self, local: Path) -> int:
+        """Copies the folder's checkpoint, if it has one; the steps that the training has behind it."""
+        return checkpoint_step(local) if self.folder.get_folder("checkpoint", local) else 0
+
+    def _know_baseline(self, state: TrialState) -> None:
+        for suite in state.suites:
+            evaluation = self.folder.evaluation(suite.digest, 0)
+            if evaluation is not None:
+                state.baseline[suite.name] = evaluation["metrics"]["pass_at_1"]
 
     def take(self, step: StepMetrics, state: TrialState) -> None:
         """Records a step; writes what is due."""
         config = self.training.config
-        self.pending.append(Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits))
+        row = Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits)
+        if self.only_evaluates and step.step in self.known_rows:
+            known = self.known_rows[step.step]
+            row = replace(known, metrics=known.metrics | row.metrics)
+        self.pending.append(row)
         for evaluation in step.evaluations:
             self._write_evaluation(evaluation)
         if step.sampled and (step.step == 1 or step.evaluations or step.step == config.train.num_steps):
@@ -142,14 +164,16 @@ class _Recorder:
     def interrupt(self) -> None:
         """Leaves a checkpoint of the last whole step, and no result."""
         self.flush()
-        if self.state is not None and self.state.step:
+        if self.state is not None and self.state.step and not self.only_evaluates:
             self._checkpoint(self.state, with_optimizer=True)
 
     def end(self, state: TrialState) -> None:
         """Writes what is kept of a training that is through, then its result."""
         self.flush()
         keep = self.training.config.checkpoint.keep
-        if keep == "none":
+        if self.only_evaluates or self.training.config.train.num_steps == 0:
+            pass  # what is kept is kept already, or is the model that was begun with
+        elif keep == "none":
             self.folder.remove_folder("checkpoint")
         else:
             self._checkpoint(state, with_optimizer=keep == "full")
@@ -191,7 +215,12 @@ class _Log:
 
 def describe(training: Training) -> dict[str, Any]:
     """What trial.json says."""
-    return {"key": training.key, "seed": training.seed, "config": training.config.model_dump(mode="json")}
+    return {
+        "key": training.key,
+        "seed": training.seed,
+        "config": training.config.model_dump(mode="json"),
+        "gpus": training.resources.gpus,
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -264,6 +264,10 @@ class Store:
         """The folder of one training."""
         return TrialFolder(self.fs, posixpath.join(self.path, "trials", key))
 
+    def trainings(self) -> list[str]:
+        """Keys of every training on record."""
+        return Folder(self.fs, self.path).list("trials")
+
     def sweep(self, name: str) -> Folder:
         """The folder of one sweep."""
         return Folder(self.fs, posixpath.join(self.path, "sweeps", name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -39,15 +39,42 @@ class SweepResourceConfig(ResourceConfig):
 
 
 class CostConfig(Config):
-    """What is known of a trial's speed, for the plan."""
+    """What is known or assumed of a trial's speed, for the plan."""
 
-    step_s: float = Field(gt=0, description="seconds a step")
+    step_s: float | None = Field(None, gt=0, description="seconds a step; absent: measured in the store, or estimated")
+    mean_tokens: int | None = Field(
+        None, ge=1, description="expected length of a completion; absent: 900, or max_tokens where that is less"
+    )
+
+
+class FromRankConfig(Config):
+    """Cells that a ranking names: `<cell>#1`, `<cell>#2` ... its top, `#last1` ... its end, `#random1` ... others."""
+
+    history: str = Field(min_length=1, description="a sweep of the same storage, or a .json file")
+    set: str = Field("dsr_sub", min_length=1, description="of which a file's numbers are rows")
+    by: Literal["historical_variance", "lim", "pass_rate", "random"] = Field(
+        "historical_variance", description="pass_rate: of those within `band` at the first visit, nearest to its middle"
+    )
+    band: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[0.0, 1.0], min_length=2, max_length=2, description="lowest and highest pass rate"
+    )
+    top: int = Field(0, ge=0, description="examples from the top")
+    bottom: int = Field(0, ge=0, description="... from the end")
+    random: int = Field(0, ge=0, description="... from those between, drawn by `seed`")
+    seed: int = Field(0, ge=0, description="of that draw, and of by: random")
+
+    @model_validator(mode="after")
+    def _asks_for_some(self) -> "FromRankConfig":
+        if not self.top + self.bottom + self.random:
+            raise ValueError("from_rank: asks for no example; set top, bottom or random")
+        return self
 
 
 class CellConfig(Config):
     """A named cell of an axis: its own settings, and what it needs."""
 
     set: dict[str, Any] = Field(default_factory=dict, description="any TrialConfig field, nested or dotted")
+    from_rank: FromRankConfig | None = Field(None, description="makes one cell of each example that a ranking names")
     resources: dict[str, Any] = Field(default_factory=dict, description="overrides of `resources`")
     cost: CostConfig | None = Field(None, description="for the plan")
     labels: dict[str, str] = Field(default_factory=dict, description="facts for reports, as category: Algebra")
@@ -87,6 +114,7 @@ class SweepConfig(Config):
     version: Literal[1] = Field(description="of this format")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$", description="names the sweep's folder and parent run")
     question: str = Field(min_length=1, description="what the sweep asks")
+    reproduces: str | None = Field(None, min_length=1, description="what it repeats, as `Table 5, rows 2 to 10`")
     trial: dict[str, Any] = Field(description="any TrialConfig field, nested or dotted; the same for every trial")
     axes: dict[AxisName, list[Scalar] | TableConfig | dict[CellName, CellConfig]] = Field(
         default_factory=dict, description="named cells, a list of values (the axis is the path), or a table"
@@ -122,6 +150,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """An example that a ranking named."""
+
+    example: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """A sweep file, read and checked by itself; `plan` makes trials of it."""
 
@@ -131,6 +167,8 @@ class Sweep:
     """From `--set`, above everything in the file."""
     revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
     """(hub model, revision as written) -> the commit that it stands for in this sweep."""
+    rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
+    """(axis, cell with `from_rank`) -> the examples that it stands for, by the end of their cell's name."""
 
 
 def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
@@ -269,7 +307,8 @@ def _siblings(model: type[Config], where: Where) -> list[str]:
     """The keys that exist where an unknown one was found."""
     if where[:1] == ("axes",):
         owners: dict[int, type[Config]] = {3: TableConfig, 4: CellConfig}
-        return list(owners.get(len(where), CostConfig).model_fields)
+        inner = FromRankConfig if "from_rank" in where else CostConfig
+        return list(owners.get(len(where), inner).model_fields)
     kind: Any = model
     for part in where[:-1]:
         fields = getattr(kind, "model_fields", {})

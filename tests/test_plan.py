@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
+from oneshot.cost import estimate
 from oneshot.errors import UserError
 from oneshot.models import folder_digest
 from oneshot.plan import Trial, due_evaluations, identify, trainings, trial_key, with_seed
 from oneshot.settings import flatten, unflatten
 from oneshot.standing import trial_standing
 from oneshot.store import Result
-from oneshot.sweepfile import ResourceConfig
+from oneshot.sweepfile import CostConfig, ResourceConfig
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -29,7 +30,7 @@ def trial(config: TrialConfig, *, name: str = "a", seed: int = 0) -> Trial:
         config=config,
         resources=ResourceConfig(),
         labels={},
-        step_s=None,
+        cost=estimate(config, (), CostConfig(), gpus=0, measured_s=None),
     )
     return with_seed(made, seed)
 

@@ -81,7 +81,12 @@ def test_the_digest_is_of_the_contents_only(tmp_path: Path) -> None:
         ("a.jsonl", "{", "a.jsonl:0", "a.jsonl:1: not JSON"),
         ("a.jsonl", "", "a.jsonl:0", "has no rows"),
         ("a.parquet", "version https://git-lfs", "a.parquet:0", "not a parquet file that can be read"),
-        ("a.txt", "", "a.txt:0", "no set .* there are arithmetic, dsr_sub, .* or the path or URL of a .jsonl or .parquet file"),
+        (
+            "a.txt",
+            "",
+            "a.txt:0",
+            "no set .* there are arithmetic, dsr_sub, .* or the path or URL of a .jsonl or .parquet file",
+        ),
     ],
 )
 def test_bad_data_gets_one_clear_error(tmp_path: Path, name: str, text: str, example: str, message: str) -> None:

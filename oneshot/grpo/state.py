@@ -197,20 +197,26 @@ def checkpoint_step(folder: Path) -> int:
 
 def load_state(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
-    facts = json.loads((folder / "state.json").read_text())
-    assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
-    parameters = state.weights.master
-    with torch.no_grad():
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            parameters[name].copy_(tensor)
-    state.weights.publish()
+    load_weights(state, folder)
     tensors = load_file(folder / "optimizer.safetensors")
-    for name, parameter in parameters.items():
+    for name, parameter in state.weights.master.items():
         if f"{name}/step" in tensors:
             state.optimizer.state[parameter] = {
                 key: tensors[f"{name}/{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
-    state.step, state.started, state.baseline = facts["step"], facts["started"], facts["baseline"]
+
+
+def load_weights(state: TrialState, folder: Path) -> None:
+    """Puts a checkpoint's weights and step into a fresh state: enough to evaluate them."""
+    facts = json.loads((folder / "state.json").read_text())
+    assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
+    with torch.no_grad():
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            state.weights.master[name].copy_(tensor)
+    state.weights.publish()
+    state.step, state.started = facts["step"], facts["started"]
+    # what was measured before step 1 in this attempt is the same, and may be more
+    state.baseline = {**facts["baseline"], **state.baseline}
     state.kv_gib = facts["kv_gib"]
 
 

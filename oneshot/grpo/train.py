@@ -9,9 +9,10 @@ Shapes: G completions of the step, group after group; N groups of K.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -24,7 +25,7 @@ from oneshot.grpo.evaluate import Evaluation, evaluate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import decode
 from oneshot.grpo.rollout import Completion, Request, Sampling
-from oneshot.grpo.state import TrialState
+from oneshot.grpo.state import TrialState, load_weights
 from oneshot.grpo.update import Batch, update
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import Judged, judge, rewards
@@ -66,6 +67,18 @@ def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
             yield StepMetrics(step=0, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
     while state.step < config.train.num_steps:
         yield train_step(config, state)
+
+
+def evaluate_kept(
+    config: TrialConfig, state: TrialState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
+) -> Iterator[StepMetrics]:
+    """Runs the suites that are due before step 1 and after the last, but those on record, with kept final weights."""
+    for step in sorted({0, config.train.num_steps}):
+        if step and checkpoint is not None:
+            load_weights(state, checkpoint)
+        found = _evaluate(config, state, done=done)
+        if found:
+            yield StepMetrics(step=step, metrics=_merged(found), evaluations=found, sampled=(), visits={})
 
 
 def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
@@ -212,7 +225,9 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
     }
 
 
-def _evaluate(config: TrialConfig, state: TrialState) -> tuple[Evaluation, ...]:
+def _evaluate(
+    config: TrialConfig, state: TrialState, *, done: Collection[tuple[str, int]] = ()
+) -> tuple[Evaluation, ...]:
     """The suites that are due after this step; those of step 0 become the baseline of `gain`."""
     evaluations = []
     for suite in state.suites:
@@ -222,7 +237,7 @@ def _evaluate(config: TrialConfig, state: TrialState) -> tuple[Evaluation, ...]:
             at_start=config.eval.at_start,
             also_at=config.eval.also_at,
         )
-        if not due:
+        if not due or (suite.digest, state.step) in done:
             continue
         evaluation = evaluate(
             state.policy,

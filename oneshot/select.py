@@ -1,0 +1,152 @@
+"""Histories of examples -> the order in which to try them.
+
+A history is what training saw of an example: its accuracy at each visit, in order. The paper ranks by its variance over
+the visits of one run on the whole set (arXiv 2504.20571, equations 1 and 2; the released code takes numpy's `std`, ddof
+0, which gives the same order). Of equal scores the earlier example of the set comes first: the released order of ties
+is that of a JSON file's keys.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import Literal
+
+from oneshot.errors import DataError, UserError
+
+By = Literal["historical_variance", "lim", "pass_rate", "random"]
+History = Mapping[str, Sequence[float]]
+"""Example -> its accuracy at each visit; examples in the order of their set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """One example with its score; higher comes first."""
+
+    example: str
+    score: float
+    variance: float
+    std: float
+    mean: float
+    num_visits: int
+
+    @property
+    def index(self) -> int | None:
+        """Its row, where its set has rows."""
+        row = self.example.rpartition(":")[2]
+        return int(row) if row.isdecimal() else None
+
+
+def rank(
+    histories: Sequence[History], *, by: By, seed: int = 0, band: tuple[float, float] = (0.0, 1.0)
+) -> list[Ranked]:
+    """Examples in the order to try them; of several histories (seeds) an example's score is the mean.
+
+    `historical_variance`: variance of accuracy over visits. `lim`: alignment with the set's mean accuracy by visit
+    (LIMR, arXiv 2502.11886, as released). `pass_rate`: those whose first visit's accuracy is in `band`, nearest to its
+    middle first; the others left out. `random`: a seeded shuffle.
+
+    Raises:
+        UserError: there is no history, or histories of different examples.
+    """
+    if not histories or not histories[0]:
+        raise UserError("a ranking needs the history of at least one example; there is none")
+    examples = list(histories[0])
+    if any(set(history) != set(examples) for history in histories):
+        raise UserError("the histories are not of the same examples; rank each by itself")
+    scores = [_scores(history, by, seed, band) for history in histories]
+    means = {e: fmean(score[e] for score in scores) for e in examples if all(e in score for score in scores)}
+    visits = {e: [value for history in histories for value in history[e]] for e in means}
+    variances = {e: fmean(pvariance(history[e]) for history in histories) for e in means}
+    # sorted() keeps equal ones in the order of their set
+    return [
+        Ranked(
+            example=e,
+            score=means[e],
+            variance=variances[e],
+            std=variances[e] ** 0.5,
+            mean=fmean(visits[e]),
+            num_visits=len(visits[e]),
+        )
+        for e in sorted(means, key=lambda e: -means[e])
+    ]
+
+
+def _scores(history: History, by: By, seed: int, band: tuple[float, float]) -> dict[str, float]:
+    if by == "historical_variance":
+        return {e: pvariance(values) for e, values in history.items()}
+    if by == "random":
+        order = random.Random(f"{seed} rank").sample(sorted(history), len(history))
+        return {e: -float(place) for place, e in enumerate(order)}
+    if by == "pass_rate":
+        low, high = band
+        middle = (low + high) / 2
+        return {e: -abs(values[0] - middle) for e, values in history.items() if low <= values[0] <= high}
+    num_visits = min(len(values) for values in history.values())
+    average = [fmean(values[visit] for values in history.values()) for visit in range(num_visits)]
+    scale = sum((1 - mean) ** 2 for mean in average) or 1.0
+    return {
+        e: 1 - sum((value - mean) ** 2 for value, mean in zip(values, average, strict=False)) / scale
+        for e, values in history.items()
+    }
+
+
+def choose(ranked: Sequence[Ranked], *, top: int, bottom: int, random_: int, seed: int) -> dict[str, Ranked]:
+    """The examples that a sweep's axis takes of a ranking: `1`, `2` ... from the top, `last1` ..., `random1` ...
+
+    `random` ones are drawn from those that are neither.
+
+    Raises:
+        UserError: more are asked for than there are.
+    """
+    if top + bottom + random_ > len(ranked):
+        raise UserError(f"from_rank: {top + bottom + random_} examples asked for, but the ranking has {len(ranked)}")
+    chosen = {f"{place + 1}": ranked[place] for place in range(top)}
+    chosen |= {f"last{place + 1}": ranked[-1 - place] for place in range(bottom)}
+    between = ranked[top : len(ranked) - bottom]
+    drawn = random.Random(f"{seed} axis").sample(range(len(between)), random_)
+    return chosen | {f"random{place + 1}": between[index] for place, index in enumerate(drawn)}
+
+
+def read_history(path: Path, *, of: str) -> dict[str, list[float]]:
+    """A JSON file of the released form, `{"124": [0.0, 0.125, ...], ...}`, whose keys are rows of the set `of`.
+
+    Keys that are names already (`dsr_sub:124`) stay as they are.
+
+    Raises:
+        DataError: it is not such a file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(found, dict) or not found:
+        raise DataError(f'{path}: no history; it must be an object, as {{"124": [0.0, 0.125], ...}}')
+    history = {}
+    for key, values in found.items():
+        if not isinstance(values, list) or not values or not all(_is_accuracy(value) for value in values):
+            raise DataError(f"{path}: {key}: must be a list of accuracies from 0 to 1, one a visit")
+        if not key.isdecimal() and ":" not in key:
+            raise DataError(f"{path}: {key!r} is neither a row nor set:row")
+        history[f"{of}:{key}" if key.isdecimal() else key] = [float(value) for value in values]
+    return dict(sorted(history.items(), key=lambda item: set_order(item[0])))
+
+
+def _is_accuracy(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def set_order(example: str) -> tuple[str, int, str]:
+    """Sorts examples by set and row."""
+    source, _, row = example.rpartition(":")
+    return source, int(row) if row.isdecimal() else 0, row
+
+
+def ranking_digest(ranked: Sequence[Ranked]) -> str:
+    """sha256 (hex) of examples and scores in their order."""
+    return sha256(json.dumps([[one.example, one.score] for one in ranked]).encode()).hexdigest()
