@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from oneshot.plan import Plan, Trial
     from oneshot.store import Store
+    from oneshot.sweep.run import Summary
     from oneshot.sweepfile import Sweep
 
 app = typer.Typer(
@@ -56,29 +57,26 @@ def main() -> None:
 
 
 @app.command()
-def plan(file: File, settings: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(file: File, settings: SetOption = None, storage: StorageOption = None, as_json: JsonOption = False) -> None:
     """Show a sweep's trials, keys and cost, without running anything."""
-    from oneshot.plan import make_plan, trainings
+    from oneshot.cost import measured_steps
+    from oneshot.plan import make_plan
+    from oneshot.store import Store
 
-    planned = make_plan(_load(file, settings))
+    sweep = _load(file, settings)
+    store = Store(storage or sweep.config.storage)
+    planned = make_plan(_known(sweep, store), measured=measured_steps(store))
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(planned.to_json(), indent=2))
         return
-    from oneshot.display import plan_table
+    from oneshot.display import cost_lines, plan_table
 
     console = _results()
     console.print(plan_table(planned))
-    facts = planned.to_json()
-    console.print(
-        f"\n{planned.num_cells} cells, {len(planned.trials)} trials, {len(trainings(planned.trials))} trainings; "
-        f"at most {facts['max_tokens']:,} completion tokens"
-        + (f"; {planned.gpu_hours:.1f} GPU-hours by the stated step times" if planned.gpu_hours else ""),
-        highlight=False,
-    )
-    if planned.gpu_hours is None:
-        console.print("GPU-hours unknown: a cell on GPUs states no `cost: {step_s: ...}`", highlight=False)
+    for line in cost_lines(planned):
+        console.print(line, highlight=False, markup=False)
 
 
 @app.command()
@@ -97,28 +95,43 @@ def run(
     planned = _resolved(sweep, store)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
+    from oneshot.sweep.notify import notify, webhook_url
+
+    webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
+    summary = _run(sweep, planned, store, address=address, file=str(file))
+    if webhook:
+        notify(webhook, sweep=planned.name, summary=summary)
+    if summary.interrupted:
+        raise typer.Exit(130)
+    if summary.failed or summary.missing:
+        raise typer.Exit(1)
+
+
+def _run(
+    sweep: "Sweep", planned: "Plan", store: "Store", *, address: str | None, file: str, only: set[str] | None = None
+) -> "Summary":
+    """Runs what is missing of a plan (`only`: of these keys), and shows what came of it."""
     from rich.console import Console
 
     from oneshot.display import Progress, cells_table
     from oneshot.plan import trainings
     from oneshot.report.cells import cell_lines
     from oneshot.standing import trial_standing
-    from oneshot.sweep.notify import notify, webhook_url
     from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
 
     uri, _ = mlflow_location(sweep, store)
-    webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Progress(trainings(planned.trials), Console(stderr=True)) as progress:
         launch: Launch | None = None
-        if outstanding(planned, store):  # Ray and torch take seconds to import, and a sweep that is done needs neither
+        # Ray and torch take seconds to import, and a sweep that is done needs neither
+        if any(only is None or training.key in only for training in outstanding(planned, store)):
             from oneshot.sweep.tuner import run_on_ray
 
             launch = partial(run_on_ray, sweep=sweep, store=store, address=address, listen=progress)
-        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress)
+        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
     _results().print(cells_table(cell_lines(planned, store)))
-    print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {root}")
+    print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {store.root}")
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
     print(f"MLflow: {where}, experiment {sweep.config.mlflow.experiment or planned.name!r}")
     if summary.tracking_error:
@@ -131,12 +144,120 @@ def run(
         print(
             "oneshot: failed trials are not run again until `oneshot retry` takes their results away", file=sys.stderr
         )
-    if webhook:
-        notify(webhook, sweep=planned.name, summary=summary)
+    return summary
+
+
+@app.command("eval")
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")],
+    suite: Annotated[list[str], typer.Option("--suite", help="a built-in suite, or name=SOURCE; again for more")],
+    samples: Annotated[int | None, typer.Option(min=1, help="completions a problem; default: the suite's")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=10.0, help="default: the suite's")] = None,
+    num_problems: Annotated[int | None, typer.Option(min=1, help="as in the sweep file")] = None,
+    storage: StorageOption = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster, as host:port or auto")] = None,
+) -> None:
+    """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
+    from oneshot.config import SuiteConfig
+    from oneshot.plan import with_suites
+
+    sweep, store = _find_sweep(name, storage)
+    planned = _resolved(sweep, store)
+    given = {"samples": samples, "temperature": temperature, "num_problems": num_problems}
+    suites = {}
+    for text in suite:
+        suite_name, _, source = text.partition("=")
+        suites[suite_name] = SuiteConfig.model_validate({**given, "source": source or None})
+    chosen, left_out = with_suites(planned, suites, store.results())
+    for reason in left_out:
+        print(f"oneshot: {reason}", file=sys.stderr)
+    keys = {trial.key for trial in chosen.trials if set(suites) <= set(trial.config.eval.suites) and trial.key}
+    summary = _run(sweep, chosen, store, address=address, file=name, only=keys)
     if summary.interrupted:
         raise typer.Exit(130)
-    if summary.failed or summary.missing:
+    if summary.failed or not keys:
         raise typer.Exit(1)
+
+
+@app.command()
+def rank(
+    history: Annotated[str, typer.Option(help="a finished sweep, or a .json file: {row: [accuracy, ...]}")],
+    by: Annotated[str, typer.Option(help="historical_variance, lim, pass_rate or random")] = "historical_variance",
+    top: Annotated[int | None, typer.Option(min=1, help="only so many; default: all")] = None,
+    of: Annotated[str, typer.Option("--set", help="of which a file's numbers are rows")] = "dsr_sub",
+    band: Annotated[tuple[float, float], typer.Option(help="first accuracies, for pass_rate")] = (
+        0,
+        1,
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="for random")] = 0,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank a set's examples by what a training on all of them saw."""
+    from typing import get_args
+
+    from oneshot.errors import nearest
+    from oneshot.ranking import sweep_histories
+    from oneshot.select import By, read_history
+    from oneshot.select import rank as rank_examples
+    from oneshot.store import Store
+
+    if by not in get_args(By):
+        raise UserError(f"--by {by}: unknown{nearest(by, get_args(By))}")
+    if history.endswith(".json"):
+        histories: list[Any] = [read_history(Path(history).expanduser(), of=of)]
+    else:
+        store = Store(storage or "runs")
+        histories = list(sweep_histories(store, history))
+        if not histories:
+            raise UserError(f"--history {history}: {store.root} has no finished sweep of that name; run it first")
+    ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]  # type: ignore[arg-type]  # checked above
+    if as_json:
+        names = ("index", "example", "score", "variance", "std", "mean", "num_visits")
+        print(json.dumps([{name: getattr(one, name) for name in names} for one in ranked], indent=2))
+        return
+    from oneshot.display import ranking_table
+
+    _results().print(ranking_table(ranked))
+
+
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".jsonl with `completion` and `answer` a line")],
+    as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each completion instead")] = False,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=60, help="deadline of one answer")] = 5.0,
+) -> None:
+    """Grade completions that were made elsewhere, by both graders."""
+    from oneshot.tasks.grading import Grader
+    from oneshot.tasks.problems import read_completions
+
+    pairs = read_completions(file)
+    with Grader(timeout_s=timeout_s, num_children=os.cpu_count() or 1) as grader:
+        grades = grader.grade_all(pairs)
+    if as_json:
+        for one in grades:
+            print(json.dumps({"strict": one.strict, "lenient": one.lenient, "reason": one.reason}))
+        return
+    ungraded = sum(one.strict is None or one.lenient is None for one in grades)
+    for kind, verdicts in (("strict", [g.strict for g in grades]), ("lenient", [g.lenient for g in grades])):
+        num_right = sum(verdict is True for verdict in verdicts)
+        print(f"{kind:8}{num_right / len(verdicts):.4f}  ({num_right} of {len(verdicts)})")
+    if ungraded:
+        print(f"oneshot: {ungraded} ungraded, counted as not right; --json says why", file=sys.stderr)
+
+
+@app.command()
+def fetch(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SET...", help="known sets, or URLs of .jsonl or .parquet files")
+    ],
+) -> None:
+    """Download example sets and suites into the data folder (ONESHOT_DATA, else data), and check them."""
+    from oneshot.fetch import fetch as fetch_one
+
+    for source in sources:
+        path, num_rows = fetch_one(source)
+        print(f"{source}: {num_rows} rows, {path}")
 
 
 @app.command()
@@ -180,14 +301,13 @@ def trial(
 @app.command()
 def retry(file: File, settings: SetOption = None, storage: StorageOption = None) -> None:
     """Take the results of a sweep's failed trials away, so that `run` starts them again."""
-    from oneshot.hub import frozen_revisions
     from oneshot.plan import make_plan, trainings
     from oneshot.store import Store
 
     sweep = _load(file, settings)
     store = Store(storage or sweep.config.storage)
     count = 0
-    for training in trainings(make_plan(frozen_revisions(sweep, store.sweep(sweep.config.name))).trials):
+    for training in trainings(make_plan(_known(sweep, store)).trials):
         folder = store.trial(training.key)
         result = folder.result()
         if result is not None and result.outcome == "failed":
@@ -236,14 +356,39 @@ def _load(file: Path, settings: list[str] | None) -> "Sweep":
     return load(file, overrides=tuple(settings or ()))
 
 
+def _known(sweep: "Sweep", store: "Store") -> "Sweep":
+    """The sweep with what is frozen of it, and every ranking that can be made now."""
+    from oneshot.hub import frozen_revisions
+    from oneshot.ranking import known_rankings
+
+    known, _ = known_rankings(sweep, store)
+    return frozen_revisions(known, store.sweep(sweep.config.name))
+
+
 def _resolved(sweep: "Sweep", store: "Store") -> "Plan":
     """The plan with every key known; asks the hub for the commit of a revision that is none, once for each sweep."""
     from oneshot.hub import frozen_revisions, pin_revisions
     from oneshot.plan import make_plan
+    from oneshot.ranking import pin_rankings
 
     folder = store.sweep(sweep.config.name)
-    frozen = frozen_revisions(sweep, folder)
+    frozen = frozen_revisions(pin_rankings(sweep, store), folder)
     return make_plan(pin_revisions(frozen, make_plan(frozen), folder))
+
+
+def _find_sweep(name: str, storage: str | None) -> tuple["Sweep", "Store"]:
+    """A sweep by its file, or by its name in the storage; and that storage."""
+    from oneshot.store import Store
+    from oneshot.sweepfile import read
+
+    if Path(name).is_file():
+        sweep = _load(Path(name), None)
+        return sweep, Store(storage or sweep.config.storage)
+    store = Store(storage or "runs")
+    text = store.sweep(name).read("sweep.yaml")
+    if text is None:
+        raise UserError(f"{name}: no such file, and no sweep of that name in {store.root}; name its --storage")
+    return read(text, name=name), store
 
 
 def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from oneshot.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan import Plan, Training
 
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
     from oneshot.report.cells import CellLine
     from oneshot.report.stats import Interval
+    from oneshot.select import Ranked
     from oneshot.sweep.events import Event
 
 
@@ -88,25 +90,65 @@ class Progress:
 
 
 def plan_table(plan: Plan) -> Table:
-    """A plan's cells, with seeds and keys."""
+    """A plan's cells, with seeds, cost and keys."""
     table = Table(title=None, box=None, pad_edge=False, header_style="dim")
     axes = list(plan.trials[0].cell) if plan.trials else []
-    for axis in [*axes, "seeds", "steps", "cpus", "gpus", "keys"]:
+    uses_gpus = any(trial.resources.gpus for trial in plan.trials)
+    for axis in [*axes, "seeds", "steps", "cpus", "gpus", *(["GPU-h a trial"] if uses_gpus else []), "keys"]:
         table.add_column(axis)
     by_cell: dict[tuple[str, ...], list[int]] = {}
     for index, trial in enumerate(plan.trials):
         by_cell.setdefault(tuple(trial.cell.values()), []).append(index)
     for cell, indices in by_cell.items():
         first = plan.trials[indices[0]]
-        keys = [plan.trials[index].key or f"waits for {first.waits_for}" for index in indices]
+        key = f"waits for {first.waits_for}" if first.key is None else first.key
+        hours = first.cost.gpu_hours
         table.add_row(
             *cell,
             " ".join(str(plan.trials[index].seed) for index in indices),
             str(first.config.train.num_steps),
             f"{first.resources.cpus:g}",
             f"{first.resources.gpus:g}",
-            f"{keys[0]}{' ...' if len(keys) > 1 else ''}",
+            *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
+            key + ("?" if first.provisional else "") + (" ..." if len(indices) > 1 else ""),
         )
+    return table
+
+
+def cost_lines(plan: Plan) -> list[str]:
+    """What a plan amounts to, and where its numbers come from."""
+    facts = plan.to_json()
+    lines = [
+        "",
+        f"{plan.num_cells} cells, {len(plan.trials)} trials, {facts['num_trainings']} trainings; "
+        f"about {facts['tokens']:,} completion tokens (training alone: at most {facts['max_tokens']:,})",
+    ]
+    on_gpus = [trial for trial in plan.paid() if trial.resources.gpus]
+    if not on_gpus:
+        return lines
+    if plan.gpu_hours is None:
+        return [*lines, "GPU-hours unknown: of a cell's model nothing is known; state `cost: {step_s: ...}`"]
+    lines.append(f"{plan.gpu_hours:,.0f} GPU-hours: {', '.join(facts['gpu_hours_basis'])} seconds a step")
+    if "estimated" in facts["gpu_hours_basis"]:
+        lines.append(
+            f"estimated: {MEAN_TOKENS} tokens a completion, unless stated; {EFFICIENCY:.0%} of an 80 GB H100's "
+            "bfloat16 peak (assumed, not measured)"
+        )
+    memory = max((trial.cost.memory_gib or 0.0) for trial in on_gpus)
+    lines.append(
+        f"memory: up to {memory:,.0f} GiB a trial for weights, optimiser and KV (estimated), activations aside"
+    )
+    return lines
+
+
+def ranking_table(ranked: Sequence["Ranked"]) -> Table:
+    """Examples in their order."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("rank", "example", "score", "variance", "std", "mean", "visits"):
+        table.add_column(column, justify="left" if column == "example" else "right")
+    for place, one in enumerate(ranked):
+        numbers = (one.score, one.variance, one.std, one.mean)
+        table.add_row(str(place + 1), one.example, *(f"{value:.4f}" for value in numbers), str(one.num_visits))
     return table
 
 

@@ -16,6 +16,7 @@ from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models import folder_digest, is_commit, local_folder
 from oneshot.settings import SettingError
+from oneshot.store import Result
 from oneshot.sweepfile import ResourceConfig, Sweep
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import check_fit, identify_shots
@@ -327,6 +328,40 @@ def _resolved(suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
             "suffix": suffix,
         }
     )
+
+
+def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], results: Mapping[str, Result]) -> tuple[Plan, list[str]]:
+    """The plan in which each trial whose final weights are kept also asks for more suites, at start and end alone.
+
+    Also says which trials cannot be asked, and why.
+    """
+    trials, left_out = [], []
+    for trial in plan.trials:
+        result = results.get(trial.key or "")
+        if result is None or result.outcome != "finished":
+            left_out.append(f"{trial.label}: not finished, so not evaluated")
+        elif result.checkpoint == "none" and trial.config.train.num_steps:
+            left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")
+        elif result.steps_done != trial.config.train.num_steps:
+            left_out.append(f"{trial.label}: its training went on to step {result.steps_done}, whose weights are kept")
+        else:
+            trials.append(replace(trial, config=_asking_more(trial.config, suites)))
+            continue
+        trials.append(trial)
+    return replace(plan, trials=tuple(trials)), left_out
+
+
+def _asking_more(config: TrialConfig, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
+    data = config.model_dump()
+    seldom = max(1, config.train.num_steps)
+    data["eval"]["suites"] |= {
+        name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
+    }
+    data["eval"] |= {"also_at": [], "at_start": True}
+    asking = TrialConfig.model_validate(data)
+    for name, suite in asking.eval.suites.items():
+        load_suite(name, suite, asking)
+    return asking
 
 
 def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:

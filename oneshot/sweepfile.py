@@ -181,7 +181,16 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SweepFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    data, source = _parse(text, str(path))
+    return read(text, name=str(path), overrides=overrides)
+
+
+def read(text: str, *, name: str, overrides: tuple[str, ...] = ()) -> Sweep:
+    """A sweep file's text -> the sweep; `name` is what errors call the file.
+
+    Raises:
+        SweepFileError: it does not say what a sweep file says.
+    """
+    data, source = _parse(text, name)
     if not isinstance(data, dict):
         raise source.error((), "not a sweep: it must be a mapping with `version`, `name`, `question`, `trial`, `seeds`")
     try:

@@ -106,23 +106,43 @@ def test_a_full_checkpoint_lets_a_longer_request_continue(
     assert standing(long, folder) == "finished"
 
 
-def test_an_evaluation_asked_for_later_is_made_by_training_anew(
+def asking_more(tiny_config: MakeConfig, *, every_steps: int) -> Training:
+    """Two steps, also evaluated on a suite that `training(...)` of the same two steps does not ask for."""
+    other = {"source": "tests/cases/two.jsonl", "every_steps": every_steps}
+    suites = {"arithmetic": {"num_problems": 4, "temperature": 1.0}, "other": other}
+    return training(tiny_config(train={"num_steps": 2}, eval={"suites": suites}))
+
+
+def test_start_and_end_are_evaluated_later_with_the_kept_weights_and_alike(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    at_once, later = (Store(str(tmp_path)).trial(name) for name in ("at once", "later"))
+    more = asking_more(tiny_config, every_steps=2)
+    list(record(more, at_once, grader=grader, origin="test"))
+    first = training(tiny_config(train={"num_steps": 2}))
+    list(record(first, later, grader=grader, origin="test"))
+    kept = later.read_json("checkpoint.json")
+    assert more.key == first.key
+    assert standing(more, later) == "missing"
+    assert [step.step for step in record(more, later, grader=grader, origin="eval")] == [0, 2]
+    assert later.read_json("checkpoint.json") == kept
+    assert standing(more, later) == standing(first, later) == "finished"
+    evaluations = [{pair: f.evaluation(*pair) for pair in f.evaluations()} for f in (at_once, later)]
+    assert evaluations[0] == evaluations[1]
+    assert len(evaluations[0]) == 4
+    # the steps keep what training said of them
+    assert [set(row.metrics) for row in later.rows()] == [set(row.metrics) for row in at_once.rows()]
+    assert [row.visits for row in later.rows()] == [row.visits for row in at_once.rows()]
+
+
+def test_an_evaluation_on_the_way_is_made_by_training_anew(
     tiny_config: MakeConfig, grader: Grader, folder: TrialFolder
 ) -> None:
     first = training(tiny_config(train={"num_steps": 2}, checkpoint={"keep": "full"}))
     list(record(first, folder, grader=grader, origin="test"))
-    more = training(
-        tiny_config(
-            train={"num_steps": 2},
-            checkpoint={"keep": "full"},
-            eval={"suites": {"arithmetic": {"num_problems": 3}, "other": {"source": "tests/cases/two.jsonl"}}},
-        )
-    )
-    assert more.key == first.key
-    assert standing(more, folder) == "missing"
+    more = asking_more(tiny_config, every_steps=1)
     assert [step.step for step in record(more, folder, grader=grader, origin="test")] == [0, 1, 2]
-    assert standing(more, folder) == "finished"
-    assert standing(first, folder) == "finished"
+    assert standing(more, folder) == standing(first, folder) == "finished"
 
 
 def test_a_longer_request_that_fails_takes_nothing_back(

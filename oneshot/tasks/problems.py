@@ -92,6 +92,30 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
+def read_completions(path: Path) -> list[tuple[str, str]]:
+    """Completions and their answers from a .jsonl file made elsewhere.
+
+    Raises:
+        DataError: no such file, no lines, or a line without `completion` and `answer`.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    records = _read_jsonl(str(path))
+    if not records:
+        raise DataError(f"{path}: has no rows")
+    pairs = []
+    for row, record in enumerate(records):
+        if not isinstance(record.get("completion"), str) or "answer" not in record:
+            raise DataError(
+                f"{path}: row {row}: wanted are `completion` (text) and `answer`; it has {', '.join(record) or 'none'}"
+            )
+        try:
+            pairs.append((record["completion"], _answer(record["answer"])))
+        except TypeError as error:
+            raise DataError(f"{path}: row {row}: {error}") from error
+    return pairs
+
+
 def _read_parquet(path: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(Path(path).expanduser()).to_pylist()
