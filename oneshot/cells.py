@@ -109,13 +109,14 @@ def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, 
     chosen = sweep.rankings.get((axis, name))
     if chosen is None:
         waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
-        return {
-            # no example yet, but a cell that can be checked in all else
-            f"{name}#{end}": replace(
-                cell, settings={**cell.settings, "examples": Setting([f"rank:{end}"], place)}, waits_for=waits_for
-            )
-            for end in rank_names(config.from_rank)
-        }
+        names = rank_names(config.from_rank)
+        # no example yet, but cells that can be checked in all else
+        settings = {**cell.settings, "examples": Setting([f"rank:{end}" for end in names], place)}
+        waiting = replace(cell, settings=settings, waits_for=waits_for)
+        return {name: waiting} if config.from_rank.together else {f"{name}#{end}": waiting for end in names}
+    if config.from_rank.together:
+        examples = Setting([one.example for one in chosen.values()], place)
+        return {name: replace(cell, settings={**cell.settings, "examples": examples})}
     return {
         f"{name}#{end}": replace(
             cell,

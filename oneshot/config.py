@@ -68,8 +68,8 @@ class PromptConfig(Config):
     )
     stop: Literal["turn", "eos"] = Field(
         "turn",
-        description="eos: what generation config and tokenizer call the end; turn: also the token with which the "
-        "template ends an answer",
+        description="eos: what generation config and tokenizer call the end; turn: also every token with which the "
+        "tokenizer's chat template, or a family's, ends an answer",
     )
 
 
@@ -165,6 +165,7 @@ class SuiteConfig(Config):
     max_tokens: int | None = Field(None, ge=1, description="of one completion; absent: rollout.max_tokens")
     every_steps: int | None = Field(None, ge=1, description="absent: eval.every_steps")
     suffix: str | None = Field(None, description="added to its problems; absent: prompt.eval_suffix")
+    template: Template | None = Field(None, description="absent: prompt.eval_template, else prompt.template")
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain, count
 from typing import Any
 
 from oneshot.cells import Cell, expand, read_axes, unused
@@ -277,11 +278,7 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 
 def trainings(trials: Sequence[Trial]) -> list[Training]:
-    """Trials of known key -> the trainings that serve them, in the order in which they are first asked for.
-
-    Raises:
-        UserError: two trials of one training give one suite name two meanings.
-    """
+    """Trials of known key -> the trainings that serve them, in the order in which they are first asked for."""
     by_key: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.key is not None:
@@ -300,17 +297,15 @@ def trainings(trials: Sequence[Trial]) -> list[Training]:
 
 def _serving_all(trials: list[Trial]) -> TrialConfig:
     first = max(trials, key=lambda trial: trial.config.train.num_steps)
-    suites = {name: _resolved(suite, first.config) for name, suite in first.config.eval.suites.items()}
+    suites: dict[str, SuiteConfig] = {}
     also_at = set(first.config.eval.also_at)
-    for trial in trials:
+    for trial in (first, *trials):
         also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
         for name, suite in trial.config.eval.suites.items():
             mine = _resolved(suite, trial.config)
-            if suites.setdefault(name, mine) != mine:
-                raise UserError(
-                    f"{first.label} and {trial.label} are one training (key {trial.key}), but their suite {name!r} "
-                    "differs; give the suites different names"
-                )
+            # one name may mean two suites; each trial finds its own by digest
+            names = chain([name], (f"{name} {number}" for number in count(2)))
+            suites.setdefault(next(n for n in names if suites.get(n, mine) == mine), mine)
     data = first.config.model_dump()
     data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
     data["eval"]["also_at"] = sorted(also_at - {first.config.train.num_steps})
@@ -326,6 +321,7 @@ def _resolved(suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
             "every_steps": suite.every_steps or config.eval.every_steps,
             "max_tokens": suite.max_tokens or config.rollout.max_tokens,
             "suffix": suffix,
+            "template": suite.template or config.prompt.eval_template or config.prompt.template,
         }
     )
 

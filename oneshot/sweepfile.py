@@ -62,6 +62,7 @@ class FromRankConfig(Config):
     bottom: int = Field(0, ge=0, description="... from the end")
     random: int = Field(0, ge=0, description="... from those between, drawn by `seed`")
     seed: int = Field(0, ge=0, description="of that draw, and of by: random")
+    together: bool = Field(False, description="one cell that trains on all of them, in place of a cell for each")
 
     @model_validator(mode="after")
     def _asks_for_some(self) -> "FromRankConfig":

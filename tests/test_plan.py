@@ -128,10 +128,14 @@ def test_trials_that_differ_in_evaluation_share_a_training_that_serves_both(tiny
     assert due_evaluations(short.config) | due_evaluations(long.config) <= due_evaluations(training.config)
 
 
-def test_one_suite_name_with_two_meanings_in_one_training_is_refused(tiny_config: MakeConfig) -> None:
+def test_one_suite_name_with_two_meanings_in_one_training_is_evaluated_both_ways(tiny_config: MakeConfig) -> None:
     other = tiny_config(eval={"suites": {"arithmetic": {"num_problems": 5, "temperature": 1.0}}})
-    with pytest.raises(UserError, match="suite 'arithmetic' differs; give the suites different names"):
-        trainings([trial(tiny_config(), name="a"), trial(other, name="b")])
+    hinted = tiny_config(prompt={"eval_suffix": "Go.", "eval_template": "chat"})
+    three = [trial(config, name=name) for name, config in (("a", tiny_config()), ("b", other), ("c", hinted))]
+    (training,) = trainings(three)
+    assert list(training.config.eval.suites) == ["arithmetic", "arithmetic 2", "arithmetic 3"]
+    for one in three:
+        assert due_evaluations(one.config) <= due_evaluations(training.config)
 
 
 def result(config: TrialConfig, **changes: Any) -> Result:
@@ -157,8 +161,6 @@ def test_a_trial_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_c
 def test_an_evaluation_suffix_makes_another_suite(tiny_config: MakeConfig) -> None:
     plain, hinted = tiny_config(), tiny_config(prompt={"eval_suffix": "Go."})
     assert not due_evaluations(plain) & due_evaluations(hinted)
-    with pytest.raises(UserError, match="suite 'arithmetic' differs"):
-        trainings([trial(plain, name="a"), trial(hinted, name="b")])
 
 
 def test_hidden_files_of_a_model_folder_are_not_the_model(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from oneshot.config import PromptConfig
 from oneshot.grpo.policy import Policy, decode
 from oneshot.grpo.rollout import Engine, Request, Sampling
 from oneshot.tasks import prompts
@@ -54,7 +53,6 @@ def evaluate(
     *,
     engine: Engine,
     grader: Grader,
-    prompt: PromptConfig,
     shots: Sequence[Shot] = (),
     seed: int,
     step: int,
@@ -67,7 +65,7 @@ def evaluate(
                 prompts.encode(
                     problem.prompt,
                     suffix=suite.suffix,
-                    template=prompt.eval_template or prompt.template,
+                    template=suite.template,
                     shots=shots,
                     tokenizer=policy.tokenizer,
                 )

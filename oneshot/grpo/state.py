@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from oneshot.config import PromptConfig, TrialConfig
+from oneshot.config import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.grpo.floor import Floor
 from oneshot.grpo.hf import HfGenerate
@@ -88,7 +88,8 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
     accelerator = Accelerator(cpu=use_cpu)
     policy = load_policy(config.model)
-    policy.eos_ids = _ends(policy, config.prompt)
+    if config.prompt.stop == "turn":
+        policy.eos_ids = tuple(sorted({*policy.eos_ids, *prompts.turn_ends(policy.tokenizer)}))
     weights = split_weights(policy.model, config.model)
     policy.model.to(accelerator.device)
     reference = deepcopy(policy.model).requires_grad_(False) if config.loss.kl_coef != 0 else None
@@ -143,15 +144,6 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
     )
-
-
-def _ends(policy: Policy, config: PromptConfig) -> tuple[int, ...]:
-    """What ends a completion: the model's own ends, and (`stop: turn`) that of its prompt's template."""
-    if config.stop == "eos":
-        return policy.eos_ids
-    used = (config.template, config.eval_template or config.template)
-    ends = {prompts.turn_end(template, policy.tokenizer) for template in used} - {None}
-    return tuple(sorted({*policy.eos_ids, *(int(end) for end in ends if end is not None)}))
 
 
 def _free_for_kv_gib(weights: Weights, device: torch.device) -> float:

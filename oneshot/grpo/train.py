@@ -244,7 +244,6 @@ def _evaluate(
             suite,
             engine=state.engine,
             grader=state.grader,
-            prompt=config.prompt,
             shots=state.shots,
             seed=state.seed,
             step=state.step,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 
-from oneshot.config import SuiteConfig, TrialConfig
+from oneshot.config import SuiteConfig, Template, TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.examples import identify_shots
@@ -58,8 +58,9 @@ class Suite:
     max_tokens: int
     every_steps: int
     suffix: str
+    template: Template
     asked: tuple[str, ...]
-    """What else decides the prompt: template, stop rule, shots."""
+    """What else decides the prompt and its end: stop rule, shots."""
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
@@ -77,7 +78,7 @@ class Suite:
         """sha256 (hex) of everything that decides an evaluation's completions and grades, apart from the policy."""
         path = sets.local_path(sets.parts_of(self.source)[0])
         version = path.stat().st_mtime_ns if path is not None and path.is_file() else None
-        asked = [*self.asked, self.suffix]
+        asked = [self.template, *self.asked, self.suffix]
         contents = _contents_digest(self.source, self.num_problems, version)
         rule = [self.samples, self.temperature, self.max_tokens, asked, contents]
         return sha256(json.dumps(rule).encode()).hexdigest()
@@ -120,7 +121,8 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
         max_tokens=config.max_tokens or trial.rollout.max_tokens,
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
-        asked=_asked(trial),
+        template=config.template or trial.prompt.eval_template or trial.prompt.template,
+        asked=(trial.prompt.stop, *identify_shots(trial.prompt)),
     )
 
 
@@ -134,12 +136,6 @@ def _built_in(name: str, source: str | None) -> BuiltIn:
             f"`source: data/{name}.jsonl`"
         )
     return BuiltIn(source=source)
-
-
-def _asked(trial: TrialConfig) -> tuple[str, ...]:
-    """What of a trial's prompt an evaluation depends on, apart from its suffix."""
-    prompt = trial.prompt
-    return (prompt.eval_template or prompt.template, prompt.stop, *identify_shots(prompt))
 
 
 @cache

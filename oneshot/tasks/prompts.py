@@ -95,23 +95,19 @@ def _render(kind: Template, worked: Sequence[Shot], asked: str, tokenizer: Any) 
     return rendered
 
 
-def turn_end(template: Template, tokenizer: Any) -> int | None:
-    """The special token with which a template ends an answer; None where it ends none with one.
+def turn_ends(tokenizer: Any) -> set[int]:
+    """The special tokens with which the tokenizer's chat template, or a family's that it has, ends an answer.
 
-    Raises:
-        ModelError: as `encode`.
+    Whatever template is used: a base model that was shown chats ends with them after plain text, too.
     """
-    kind = _resolved(template, tokenizer)
-    if kind == "plain":
-        return None
-    if kind == "chat":
+    after = [family.end for family in FAMILIES.values()]
+    if tokenizer.chat_template:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-        after: str = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
-    else:
-        after = FAMILIES[kind].end
-    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)
+        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        after.append(rendered.rpartition("ANSWER")[2])
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return int(ids[0]) if ids and ids[0] in special else None
+    firsts = (tokenizer.encode(text.lstrip(), add_special_tokens=False)[:1] for text in after)
+    return {int(ids[0]) for ids in firsts if ids and ids[0] in special}
 
 
 def _resolved(template: Template, tokenizer: Any) -> Template:

@@ -46,7 +46,6 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
                 suite,
                 engine=Lockstep(kv_gib=1.0),
                 grader=grader,
-                prompt=PromptConfig(template="plain"),
                 seed=0,
                 step=0,
             )
