@@ -302,7 +302,7 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
     for trial in (first, *trials):
         also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
         for name, suite in trial.config.eval.suites.items():
-            mine = _resolved(suite, trial.config)
+            mine = _resolved(name, suite, trial.config)
             # one name may mean two suites; each trial finds its own by digest
             names = chain([name], (f"{name} {number}" for number in count(2)))
             suites.setdefault(next(n for n in names if suites.get(n, mine) == mine), mine)
@@ -313,7 +313,7 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
     return TrialConfig.model_validate(data)
 
 
-def _resolved(suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
+def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
     """A suite with nothing left for the trial to fill in but its length."""
     suffix = config.prompt.eval_suffix if suite.suffix is None else suite.suffix
     return suite.model_copy(
@@ -321,6 +321,7 @@ def _resolved(suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
             "every_steps": suite.every_steps or config.eval.every_steps,
             "max_tokens": suite.max_tokens or config.rollout.max_tokens,
             "suffix": suffix,
+            "source": suite.source or name,
             "template": suite.template or config.prompt.eval_template or config.prompt.template,
         }
     )
