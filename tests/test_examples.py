@@ -1,0 +1,480 @@
+"""What a trial trains on: four forms of naming it, wrong labels, and what is refused."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from oneshot.config import Example, RowExample, SetExamples, ShotConfig, TrialConfig, WrittenExample
+from oneshot.errors import DataError, UserError
+from oneshot.grpo.state import new_state
+from oneshot.grpo.train import train
+from oneshot.plan import identify as identify_trial
+from oneshot.plan import make_plan
+from oneshot.sweepfile import read
+from oneshot.tasks import arithmetic, sets
+from oneshot.tasks.examples import (
+    MAX_SHIFT,
+    Identity,
+    check_fit,
+    check_labels,
+    identify,
+    identify_shots,
+    load_examples,
+    load_row,
+    load_shots,
+    mislabel,
+)
+from oneshot.tasks.grading import Grader
+
+MakeConfig = Callable[..., TrialConfig]
+BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty data folder."""
+    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch, shared: Path) -> Path:
+    """The published files."""
+    monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
+    return shared / "data"
+
+
+def digests(*examples: Example) -> tuple[str, ...]:
+    return identify(examples).digests
+
+
+# the four forms
+
+
+def test_a_row_is_named_by_set_and_row(real_data: Path) -> None:
+    (problem,) = load_examples(["dsr_sub:124"])
+    assert (problem.id, problem.answer) == ("dsr_sub:124", "12.8")
+    assert problem.prompt.startswith("The pressure")
+    assert load_row("dsr_sub:124") == problem
+
+
+def test_a_set_by_its_name_alone_is_every_row_in_order(real_data: Path) -> None:
+    problems = load_examples(["dsr_sub"])
+    assert [problem.id for problem in problems] == [f"dsr_sub:{row}" for row in range(1209)]
+    assert problems == load_examples([SetExamples(set="dsr_sub")])
+
+
+def test_a_row_with_another_label_keeps_its_name_and_text(real_data: Path) -> None:
+    own = load_row("dsr_sub:124")
+    (other,) = load_examples([RowExample(row="dsr_sub:124", answer="4")])
+    assert (other.id, other.prompt, other.answer) == (own.id, own.prompt, "4")
+    assert other.digest != own.digest
+
+
+def test_a_written_problem_is_its_own_and_needs_no_data(no_data: Path) -> None:
+    one = WrittenExample(problem="What is 1+1?", answer="2")
+    (problem,) = load_examples([one])
+    assert (problem.prompt, problem.answer) == ("What is 1+1?", "2")
+    assert identify([one]) == Identity(ids=(problem.id,), digests=(problem.digest,), provisional=())
+    assert re.fullmatch(r"written:[0-9a-f]{8}", problem.id)
+
+
+def test_a_written_problem_is_another_by_its_text_or_its_label() -> None:
+    written = [("p", "1"), ("p", "2"), ("q", "1"), ("p1", ""), ("p", "12")]
+    known = identify([WrittenExample(problem=p, answer=a or "?") for p, a in written])
+    assert len(set(known.ids)) == len(set(known.digests)) == 5
+
+
+def test_several_forms_together_keep_their_order(no_data: Path) -> None:
+    examples: list[Example] = [
+        "dsr_sub:267",
+        SetExamples(set="arithmetic", random=3),
+        RowExample(row="dsr_sub:124", answer="4"),
+    ]
+    drawn = [problem.id for problem in arithmetic.draw(3, seed=0)]
+    assert identify(examples).ids == ("dsr_sub:267", *drawn, "dsr_sub:124")
+
+
+def test_a_whole_set_of_arithmetic_is_what_no_suite_asks(no_data: Path) -> None:
+    asked = {p.prompt for which in ("held_out", "val") for p in arithmetic.held_out(None, which=which)}
+    trained = {problem.prompt for problem in load_examples(["arithmetic"])}
+    assert len(trained) > 5000
+    assert not trained & asked
+
+
+def test_a_path_is_a_set_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "2"}\n')
+    assert identify([str(path)]).ids == (f"{path}:0", f"{path}:1")
+    assert [problem.answer for problem in load_examples([RowExample(row=f"{path}:1", answer="3")])] == ["3"]
+
+
+# what an example is by content, with and without its data
+
+KNOWN_WITHOUT_DATA: dict[str, Sequence[Example]] = {
+    "a row": ["dsr_sub:124"],
+    "another label": [RowExample(row="dsr_sub:124", answer="9292725")],
+    "a whole set": ["dsr_sub"],
+    "a part": ["dsr_sub-val"],
+    "drawn": [SetExamples(set="dsr_sub", random=16, seed=3)],
+    "drawn from a part": [SetExamples(set="dsr_sub-val", random=16, seed=3)],
+    "a share of wrong labels": [SetExamples(set="dsr_sub", wrong=0.6)],
+    "a benchmark": ["math500", "aime24:3"],
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_WITHOUT_DATA)
+def test_what_an_example_is_does_not_depend_on_having_it(
+    monkeypatch: pytest.MonkeyPatch, shared: Path, tmp_path: Path, name: str
+) -> None:
+    examples = KNOWN_WITHOUT_DATA[name]
+    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
+    without = identify(examples)
+    monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
+    assert identify(examples) == without
+    assert without.provisional == ()
+    assert [problem.id for problem in load_examples(examples)] == list(without.ids)
+
+
+@pytest.mark.parametrize("name", ["a row", "another label", "a part", "drawn", "a benchmark"])
+def test_the_digest_of_an_example_is_that_of_what_is_trained_on(real_data: Path, name: str) -> None:
+    examples = KNOWN_WITHOUT_DATA[name]
+    assert tuple(problem.digest for problem in load_examples(examples)) == identify(examples).digests
+
+
+def test_an_example_named_by_set_or_by_path_is_the_same_content(real_data: Path) -> None:
+    assert digests("dsr_sub:124") == digests(f"{real_data / 'dsr_sub.parquet'}:124")
+
+
+def test_the_rows_own_label_given_as_another_is_the_same_content(no_data: Path) -> None:
+    assert digests(RowExample(row="dsr_sub:124", answer="12.8")) == digests("dsr_sub:124")
+    assert digests(RowExample(row="dsr_sub:124", answer="12.80")) != digests("dsr_sub:124")
+
+
+def test_of_a_set_without_shipped_digests_what_is_known_is_provisional(no_data: Path) -> None:
+    known = identify(["math7500:3", "dsr_sub:124", "gsm8k:0"])
+    assert known.provisional == ("gsm8k", "math7500")
+    assert known.ids == ("math7500:3", "dsr_sub:124", "gsm8k:0")
+    assert len(set(known.digests)) == 3
+
+
+def test_a_provisional_digest_changes_when_the_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
+    before = identify(["gsm8k:0"])
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "p", "answer": "#### 1"}\n')
+    after = identify(["gsm8k:0"])
+    assert (before.provisional, after.provisional) == (("gsm8k",), ())
+    assert before.digests != after.digests
+
+
+# draws and wrong labels
+
+
+def test_a_draw_repeats_itself_and_another_seed_draws_others(no_data: Path) -> None:
+    def drawn(seed: int) -> tuple[str, ...]:
+        return identify([SetExamples(set="dsr_sub", random=100, seed=seed)]).ids
+
+    assert drawn(0) == drawn(0)
+    assert set(drawn(0)) != set(drawn(1))
+
+
+@given(st.integers(1, 1009), st.integers(0, 99))
+def test_a_draw_is_without_replacement_and_of_the_set_alone(count: int, seed: int) -> None:
+    rows = identify([SetExamples(set="dsr_sub-val", random=count, seed=seed)]).ids
+    assert len(set(rows)) == count
+    assert not set(rows) & {f"dsr_sub:{row}" for row in sets.val_rows()}
+
+
+def test_more_rows_than_a_set_has_are_refused(no_data: Path) -> None:
+    with pytest.raises(DataError, match="val: 201 rows asked for, but it has 200"):
+        identify([SetExamples(set="val", random=201)])
+
+
+def test_a_draw_from_a_url_waits_for_its_file(no_data: Path) -> None:
+    with pytest.raises(DataError, match=r"not known yet; `oneshot fetch memory://unknown.jsonl`"):
+        identify([SetExamples(set="memory://unknown.jsonl", random=2)])
+
+
+@pytest.mark.parametrize(("share", "num_wrong"), [(0.0, 0), (0.1, 121), (0.6, 725), (1.0, 1209)])
+def test_a_share_of_labels_is_wrong_and_everything_else_as_it_was(
+    real_data: Path, share: float, num_wrong: int
+) -> None:
+    # 0.1 x 1209 = 120.9 and 0.6 x 1209 = 725.4
+    own, given_ = load_examples(["dsr_sub"]), load_examples([SetExamples(set="dsr_sub", wrong=share)])
+    assert [problem.prompt for problem in given_] == [problem.prompt for problem in own]
+    assert sum(a.answer != b.answer for a, b in zip(own, given_, strict=True)) == num_wrong
+
+
+@given(st.integers(1, 60), st.floats(0, 1), st.integers(0, 9))
+def test_exactly_the_rounded_share_is_wrong(count: int, share: float, seed: int) -> None:
+    own = load_examples([SetExamples(set="arithmetic", random=count, seed=seed)])
+    mixed = load_examples([SetExamples(set="arithmetic", random=count, seed=seed, wrong=share)])
+    assert sum(a.answer != b.answer for a, b in zip(own, mixed, strict=True)) == round(share * count)
+    assert [problem.id for problem in mixed] == [problem.id for problem in own]
+
+
+def test_wrong_labels_repeat_themselves_and_another_seed_makes_others(no_data: Path) -> None:
+    def labels(seed: int) -> list[str]:
+        return [problem.answer for problem in load_examples([SetExamples(set="arithmetic", wrong=1.0, seed=seed)])]
+
+    assert labels(0) == labels(0)
+    assert labels(0) != labels(1)
+
+
+def test_a_wrong_label_is_another_content_by_its_share_and_seed(no_data: Path) -> None:
+    variants = [digests(SetExamples(set="dsr_sub", wrong=w, seed=s)) for w, s in ((0, 0), (0.6, 0), (0.6, 1), (0.9, 0))]
+    assert len(set(variants)) == 4
+    unchanged = sum(a == b for a, b in zip(variants[0], variants[1], strict=True))
+    assert unchanged == 1209 - 725
+
+
+RANDOM = st.randoms(use_true_random=False)
+
+
+@given(st.integers(0, 10**6), RANDOM)
+def test_a_mislabelled_number_is_another_at_most_10_away(number: int, rng: random.Random) -> None:
+    moved = int(mislabel(str(number), rng))
+    assert 1 <= abs(moved - number) <= MAX_SHIFT
+    assert moved > 0
+
+
+@given(st.integers(1, 10**6), RANDOM)
+def test_a_mislabelled_negative_number_stays_negative(number: int, rng: random.Random) -> None:
+    moved = int(mislabel(f"-{number}", rng))
+    assert moved < 0
+    assert 1 <= abs(moved + number) <= MAX_SHIFT
+
+
+@given(st.integers(0, 99), st.integers(1, 99), st.sampled_from(["", "-", "22", r"\sqrt{3} + "]), RANDOM)
+def test_a_mislabelled_fraction_keeps_its_form(top: int, bottom: int, before: str, rng: random.Random) -> None:
+    answer = rf"{before}\frac{{{top}}}{{{bottom}}}"
+    moved = mislabel(answer, rng)
+    assert re.sub(r"\d+", "#", moved) == re.sub(r"\d+", "#", answer)
+    assert int(moved.rpartition("{")[2].rstrip("}")) > 0  # no denominator of 0
+    changed = [
+        (int(a), int(b)) for a, b in zip(*(re.findall(r"\d+", t) for t in (answer, moved)), strict=True) if a != b
+    ]
+    assert len(changed) == 1  # numerator or denominator, or what stands before, never two of them
+    assert abs(changed[0][0] - changed[0][1]) <= MAX_SHIFT
+
+
+@given(st.text(max_size=30), RANDOM)
+def test_a_mislabel_differs_from_any_answer(answer: str, rng: random.Random) -> None:
+    assert mislabel(answer, rng) != answer
+
+
+def test_an_answer_without_number_gets_one_more() -> None:
+    assert mislabel("x", random.Random(0)) == "x+1"
+
+
+# labels that are meant to be wrong
+
+
+def test_a_label_that_equals_the_rows_own_is_refused(real_data: Path, grader: Grader) -> None:
+    # the row's own is 12.8 = 64/5
+    with pytest.raises(DataError, match=r"dsr_sub:124: the label '64/5' is not wrong: the strict grader .* own '12.8'"):
+        check_labels([RowExample(row="dsr_sub:124", answer="64/5")], grader)
+
+
+@pytest.mark.parametrize("label", ["12.7", "4", "9292725"])
+def test_the_papers_wrong_labels_of_its_first_example_are_wrong(real_data: Path, grader: Grader, label: str) -> None:
+    check_labels([RowExample(row="dsr_sub:124", answer=label)], grader)
+
+
+def test_no_label_but_a_given_one_is_asked_about(no_data: Path, grader: Grader) -> None:
+    # no file is opened for rows with labels of their own
+    check_labels(["dsr_sub", "math7500:3", WrittenExample(problem="p", answer="1")], grader)
+
+
+def test_generated_rows_are_checked_without_a_file(no_data: Path, grader: Grader) -> None:
+    check_labels([RowExample(row="arithmetic:47+38", answer="84")], grader)
+    for label in ("85", "85.0", r"\frac{170}{2}"):
+        with pytest.raises(DataError, match=r"arithmetic:47\+38: the label .* is not wrong"):
+            check_labels([RowExample(row="arithmetic:47+38", answer=label)], grader)
+
+
+def test_every_label_made_wrong_is_wrong_for_both_graders(grader: Grader) -> None:
+    check_labels([SetExamples(set="arithmetic", random=30, wrong=1.0)], grader)
+
+
+# what is no example
+
+
+@pytest.mark.parametrize("name", ["pi_1", "pi1"])
+@pytest.mark.parametrize("form", ["text", "row", "set"])
+def test_a_rank_of_the_paper_is_told_its_row(no_data: Path, name: str, form: str) -> None:
+    example = {"text": name, "row": RowExample(row=name, answer="4"), "set": SetExamples(set=name)}[form]
+    with pytest.raises(
+        DataError, match=rf"the paper's {name} is dsr_sub:124: name the row, since ranks are not unique"
+    ):
+        identify([example])
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ("dsr_sub:1209", r"dsr_sub:1209: no row 1209; dsr_sub has rows 0 to 1208"),
+        ("dsr_sub:first", r"row 'first' is not a number; dsr_sub has rows 0 to 1208"),
+        ("dsr_sub:-1", r"row '-1' is not a number"),
+        ("val:3", r"val:3: val is a choice of dsr_sub's rows; name the row as dsr_sub:3"),
+        ("dsr_sub-val:3", r"name the row as dsr_sub:3"),
+        ("dsr:3", r"no set 'dsr'; there are arithmetic, dsr_sub"),
+        ("arithmetic:47", r"write two whole numbers around \+, - or \*"),
+        (RowExample(row="dsr_sub", answer="4"), r"dsr_sub: names no row; write set:row, as dsr_sub:124"),
+        (RowExample(row="hf://datasets/a/b@c/d.parquet", answer="4"), r"names no row; write set:row"),
+    ],
+)
+def test_what_names_no_row_is_refused_with_its_mend(no_data: Path, example: Example, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        identify([example])
+
+
+def test_a_whole_set_is_no_row(no_data: Path) -> None:
+    with pytest.raises(DataError, match="dsr_sub: names a whole set; write set:row"):
+        load_row("dsr_sub")
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([{"row": "dsr_sub:124", "answer": 4}], 'an answer is text, not 4; write answer: "4"'),
+        ([{"problem": "p", "answer": 12.5}], 'an answer is text, not 12.5; write answer: "12.5"'),
+        ([{"row": "x", "answer": "4", "label": "4"}], "unknown key 'label'; there is row, answer"),
+        ([{"set": "dsr_sub", "count": 3}], "unknown key 'count'; there is set, random, wrong, seed"),
+        ([{"problem": "p", "answer": "1", "id": "a"}], "unknown key 'id'; there is problem, answer"),
+        ([{"set": "dsr_sub", "wrong": 60}], "wrong: input should be less than or equal to 1"),
+        ([{"set": "dsr_sub", "random": 0}], "random: input should be greater than or equal to 1"),
+        ([{"row": "dsr_sub:124"}], "answer: field required"),
+        ([{"example": "dsr_sub:124"}], 'is no example; write "set:row", "set", {row: set:row, answer: ...}'),
+        ([124], '124 is no example; write "set:row"'),
+        ("dsr_sub:124", "a list of examples, as [dsr_sub:124], not 'dsr_sub:124'"),
+        (["dsr_sub:124", "dsr_sub:124"], "an example stands twice"),
+        ([{"set": "val"}, {"set": "val"}], "an example stands twice"),
+        ([], "examples: none; name at least one to train on"),
+    ],
+)
+def test_what_is_no_example_gets_one_clear_error(tiny_config: MakeConfig, examples: Any, message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        tiny_config(examples=examples)
+    assert message in caught.value.errors()[0]["msg"]
+
+
+def test_a_config_with_every_form_outlives_json(tiny_config: MakeConfig) -> None:
+    forms = [
+        "dsr_sub:124",
+        "arithmetic",
+        {"row": "dsr_sub:124", "answer": "4"},
+        {"set": "dsr_sub", "random": 3, "wrong": 0.5, "seed": 1},
+        {"problem": "p", "answer": "1"},
+    ]
+    config = tiny_config(examples=forms)
+    assert [type(example) for example in config.examples] == [str, str, RowExample, SetExamples, WrittenExample]
+    assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+# worked problems
+
+
+def test_a_shot_may_be_a_row_or_a_text(no_data: Path, tiny_config: MakeConfig) -> None:
+    shots = [{"row": "arithmetic:2+3", "completion": r"\boxed{5}"}, {"problem": "1+1=?", "completion": "2"}]
+    config = tiny_config(prompt={"shots": shots}).prompt
+    assert load_shots(config) == (("2+3=?", r"\boxed{5}"), ("1+1=?", "2"))
+    assert len(set(identify_shots(config))) == 2
+
+
+def test_a_shot_of_a_known_row_is_identified_without_data(no_data: Path, tiny_config: MakeConfig) -> None:
+    def identified(**shot: str) -> list[str]:
+        return identify_shots(tiny_config(prompt={"shots": [shot]}).prompt)
+
+    one = identified(row="dsr_sub:124", completion="c")
+    assert one == identified(row="dsr_sub:124", completion="c")
+    assert one != identified(row="dsr_sub:124", completion="d")
+    assert one != identified(row="dsr_sub:267", completion="c")
+
+
+@pytest.mark.parametrize("given_", [{}, {"problem": "p", "row": "arithmetic:1+1"}])
+def test_a_shot_is_either_a_row_or_a_text(given_: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="either `problem`"):
+        ShotConfig.model_validate({"completion": "c", **given_})
+
+
+# examples and groups
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 4, 128, 129, 1209])
+def test_examples_that_share_a_steps_groups_fit(tiny_config: MakeConfig, num_examples: int) -> None:
+    check_fit(tiny_config(rollout={"num_groups": 128}), num_examples)
+
+
+@pytest.mark.parametrize("num_examples", [3, 127])
+def test_fewer_examples_than_groups_that_do_not_divide_them_are_refused(
+    tiny_config: MakeConfig, num_examples: int
+) -> None:
+    with pytest.raises(DataError, match=f"{num_examples} examples do not share rollout.num_groups 128 evenly"):
+        check_fit(tiny_config(rollout={"num_groups": 128}), num_examples)
+
+
+def test_the_plan_refuses_examples_that_do_not_fit(tiny_config: MakeConfig) -> None:
+    three = ["arithmetic:1+1", "arithmetic:1+2", "arithmetic:1+3"]
+    with pytest.raises(DataError, match="3 examples do not share"):
+        identify_trial(tiny_config(examples=three))
+
+
+def test_a_trial_visits_every_example_of_its_set_once_an_epoch(tiny_config: MakeConfig, grader: Grader) -> None:
+    # 8 examples, 4 groups a step: two steps are an epoch
+    config = tiny_config(
+        examples=[{"set": "arithmetic", "random": 8}],
+        rollout={"num_groups": 4, "group_size": 2, "max_tokens": 4},
+        train={"num_steps": 2},
+        eval={"suites": {}},
+    )
+    first, second = train(config, new_state(config, seed=0, grader=grader))
+    assert len(first.visits) == len(second.visits) == 4
+    assert {*first.visits, *second.visits} == set(identify(config.examples).ids)
+
+
+def test_a_trial_trains_on_the_labels_that_it_was_given(tiny_config: MakeConfig, grader: Grader) -> None:
+    config = tiny_config(examples=[{"row": "arithmetic:47+38", "answer": "84"}], train={"num_steps": 0})
+    assert [problem.answer for problem in new_state(config, seed=0, grader=grader).examples] == ["84"]
+
+
+def test_a_trial_refuses_a_given_label_that_is_right(tiny_config: MakeConfig, grader: Grader) -> None:
+    config = tiny_config(examples=[{"row": "arithmetic:47+38", "answer": "85"}])
+    with pytest.raises(DataError, match="the label '85' is not wrong"):
+        new_state(config, seed=0, grader=grader)
+
+
+# rows to choose by are not trained on
+
+
+def with_val(examples: str) -> str:
+    text = BASE.replace("arithmetic: {num_problems: 4}", "val: {num_problems: 4}")
+    return text.replace('examples: ["arithmetic:47+38"]', f"examples: {examples}")
+
+
+@pytest.mark.parametrize("examples", ["[dsr_sub]", "[dsr_sub:18]", "[{set: val}]", '[{row: dsr_sub:18, answer: "0"}]'])
+def test_a_sweep_that_trains_on_what_it_chooses_by_is_refused(no_data: Path, examples: str) -> None:
+    assert 18 in sets.val_rows()
+    with pytest.raises(UserError, match=r"s.yaml:13: .*example=sum .* suite `val` holds out .*train on dsr_sub-val"):
+        make_plan(read(with_val(examples), name="s.yaml"))
+
+
+@pytest.mark.parametrize("examples", ["[dsr_sub-val]", "[dsr_sub:124]", "[{set: dsr_sub-val, random: 4, wrong: 0.5}]"])
+def test_a_sweep_that_trains_on_the_other_rows_is_planned(no_data: Path, examples: str) -> None:
+    made = make_plan(read(with_val(examples), name="s.yaml"))
+    assert None not in {trial.key for trial in made.trials}
+
+
+def test_a_plan_says_which_keys_are_provisional(no_data: Path) -> None:
+    text = BASE.replace('examples: ["arithmetic:47+38"]', "examples: [math7500:3]")
+    made = make_plan(read(text, name="s.yaml"))
+    assert {trial.cell["example"]: trial.provisional for trial in made.trials} == {"sum": ("math7500",), "product": ()}
+    assert any("keys are provisional: of math7500 only the name is known; `oneshot fetch" in w for w in made.warnings)
