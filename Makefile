@@ -4,11 +4,13 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart test test-all check fmt docs bench clean
+.PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs bench clean
 
 help:
 	@echo "make setup       a virtual environment in .venv with oneshot in it"
 	@echo "make quickstart  the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
+	@echo "make miniature   the paper's story on tiny models: collect, rank, one-shot; a quarter of an hour"
+	@echo "make laptop      one-shot GRPO on SmolLM2-135M-Instruct, downloaded first; half an hour"
 	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make bench       a GRPO step against TRL's; the last line is the ratio"
@@ -33,6 +35,18 @@ setup-dev: .venv/ready-dev
 quickstart: .venv/ready
 	$(BIN)/oneshot run sweeps/quickstart.yaml
 
+miniature: .venv/ready
+	$(BIN)/oneshot run sweeps/miniature-collect.yaml
+	$(BIN)/oneshot rank --history miniature-collect
+	$(BIN)/oneshot run sweeps/miniature.yaml
+
+models/SmolLM2-135M-Instruct/model.safetensors: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python -m oneshot.tiny.smollm2 $(@D)
+
+laptop: models/SmolLM2-135M-Instruct/model.safetensors
+	$(BIN)/oneshot run sweeps/laptop.yaml
+
 test: .venv/ready-dev
 	$(BIN)/pytest -q -m "not slow and not cluster and not gpu"
 
@@ -52,6 +66,7 @@ fmt: .venv/ready-dev
 docs: .venv/ready-dev
 	$(BIN)/oneshot schema > docs/sweep.schema.json
 	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
+	$(BIN)/python -m oneshot.catalog sweeps > docs/sweeps.md
 
 bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oneshot.errors import OneshotError, UserError
+from oneshot.errors import OneshotError, UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,7 +196,6 @@ def rank(
     """Rank a set's examples by what a training on all of them saw."""
     from typing import get_args
 
-    from oneshot.errors import nearest
     from oneshot.ranking import sweep_histories
     from oneshot.select import By, read_history
     from oneshot.select import rank as rank_examples
@@ -393,8 +392,8 @@ def _find_sweep(name: str, storage: str | None) -> tuple["Sweep", "Store"]:
 
 def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":
     """The trial that `--cell` and `--seed` name."""
-    from oneshot.errors import nearest
     from oneshot.plan import make_plan, with_seed
+    from oneshot.store import Store
 
     wanted: dict[str, str] = {}
     for part in filter(None, cell.split(",")):
@@ -402,7 +401,8 @@ def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":
         if not equals or axis not in sweep.config.axes:
             raise UserError(f"--cell {part}: write it as axis=name{nearest(axis, list(sweep.config.axes))}")
         wanted[axis] = name
-    trials = {tuple(trial.cell.items()): trial for trial in make_plan(sweep).trials}
+    known = _known(sweep, Store(sweep.config.storage))
+    trials = {tuple(trial.cell.items()): trial for trial in make_plan(known).trials}
     matching = [t for t in trials.values() if all(t.cell[axis] == name for axis, name in wanted.items())]
     if len(matching) != 1:
         there = "\n  ".join(",".join(f"{axis}={name}" for axis, name in names) for names in trials)

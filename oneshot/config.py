@@ -1,7 +1,8 @@
 """Every knob of one trial: names, types, bounds and defaults, and nothing that runs.
 
 The defaults are the released one-shot recipe (One-Shot-RLVR, commit 21ed529): where the paper's text and its code
-differ, the code's value stands here and the field's line says so.
+differ, the code's value stands here and the field's line says so. One exception: `model.mixed_precision` is `no`,
+which computes alike everywhere; sweeps on GPUs set bf16.
 """
 
 from typing import Annotated, Any, Literal

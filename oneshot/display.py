@@ -128,7 +128,8 @@ def cost_lines(plan: Plan) -> list[str]:
         return lines
     if plan.gpu_hours is None:
         return [*lines, "GPU-hours unknown: of a cell's model nothing is known; state `cost: {step_s: ...}`"]
-    lines.append(f"{plan.gpu_hours:,.{1 if plan.gpu_hours < 100 else 0}f} GPU-hours: {', '.join(facts['gpu_hours_basis'])} seconds a step")
+    digits = 1 if plan.gpu_hours < 100 else 0
+    lines.append(f"{plan.gpu_hours:,.{digits}f} GPU-hours: {', '.join(facts['gpu_hours_basis'])} seconds a step")
     if "estimated" in facts["gpu_hours_basis"]:
         lines.append(
             f"estimated: {MEAN_TOKENS} tokens a completion, unless stated; {EFFICIENCY:.0%} of an 80 GB H100's "

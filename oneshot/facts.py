@@ -1,7 +1,8 @@
 """The script that made what is shipped of known sets: `python -m oneshot.facts`, with the files in the data folder.
 
 Writes `tasks/facts/<set>.sha256` (of each row, sha256 of prompt and of answer) and `tasks/facts/val.json`: 200 rows of
-dsr_sub, drawn by seed 0 from those that have no alias, stand there once, and resemble no problem of a test suite.
+dsr_sub, drawn by a fixed seed from those that have no alias, stand there once, have a label that can be graded, and
+resemble no problem of a test suite.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections import Counter
 
 from oneshot.tasks import sets
 from oneshot.tasks.examples import aliases
+from oneshot.tasks.grading import grade
 from oneshot.tasks.problems import load_file
 
 WITH_DIGESTS = ("dsr_sub", "math500", "aime24", "aime25", "amc23")
@@ -48,6 +50,10 @@ def draw_val() -> list[int]:
     excluded = {row for row, prompt in enumerate(rows) if times[prompt] > 1}
     excluded |= {int(str(alias["row"]).partition(":")[2]) for alias in aliases().values()}
     excluded |= {*near_duplicates(rows, tested), *KNOWN_NEAR}
+    labels = [problem.answer for problem in load_file(str(sets.local_path("dsr_sub")))]
+    excluded |= {
+        row for row, label in enumerate(labels) if not label or grade(f"\\boxed{{{label}}}", label).strict is not True
+    }
     return sorted(random.Random("val 0").sample([row for row in range(len(rows)) if row not in excluded], NUM_VAL))
 
 

@@ -9,6 +9,12 @@ import pytest
 from conftest import PROJECT
 from test_sweepfile import BASE
 
+COMPLETIONS = """\
+{"completion": "So \\\\boxed{12.8}", "answer": "12.8"}
+{"completion": "It is 12.8.", "answer": 12.8}
+{"completion": "I do not know.", "answer": "12.8"}
+"""
+
 HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "scipy", "matplotlib")
 
 
@@ -97,3 +103,47 @@ def test_a_trial_that_fails_says_why_and_exits_1(sweep: Path, tmp_path: Path) ->
     assert done.returncode == 1
     assert "failed: DataError" in done.stderr
     assert "log: " in done.stderr
+
+
+def test_completions_made_elsewhere_are_graded_by_both_graders(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(COMPLETIONS)
+    done = oneshot("grade", "c.jsonl", cwd=tmp_path)
+    assert done.stdout.splitlines() == ["strict  0.3333  (1 of 3)", "lenient 0.6667  (2 of 3)"]
+    lines = oneshot("grade", "c.jsonl", "--json", cwd=tmp_path).stdout.splitlines()
+    assert [json.loads(line)["strict"] for line in lines] == [True, False, False]
+    assert [json.loads(line)["lenient"] for line in lines] == [True, True, False]
+
+
+def test_a_file_without_completions_says_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "x"}')
+    done = oneshot("grade", "c.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "oneshot: c.jsonl: row 0: wanted are `completion` (text) and `answer`; it has text\n"
+
+
+def test_a_history_is_ranked(tmp_path: Path) -> None:
+    # variances: 0.25, 0 and 1/16
+    (tmp_path / "h.json").write_text('{"7": [0.0, 1.0], "3": [0.5, 0.5], "5": [0.5, 1.0]}')
+    done = oneshot("rank", "--history", "h.json", "--json", cwd=tmp_path)
+    assert [(one["index"], one["variance"], one["num_visits"]) for one in json.loads(done.stdout)] == [
+        (7, 0.25, 2),
+        (5, 0.0625, 2),
+        (3, 0.0, 2),
+    ]
+    done = oneshot("rank", "--history", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has no finished sweep of that name; run it first" in done.stderr
+    done = oneshot("rank", "--history", "h.json", "--by", "historical-variance", cwd=tmp_path)
+    assert "--by historical-variance: unknown; did you mean 'historical_variance'?" in done.stderr
+
+
+def test_a_path_is_not_fetched(tmp_path: Path) -> None:
+    done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "oneshot: here.jsonl: a path of this machine; there is nothing to fetch\n"
+
+
+def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
+    done = oneshot("eval", "nowhere", "--suite", "arithmetic", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere: no such file, and no sweep of that name in runs" in done.stderr

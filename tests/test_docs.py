@@ -34,7 +34,9 @@ def test_the_readmes_mistake_is_answered_as_it_says(tmp_path: Path, monkeypatch:
     assert f"oneshot: {caught.value}\n" in README
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/grpo.md", "docs/log.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/design.md", "docs/grpo.md", "docs/log.md", "docs/paper.md", "docs/sweeps.md"]
+)
 def test_every_file_that_a_document_links_to_is_there(document: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / document).read_text())
     for link in links:

@@ -1,5 +1,6 @@
 """The graders: what they accept, and that hostile answers neither hang nor count as wrong."""
 
+import json
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from oneshot.config import RewardConfig
 from oneshot.errors import TrialError
-from oneshot.tasks.grading import Grade, Grader, extract_boxed
+from oneshot.tasks.grading import Grade, Grader, extract_boxed, grade
 from oneshot.tasks.rewards import judge, rewards
 
 
@@ -34,6 +35,63 @@ def test_the_last_complete_box_counts(text: str, boxed: str | None) -> None:
 @pytest.mark.parametrize("given", ["12.8", "12.80", "64/5", r"\frac{64}{5}", r"12.8 \text{ miles per hour}"])
 def test_equal_answers_are_right(grader: Grader, given: str) -> None:
     assert grader.grade(rf"So \boxed{{{given}}}", "12.8") == Grade(strict=True, lenient=True)
+
+
+# the released training grader's table (One-Shot-RLVR, deepscaler.py); here strict says ...
+RELEASED_ACCEPTS = {
+    "12.8": ["12.8", "12.80", "64/5", r"\frac{64}{5}", r"12\frac45", r"12.8 \text{ miles per hour}", "V=12.8"],
+    "4/3": ["4/3", r"\dfrac43", r"m=\frac43"],
+}
+RELEASED_REJECTS = {
+    "12.8": ["12.7", "12.70", "13", "12.8 miles per hour", r"8\sqrt[3]{4}"],
+    "4/3": ["1.333"],
+}
+WE_ACCEPT_TOO = {"12.8": [r"V \approx 12.8"], "4/3": ["8/6"]}
+"""An approximation sign before the right number, and a fraction that is not in lowest terms, are right answers."""
+
+
+def cases(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(answer, given) for answer, those in table.items() for given in those]
+
+
+@pytest.mark.parametrize(("answer", "given"), cases(RELEASED_ACCEPTS))
+def test_what_the_released_grader_accepts_is_right(grader: Grader, answer: str, given: str) -> None:
+    assert grader.grade(rf"So \boxed{{{given}}}", answer).strict is True
+
+
+@pytest.mark.parametrize(("answer", "given"), cases(RELEASED_REJECTS))
+def test_what_the_released_grader_rejects_is_wrong(grader: Grader, answer: str, given: str) -> None:
+    assert grader.grade(rf"So \boxed{{{given}}}", answer).strict is False
+
+
+@pytest.mark.parametrize(("answer", "given"), cases(WE_ACCEPT_TOO))
+def test_what_we_accept_beyond_the_released_grader(grader: Grader, answer: str, given: str) -> None:
+    assert grader.grade(rf"So \boxed{{{given}}}", answer).strict is True
+
+
+def test_a_box_without_braces_is_no_box_but_an_answer(grader: Grader) -> None:
+    assert grader.grade(r"So \boxed 12.8", "12.8") == Grade(strict=False, lenient=True)
+
+
+def test_every_gold_solution_of_math500_is_right(shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "data" / "benchmarks" / "math500.jsonl").read_text().splitlines()]
+    boxed = [(row["solution"], row["answer"]) for row in rows if extract_boxed(row["solution"]) == row["answer"]]
+    assert len(boxed) > 450
+    with Grader(num_children=2) as pool:
+        wrong = [
+            answer for (_, answer), g in zip(boxed, pool.grade_all(boxed), strict=True) if not (g.strict and g.lenient)
+        ]
+    assert wrong == []
+
+
+def test_answers_are_graded_side_by_side_and_in_order() -> None:
+    pairs = [(rf"\boxed{{\frac{{{2 * n}}}{{2}}}}", str(n % 5)) for n in range(20)]
+    with Grader(num_children=3) as pool:
+        assert [one.strict for one in pool.grade_all(pairs)] == [n < 5 for n in range(20)]
+
+
+def test_the_module_grades_without_a_grader_at_hand() -> None:
+    assert grade(r"\boxed{\frac{170}{2}}", "85") == Grade(strict=True, lenient=True)
 
 
 @pytest.mark.parametrize("given", ["12.7", "12.70", "13", r"8\sqrt[3]{4}"])

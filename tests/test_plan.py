@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
 from oneshot.cost import estimate
-from oneshot.errors import UserError
 from oneshot.models import folder_digest
 from oneshot.plan import Trial, due_evaluations, identify, trainings, trial_key, with_seed
 from oneshot.settings import flatten, unflatten

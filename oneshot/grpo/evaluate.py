@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from oneshot.errors import DataError
 from oneshot.grpo.policy import Policy, decode
 from oneshot.grpo.rollout import Engine, Request, Sampling
 from oneshot.tasks import prompts
@@ -74,6 +75,12 @@ def evaluate(
         )
         for index, problem in enumerate(suite.problems)
     ]
+    longest = max(len(request.prompt_ids) for request in requests)
+    if longest + suite.max_tokens > policy.max_positions:
+        raise DataError(
+            f"eval.suites.{suite.name}: prompts of up to {longest} tokens and max_tokens {suite.max_tokens} are longer "
+            f"than the model's {policy.max_positions} positions; lower max_tokens"
+        )
     sampling = Sampling(temperature=suite.temperature, max_tokens=suite.max_tokens)
     asked = [
         (problem, completion, decode(policy, completion.token_ids))

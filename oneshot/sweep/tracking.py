@@ -31,6 +31,10 @@ TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
 TAG_LENGTH = 7500
 """Of a tag's 8,000 characters, past which MLflow cuts without a word."""
 TRIAL = "oneshot.trial"
+MEASURES = "measures.json"
+ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
+CURVES = (*ACCURACIES, "boxed", "truncated", "length_mean")
+"""Of a suite, what MLflow draws a curve of; the rest is one table a trial, since hundreds of curves freeze a page."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -163,7 +167,11 @@ class Tracker:
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder)
         for row in rows:
-            fresh = {name: value for name, value in row.metrics.items() if (name, row.step) not in child.sent}
+            fresh = {
+                name: value
+                for name, value in row.metrics.items()
+                if (name, row.step) not in child.sent and is_curve(name)
+            }
             if fresh:
                 metrics = [Metric(name, value, row.time_ms, row.step) for name, value in fresh.items()]
                 self._client.log_batch(child.run_id, metrics=metrics)
@@ -224,6 +232,10 @@ class Tracker:
                 data = [row[: len(TABLE_COLUMNS)] for row in completions["data"]]
                 self._client.log_dict(child.run_id, {"columns": list(TABLE_COLUMNS), "data": data}, path)
                 tables.append(path)
+        measures = measures_table(rows)
+        if measures["data"]:
+            self._client.log_dict(child.run_id, measures, MEASURES)
+            tables.append(MEASURES)
         self._list_tables(child.run_id, tables)
         self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
         status = _status(trial, result)
@@ -261,6 +273,27 @@ class Tracker:
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
         self._client.set_terminated(self._parent_id, status, end_time=now_ms())
+
+
+def is_curve(name: str) -> bool:
+    """Whether a metric is sent to MLflow as such: all but a suite's lesser measures."""
+    room, _, rest = name.partition("/")
+    if room != "eval":
+        return True
+    _, _, measure = rest.partition("/")
+    category, _, last = measure.rpartition("/")
+    return measure in CURVES or (last == "pass_at_1" and not category.startswith("level "))
+
+
+def measures_table(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """What of evaluations is no curve, a line for each suite, step and measure."""
+    data = [
+        [*name.split("/", 2)[1:], row.step, value]
+        for row in rows
+        for name, value in row.metrics.items()
+        if not is_curve(name)
+    ]
+    return {"columns": ["suite", "measure", "step", "value"], "data": data}
 
 
 def _status(trial: Trial, result: Result) -> str:

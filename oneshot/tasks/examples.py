@@ -1,8 +1,7 @@
 """`examples` of a trial -> what each is by content, and the `Problem`s that the trial trains on.
 
 An example is named by set and row (`dsr_sub:124`), never by a rank. A row may carry another label, a set may be taken
-whole, drawn from, or given a share of wrong labels (One-Shot-RLVR, appendix: an integer moved by at most 10, the
-numerator or denominator of a fraction).
+whole, drawn from, or given a share of wrong labels (as One-Shot-RLVR's Table 17).
 """
 
 import json
@@ -10,6 +9,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem, content_digest, text_digest
 
-_NUMBER = re.compile(r"\d+")
+_DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
+_FRACTION = re.compile(r"-?(?:\\d?frac\{(?P<numerator>\d+)\}\{(?P<denominator>\d+)\})")
 MAX_SHIFT = 10
 """Of a wrong label (One-Shot-RLVR, Table 17)."""
 
@@ -133,25 +134,31 @@ def check_labels(examples: Sequence[Example], grader: Grader) -> None:
             continue
         own = row.problem if row.problem is not None else sets.load(row.source)[row.row]
         given = mislabel(own.answer, random.Random(row.wrong_seed)) if row.answer is None else row.answer
+        mend = "leave `answer` out, or give another" if row.wrong_seed is None else "set another seed"
         grade = grader.grade(f"\\boxed{{{given}}}", own.answer)
         if grade.strict is not False or grade.lenient is not False:
             which = "strict" if grade.strict is not False else "lenient"
             raise DataError(
                 f"{row.id}: the label {given!r} is not wrong: the {which} grader takes it for the row's own "
-                f"{own.answer!r}; leave `answer` out, or give another"
+                f"{own.answer!r}; {mend}"
             )
 
 
 def mislabel(answer: str, rng: random.Random) -> str:
-    """A wrong label near the right one: one of its numbers moved by at most 10, or `+1` where it has none."""
-    numbers = list(_NUMBER.finditer(answer))
-    if not numbers:
-        return f"{answer}+1"
-    place = rng.choice(numbers)
-    value = int(place.group())
-    # neither itself nor, where it may be a denominator, 0; and digits only, so that what stands around it still fits
+    """A wrong label of the same kind: a whole or decimal number, or the numerator or denominator of a fraction, moved
+    by at most 10; in place of any other expression a whole number of three digits.
+    """
+    if _DECIMAL.fullmatch(answer):
+        shift = rng.choice([shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift])
+        return str(Decimal(answer) + shift)
+    fraction = _FRACTION.fullmatch(answer)
+    if fraction is None:
+        return str(rng.randint(101, 999))
+    start, end = fraction.span(rng.choice(["numerator", "denominator"]))
+    value = int(answer[start:end])
+    # neither itself nor 0, which would be no fraction; digits only, so that what stands around it still fits
     near = [value + shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift and value + shift > 0]
-    return f"{answer[: place.start()]}{rng.choice(near)}{answer[place.end() :]}"
+    return f"{answer[:start]}{rng.choice(near)}{answer[end:]}"
 
 
 def _rows(examples: Sequence[Example]) -> list[_Row]:

@@ -1,0 +1,113 @@
+"""The shipped sweeps: each plans where no data are, and asks what docs/sweeps.md says it asks."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from oneshot.catalog import catalog
+from oneshot.plan import Plan, make_plan
+from oneshot.sweepfile import Sweep, load
+from oneshot.tasks.examples import aliases, identify
+from oneshot.tasks.sets import val_rows
+
+FILES = sorted((PROJECT / "sweeps").glob("*.yaml"))
+NUM_CELLS = {
+    "main_table8": 6,
+    "fewshot_ladder": 12,
+    "example_panel_table3": 20,
+    "loss_ablation_table5": 9,
+    "label_table5": 4,
+    "entropy_temperature": 15,
+    "entropy_only_table6": 3,
+    "format_table14": 8,
+    "prompt_simplify_table18": 3,
+    "models_table4": 19,
+    "distill_table12": 4,
+    "label_noise_table17": 3,  # of six: PPO is left out
+    "icl_table16": 8,
+    "baseline_prompting": 48,
+    "spurious_controls": 28,
+    "offpolicy_clip": 16,
+    "grouping": 10,
+    "psr_nsr": 8,
+    "seeds_ci": 4,  # three, and the base model
+    "selector_bench": 8,
+    "histvar_collect": 1,
+    "saturation": 6,
+    "smoke_single_gpu": 1,
+    "evening": 6,
+    "laptop": 2,
+    "miniature-collect": 1,
+    "miniature": 21,
+    "quickstart": 6,
+}
+NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(("quickstart", "miniature", "laptop"), 3)
+NUM_SEEDS |= dict.fromkeys(
+    ("histvar_collect", "miniature-collect", "smoke_single_gpu", "icl_table16", "baseline_prompting"), 1
+)
+
+
+@cache
+def planned(path: Path) -> tuple[Sweep, Plan]:
+    sweep = load(path)
+    return sweep, make_plan(sweep)
+
+
+@pytest.fixture(autouse=True)
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
+    monkeypatch.chdir(PROJECT)
+
+
+def test_every_sweep_is_counted_here() -> None:
+    assert {path.stem for path in FILES} == set(NUM_CELLS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_shipped_sweep_plans(path: Path) -> None:
+    sweep, plan = planned(path)
+    assert sweep.config.name == path.stem
+    assert plan.num_cells == NUM_CELLS[path.stem]
+    assert len(plan.trials) == plan.num_cells * NUM_SEEDS.get(path.stem, 5)
+    assert plan.gpu_hours is not None
+    # its cells at one update are meant to show that the clip is nothing there
+    meant = ("the ratio is always 1",) if path.stem == "offpolicy_clip" else ()
+    assert not [warning for warning in plan.warnings if "provisional" not in warning and not warning.endswith(meant)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_first_line_is_its_question(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    question = planned(path)[0].config.question
+    assert first == f"# {question}"
+    assert first.endswith("?")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_sweep_on_gpus_knows_its_memory_and_hours(path: Path) -> None:
+    for trial in planned(path)[1].trials:
+        if trial.resources.gpus:
+            assert trial.cost.gpu_hours is not None
+            assert trial.cost.memory_gib is not None
+            # an 80 GB GPU has 79.6 GiB
+            assert trial.cost.memory_gib < 78 * trial.resources.gpus, trial.label
+
+
+def test_val_holds_what_no_alias_and_no_shipped_sweep_names() -> None:
+    held_out = {f"dsr_sub:{row}" for row in val_rows()}
+    assert len(held_out) == 200
+    assert not held_out & {str(alias["row"]) for alias in aliases().values()}
+    for path in FILES:
+        for trial in planned(path)[1].trials:
+            named = [example for example in trial.config.examples if example != "dsr_sub"]
+            whole = [e for e in named if getattr(e, "set", "") == "dsr_sub" and getattr(e, "random", 1) is None]
+            drawn = [example for example in named if example not in whole]
+            if trial.waits_for is None or "history" not in trial.waits_for:
+                assert not held_out & set(identify(drawn).ids), path
+
+
+def test_the_committed_list_of_sweeps_is_the_generated_one() -> None:
+    committed = (PROJECT / "docs" / "sweeps.md").read_text()
+    assert catalog(PROJECT / "sweeps") == committed, "run `make docs`"
