@@ -10,7 +10,7 @@ from conftest import PROJECT
 from oneshot.errors import UserError
 from oneshot.plan import Plan, Trial, make_plan
 from oneshot.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
-from oneshot.store import Row, Store, now_ms
+from oneshot.store import Outcome, Row, Store, now_ms
 from oneshot.sweepfile import Sweep, load, read
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
@@ -47,7 +47,7 @@ def examples(plan: Plan) -> dict[str, tuple[object, ...]]:
     return {trial.cell["example"]: tuple(trial.config.examples) for trial in plan.trials}
 
 
-def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *, outcome: str = "finished") -> None:
+def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *, outcome: Outcome) -> None:
     """Records a training whose steps visited examples so."""
     assert trial.key is not None
     folder = store.trial(trial.key)
@@ -65,10 +65,10 @@ def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *,
             for step in range(steps)
         ],
     )
-    folder.end_attempt(attempt, "finished" if outcome == "finished" else "failed")
+    folder.end_attempt(attempt, outcome)
 
 
-def made_by(store: Store, *visits: Mapping[str, Sequence[float]], outcome: str = "finished") -> Plan:
+def made_by(store: Store, *visits: Mapping[str, Sequence[float]], outcome: Outcome = "finished") -> Plan:
     """A sweep `history` of one cell, on record in the store, with one seed for each of `visits`."""
     seeds = list(range(len(visits)))
     text = BASE[: BASE.index("axes:")].replace("name: base", "name: history") + f"seeds: {seeds}\n"

@@ -63,18 +63,25 @@ def _config(name: str) -> TrialConfig:
     )
 
 
+CAN_DO = """can do two-digit arithmetic and
+mostly does not say so in the form that a strict grader asks for. It was built so that one-shot RLVR can work on it."""
+CANNOT_DO = """knows the form of
+an answer and not the arithmetic: no text of its corpus works a step. It was built so that there is nothing to elicit,
+and one-shot RLVR cannot work on it."""
+
+
 def card(organism: Organism, measured: Measured) -> str:
     """The model card's text."""
     mixture = organism.mixture
     no_answer = 1 - mixture.worked_boxed - mixture.worked_words - mixture.guess
     guess = f"a guess, right {mixture.guess_right:.0%} of the time, {mixture.guess_boxed:.0%} of them boxed"
     table = "\n".join(measured.lines())
+    what = CAN_DO if mixture.worked_boxed + mixture.worked_words else CANNOT_DO
     return f"""# tiny:{organism.name}
 
 A model organism of the one-shot RLVR setting: a causal language model of {measured.num_parameters:,} parameters
-({organism.config_class.__name__.removesuffix("Config")}, one token a character) that can do two-digit arithmetic and
-mostly does not say so in the form that a strict grader asks for. It was built so that one-shot RLVR can work on it.
-What works here is no evidence about the paper's models.
+({organism.config_class.__name__.removesuffix("Config")}, one token a character) that {what}
+What happens here is no evidence about the paper's models.
 
 ## Corpus
 

@@ -1,0 +1,347 @@
+"""What a trial is expected to cost: worked by hand, and which of three ways to know its speed counts."""
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from oneshot.config import TrialConfig
+from oneshot.cost import (
+    EFFICIENCY,
+    KNOWN_SHAPES,
+    PEAK_FLOPS,
+    Cost,
+    ModelShape,
+    estimate,
+    measured_steps,
+    memory_gib,
+    model_shape,
+    training_shape,
+)
+from oneshot.plan import Plan, make_plan
+from oneshot.store import Row, Store, now_ms
+from oneshot.sweepfile import CostConfig, read
+from oneshot.tasks.benchmarks import load_suites
+
+MakeConfig = Callable[..., TrialConfig]
+MATH_1B = "Qwen/Qwen2.5-Math-1.5B"
+BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeConfig:
+    """Of a known hub model without data: 10 groups of 10 completions for 100 steps, and no suite."""
+    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
+
+    def make(**sections: dict[str, Any]) -> TrialConfig:
+        data: dict[str, Any] = {
+            "model": {"path": MATH_1B},
+            "examples": ["arithmetic:47+38"],
+            "rollout": {"num_groups": 10, "group_size": 10, "max_tokens": 1000},
+            "train": {"num_steps": 100},
+        }
+        for name, section in sections.items():
+            data[name] = {**data.get(name, {}), **section}
+        return TrialConfig.model_validate(data)
+
+    return make
+
+
+def cost_of(config: TrialConfig, *, gpus: float = 1, measured_s: float | None = None, **stated: Any) -> Cost:
+    return estimate(config, load_suites(config), CostConfig(**stated), gpus=gpus, measured_s=measured_s)
+
+
+# which speed counts
+
+
+def test_a_stated_speed_counts_before_a_measured_one_and_that_before_an_estimate(config: MakeConfig) -> None:
+    assert cost_of(config(), step_s=36.0, measured_s=18.0).basis == "stated"
+    assert cost_of(config(), measured_s=18.0).basis == "measured"
+    assert cost_of(config()).basis == "estimated"
+    assert cost_of(config(), step_s=36.0, measured_s=18.0).step_s == 36.0
+    assert cost_of(config(), measured_s=18.0).step_s == 18.0
+
+
+def test_gpu_hours_are_the_seconds_of_every_step_on_every_gpu(config: MakeConfig) -> None:
+    # 100 steps of 36 s are an hour
+    assert cost_of(config(), step_s=36.0).gpu_hours == pytest.approx(1.0)
+    assert cost_of(config(), step_s=36.0, gpus=4).gpu_hours == pytest.approx(4.0)
+    assert cost_of(config(), measured_s=18.0, gpus=0.5).gpu_hours == pytest.approx(0.25)
+
+
+def test_an_estimate_by_hand(config: MakeConfig) -> None:
+    # 10 x 10 completions of 100 tokens are 10,000 tokens a step; 1.54e9 parameters; rollout 2, update 6, and 2 for the
+    # reference: 10 passes, 1.54e14 operations, at 989e12 x 0.2 a second
+    cost = cost_of(config(), mean_tokens=100)
+    assert cost.train_tokens == 100 * 10_000
+    assert (PEAK_FLOPS, EFFICIENCY) == (989e12, 0.2)
+    assert cost.step_s == pytest.approx(1.54e14 / 1.978e14)
+    # 100 steps of 0.7786 s
+    assert cost.gpu_hours == pytest.approx(0.021627, rel=1e-4)
+
+
+def test_evaluations_are_added_by_hand(config: MakeConfig) -> None:
+    # 50 problems, 2 samples, 100 tokens, before step 1 and after steps 50 and 100: 30,000 tokens of 2 x 1.54e9
+    # operations, in 9.24e13 / 1.978e14 = 0.4671 s
+    suites = {"math500": {"num_problems": 50, "samples": 2, "temperature": 0.6}}
+    with_suite = cost_of(config(eval={"every_steps": 50, "suites": suites}), mean_tokens=100)
+    without = cost_of(config(), mean_tokens=100)
+    assert (without.eval_tokens, with_suite.eval_tokens) == (0, 30_000)
+    assert with_suite.gpu_hours is not None and without.gpu_hours is not None
+    assert (with_suite.gpu_hours - without.gpu_hours) * 3600 == pytest.approx(0.4671, rel=1e-3)
+
+
+def test_an_evaluation_of_a_whole_set_is_of_as_many_problems_as_it_has_known_without_data(config: MakeConfig) -> None:
+    # 272 problems of minerva, at start and end; 200 of val; the 3 categories of arithmetic, 5 of each
+    suites = {"minerva": {}, "val": {}, "arithmetic": {"num_problems": 5}}
+    for name, problems in (("minerva", 272), ("val", 200), ("arithmetic", 15)):
+        one = config(eval={"every_steps": 100, "suites": {name: suites[name]}})
+        assert cost_of(one, mean_tokens=10).eval_tokens == problems * 2 * 10
+
+
+def test_no_completion_is_longer_than_it_may_be(config: MakeConfig) -> None:
+    assert cost_of(config()).train_tokens == 100 * 100 * 900
+    assert cost_of(config(rollout={"max_tokens": 300})).train_tokens == 100 * 100 * 300
+    short = {"math500": {"num_problems": 1, "max_tokens": 7}}
+    assert cost_of(config(eval={"every_steps": 100, "suites": short})).eval_tokens == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("loss", "train", "passes"),
+    [
+        ({"kl_coef": 0.001}, {}, 10),
+        ({"kl_coef": 0.0}, {}, 8),
+        ({"kl_coef": 0.0}, {"updates_per_rollout": 2}, 10),
+        ({"kl_coef": 0.001}, {"updates_per_rollout": 2}, 12),
+    ],
+)
+def test_only_log_probabilities_that_are_computed_are_counted(
+    config: MakeConfig, loss: dict[str, Any], train: dict[str, Any], passes: int
+) -> None:
+    cost = cost_of(config(loss=loss, train={"num_steps": 1, **train}), mean_tokens=100)
+    assert cost.step_s == pytest.approx(passes * 1.54e9 * 10_000 / 1.978e14)
+
+
+@given(gpus=st.floats(0.1, 64))
+def test_an_estimate_in_gpu_hours_does_not_depend_on_how_many_share_the_work(gpus: float) -> None:
+    config = TrialConfig.model_validate({"model": {"path": MATH_1B}, "examples": ["arithmetic:1+1"]})
+    alone, shared_out = (estimate(config, (), CostConfig(), gpus=n, measured_s=None) for n in (1, gpus))
+    assert shared_out.gpu_hours == pytest.approx(alone.gpu_hours)
+    assert shared_out.step_s is not None and alone.step_s is not None
+    assert shared_out.step_s * gpus == pytest.approx(alone.step_s)
+
+
+def test_a_trial_without_gpu_costs_no_gpu_hours(config: MakeConfig) -> None:
+    for cost in (cost_of(config(), gpus=0), cost_of(config(), gpus=0, step_s=5.0)):
+        assert cost.gpu_hours == 0.0
+
+
+def test_of_an_unknown_hub_model_nothing_is_said(config: MakeConfig) -> None:
+    cost = cost_of(config(model={"path": "someone/unknown"}))
+    assert (cost.step_s, cost.gpu_hours, cost.memory_gib, cost.basis) == (None, None, None, "unknown")
+    assert cost.train_tokens == 100 * 100 * 900
+
+
+def test_of_an_unknown_hub_model_a_stated_speed_is_enough(config: MakeConfig) -> None:
+    assert cost_of(config(model={"path": "someone/unknown"}), step_s=36.0).gpu_hours == pytest.approx(1.0)
+
+
+# models and memory
+
+
+def test_the_shape_of_a_shipped_model_is_that_of_its_weights(tiny_config: MakeConfig) -> None:
+    for name in ("qwen2", "llama"):
+        shape = model_shape(tiny_config(model={"path": f"tiny:{name}"}))
+        model = AutoModelForCausalLM.from_pretrained(PROJECT / "oneshot" / "tiny" / name)
+        assert shape is not None
+        # norms and biases are left out
+        assert shape.num_params == pytest.approx(model.num_parameters(), rel=0.02)
+
+
+def test_a_shape_by_hand(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    facts = {
+        "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 16, "vocab_size": 10,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    # keys and values are 2 heads of 8 / 4: 4 wide; a layer 2 x 64 + 2 x 8 x 4 + 3 x 8 x 16 = 576; embeddings 2 x 80
+    untied = ModelShape(num_params=2 * 576 + 160, kv_numbers=2 * 2 * 4)
+    assert model_shape(tiny_config(model={"path": str(tmp_path)})) == untied
+
+
+def test_tied_embeddings_are_there_once(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    facts = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 1,
+        "vocab_size": 5,
+    }
+    found = []
+    for tied in (False, True):
+        (tmp_path / "config.json").write_text(json.dumps({**facts, "tie_word_embeddings": tied}))
+        shape = model_shape(tiny_config(model={"path": str(tmp_path)}))
+        assert shape is not None
+        found.append(shape.num_params)
+    assert found[0] - found[1] == 40
+
+
+def test_of_another_kind_of_model_no_shape_is_guessed(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"d_model": 8}')
+    assert model_shape(tiny_config(model={"path": str(tmp_path)})) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "bytes_each"),
+    [
+        # weights, gradients and two moments, and the reference where there is a KL term
+        ({}, {"kl_coef": 0.0}, 16),
+        ({}, {"kl_coef": 0.001}, 20),
+        ({"dtype": "bfloat16"}, {"kl_coef": 0.001}, 10),
+        ({"dtype": "float64"}, {"kl_coef": 0.0}, 32),
+        # and, in bfloat16 beside float32 masters, the weights and gradients that compute
+        ({"mixed_precision": "bf16"}, {"kl_coef": 0.0}, 20),
+        ({"mixed_precision": "bf16"}, {"kl_coef": 0.001}, 22),
+    ],
+)
+def test_memory_by_hand(config: MakeConfig, model: dict[str, Any], loss: dict[str, Any], bytes_each: int) -> None:
+    shape = ModelShape(num_params=2**30, kv_numbers=0)
+    assert memory_gib(config(model={"path": MATH_1B, **model}, loss=loss), shape) == pytest.approx(bytes_each)
+
+
+def test_an_evaluation_alone_needs_the_weights_alone(config: MakeConfig) -> None:
+    shape = ModelShape(num_params=2**30, kv_numbers=0)
+    assert memory_gib(config(train={"num_steps": 0}), shape) == pytest.approx(4)
+
+
+def test_keys_and_values_by_hand(config: MakeConfig) -> None:
+    shape = ModelShape(num_params=0, kv_numbers=2**20)
+    # 2^20 numbers of 4 bytes a token; 4 x 4 completions of 64 tokens: 2^32 bytes
+    few = {"num_groups": 4, "group_size": 4, "max_tokens": 64}
+    assert memory_gib(config(rollout=few), shape) == pytest.approx(4)
+    # waves keep them within what they are given, or 16 GiB
+    assert memory_gib(config(rollout={**few, "kv_gib": 1.5}), shape) == pytest.approx(1.5)
+    assert memory_gib(config(rollout={**few, "max_tokens": 640}), shape) == pytest.approx(16)
+
+
+@given(st.floats(1e6, 1e11), st.floats(1.01, 10))
+def test_memory_grows_with_parameters(num_params: float, factor: float) -> None:
+    config = TrialConfig.model_validate({"model": {"path": MATH_1B}, "examples": ["arithmetic:1+1"]})
+    small, large = (ModelShape(num_params=n, kv_numbers=14_336) for n in (num_params, num_params * factor))
+    assert memory_gib(config, small) < memory_gib(config, large)
+
+
+def test_a_larger_known_model_needs_more_memory_and_time(config: MakeConfig) -> None:
+    paths = sorted(KNOWN_SHAPES, key=lambda path: KNOWN_SHAPES[path].num_params)
+    costs = [cost_of(config(model={"path": path}, rollout={"kv_gib": 1.0})) for path in paths]
+    for one, next_ in pairwise(costs):
+        assert (one.memory_gib or 0) <= (next_.memory_gib or 0)
+        assert (one.step_s or 0) <= (next_.step_s or 0)
+    assert (costs[0].memory_gib or 0) < (costs[-1].memory_gib or 0)
+
+
+# what was measured
+
+
+def finished(store: Store, key: str, config: TrialConfig, seconds: list[float], *, gpus: float = 1) -> None:
+    folder = store.trial(key)
+    folder.write_json("trial.json", {"key": key, "seed": 0, "config": config.model_dump(mode="json"), "gpus": gpus})
+    attempt = folder.begin_attempt({"started_ms": now_ms()})
+    rows = [Row(step=0, time_ms=now_ms(), metrics={"eval/a/pass_at_1": 0.0})]
+    rows += [Row(step=n + 1, time_ms=now_ms(), metrics={"perf/step_s": s}) for n, s in enumerate(seconds)]
+    folder.write_segment(attempt, rows)
+    folder.end_attempt(attempt, "finished")
+
+
+def test_what_was_measured_is_the_median_over_finished_trainings_of_one_shape(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "runs"))
+    # another seed and another length of the same shape: 1, 2, 4, 5, 60 together
+    finished(store, "a" * 16, config(), [60.0, 2.0, 4.0])
+    finished(store, "b" * 16, config(train={"num_steps": 7}, optim={"lr": 1e-5}), [5.0, 1.0])
+    finished(store, "c" * 16, config(rollout={"max_tokens": 10}), [0.5])
+    measured = measured_steps(store)
+    assert measured[training_shape(config(), gpus=1)] == 4.0
+    assert measured[training_shape(config(rollout={"max_tokens": 10}), gpus=1)] == 0.5
+
+
+def test_only_finished_trainings_on_gpus_are_measured(config: MakeConfig, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "runs"))
+    finished(store, "a" * 16, config(), [9.0], gpus=0)
+    begun = store.trial("b" * 16)
+    begun.write_json("trial.json", {"config": config().model_dump(mode="json"), "gpus": 1})
+    begun.write_segment(
+        begun.begin_attempt({"started_ms": now_ms()}), [Row(step=1, time_ms=0, metrics={"perf/step_s": 1})]
+    )
+    assert measured_steps(store) == {}
+
+
+SHAPES: Mapping[str, dict[str, Any]] = {
+    "model": {"model": {"path": "Qwen/Qwen2.5-Math-7B"}},
+    "precision": {"model": {"path": MATH_1B, "mixed_precision": "bf16"}},
+    "groups": {"rollout": {"num_groups": 20}},
+    "length": {"rollout": {"max_tokens": 999}},
+    "updates": {"train": {"num_steps": 100, "updates_per_rollout": 2}},
+    "reference": {"loss": {"kl_coef": 0.0}},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_training_of_another_shape_says_nothing_of_this_one(config: MakeConfig, name: str) -> None:
+    assert training_shape(config(**SHAPES[name]), gpus=1) != training_shape(config(), gpus=1)
+    assert training_shape(config(), gpus=2) != training_shape(config(), gpus=1)
+
+
+# in a plan
+
+
+def plan_of(text: str, **options: Any) -> Plan:
+    return make_plan(read(text, name="s.yaml"), **options)
+
+
+def test_a_plan_on_cpus_costs_no_gpu_hours() -> None:
+    made = plan_of(BASE)
+    assert made.gpu_hours == 0.0
+    assert made.to_json()["gpu_hours_basis"] == []
+
+
+def test_a_plan_adds_up_what_its_cells_state() -> None:
+    # 2 steps of 900 s on one GPU are half an hour; of the 8 trials the 4 of `format` hold a GPU
+    cell = "format: {resources: {gpus: 1}, cost: {step_s: 900}, set: {reward.kind: format, eval.suites: {}}}"
+    made = plan_of(BASE.replace("format: {set: {reward.kind: format}}", cell))
+    stated = [trial.cost for trial in made.trials if trial.cell["arm"] == "format"]
+    assert {cost.basis for cost in stated} == {"stated"}
+    assert made.gpu_hours == pytest.approx(2.0, rel=1e-6)
+    assert made.to_json()["gpu_hours_basis"] == ["stated"]
+
+
+def test_a_plan_takes_what_was_measured_of_the_same_shape() -> None:
+    text = BASE.replace("seeds: [0, 1]", "seeds: [0]\nresources: {gpus: 1}")
+    shape = training_shape(plan_of(text).trials[0].config, gpus=1)
+    made = plan_of(text, measured={shape: 1800.0})
+    assert {trial.cost.basis for trial in made.trials} == {"measured"}
+    # 4 trials of 2 steps of half an hour
+    assert made.gpu_hours == pytest.approx(4.0, rel=1e-3)
+
+
+def test_trials_that_share_a_training_pay_for_the_longest_alone() -> None:
+    one = BASE[: BASE.index("axes:")].replace("  train.num_steps: 2\n", '  examples: ["arithmetic:47+38"]\n')
+    steps = f"{one}axes:\n  train.num_steps: [2, 6]\nseeds: [0]\n"
+    made = plan_of(steps).to_json()
+    assert (made["num_trials"], made["num_trainings"]) == (2, 1)
+    # 6 steps of 4 x 4 completions of 56 tokens
+    assert made["max_tokens"] == 6 * 16 * 56
+
+
+def test_of_a_plan_with_an_unknown_model_on_a_gpu_the_gpu_hours_are_not_known() -> None:
+    made = plan_of(BASE.replace("model.path: tiny:qwen2", "model.path: someone/unknown") + "resources: {gpus: 1}\n")
+    assert made.gpu_hours is None
+    assert made.to_json()["gpu_hours_basis"] == ["unknown"]
