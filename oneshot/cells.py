@@ -106,6 +106,8 @@ def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, 
     if config.from_rank is None:
         return {name: cell}
     place: Where = (*where, "from_rank")
+    if "examples" in cell.settings:
+        raise SettingError(cell.settings["examples"].where, "from_rank names the examples of this cell; leave one out")
     chosen = sweep.rankings.get((axis, name))
     if chosen is None:
         waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"

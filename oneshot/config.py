@@ -232,13 +232,14 @@ def _read_example(value: Any) -> Any:
             f'{value!r} is no example; write "set:row", "set", {{row: set:row, answer: ...}}, '
             "{set: ..., random: ..., seed: ...} or {problem: ..., answer: ...}"
         )
+    unknown = [name for name in value if name not in kind.model_fields]
+    if unknown:
+        raise ValueError(f"{value}: unknown key {unknown[0]!r}; there is {', '.join(kind.model_fields)}")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         finding = error.errors()[0]
         name = ".".join(str(part) for part in finding["loc"])
-        if finding["type"] == "extra_forbidden":
-            raise ValueError(f"{value}: unknown key {name!r}; there is {', '.join(kind.model_fields)}") from error
         if name == "answer" and finding["type"] == "string_type":
             mend = f'; write answer: "{finding["input"]}"'
             raise ValueError(f"{value}: an answer is text, not {finding['input']!r}{mend}") from error

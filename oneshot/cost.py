@@ -75,9 +75,9 @@ def estimate(
     shape = model_shape(config)
     step_s, basis = _step_s(config, shape, step_tokens, cost, gpus, measured_s)
     hours = None
-    if step_s is not None or steps == 0:
+    if (step_s is not None or steps == 0) and (shape is not None or eval_tokens == 0 or cost.step_s is not None):
         eval_s = 0.0 if shape is None else _seconds(2 * shape.num_params * eval_tokens, gpus)
-        hours = gpus * (steps * (step_s or 0.0) + eval_s) / 3600 if gpus else 0.0
+        hours = gpus * (steps * (step_s or 0.0) + eval_s) / 3600
     return Cost(
         train_tokens=steps * step_tokens,
         eval_tokens=eval_tokens,
@@ -129,7 +129,7 @@ def _shape_of(facts: dict[str, Any]) -> ModelShape | None:
     """A decoder of the Llama kind: attention, gated feed-forward, embeddings."""
     try:
         hidden, layers, heads = facts["hidden_size"], facts["num_hidden_layers"], facts["num_attention_heads"]
-        kv_width = facts.get("num_key_value_heads", heads) * facts.get("head_dim", hidden // heads)
+        kv_width = (facts.get("num_key_value_heads") or heads) * (facts.get("head_dim") or hidden // heads)
         layer = 2 * hidden * hidden + 2 * hidden * kv_width + 3 * hidden * facts["intermediate_size"]
         embeddings = facts["vocab_size"] * hidden * (1 if facts.get("tie_word_embeddings") else 2)
     except KeyError:

@@ -40,7 +40,10 @@ def fetch(source: str) -> tuple[Path, int]:
             raise DataError(
                 f"{source}: cannot be fetched from {url}: {reason}; put the file to {target} by other means"
             ) from error
-        found = load_file(str(arrived))
+        try:
+            found = load_file(str(arrived))
+        except DataError as error:
+            raise DataError(str(error).replace(str(arrived), url)) from error
         sets.check_contents(base, arrived, found)
         if base in sets.KNOWN and len(found) != sets.KNOWN[base].num_rows:
             raise DataError(f"{url}: has {len(found)} rows, not {sets.KNOWN[base].num_rows}: not {base} as published")

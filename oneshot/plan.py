@@ -12,7 +12,7 @@ from itertools import chain, count
 from typing import Any
 
 from oneshot.cells import Cell, expand, read_axes, unused
-from oneshot.config import TRIAL_VERSION, SuiteConfig, TrialConfig
+from oneshot.config import TRIAL_VERSION, RowExample, SetExamples, SuiteConfig, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models import folder_digest, is_commit, local_folder
@@ -22,7 +22,7 @@ from oneshot.sweepfile import ResourceConfig, Sweep
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import check_fit, identify_shots
 from oneshot.tasks.examples import identify as identify_examples
-from oneshot.tasks.sets import val_rows
+from oneshot.tasks.sets import contents
 
 KEY_LENGTH = 16
 
@@ -161,7 +161,8 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
 
 def is_control(config: TrialConfig) -> bool:
     """Whether a trial is not paid for right answers to right labels, or not trained at all."""
-    return config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
+    relabelled = any(isinstance(e, RowExample) or (isinstance(e, SetExamples) and e.wrong) for e in config.examples)
+    return relabelled or config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
 
 
 def refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
@@ -172,13 +173,16 @@ def refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """
     if not any(suite.source == "val" for cell in cells for suite in load_suites(cell.config)):
         return
-    held_out = {f"dsr_sub:{row}" for row in val_rows()}
+    held_out = {prompt for prompt, _ in contents("val") or ()}
     for cell in cells:
-        used = held_out & set(identify_examples(cell.config.examples).ids) if cell.waits_for is None else set()
+        if cell.waits_for is not None:
+            continue
+        examples = identify_examples(cell.config.examples)
+        used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
         if used:
             raise sweep.source.error(
                 cell.place("examples"),
-                f"{cell.label} trains on {len(used)} of the rows that the suite `val` holds out ({min(used)}, ...); "
+                f"{cell.label} trains on {len(used)} of the rows that the suite `val` holds out ({used[0]}, ...); "
                 "train on dsr_sub-val, the other 1,009 rows, or leave `val` out",
             )
 

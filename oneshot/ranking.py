@@ -47,12 +47,12 @@ def known_rankings(sweep: Sweep, store: Store) -> tuple[Sweep, dict[str, Any]]:
     for axis, cell, wanted in _wanted(sweep):
         if (axis, cell) in rankings:
             continue
-        histories = _histories(wanted, store)
-        if not histories:
-            continue
         low, high = wanted.band
-        ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high))
         try:
+            histories = _histories(wanted, store)
+            if not histories:
+                continue
+            ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high))
             found = choose(ranked, top=wanted.top, bottom=wanted.bottom, random_=wanted.random, seed=wanted.seed)
         except UserError as error:
             raise sweep.source.error(("axes", axis, cell, "from_rank"), str(error)) from error

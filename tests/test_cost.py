@@ -345,3 +345,8 @@ def test_of_a_plan_with_an_unknown_model_on_a_gpu_the_gpu_hours_are_not_known() 
     made = plan_of(BASE.replace("model.path: tiny:qwen2", "model.path: someone/unknown") + "resources: {gpus: 1}\n")
     assert made.gpu_hours is None
     assert made.to_json()["gpu_hours_basis"] == ["unknown"]
+
+
+def test_evaluating_a_model_of_which_nothing_is_known_has_unknown_hours(tiny_config: MakeConfig) -> None:
+    made = tiny_config(model={"path": "someone/unknown"}, train={"num_steps": 0})
+    assert estimate(made, load_suites(made), CostConfig(), gpus=1, measured_s=None).gpu_hours is None

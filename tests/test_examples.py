@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from oneshot.config import Example, RowExample, SetExamples, ShotConfig, TrialConfig, WrittenExample
-from oneshot.errors import DataError, UserError
+from oneshot.errors import DataError, SweepFileError, UserError
 from oneshot.grpo.state import new_state
 from oneshot.grpo.train import train
 from oneshot.plan import identify as identify_trial
@@ -72,10 +72,10 @@ def test_a_set_by_its_name_alone_is_every_row_in_order(real_data: Path) -> None:
     assert load_examples(["aime24"]) == load_examples([SetExamples(set="aime24")]) == sets.load("aime24")
 
 
-def test_a_row_with_another_label_keeps_its_name_and_text(real_data: Path) -> None:
+def test_a_row_with_another_label_keeps_its_text_and_says_its_label(real_data: Path) -> None:
     own = load_row("dsr_sub:124")
     (other,) = load_examples([RowExample(row="dsr_sub:124", answer="4")])
-    assert (other.id, other.prompt, other.answer) == (own.id, own.prompt, "4")
+    assert (other.id, other.prompt, other.answer) == ("dsr_sub:124=4", own.prompt, "4")
     assert other.digest != own.digest
 
 
@@ -83,7 +83,8 @@ def test_a_written_problem_is_its_own_and_needs_no_data(no_data: Path) -> None:
     one = WrittenExample(problem="What is 1+1?", answer="2")
     (problem,) = load_examples([one])
     assert (problem.prompt, problem.answer) == ("What is 1+1?", "2")
-    assert identify([one]) == Identity(ids=(problem.id,), digests=(problem.digest,), provisional=())
+    digests, prompts = (problem.digest,), (problem.content[0],)
+    assert identify([one]) == Identity(ids=(problem.id,), digests=digests, prompts=prompts, provisional=())
     assert re.fullmatch(r"written:[0-9a-f]{8}", problem.id)
 
 
@@ -100,7 +101,7 @@ def test_several_forms_together_keep_their_order(no_data: Path) -> None:
         RowExample(row="dsr_sub:124", answer="4"),
     ]
     drawn = [problem.id for problem in arithmetic.draw(3, seed=0)]
-    assert identify(examples).ids == ("dsr_sub:267", *drawn, "dsr_sub:124")
+    assert identify(examples).ids == ("dsr_sub:267", *drawn, "dsr_sub:124=4")
 
 
 def test_a_whole_set_of_arithmetic_is_what_no_suite_asks(no_data: Path) -> None:
@@ -490,3 +491,46 @@ def test_a_plan_says_which_keys_are_provisional(no_data: Path) -> None:
     made = make_plan(read(text, name="s.yaml"))
     assert {trial.cell["example"]: trial.provisional for trial in made.trials} == {"sum": ("math7500",), "product": ()}
     assert any("keys are provisional: of math7500 only the name is known; `oneshot fetch" in w for w in made.warnings)
+
+
+def test_an_example_that_two_forms_name_is_refused(no_data: Path) -> None:
+    with pytest.raises(DataError, match=r"examples: dsr_sub:[0-9]+ stands twice; name each once"):
+        identify(["val", "dsr_sub"])
+
+
+def test_a_row_stands_beside_itself_with_another_label(no_data: Path) -> None:
+    known = identify(["dsr_sub:124", RowExample(row="dsr_sub:124", answer="4")])
+    assert known.ids == ("dsr_sub:124", "dsr_sub:124=4")
+    assert len(set(known.digests)) == 2
+    assert len(set(known.prompts)) == 1
+
+
+def test_a_misspelt_key_is_told_before_the_key_that_it_leaves_out() -> None:
+    with pytest.raises(ValidationError, match="unknown key 'anwser'; there is row, answer"):
+        TrialConfig.model_validate(
+            {"model": {"path": "tiny:qwen2"}, "examples": [{"row": "dsr_sub:124", "anwser": "4"}]}
+        )
+
+
+def test_the_port_of_an_address_is_no_row(no_data: Path) -> None:
+    with pytest.raises(DataError, match="how many rows it has is not known yet; `oneshot fetch https://host:8080/x"):
+        identify(["https://host:8080/x.jsonl"])
+    assert identify(["https://host:8080/x.jsonl:3"]).provisional == ("https://host:8080/x.jsonl",)
+
+
+def test_a_row_of_val_is_known_under_a_path_too(real_data: Path) -> None:
+    row = sets.val_rows()[0]
+    text = f"""
+version: 1
+name: s
+question: q
+trial: {{model.path: tiny:qwen2, examples: ["{real_data / "dsr_sub.parquet"}:{row}"], eval.suites: {{val: {{}}}}}}
+seeds: [0]
+"""
+    with pytest.raises(SweepFileError, match="trains on 1 of the rows that the suite `val` holds out"):
+        make_plan(read(text, name="s.yaml"))
+
+
+def test_a_whole_set_is_read_once(real_data: Path) -> None:
+    first, second = load_examples(["dsr_sub"]), load_examples(["dsr_sub"])
+    assert all(one is other for one, other in zip(first, second, strict=True))

@@ -306,3 +306,14 @@ def test_the_name_category_and_level_of_a_problem_are_not_its_content() -> None:
     one = Problem(id="a:0", prompt="p", answer="1", category="Algebra", level="1")
     assert one.digest == replace(one, id="b:7", category="", level="5").digest
     assert one.digest != replace(one, answer="2").digest != replace(one, prompt="q").digest
+
+
+def test_a_final_answer_may_be_a_list_or_text(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_text('{"question": "p", "final_answer": ["$12$"]}\n{"question": "q", "final_answer": "12"}\n')
+    assert [problem.answer for problem in load_file(str(path))] == ["12", "12"]
+
+
+def test_generated_problems_have_no_file() -> None:
+    with pytest.raises(DataError, match="arithmetic: is generated; there is no file of it"):
+        fetch("arithmetic")

@@ -229,12 +229,11 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str) -> None:
         plan(tmp_path, BASE, override)
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_sweep_plans_and_opens_with_its_question(path: Path) -> None:
-    made = make_plan(load(path))
-    assert made.trials
-    assert not made.warnings
-    assert path.read_text().splitlines()[0] == f"# {load(path).config.question}"
+def test_a_cell_takes_its_examples_from_a_ranking_or_names_them(tmp_path: Path) -> None:
+    assert "sum: {set" in BASE
+    text = BASE.replace("sum: {set", "sum: {from_rank: {history: other, top: 1}, set")
+    with pytest.raises(UserError, match="from_rank names the examples of this cell; leave one out"):
+        plan(tmp_path, text)
 
 
 def test_the_committed_schema_and_reference_are_the_generated_ones() -> None:

@@ -7,6 +7,7 @@ whole, drawn from, or given a share of wrong labels (as One-Shot-RLVR's Table 17
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -17,7 +18,7 @@ from oneshot.config import Example, PromptConfig, RowExample, SetExamples, Trial
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.grading import Grader
-from oneshot.tasks.problems import Problem, content_digest, text_digest
+from oneshot.tasks.problems import Content, Problem, content_digest, text_digest
 
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 _FRACTION = re.compile(r"-?(?:\\d?frac\{(?P<numerator>\d+)\}\{(?P<denominator>\d+)\})")
@@ -40,7 +41,8 @@ class _Row:
 
     @property
     def id(self) -> str:
-        return self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
+        own = self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
+        return own if self.answer is None else f"{own}={self.answer}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Identity:
 
     ids: tuple[str, ...]
     digests: tuple[str, ...]
+    prompts: tuple[str, ...]
+    """sha256 (hex) of each prompt."""
     provisional: tuple[str, ...]
     """Sets of which nothing is known before they are fetched: the digests are of names then."""
 
@@ -61,8 +65,12 @@ def identify(examples: Sequence[Example]) -> Identity:
     """
     rows = _rows(examples)
     unknown = sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None})
+    contents = [_content(row) for row in rows]
     return Identity(
-        ids=tuple(row.id for row in rows), digests=tuple(_digest(row) for row in rows), provisional=tuple(unknown)
+        ids=tuple(row.id for row in rows),
+        digests=tuple(_digest(row, content) for row, content in zip(rows, contents, strict=True)),
+        prompts=tuple(prompt for prompt, _ in contents),
+        provisional=tuple(unknown),
     )
 
 
@@ -76,7 +84,7 @@ def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     for row in _rows(examples):
         problem = row.problem if row.problem is not None else sets.load(row.source)[row.row]
         if row.answer is not None:
-            problem = replace(problem, answer=row.answer)
+            problem = replace(problem, id=row.id, answer=row.answer)
         if row.wrong_seed is not None:
             problem = replace(problem, answer=mislabel(problem.answer, random.Random(row.wrong_seed)))
         found.append(problem)
@@ -137,11 +145,9 @@ def check_labels(examples: Sequence[Example], grader: Grader) -> None:
         mend = "leave `answer` out, or give another" if row.wrong_seed is None else "set another seed"
         grade = grader.grade(f"\\boxed{{{given}}}", own.answer)
         if grade.strict is not False or grade.lenient is not False:
-            which = "strict" if grade.strict is not False else "lenient"
-            raise DataError(
-                f"{row.id}: the label {given!r} is not wrong: the {which} grader takes it for the row's own "
-                f"{own.answer!r}; {mend}"
-            )
+            which, verdict = ("strict", grade.strict) if grade.strict is not False else ("lenient", grade.lenient)
+            told = f"takes it for the row's own {own.answer!r}" if verdict else f"cannot tell ({grade.reason})"
+            raise DataError(f"{own.id}: the label {given!r} is not wrong: the {which} grader {told}; {mend}")
 
 
 def mislabel(answer: str, rng: random.Random) -> str:
@@ -150,7 +156,7 @@ def mislabel(answer: str, rng: random.Random) -> str:
     """
     if _DECIMAL.fullmatch(answer):
         shift = rng.choice([shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift])
-        return str(Decimal(answer) + shift)
+        return str((int if answer.lstrip("-").isdecimal() else Decimal)(answer) + shift)
     fraction = _FRACTION.fullmatch(answer)
     if fraction is None:
         return str(rng.randint(101, 999))
@@ -162,7 +168,11 @@ def mislabel(answer: str, rng: random.Random) -> str:
 
 
 def _rows(examples: Sequence[Example]) -> list[_Row]:
-    return [row for example in examples for row in _rows_of(example)]
+    rows = [row for example in examples for row in _rows_of(example)]
+    if len({row.id for row in rows}) < len(rows):
+        twice = next(id_ for id_, times in Counter(row.id for row in rows).items() if times > 1)
+        raise DataError(f"examples: {twice} stands twice; name each once")
+    return rows
 
 
 def _rows_of(example: Example) -> list[_Row]:
@@ -179,7 +189,7 @@ def _rows_of(example: Example) -> list[_Row]:
 
 def _names_a_row(name: str) -> bool:
     source, _, row = name.rpartition(":")
-    return bool(source) and not row.startswith("//")
+    return bool(source) and (row.isdecimal() or not sets.is_url(name))
 
 
 def _row(name: str) -> _Row:
@@ -223,18 +233,18 @@ def _drawn(example: SetExamples) -> list[_Row]:
     ]
 
 
-def _digest(row: _Row) -> str:
+def _content(row: _Row) -> Content:
+    """sha256 (hex) of an example's prompt and label; of its name, where no more is known yet."""
     if row.problem is not None:
         prompt, answer = row.problem.content
     else:
         known = sets.contents(row.source)
-        if known is None:
-            prompt, answer = text_digest(f"{row.source}:{row.row}"), ""
-        else:
-            prompt, answer = known[row.row]
-    if row.answer is not None:
-        answer = text_digest(row.answer)
-    digest = content_digest((prompt, answer))
+        prompt, answer = (text_digest(f"{row.source}:{row.row}"), "") if known is None else known[row.row]
+    return prompt, answer if row.answer is None else text_digest(row.answer)
+
+
+def _digest(row: _Row, content: Content) -> str:
+    digest = content_digest(content)
     return digest if row.wrong_seed is None else text_digest(f"{digest} wrong {row.wrong_seed}")
 
 

@@ -162,8 +162,9 @@ def _read(record: dict[str, Any]) -> Problem:
 
 
 def _label(record: dict[str, Any]) -> str:
-    if "final_answer" in record:  # OlympiadBench: a list of one, in dollar signs
-        return str(record["final_answer"][0]).strip().strip("$")
+    if "final_answer" in record:  # OlympiadBench: a list, in dollar signs
+        final = record["final_answer"]
+        return _answer(final[0] if isinstance(final, list) else final).strip().strip("$")
     if "answer" not in record:
         boxed = extract_boxed(record["solution"])
         if boxed is None:

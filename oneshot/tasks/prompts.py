@@ -105,7 +105,7 @@ def turn_ends(tokenizer: Any) -> set[int]:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
         rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
         after.append(rendered.rpartition("ANSWER")[2])
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
     firsts = (tokenizer.encode(text.lstrip(), add_special_tokens=False)[:1] for text in after)
     return {int(ids[0]) for ids in firsts if ids and ids[0] in special}
 

@@ -130,6 +130,8 @@ def check_name(source: str) -> None:
         DataError: says what there is.
     """
     base, _ = parts_of(source)
+    if base == "arithmetic":
+        raise DataError("arithmetic: is generated; there is no file of it")
     if is_url(base) and base.startswith("hf://") and "@" not in base:
         raise DataError(f"{source}: names no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
     if local_path(base) is None or not (base in KNOWN or base.endswith(problems.FILE_SUFFIXES)):
@@ -162,8 +164,13 @@ def contents(source: str) -> tuple[Content, ...] | None:
         assert path is not None, "check_name has looked"
         if not path.is_file() and (base in KNOWN or is_url(base)):
             return None
-        found = tuple(problem.content for problem in load(base))
+        found = _contents_of(load(base))
     return found if rows is None else tuple(found[row] for row in rows)
+
+
+@cache
+def _contents_of(found: tuple[Problem, ...]) -> tuple[Content, ...]:
+    return tuple(problem.content for problem in found)
 
 
 def num_rows(source: str) -> int | None:
@@ -190,9 +197,15 @@ def load(source: str) -> tuple[Problem, ...]:
     assert path is not None, "check_name has looked"
     if not path.is_file() and (base in KNOWN or is_url(base)):
         raise DataError(f"{source}: not in {data_folder().absolute()}; `oneshot fetch {base}` downloads it")
-    found = tuple(replace(problem, id=f"{base}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
-    check_contents(base, path, found)
+    found = _load(base, path, path.stat().st_mtime_ns if path.is_file() else 0)
     return found if rows is None else tuple(found[row] for row in rows)
+
+
+@cache
+def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
+    found = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
+    check_contents(name, path, found)
+    return found
 
 
 def check_contents(name: str, path: Path, found: tuple[Problem, ...]) -> None:
