@@ -114,11 +114,11 @@ def _run(
     from rich.console import Console
 
     from oneshot.display import Progress, cells_table
-    from oneshot.plan import trainings
     from oneshot.report.cells import cell_lines
     from oneshot.standing import trial_standing
     from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
+    from oneshot.trainings import trainings
 
     uri, _ = mlflow_location(sweep, store)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -159,7 +159,7 @@ def evaluate(
 ) -> None:
     """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
     from oneshot.config import SuiteConfig
-    from oneshot.plan import with_suites
+    from oneshot.trainings import with_suites
 
     sweep, store = _find_sweep(name, storage)
     planned = _resolved(sweep, store)
@@ -272,10 +272,10 @@ def trial(
     chosen = _choose(_load(file, settings), cell, seed)
     from tempfile import mkdtemp
 
-    from oneshot.plan import trainings
     from oneshot.runner import record
     from oneshot.store import Store
     from oneshot.tasks.grading import Grader
+    from oneshot.trainings import trainings
 
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out}: not empty; name a new folder")
@@ -300,8 +300,9 @@ def trial(
 @app.command()
 def retry(file: File, settings: SetOption = None, storage: StorageOption = None) -> None:
     """Take the results of a sweep's failed trials away, so that `run` starts them again."""
-    from oneshot.plan import make_plan, trainings
+    from oneshot.plan import make_plan
     from oneshot.store import Store
+    from oneshot.trainings import trainings
 
     sweep = _load(file, settings)
     store = Store(storage or sweep.config.storage)

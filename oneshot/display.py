@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 
 from oneshot.cost import EFFICIENCY, MEAN_TOKENS
-from oneshot.plan import Plan, Training
+from oneshot.plan import Plan
+from oneshot.trainings import Training
 
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
     from oneshot.report.cells import CellLine

@@ -1,30 +1,24 @@
-"""`Sweep` -> `Plan`: its trials in the order they run, the key of each training, what it costs, and warnings.
+"""`Sweep` -> `Plan`: its trials in the order they run, with keys, what they cost, and warnings.
 
 A *trial* is one cell with one seed; a *training* is what a key names. Trials that differ only in how they are
 evaluated, or of which one asks for fewer steps, share a training.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from itertools import chain, count
 from typing import Any
 
 from oneshot.cells import Cell, expand, read_axes, unused
-from oneshot.config import TRIAL_VERSION, RowExample, SetExamples, SuiteConfig, TrialConfig
+from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
-from oneshot.models import folder_digest, is_commit, local_folder
+from oneshot.keys import Identity, identify
+from oneshot.models import local_folder
 from oneshot.settings import SettingError
-from oneshot.store import Result
 from oneshot.sweepfile import ResourceConfig, Sweep
-from oneshot.tasks.benchmarks import load_suite, load_suites
-from oneshot.tasks.examples import check_fit, identify_shots
+from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites
 from oneshot.tasks.examples import identify as identify_examples
 from oneshot.tasks.sets import contents
-
-KEY_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +41,6 @@ class Trial:
     def label(self) -> str:
         """`tiny-qwen2/47+38/outcome seed 0`."""
         return f"{'/'.join(self.cell.values()) or 'trial'} seed {self.seed}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What one key names, with a config that serves every trial that shares it."""
-
-    key: str
-    seed: int
-    config: TrialConfig
-    resources: ResourceConfig
-    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +82,6 @@ class Plan:
         """Sum over trainings; None where of one on GPUs nothing is known."""
         hours = [trial.cost.gpu_hours for trial in self.paid()]
         return None if any(of_one is None for of_one in hours) else sum(of_one or 0.0 for of_one in hours)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What a cell's model, examples and shots are by content; `facts` are None while something is not known yet."""
-
-    facts: dict[str, Any] | None = None
-    waits_for: str | None = None
-    provisional: tuple[str, ...] = ()
-    """Sets of which nothing but the name is known before they are fetched."""
-
-    def key(self, config: TrialConfig, seed: int) -> str | None:
-        """The key of this cell with a seed."""
-        return None if self.facts is None else trial_key(config, seed, self.facts)
 
 
 def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) -> Plan:
@@ -223,50 +192,6 @@ def _identify(cell: Cell, sweep: Sweep) -> Identity:
         raise sweep.source.error(cell.place("model.path"), str(error)) from error
 
 
-def identify(config: TrialConfig) -> Identity:
-    """Contents by digest: of the model's files (or its hub commit), of each example, and of each shot.
-
-    Raises:
-        UserError: a model or an example is not there.
-    """
-    examples = identify_examples(config.examples)
-    check_fit(config, len(examples.ids))
-    facts: dict[str, Any] = {"examples": examples.digests, "shots": identify_shots(config.prompt)}
-    folder = local_folder(config.model.path)
-    if folder is not None:
-        facts["model"] = folder_digest(folder)
-    elif is_commit(config.model.revision):
-        facts["model"] = f"{config.model.path}@{config.model.revision}"
-    else:
-        revision = config.model.revision or "main"
-        return Identity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
-    return Identity(facts=facts, provisional=examples.provisional)
-
-
-def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
-    """First 16 hex digits of sha256 over the canonical JSON of everything that changes training.
-
-    Not in it: names, resources, storage, evaluation; the number of steps, while the learning rate is constant; how
-    work is split (`microbatch_tokens`, `kv_gib`), which may move last digits but asks the same question.
-    """
-    dump = config.model_dump(mode="json")
-    facts = {
-        "trial_version": TRIAL_VERSION,
-        **contents,
-        "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
-        "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"], dump["prompt"]["stop"]],
-        "reward": dump["reward"],
-        "rollout": {name: value for name, value in dump["rollout"].items() if name != "kv_gib"},
-        "advantage": dump["advantage"],
-        "loss": dump["loss"],
-        "optim": dump["optim"],
-        "updates_per_rollout": dump["train"]["updates_per_rollout"],
-        "seed": seed,
-    }
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
-
-
 def with_seed(trial: Trial, seed: int) -> Trial:
     """The same cell with another seed, and the key that goes with it.
 
@@ -279,101 +204,6 @@ def with_seed(trial: Trial, seed: int) -> Trial:
             f"{trial.label}: waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
         )
     return replace(trial, seed=seed, key=identity.key(trial.config, seed))
-
-
-def trainings(trials: Sequence[Trial]) -> list[Training]:
-    """Trials of known key -> the trainings that serve them, in the order in which they are first asked for."""
-    by_key: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if trial.key is not None:
-            by_key.setdefault(trial.key, []).append(trial)
-    return [
-        Training(
-            key=key,
-            seed=those[0].seed,
-            config=_serving_all(those),
-            resources=those[0].resources,
-            trials=tuple(those),
-        )
-        for key, those in by_key.items()
-    ]
-
-
-def _serving_all(trials: list[Trial]) -> TrialConfig:
-    first = max(trials, key=lambda trial: trial.config.train.num_steps)
-    suites: dict[str, SuiteConfig] = {}
-    also_at = set(first.config.eval.also_at)
-    for trial in (first, *trials):
-        also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
-        for name, suite in trial.config.eval.suites.items():
-            mine = _resolved(name, suite, trial.config)
-            # one name may mean two suites; each trial finds its own by digest
-            names = chain([name], (f"{name} {number}" for number in count(2)))
-            suites.setdefault(next(n for n in names if suites.get(n, mine) == mine), mine)
-    data = first.config.model_dump()
-    data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
-    data["eval"]["also_at"] = sorted(also_at - {first.config.train.num_steps})
-    data["eval"]["at_start"] = any(trial.config.eval.at_start for trial in trials)
-    return TrialConfig.model_validate(data)
-
-
-def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
-    """A suite with nothing left for the trial to fill in but its length."""
-    suffix = config.prompt.eval_suffix if suite.suffix is None else suite.suffix
-    return suite.model_copy(
-        update={
-            "every_steps": suite.every_steps or config.eval.every_steps,
-            "max_tokens": suite.max_tokens or config.rollout.max_tokens,
-            "suffix": suffix,
-            "source": suite.source or name,
-            "template": suite.template or config.prompt.eval_template or config.prompt.template,
-        }
-    )
-
-
-def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], results: Mapping[str, Result]) -> tuple[Plan, list[str]]:
-    """The plan in which each trial whose final weights are kept also asks for more suites, at start and end alone.
-
-    Also says which trials cannot be asked, and why.
-    """
-    trials, left_out = [], []
-    for trial in plan.trials:
-        result = results.get(trial.key or "")
-        if result is None or result.outcome != "finished":
-            left_out.append(f"{trial.label}: not finished, so not evaluated")
-        elif result.checkpoint == "none" and trial.config.train.num_steps:
-            left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")
-        elif result.steps_done != trial.config.train.num_steps:
-            left_out.append(f"{trial.label}: its training went on to step {result.steps_done}, whose weights are kept")
-        else:
-            trials.append(replace(trial, config=_asking_more(trial.config, suites)))
-            continue
-        trials.append(trial)
-    return replace(plan, trials=tuple(trials)), left_out
-
-
-def _asking_more(config: TrialConfig, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
-    data = config.model_dump()
-    seldom = max(1, config.train.num_steps)
-    data["eval"]["suites"] |= {
-        name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
-    }
-    data["eval"] |= {"also_at": [], "at_start": True}
-    asking = TrialConfig.model_validate(data)
-    for name, suite in asking.eval.suites.items():
-        load_suite(name, suite, asking)
-    return asking
-
-
-def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
-    """(suite digest, step) of every evaluation that a trial asks for."""
-    num_steps = config.train.num_steps
-    return {
-        (suite.digest, step)
-        for suite in load_suites(config)
-        for step in range(num_steps + 1)
-        if suite.is_due(step, num_steps=num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
-    }
 
 
 def inert_settings(config: TrialConfig) -> list[str]:

@@ -27,9 +27,10 @@ from oneshot.grpo.evaluate import Evaluation
 from oneshot.grpo.policy import use_cpus
 from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
 from oneshot.grpo.train import StepMetrics, evaluate_kept, train
-from oneshot.plan import Training, due_evaluations
 from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, TrialFolder, now_ms
+from oneshot.tasks.benchmarks import due_evaluations
 from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training
 
 SEGMENT_S = 10.0
 MAX_SAMPLED = 64

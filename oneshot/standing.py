@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from oneshot.plan import Training, Trial, due_evaluations
+from oneshot.plan import Trial
 from oneshot.store import Result, Row, TrialFolder
-from oneshot.tasks.benchmarks import load_suites
+from oneshot.tasks.benchmarks import due_evaluations, load_suites
+from oneshot.trainings import Training
 
 Standing = Literal["finished", "failed", "missing"]
 

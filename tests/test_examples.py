@@ -17,7 +17,7 @@ from oneshot.config import Example, RowExample, SetExamples, ShotConfig, TrialCo
 from oneshot.errors import DataError, SweepFileError, UserError
 from oneshot.grpo.state import new_state
 from oneshot.grpo.train import train
-from oneshot.plan import identify as identify_trial
+from oneshot.keys import identify as identify_trial
 from oneshot.plan import make_plan
 from oneshot.sweepfile import read
 from oneshot.tasks import arithmetic, sets

@@ -31,10 +31,11 @@ from test_plan import trial
 from oneshot import runner
 from oneshot.config import TrialConfig
 from oneshot.grpo import state as trial_state
-from oneshot.plan import Training, trainings, with_seed
+from oneshot.plan import with_seed
 from oneshot.standing import standing
 from oneshot.store import Folder, Store, TrialFolder
 from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training, trainings
 
 STEPS = 7
 PATIENCE_S = 120.0

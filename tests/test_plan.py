@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
 from oneshot.cost import estimate
+from oneshot.keys import identify, trial_key
 from oneshot.models import folder_digest
-from oneshot.plan import Trial, due_evaluations, identify, trainings, trial_key, with_seed
+from oneshot.plan import Trial, with_seed
 from oneshot.settings import flatten, unflatten
 from oneshot.standing import trial_standing
 from oneshot.store import Result
 from oneshot.sweepfile import CostConfig, ResourceConfig
+from oneshot.tasks.benchmarks import due_evaluations
+from oneshot.trainings import trainings
 
 MakeConfig = Callable[..., TrialConfig]
 

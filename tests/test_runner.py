@@ -7,11 +7,12 @@ import pytest
 from test_plan import trial
 
 from oneshot.config import TrialConfig
-from oneshot.plan import Training, trainings, with_seed
+from oneshot.plan import with_seed
 from oneshot.runner import record
 from oneshot.standing import standing, view
 from oneshot.store import Store, TrialFolder
 from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training, trainings
 
 MakeConfig = Callable[..., TrialConfig]
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from test_sweepfile import BASE
 
-from oneshot.plan import Plan, Training, make_plan, trainings
+from oneshot.plan import Plan, make_plan
 from oneshot.runner import record
 from oneshot.store import Result, Store
 from oneshot.sweep.background import TrackingThread
@@ -19,6 +19,7 @@ from oneshot.sweep.run import run as run_sweep
 from oneshot.sweep.tracking import Tracker
 from oneshot.sweepfile import Sweep, load
 from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training, trainings
 
 TEXT = BASE.replace("seeds: [0, 1]", "grid: [{example: sum, arm: outcome}]\nseeds: [0]")
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oneshot.plan import Plan, Training, trainings
+from oneshot.plan import Plan
 from oneshot.standing import standing, trial_standing
 from oneshot.store import Store
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweepfile import Sweep
+from oneshot.trainings import Training, trainings
 
 Launch = Callable[[Sequence[Training], TrackingThread], bool]
 

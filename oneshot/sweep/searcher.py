@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from oneshot.plan import Training
 from oneshot.sweep.trainable import to_tune_config
+from oneshot.trainings import Training
 
 
 class PlanSearcher(Searcher):

@@ -18,12 +18,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 
-from oneshot.plan import Plan, Trial, due_evaluations
+from oneshot.plan import Plan, Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import sweep_curves, trial_curve
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
-from oneshot.tasks.benchmarks import load_suites
+from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
 
 TABLE_COLUMNS = EVALUATION_COLUMNS[:5]

@@ -9,11 +9,11 @@ from ray import tune
 
 from oneshot.config import TrialConfig
 from oneshot.grpo.train import StepMetrics
-from oneshot.plan import Training
 from oneshot.runner import record
 from oneshot.store import Store
 from oneshot.sweepfile import ResourceConfig
 from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training
 
 SHOWN = ("reward/mean", "perf/step_s")
 """Metrics that a wake-up carries to the live table; all others are read from the store."""

@@ -11,13 +11,13 @@ import ray
 from ray import tune
 
 from oneshot.errors import UserError
-from oneshot.plan import Training
 from oneshot.store import Store, now_ms
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.searcher import PlanSearcher
 from oneshot.sweep.trainable import TrialTrainable
 from oneshot.sweepfile import Sweep
+from oneshot.trainings import Training
 
 WAKE_S = 5.0
 """MLflow is brought up to date with a running trial at most this often."""

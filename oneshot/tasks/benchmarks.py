@@ -95,6 +95,17 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
     return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
 
 
+def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
+    """(suite digest, step) of every evaluation that a trial asks for."""
+    num_steps = config.train.num_steps
+    return {
+        (suite.digest, step)
+        for suite in load_suites(config)
+        for step in range(num_steps + 1)
+        if suite.is_due(step, num_steps=num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
+    }
+
+
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
     """The suite `name`; what it leaves out is the built-in suite's, then the trial's. Its problems are loaded later.
 
