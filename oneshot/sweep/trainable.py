@@ -26,6 +26,7 @@ def to_tune_config(training: Training, *, storage: str, sweep: str) -> dict[str,
         "storage": storage,
         "sweep": sweep,
         "working_directory": os.getcwd(),
+        "data_folder": os.environ.get("ONESHOT_DATA"),
         "training": json.dumps(
             {
                 "key": training.key,
@@ -77,6 +78,8 @@ class TrialTrainable(tune.Trainable):
             if os.path.isdir(self._config["working_directory"]):
                 # Tune moves its workers elsewhere; a sweep's paths are meant from where it was started
                 os.chdir(self._config["working_directory"])
+            if self._config["data_folder"]:
+                os.environ["ONESHOT_DATA"] = self._config["data_folder"]
             training = _from_tune_config(self._config)
             folder = Store(self._config["storage"]).trial(training.key)
             timeout_s = training.config.reward.timeout_s
