@@ -62,15 +62,16 @@ def _suites() -> Iterator[str]:
         "The prompt is that of the trial (`prompt.eval_template`, no suffix unless set); pass@1 is reported strictly "
         "(last `\\boxed{}`) and leniently. With more than one sample pass@1 is avg@k, and pass@k stands beside it.\n"
     )
-    yield "| suite | problems | samples | temperature | what |"
-    yield "|---|---|---|---|---|"
+    yield "| suite | problems | samples | temperature | metric | what |"
+    yield "|---|---|---|---|---|---|"
     for name, suite in BUILT_IN.items():
         if suite.source in GENERATED:
             size, about = "as asked, a category", suite.about
         else:
             size = str(sets.num_rows(suite.source))
             about = suite.about or sets.KNOWN[suite.source].about
-        yield f"| `{name}` | {size} | {suite.samples} | {suite.temperature:g} | {about} |"
+        metric = "pass@1" if suite.samples == 1 else f"avg@{suite.samples}, pass@{suite.samples}"
+        yield f"| `{name}` | {size} | {suite.samples} | {suite.temperature:g} | {metric} | {about} |"
 
 
 def _aliases() -> Iterator[str]:

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 
+from pydantic import ValidationError
+
 from oneshot.config import SuiteConfig, TrialConfig
+from oneshot.errors import UserError
 from oneshot.plan import Plan, Trial
 from oneshot.store import Result
 from oneshot.sweepfile import ResourceConfig
@@ -100,7 +103,12 @@ def _asking_more(config: TrialConfig, suites: Mapping[str, SuiteConfig]) -> Tria
         name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
     }
     data["eval"] |= {"also_at": [], "at_start": True}
-    asking = TrialConfig.model_validate(data)
+    try:
+        asking = TrialConfig.model_validate(data)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        name = ".".join(str(part) for part in finding["loc"][2:])
+        raise UserError(f"--suite: {name}: {finding['msg'].lower()}") from error
     for name, suite in asking.eval.suites.items():
         load_suite(name, suite, asking)
     return asking

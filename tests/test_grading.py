@@ -183,3 +183,11 @@ def test_an_answer_without_verdict_is_asked_again_in_the_next_trial() -> None:
         num_known = len(grader._memo)
         grader.forget_ungraded()
         assert len(grader._memo) == num_known - 1
+
+
+def test_a_short_answer_is_remembered_and_a_long_completion_is_not() -> None:
+    with Grader() as grader:
+        grader.grade(r"\boxed{\frac{2}{4}}", "0.25")
+        known = len(grader._memo)
+        grader.grade("word " * 100 + r"\boxed{\frac{2}{4}}", "0.25")
+        assert len(grader._memo) == known

@@ -30,6 +30,9 @@ Verdict = bool | None
 START_TIMEOUT_S = 120.0
 """For a child to import sympy, on a machine that is busy with other things."""
 
+MAX_REMEMBERED = 200
+"""Characters of a question that comes again, as extracted answers do; whole completions would fill the memory."""
+
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}")
 
 
@@ -147,7 +150,8 @@ class Grader:
                 reply = _Reply(None, "the grader died" if died else f"no verdict within {self.timeout_s:g} s")
         finally:
             self._places.put(child)
-        self._memo[question] = reply
+        if len(question.text) <= MAX_REMEMBERED:
+            self._memo[question] = reply
         return reply
 
 
