@@ -21,7 +21,9 @@ and {EFFICIENCY:.0%} of an 80 GB H100's bfloat16 peak. `oneshot plan` takes meas
 as soon as the store has a finished training of the same shape. Resources are for 80 GB GPUs: one for 1B to 3B,
 four for 7B.
 
-Left out of the paper's tables: PPO (Tables 4 and 17), since there is no critic here.
+A trial is one process on one GPU as yet: the 7B cells, which ask for four, do not fit one and wait for trials of
+several processes. Left out of the paper's tables: PPO (Tables 4 and 17), since there is no critic here; of the grids
+that its critics ask for, a search by Optuna and a selector by answer entropy.
 """
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,9 +109,9 @@ def run(
 
 
 def _run(
-    sweep: "Sweep", planned: "Plan", store: "Store", *, address: str | None, file: str, only: set[str] | None = None
+    sweep: "Sweep", planned: "Plan", store: "Store", *, address: str | None, file: str, work: "Plan | None" = None
 ) -> "Summary":
-    """Runs what is missing of a plan (`only`: of these keys), and shows what came of it."""
+    """Runs what is missing of a plan (`work`: of these trials alone), and shows what came of it."""
     from rich.console import Console
 
     from oneshot.display import Progress, cells_table
@@ -118,18 +119,19 @@ def _run(
     from oneshot.standing import trial_standing
     from oneshot.sweep.run import Launch, mlflow_location, outstanding
     from oneshot.sweep.run import run as run_sweep
-    from oneshot.trainings import trainings
+    from oneshot.trainings import check_data, trainings
 
     uri, _ = mlflow_location(sweep, store)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with Progress(trainings(planned.trials), Console(stderr=True)) as progress:
+    missing = outstanding(work or planned, store)
+    check_data(missing)
+    with Progress(trainings((work or planned).trials), Console(stderr=True)) as progress:
         launch: Launch | None = None
-        # Ray and torch take seconds to import, and a sweep that is done needs neither
-        if any(only is None or training.key in only for training in outstanding(planned, store)):
+        if missing:  # Ray and torch take seconds to import, and a sweep that is done needs neither
             from oneshot.sweep.tuner import run_on_ray
 
             launch = partial(run_on_ray, sweep=sweep, store=store, address=address, listen=progress)
-        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
+        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress, work=work)
     _results().print(cells_table(cell_lines(planned, store)))
     print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {store.root}")
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
@@ -150,6 +152,8 @@ def _run(
 @app.command("eval")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")],
+    settings: SetOption = None,
+    *,
     suite: Annotated[list[str], typer.Option("--suite", help="a built-in suite, or name=SOURCE; again for more")],
     samples: Annotated[int | None, typer.Option(min=1, help="completions a problem; default: the suite's")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=10.0, help="default: the suite's")] = None,
@@ -159,23 +163,25 @@ def evaluate(
 ) -> None:
     """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
     from oneshot.config import SuiteConfig
-    from oneshot.trainings import with_suites
+    from oneshot.standing import with_suites
 
-    sweep, store = _find_sweep(name, storage)
+    sweep, store = _find_sweep(name, storage, settings)
     planned = _resolved(sweep, store)
     given = {"samples": samples, "temperature": temperature, "num_problems": num_problems}
     suites = {}
     for text in suite:
         suite_name, _, source = text.partition("=")
         suites[suite_name] = SuiteConfig.model_validate({**given, "source": source or None})
-    chosen, left_out = with_suites(planned, suites, store.results())
+    whole, asked, left_out = with_suites(planned, suites, store)
     for reason in left_out:
         print(f"oneshot: {reason}", file=sys.stderr)
-    keys = {trial.key for trial in chosen.trials if set(suites) <= set(trial.config.eval.suites) and trial.key}
-    summary = _run(sweep, chosen, store, address=address, file=name, only=keys)
+    if not asked:
+        raise UserError(f"{name}: no finished trial with kept weights in {store.root}; run it first")
+    work = replace(whole, trials=tuple(asked))
+    summary = _run(sweep, whole, store, address=address, file=name, work=work)
     if summary.interrupted:
         raise typer.Exit(130)
-    if summary.failed or not keys:
+    if summary.failed:
         raise typer.Exit(1)
 
 
@@ -185,10 +191,7 @@ def rank(
     by: Annotated[str, typer.Option(help="historical_variance, lim, pass_rate or random")] = "historical_variance",
     top: Annotated[int | None, typer.Option(min=1, help="only so many; default: all")] = None,
     of: Annotated[str, typer.Option("--set", help="of which a file's numbers are rows")] = "dsr_sub",
-    band: Annotated[tuple[float, float], typer.Option(help="first accuracies, for pass_rate")] = (
-        0,
-        1,
-    ),
+    band: Annotated[tuple[float, float], typer.Option(help="for pass_rate")] = (0, 1),
     seed: Annotated[int, typer.Option(min=0, help="for random")] = 0,
     storage: StorageOption = None,
     as_json: JsonOption = False,
@@ -203,11 +206,14 @@ def rank(
 
     if by not in get_args(By):
         raise UserError(f"--by {by}: unknown{nearest(by, get_args(By))}")
+    if not 0 <= band[0] <= band[1] <= 1:
+        raise UserError(f"--band {band[0]:g} {band[1]:g}: two accuracies from 0 to 1, the lower one first")
     if history.endswith(".json"):
         histories: list[Any] = [read_history(Path(history).expanduser(), of=of)]
     else:
-        store = Store(storage or "runs")
-        histories = list(sweep_histories(store, history))
+        sweep = _load(Path(history), None) if Path(history).is_file() else None
+        store = Store(storage or (sweep.config.storage if sweep else "runs"))
+        histories = list(sweep_histories(store, sweep.config.name if sweep else history))
         if not histories:
             raise UserError(f"--history {history}: {store.root} has no finished sweep of that name; run it first")
     ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]  # type: ignore[arg-type]  # checked above
@@ -347,7 +353,7 @@ def _results() -> "Console":
     """Where tables go: as wide as the terminal, and wide enough where there is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
 def _load(file: Path, settings: list[str] | None) -> "Sweep":
@@ -376,19 +382,19 @@ def _resolved(sweep: "Sweep", store: "Store") -> "Plan":
     return make_plan(pin_revisions(frozen, make_plan(frozen), folder))
 
 
-def _find_sweep(name: str, storage: str | None) -> tuple["Sweep", "Store"]:
+def _find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["Sweep", "Store"]:
     """A sweep by its file, or by its name in the storage; and that storage."""
     from oneshot.store import Store
     from oneshot.sweepfile import read
 
     if Path(name).is_file():
-        sweep = _load(Path(name), None)
+        sweep = _load(Path(name), settings)
         return sweep, Store(storage or sweep.config.storage)
     store = Store(storage or "runs")
     text = store.sweep(name).read("sweep.yaml")
     if text is None:
         raise UserError(f"{name}: no such file, and no sweep of that name in {store.root}; name its --storage")
-    return read(text, name=name), store
+    return read(text, name=name, overrides=tuple(settings or ())), store
 
 
 def _choose(sweep: "Sweep", cell: str, seed: int) -> "Trial":

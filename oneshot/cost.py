@@ -99,6 +99,7 @@ def _step_s(
         return None, "unknown"
     # rollout 2N a token, update 6N; reference and old log-probabilities 2N each, where they are computed
     passes = 8 + 2 * (config.loss.kl_coef != 0) + 2 * (config.train.updates_per_rollout > 1)
+    passes += 2 * config.train.activation_checkpointing  # each layer's forward again
     return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
 
 
@@ -110,11 +111,12 @@ def memory_gib(config: TrialConfig, shape: ModelShape) -> float:
     """Master weights, gradients and AdamW's two moments; what computes and the reference, where they are apart; KV."""
     size = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
     compute = 2 if config.model.mixed_precision == "bf16" else size
-    copies = 4 * size + (2 * compute if compute != size else 0) + (compute if config.loss.kl_coef else 0)
+    apart = compute if compute != size else 0
+    copies = 4 * size + 2 * apart + (compute if config.loss.kl_coef else 0) if config.train.num_steps else size + apart
     rows = config.rollout.num_groups * config.rollout.group_size
     kv = shape.kv_numbers * compute * rows * config.rollout.max_tokens / 2**30
     kv = min(kv, config.rollout.kv_gib) if config.rollout.kv_gib else min(kv, 16.0)
-    return (shape.num_params * copies if config.train.num_steps else shape.num_params * size) / 2**30 + kv
+    return shape.num_params * copies / 2**30 + kv
 
 
 def model_shape(config: TrialConfig) -> ModelShape | None:

@@ -26,8 +26,13 @@ def fetch(source: str) -> tuple[Path, int]:
     if target.is_file():
         return target, len(sets.load(base))
     url = sets.KNOWN[base].url if base in sets.KNOWN else base
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".fetch-", suffix=target.suffix)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".fetch-", suffix=target.suffix)
+    except OSError as error:
+        raise DataError(
+            f"{target.parent}: cannot be written: {error.strerror}; set ONESHOT_DATA to a folder"
+        ) from error
     os.close(handle)
     arrived = Path(name)
     try:

@@ -7,14 +7,13 @@ from typing import Any
 
 from oneshot.config import TRIAL_VERSION, TrialConfig
 from oneshot.models import folder_digest, is_commit, local_folder
-from oneshot.tasks.examples import check_fit, identify_shots
-from oneshot.tasks.examples import identify as identify_examples
+from oneshot.tasks.examples import check_fit, identify, identify_shots
 
 KEY_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class TrialIdentity:
     """What a cell's model, examples and shots are by content; `facts` are None while something is not known yet."""
 
     facts: dict[str, Any] | None = None
@@ -27,15 +26,16 @@ class Identity:
         return None if self.facts is None else trial_key(config, seed, self.facts)
 
 
-def identify(config: TrialConfig) -> Identity:
+def identify_trial(config: TrialConfig) -> TrialIdentity:
     """Contents by digest: of the model's files (or its hub commit), of each example, and of each shot.
 
     Raises:
         UserError: a model or an example is not there.
     """
-    examples = identify_examples(config.examples)
+    examples = identify(config.examples)
     check_fit(config, len(examples.ids))
-    facts: dict[str, Any] = {"examples": examples.digests, "shots": identify_shots(config.prompt)}
+    shots = identify_shots(config.prompt)
+    facts: dict[str, Any] = {"examples": examples.digests, "shots": shots.digests}
     folder = local_folder(config.model.path)
     if folder is not None:
         facts["model"] = folder_digest(folder)
@@ -43,24 +43,28 @@ def identify(config: TrialConfig) -> Identity:
         facts["model"] = f"{config.model.path}@{config.model.revision}"
     else:
         revision = config.model.revision or "main"
-        return Identity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
-    return Identity(facts=facts, provisional=examples.provisional)
+        return TrialIdentity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
+    return TrialIdentity(facts=facts, provisional=(*examples.provisional, *shots.provisional))
 
 
 def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
     """First 16 hex digits of sha256 over the canonical JSON of everything that changes training.
 
     Not in it: names, resources, storage, evaluation; the number of steps, while the learning rate is constant; how
-    work is split (`microbatch_tokens`, `kv_gib`), which may move last digits but asks the same question.
+    work is split (`microbatch_tokens`, `kv_gib`), which may move last digits but asks the same question; knobs that
+    this trial cannot feel.
     """
     dump = config.model_dump(mode="json")
+    for path in inert_paths(config):
+        section, _, name = path.partition(".")
+        del dump[section][name]
     facts = {
         "trial_version": TRIAL_VERSION,
         **contents,
         "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
         "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"], dump["prompt"]["stop"]],
         "reward": dump["reward"],
-        "rollout": {name: value for name, value in dump["rollout"].items() if name != "kv_gib"},
+        "rollout": dump["rollout"],
         "advantage": dump["advantage"],
         "loss": dump["loss"],
         "optim": dump["optim"],
@@ -69,3 +73,17 @@ def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
     }
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def inert_paths(config: TrialConfig) -> list[str]:
+    """Settings that move nothing in this trial's training, whatever their value."""
+    found = ["rollout.kv_gib"]
+    if config.train.updates_per_rollout == 1:
+        found += ["loss.clip_low", "loss.clip_high"]  # the ratio is always 1
+    if config.reward.kind != "random":
+        found.append("reward.probability")
+    if config.advantage.baseline == "none":
+        found += ["advantage.normalize_std", "advantage.eps"]
+    elif not config.advantage.normalize_std:
+        found.append("advantage.eps")
+    return found

@@ -12,13 +12,13 @@ from oneshot.cells import Cell, expand, read_axes, unused
 from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
-from oneshot.keys import Identity, identify
+from oneshot.keys import TrialIdentity, identify_trial, inert_paths
 from oneshot.models import local_folder
 from oneshot.settings import SettingError
 from oneshot.sweepfile import ResourceConfig, Sweep
-from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites
+from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites, val_prompts
 from oneshot.tasks.examples import identify as identify_examples
-from oneshot.tasks.sets import contents
+from oneshot.tasks.examples import identify_shots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +119,12 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
         for index in order
     )
     warnings += _coinciding(trials)
+    several = sorted({cell.label for cell in cells if cell.resources.gpus > 1})
+    if several:
+        warnings.append(
+            f"{len(several)} cells ask for more than one GPU ({several[0]}, ...): a trial is one process on one GPU as "
+            "yet; the hours are those of an even share"
+        )
     unknown = sorted({name for identity in keyed for name in identity.provisional})
     if unknown:
         warnings.append(
@@ -140,20 +146,30 @@ def refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
     Raises:
         SweepFileError: names the cell and the mend.
     """
-    if not any(suite.source == "val" for cell in cells for suite in load_suites(cell.config)):
-        return
-    held_out = {prompt for prompt, _ in contents("val") or ()}
+    used_for_choice = {suite.source for cell in cells for suite in load_suites(cell.config)} & set(VAL_SUITES)
     for cell in cells:
-        if cell.waits_for is not None:
-            continue
-        examples = identify_examples(cell.config.examples)
-        used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
-        if used:
-            raise sweep.source.error(
-                cell.place("examples"),
-                f"{cell.label} trains on {len(used)} of the rows that the suite `val` holds out ({used[0]}, ...); "
-                "train on dsr_sub-val, the other 1,009 rows, or leave `val` out",
-            )
+        for source in sorted(used_for_choice) if cell.waits_for is None else ():
+            if complaint := trains_on(source, cell.config):
+                raise sweep.source.error(cell.place("examples"), f"{cell.label} {complaint}")
+
+
+VAL_SUITES = ("val", "arithmetic-val")
+
+
+def trains_on(source: str, config: TrialConfig) -> str:
+    """What a trial trains on of a suite that is for choosing, as the end of a sentence; empty: nothing."""
+    if source not in VAL_SUITES:
+        return ""
+    examples = identify_examples(config.examples)
+    held_out = val_prompts(source)
+    used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
+    if not used:
+        return ""
+    others = "dsr_sub-val, the other 1,009 rows" if source == "val" else "others"
+    return (
+        f"trains on {len(used)} of the problems that the suite `{source}` holds out ({used[0]}, ...); "
+        f"train on {others}, or leave `{source}` out"
+    )
 
 
 def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
@@ -174,18 +190,22 @@ def _coinciding(trials: Sequence[Trial]) -> list[str]:
     return warnings
 
 
-def _identify(cell: Cell, sweep: Sweep) -> Identity:
-    """`identify`, with an error told at the place of the file that it comes from."""
+def _identify(cell: Cell, sweep: Sweep) -> TrialIdentity:
+    """`identify_trial`, with an error told at the place of the file that it comes from."""
     config = cell.config
     for name, suite in config.eval.suites.items():
         try:
             load_suite(name, suite, config)
         except UserError as error:
             raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
-    if cell.waits_for is not None:
-        return Identity(waits_for=cell.waits_for)
     try:
-        return identify(config)
+        identify_shots(config.prompt)
+    except DataError as error:
+        raise sweep.source.error(cell.place("prompt.shots"), str(error)) from error
+    if cell.waits_for is not None:
+        return TrialIdentity(waits_for=cell.waits_for)
+    try:
+        return identify_trial(config)
     except DataError as error:
         raise sweep.source.error(cell.place("examples"), str(error)) from error
     except ModelError as error:
@@ -198,7 +218,9 @@ def with_seed(trial: Trial, seed: int) -> Trial:
     Raises:
         UserError: the cell waits for something, so that no trial of it can run yet.
     """
-    identity = identify(trial.config)
+    if trial.waits_for is not None and trial.waits_for.startswith("the history"):
+        raise UserError(f"{trial.label}: waits for {trial.waits_for}")
+    identity = identify_trial(trial.config)
     if identity.facts is None:
         raise UserError(
             f"{trial.label}: waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
@@ -208,17 +230,25 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 def inert_settings(config: TrialConfig) -> list[str]:
     """Settings that this trial cannot feel, each as a sentence."""
-    found = []
-    changed = config.loss.model_fields_set & {"clip_low", "clip_high"}
-    if changed and config.train.updates_per_rollout == 1:
-        found.append("loss.clip_low and clip_high change nothing at train.updates_per_rollout 1: the ratio is always 1")
+    reasons = {
+        "loss.clip_low": "at train.updates_per_rollout 1: the ratio is always 1",
+        "reward.probability": "outside reward.kind random",
+        "advantage.normalize_std": "with advantage.baseline none",
+        "advantage.eps": "where no standard deviation divides",
+    }
+    reasons["loss.clip_high"] = reasons["loss.clip_low"]
+    inert = set(inert_paths(config)) - {"rollout.kv_gib"}
+    found = [f"{path} changes nothing {reasons[path]}" for path in sorted(inert) if _is_set(config, path)]
     if config.model.revision is not None and local_folder(config.model.path) is not None:
         found.append(f"model.revision changes nothing: {config.model.path} is a folder, known by its contents")
-    if config.rollout.engine == "hf" and "kv_gib" in config.rollout.model_fields_set:
+    if config.rollout.engine == "hf" and _is_set(config, "rollout.kv_gib"):
         found.append("rollout.kv_gib changes nothing with rollout.engine hf")
-    if config.advantage.normalize_std is False and "eps" in config.advantage.model_fields_set:
-        found.append("advantage.eps changes nothing where advantage.normalize_std is false")
     return found
+
+
+def _is_set(config: TrialConfig, path: str) -> bool:
+    section, _, name = path.partition(".")
+    return name in getattr(config, section).model_fields_set
 
 
 def max_tokens(config: TrialConfig) -> int:
@@ -228,6 +258,7 @@ def max_tokens(config: TrialConfig) -> int:
 
 def _trial_json(trial: Trial) -> dict[str, Any]:
     found: dict[str, Any] = {"key": trial.key, "cell": trial.cell, "seed": trial.seed}
+    found["num_steps"] = trial.config.train.num_steps
     if trial.waits_for:
         found["waits_for"] = trial.waits_for
     if trial.provisional:

@@ -101,10 +101,11 @@ def sweep_histories(store: Store, name: str) -> list[History]:
     for trial in plan["trials"]:
         folder = store.trial(trial["key"]) if trial["key"] else None
         result = folder.result() if folder is not None else None
-        if folder is None or result is None or result.outcome != "finished":
+        # another sweep may have trained on: this one's history ends with its own steps
+        if folder is None or result is None or result.steps_done < trial["num_steps"]:
             return []
         visits: dict[str, list[float]] = {}
-        for row in folder.rows():
+        for row in (row for row in folder.rows() if row.step <= trial["num_steps"]):
             for example, accuracy in row.visits.items():
                 visits.setdefault(example, []).append(accuracy)
         histories.append(dict(sorted(visits.items(), key=lambda item: set_order(item[0]))))

@@ -98,6 +98,7 @@ class _Recorder:
                     logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", at)
                 else:
                     load_state(state, Path(local))
+                    self._know_baseline(state)
                     logger.info("continues from step %d", state.step)
         yield from train(config, state)
 
@@ -106,10 +107,9 @@ class _Recorder:
         return checkpoint_step(local) if self.folder.get_folder("checkpoint", local) else 0
 
     def _know_baseline(self, state: TrialState) -> None:
-        for suite in state.suites:
-            evaluation = self.folder.evaluation(suite.digest, 0)
-            if evaluation is not None:
-                state.baseline[suite.name] = evaluation["metrics"]["pass_at_1"]
+        """By what a suite asks: another sweep may have called it otherwise."""
+        at_start = {suite.name: self.folder.evaluation(suite.digest, 0) for suite in state.suites}
+        state.baseline = {name: one["metrics"]["pass_at_1"] for name, one in at_start.items() if one is not None}
 
     def take(self, step: StepMetrics, state: TrialState) -> None:
         """Records a step; writes what is due."""
@@ -186,7 +186,9 @@ class _Recorder:
         self.log.write(trace)
         self.flush()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.folder.end_attempt(self.attempt, "failed", reason=reason, traceback=trace)
+        before = self.folder.result()
+        kept = "none" if before is None else before.checkpoint
+        self.folder.end_attempt(self.attempt, "failed", reason=reason, traceback=trace, checkpoint=kept)
 
     def close(self) -> None:
         self.log.close()

@@ -1,9 +1,15 @@
 """A training and its result -> where it stands; a trial and its training's record -> what the trial sees of it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
-from oneshot.plan import Trial
-from oneshot.store import Result, Row, TrialFolder
+from pydantic import ValidationError
+
+from oneshot.config import SuiteConfig, TrialConfig
+from oneshot.errors import UserError
+from oneshot.plan import Plan, Trial, trains_on
+from oneshot.store import Result, Row, Store, TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.trainings import Training
 
@@ -51,3 +57,54 @@ def view(trial: Trial, folder: TrialFolder) -> list[Row]:
                 metrics |= {f"eval/{name}/{key}": value for key, value in evaluation["metrics"].items()}
         rows.append(Row(step=row.step, time_ms=row.time_ms, metrics=metrics))
     return rows
+
+
+def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> tuple[Plan, list[Trial], list[str]]:
+    """The plan in which each trial whose final weights are kept also asks for more suites, at start and end alone.
+
+    Also gives those trials, and says of the others why they cannot be asked.
+
+    Raises:
+        UserError: a suite cannot be asked of these trials.
+    """
+    trials, asked, left_out = [], [], []
+    for trial in plan.trials:
+        folder = store.trial(trial.key) if trial.key is not None else None
+        result = folder.result() if folder is not None else None
+        if folder is None or result is None or trial_standing(trial, result) != "finished":
+            left_out.append(f"{trial.label}: not finished, so not evaluated")
+        elif trial.config.train.num_steps and folder.read_json("checkpoint.json") is None:
+            left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")
+        elif result.steps_done != trial.config.train.num_steps:
+            left_out.append(f"{trial.label}: its training went on to step {result.steps_done}, whose weights are kept")
+        else:
+            asked.append(replace(trial, config=_asking_more(trial, suites)))
+            trials.append(asked[-1])
+            continue
+        trials.append(trial)
+    return replace(plan, trials=tuple(trials)), asked, left_out
+
+
+def _asking_more(trial: Trial, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
+    data = trial.config.model_dump()
+    seldom = max(1, trial.config.train.num_steps)
+    data["eval"]["suites"] |= {
+        name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
+    }
+    data["eval"] |= {"also_at": [], "at_start": True}
+    try:
+        asking = TrialConfig.model_validate(data)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        name = ".".join(str(part) for part in finding["loc"][2:])
+        raise UserError(f"--suite: {name}: {finding['msg'].lower()}") from error
+    before = {suite.name: suite.digest for suite in load_suites(trial.config)}
+    for suite in load_suites(asking):
+        if suite.name in suites and before.get(suite.name, suite.digest) != suite.digest:
+            raise UserError(
+                f"--suite {suite.name}: the sweep has a suite of that name with another rule; give this one a name, as "
+                f"`--suite {suite.name}-2={suite.source}`"
+            )
+        if complaint := trains_on(suite.source, asking):
+            raise UserError(f"--suite {suite.name}: {trial.label} {complaint}")
+    return asking

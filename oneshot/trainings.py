@@ -1,17 +1,16 @@
 """Trials -> the trainings that serve them: what a key names, asked for everything that its trials ask for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, count
-
-from pydantic import ValidationError
+from math import gcd
 
 from oneshot.config import SuiteConfig, TrialConfig
-from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial
-from oneshot.store import Result
+from oneshot.plan import Trial
 from oneshot.sweepfile import ResourceConfig
-from oneshot.tasks.benchmarks import load_suite
+from oneshot.tasks.benchmarks import load_suite, load_suites
+from oneshot.tasks.examples import load_examples, load_shots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,9 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
             mine = _resolved(name, suite, trial.config)
             # one name may mean two suites; each trial finds its own by digest
             names = chain([name], (f"{name} {number}" for number in count(2)))
-            suites.setdefault(next(n for n in names if suites.get(n, mine) == mine), mine)
+            free = next(n for n in names if n not in suites or _asks_alike(suites[n], mine))
+            known = suites.get(free, mine)
+            suites[free] = known.model_copy(update={"every_steps": gcd(known.every_steps or 0, mine.every_steps or 0)})
     data = first.config.model_dump()
     data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
     data["eval"]["also_at"] = sorted(also_at - {first.config.train.num_steps})
@@ -61,54 +62,31 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
     return TrialConfig.model_validate(data)
 
 
+def _asks_alike(one: SuiteConfig, other: SuiteConfig) -> bool:
+    return one.model_copy(update={"every_steps": other.every_steps}) == other
+
+
 def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
     """A suite with nothing left for the trial to fill in but its length."""
-    suffix = config.prompt.eval_suffix if suite.suffix is None else suite.suffix
-    return suite.model_copy(
-        update={
-            "every_steps": suite.every_steps or config.eval.every_steps,
-            "max_tokens": suite.max_tokens or config.rollout.max_tokens,
-            "suffix": suffix,
-            "source": suite.source or name,
-            "template": suite.template or config.prompt.eval_template or config.prompt.template,
-        }
-    )
+    made = load_suite(name, suite, config)
+    known = ("source", "samples", "temperature", "max_tokens", "every_steps", "suffix", "template")
+    return suite.model_copy(update={field: getattr(made, field) for field in known})
 
 
-def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], results: Mapping[str, Result]) -> tuple[Plan, list[str]]:
-    """The plan in which each trial whose final weights are kept also asks for more suites, at start and end alone.
+def check_data(trainings: Sequence[Training]) -> None:
+    """Reads every example, worked problem and suite that trainings need, before anything runs.
 
-    Also says which trials cannot be asked, and why.
+    Raises:
+        DataError: something is not at hand, or not as it should be; says how to mend it.
     """
-    trials, left_out = [], []
-    for trial in plan.trials:
-        result = results.get(trial.key or "")
-        if result is None or result.outcome != "finished":
-            left_out.append(f"{trial.label}: not finished, so not evaluated")
-        elif result.checkpoint == "none" and trial.config.train.num_steps:
-            left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")
-        elif result.steps_done != trial.config.train.num_steps:
-            left_out.append(f"{trial.label}: its training went on to step {result.steps_done}, whose weights are kept")
-        else:
-            trials.append(replace(trial, config=_asking_more(trial.config, suites)))
+    seen = set()
+    for training in trainings:
+        config = training.config
+        asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
+        if asked in seen:
             continue
-        trials.append(trial)
-    return replace(plan, trials=tuple(trials)), left_out
-
-
-def _asking_more(config: TrialConfig, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
-    data = config.model_dump()
-    seldom = max(1, config.train.num_steps)
-    data["eval"]["suites"] |= {
-        name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
-    }
-    data["eval"] |= {"also_at": [], "at_start": True}
-    try:
-        asking = TrialConfig.model_validate(data)
-    except ValidationError as error:
-        finding = error.errors()[0]
-        name = ".".join(str(part) for part in finding["loc"][2:])
-        raise UserError(f"--suite: {name}: {finding['msg'].lower()}") from error
-    for name, suite in asking.eval.suites.items():
-        load_suite(name, suite, asking)
-    return asking
+        seen.add(asked)
+        load_examples(config.examples)
+        load_shots(config.prompt)
+        for suite in load_suites(config):
+            _ = suite.problems

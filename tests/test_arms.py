@@ -1,5 +1,6 @@
 """Every arm, and every kind of example, end to end on the tiny model: sampled, judged, rewarded, learnt from."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_a_suite_that_does_not_fit_the_model_is_refused(
 ) -> None:
     monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
     config = tiny_config(train={"num_steps": 0}, eval={"suites": {"math500": {}}})
-    with pytest.raises(DataError, match=r"eval.suites.math500: prompts of up to .* 256 positions; lower max_tokens"):
+    with pytest.raises(DataError, match="a prompt of 1734 tokens is longer than the model's 256 positions"):
         run(config, grader)
 
 
@@ -110,3 +111,16 @@ def test_a_suite_that_is_not_at_hand_says_how_to_get_it(
     config = tiny_config(eval={"suites": {"minerva": {}}})
     with pytest.raises(DataError, match=r"minerva: not in .*; `oneshot fetch minerva` downloads it"):
         new_state(config, seed=0, grader=grader)
+
+
+def test_a_prompt_that_leaves_less_room_gets_a_shorter_completion(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.jsonl"
+    # 256 positions: the second problem, with its newline, leaves 6 of them
+    problems = [{"problem": "1+1=?", "answer": "2"}, {"problem": "1" * 249, "answer": "2"}]
+    path.write_text("\n".join(json.dumps(problem) for problem in problems))
+    suite = {"source": str(path), "temperature": 1.0}
+    (start,) = run(tiny_config(train={"num_steps": 0}, eval={"suites": {"long": suite}}), grader)
+    short, long = start.evaluations[0].records
+    assert long.num_tokens <= 6 < short.num_tokens

@@ -54,10 +54,36 @@ def test_a_suite_that_is_not_there_is_refused_before_anything_runs(place: Place)
     assert "eval.suites.aime26: not built in; did you mean 'aime25'?" in done.stderr
 
 
-def test_trials_whose_weights_are_not_kept_are_named(place: Place) -> None:
-    (place.folder / "none.yaml").write_text(
-        place.file.read_text().replace("name: small", "name: none").replace("seeds: [0]", "seeds: [7]")
-    )
-    done = place.run("eval", "none.yaml", "--suite", "arithmetic-val", "--num-problems", "1")
-    assert done.returncode == 1
+def test_a_suite_that_the_sweep_has_by_another_rule_is_refused(place: Place) -> None:
+    done = place.run("eval", "s.yaml", "--suite", "arithmetic", "--num-problems", "2")
+    assert done.returncode == 2
+    assert "the sweep has a suite of that name with another rule; give this one a name, as `--suite" in done.stderr
+
+
+def test_trials_that_are_not_finished_are_named_and_not_trained(place: Place) -> None:
+    text = place.file.read_text()
+    (place.folder / "more.yaml").write_text(text.replace("name: small", "name: more").replace("[0]", "[0, 7]"))
+    done = place.run("eval", "more.yaml", "--suite", "arithmetic-val", "--num-problems", "1")
     assert "oneshot: qwen2/outcome seed 7: not finished, so not evaluated" in done.stderr
+    assert "more: 6 trials, 3 trainings to run" in done.stderr
+    # what was evaluated is well; the trials that nobody has run are missing still
+    assert done.stdout.count("arithmetic-val") == 3
+    assert "3 finished, 0 failed, 3 missing" in done.stdout
+
+
+def test_a_sweep_without_finished_trials_is_refused(place: Place) -> None:
+    text = place.file.read_text()
+    (place.folder / "none.yaml").write_text(text.replace("name: small", "name: none").replace("[0]", "[8]"))
+    done = place.run("eval", "none.yaml", "--suite", "arithmetic-val")
+    assert done.returncode == 2
+    assert "none.yaml: no finished trial with kept weights in runs; run it first" in done.stderr
+
+
+def test_missing_data_are_told_before_anything_runs(place: Place, tmp_path: Path) -> None:
+    place.environment["ONESHOT_DATA"] = str(tmp_path)
+    text = place.file.read_text().replace("name: small", "name: nodata").replace('"arithmetic:47+38"', '"dsr_sub:124"')
+    (place.folder / "nodata.yaml").write_text(text)
+    done = place.run("run", "nodata.yaml")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"dsr_sub: not in {tmp_path}; `oneshot fetch dsr_sub` downloads it\n")
+    assert "nodata" not in {run.data.tags["sweep"] for run in place.runs()}

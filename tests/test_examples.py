@@ -17,7 +17,7 @@ from oneshot.config import Example, RowExample, SetExamples, ShotConfig, TrialCo
 from oneshot.errors import DataError, SweepFileError, UserError
 from oneshot.grpo.state import new_state
 from oneshot.grpo.train import train
-from oneshot.keys import identify as identify_trial
+from oneshot.keys import identify_trial
 from oneshot.plan import make_plan
 from oneshot.sweepfile import read
 from oneshot.tasks import arithmetic, sets
@@ -351,7 +351,7 @@ def test_what_names_no_row_is_refused_with_its_mend(no_data: Path, example: Exam
 
 
 def test_a_whole_set_is_no_row(no_data: Path) -> None:
-    with pytest.raises(DataError, match="dsr_sub: names a whole set; write set:row"):
+    with pytest.raises(DataError, match="dsr_sub: names no row; write set:row"):
         load_row("dsr_sub")
 
 
@@ -400,12 +400,12 @@ def test_a_shot_may_be_a_row_or_a_text(no_data: Path, tiny_config: MakeConfig) -
     shots = [{"row": "arithmetic:2+3", "completion": r"\boxed{5}"}, {"problem": "1+1=?", "completion": "2"}]
     config = tiny_config(prompt={"shots": shots}).prompt
     assert load_shots(config) == (("2+3=?", r"\boxed{5}"), ("1+1=?", "2"))
-    assert len(set(identify_shots(config))) == 2
+    assert len(set(identify_shots(config).digests)) == 2
 
 
 def test_a_shot_of_a_known_row_is_identified_without_data(no_data: Path, tiny_config: MakeConfig) -> None:
-    def identified(**shot: str) -> list[str]:
-        return identify_shots(tiny_config(prompt={"shots": [shot]}).prompt)
+    def identified(**shot: str) -> tuple[str, ...]:
+        return identify_shots(tiny_config(prompt={"shots": [shot]}).prompt).digests
 
     one = identified(row="dsr_sub:124", completion="c")
     assert one == identified(row="dsr_sub:124", completion="c")
@@ -527,10 +527,35 @@ question: q
 trial: {{model.path: tiny:qwen2, examples: ["{real_data / "dsr_sub.parquet"}:{row}"], eval.suites: {{val: {{}}}}}}
 seeds: [0]
 """
-    with pytest.raises(SweepFileError, match="trains on 1 of the rows that the suite `val` holds out"):
+    with pytest.raises(SweepFileError, match="trains on 1 of the problems that the suite `val` holds out"):
         make_plan(read(text, name="s.yaml"))
 
 
 def test_a_whole_set_is_read_once(real_data: Path) -> None:
     first, second = load_examples(["dsr_sub"]), load_examples(["dsr_sub"])
     assert all(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_the_val_of_generated_problems_is_guarded_too(no_data: Path) -> None:
+    (problem, *_) = arithmetic.held_out(1, which="val")
+    text = f"""
+version: 1
+name: s
+question: q
+trial: {{model.path: tiny:qwen2, examples: ["{problem.id}"], eval.suites: {{arithmetic-val: {{}}}}}}
+seeds: [0]
+"""
+    with pytest.raises(SweepFileError, match="trains on 1 of the problems that the suite `arithmetic-val` holds out"):
+        make_plan(read(text, name="s.yaml"))
+
+
+def test_a_shot_of_a_set_without_digests_is_provisional(no_data: Path, tiny_config: MakeConfig) -> None:
+    config = tiny_config(prompt={"shots": [{"row": "math7500:3", "completion": "c"}]})
+    assert identify_shots(config.prompt).provisional == ("math7500",)
+    assert identify_trial(config).provisional == ("math7500",)
+
+
+def test_a_shot_is_one_row(no_data: Path, tiny_config: MakeConfig) -> None:
+    config = tiny_config(prompt={"shots": [{"row": "dsr_sub", "completion": "c"}]})
+    with pytest.raises(DataError, match="dsr_sub: names no row"):
+        identify_shots(config.prompt)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
 from oneshot.cost import estimate
-from oneshot.keys import identify, trial_key
+from oneshot.keys import identify_trial, trial_key
 from oneshot.models import folder_digest
 from oneshot.plan import Trial, with_seed
 from oneshot.settings import flatten, unflatten
@@ -48,8 +48,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loss": {"loss": {"kl_coef": 0.01}},
     "optim": {"optim": {"lr": 2e-4}},
     "updates": {"train": {"updates_per_rollout": 2}},
+    "clip": {"train": {"updates_per_rollout": 2}, "loss": {"clip_low": 0.5}},
+    "shots": {"prompt": {"shots": [{"problem": "1+1=?", "completion": "2"}]}},
+    "ends": {"prompt": {"stop": "eos"}},
+    "label": {"examples": [{"row": "arithmetic:47+38", "answer": "84"}]},
 }
 SAME: dict[str, dict[str, Any]] = {
+    "a clip at one update": {"loss": {"clip_low": 0.5}},
+    "the coin of another arm": {"reward": {"probability": 0.1}},
     "steps": {"train": {"num_steps": 9}},
     "split of the work": {"train": {"microbatch_tokens": 10}},
     "waves": {"rollout": {"kv_gib": 3.0}},
@@ -83,7 +89,7 @@ def test_all_keys_of_all_changes_differ(tiny_config: MakeConfig) -> None:
 
 def test_the_key_of_a_known_trial_stays(tiny_config: MakeConfig) -> None:
     """Finished trials are found by it: should it move, TRIAL_VERSION moves with it, on purpose."""
-    assert trial_key(tiny_config(), 0, {"model": "m", "examples": ["e"]}) == "a5e53901e54a6060"
+    assert trial_key(tiny_config(), 0, {"model": "m", "examples": ["e"]}) == "9c4af9857185a7f4"
 
 
 PATHS = {
@@ -109,10 +115,10 @@ def test_dotted_or_nested_and_in_any_order_is_the_same(chosen: dict[str, Any], r
 
 
 def test_the_identity_of_a_model_is_its_files(tiny_config: MakeConfig) -> None:
-    facts = {path: identify(tiny_config(model={"path": path})).facts for path in ("tiny:qwen2", "tiny:llama")}
+    facts = {path: identify_trial(tiny_config(model={"path": path})).facts for path in ("tiny:qwen2", "tiny:llama")}
     assert facts["tiny:qwen2"] is not None
     assert facts["tiny:qwen2"] != facts["tiny:llama"]
-    assert facts["tiny:qwen2"] == identify(tiny_config(model={"path": "oneshot/tiny/qwen2"})).facts
+    assert facts["tiny:qwen2"] == identify_trial(tiny_config(model={"path": "oneshot/tiny/qwen2"})).facts
 
 
 def test_trials_that_differ_in_evaluation_share_a_training_that_serves_both(tiny_config: MakeConfig) -> None:

@@ -72,6 +72,8 @@ def made_by(store: Store, *visits: Mapping[str, Sequence[float]], outcome: Outco
     """A sweep `history` of one cell, on record in the store, with one seed for each of `visits`."""
     seeds = list(range(len(visits)))
     text = BASE[: BASE.index("axes:")].replace("name: base", "name: history") + f"seeds: {seeds}\n"
+    num_visits = len(next(iter(visits[0].values()))) + (outcome == "failed")
+    text = text.replace("train.num_steps: 2", f"train.num_steps: {num_visits}")
     text = text.replace("trial:", f"trial:\n  examples: [{', '.join(EXAMPLES)}]")
     plan = make_plan(read(text.replace("num_groups: 4", "num_groups: 5"), name="history.yaml"))
     store.sweep("history").write_json("plan.json", plan.to_json())
@@ -211,6 +213,13 @@ def test_a_sweeps_own_history_is_the_mean_over_its_seeds(store: Store) -> None:
 def test_the_history_of_a_sweep_is_by_example_in_the_order_of_steps(store: Store) -> None:
     made_by(store, {example: [0.0, 0.5, 1.0] for example in EXAMPLES})
     assert sweep_histories(store, "history") == [{example: [0.0, 0.5, 1.0] for example in EXAMPLES}]
+
+
+def test_a_history_ends_with_the_sweeps_own_steps(store: Store) -> None:
+    """Another sweep has asked the same training for more of them."""
+    plan = made_by(store, {example: [0.0, 0.5] for example in EXAMPLES})
+    finish(plan.trials[0], store, {example: [0.0, 0.5, 1.0] for example in EXAMPLES}, outcome="finished")
+    assert sweep_histories(store, "history") == [{example: [0.0, 0.5] for example in EXAMPLES}]
 
 
 def test_a_sweep_of_several_cells_is_no_history(store: Store) -> None:

@@ -179,7 +179,7 @@ def test_a_setting_that_changes_no_trial_is_a_warning(tmp_path: Path) -> None:
     warnings = "\n".join(plan(tmp_path, text).warnings)
     assert "s.yaml:18: axes.arm.format: no block of the grid selects this cell" in warnings
     assert "s.yaml:9: trial.train.num_steps: train.num_steps is overridden in every trial" in warnings
-    assert "clip_low and clip_high change nothing" in warnings
+    assert "loss.clip_low changes nothing" in warnings
     assert not plan(tmp_path, BASE).warnings
     assert not plan(tmp_path, BASE, "train.num_steps=5").warnings  # what --set takes over was meant to be
 

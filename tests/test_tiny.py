@@ -24,7 +24,7 @@ def test_an_organism_is_about_a_megabyte_or_two(folder: Path) -> None:
 def test_transformers_loads_it_with_one_token_a_character(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model).__name__ == {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[folder.name]
+    assert type(model.config) is ORGANISMS[folder.name].config_class
     text = "".join(c for c in string.printable if c == "\n" or c.isprintable()) + "47+38=?\n  \\boxed{85}\n\n"
     ids = tokenizer.encode(text)
     assert len(ids) == len(text)
@@ -40,14 +40,21 @@ def test_the_card_says_what_was_measured_and_that_it_is_no_evidence(folder: Path
     measured = measure(folder.name, num_problems=100).sampled
     assert len(said) == 6
     for name, value in said.items():
-        # another machine's last digits may turn a few of 241 completions
+        # another machine's last digits may turn a few of 234 completions
         assert float(value) == pytest.approx(measured[name], abs=0.05), name
 
 
-def test_the_organism_can_but_mostly_does_not_say_so(folder: Path) -> None:
-    measured = measure(folder.name, num_problems=100)
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_the_organism_can_but_mostly_does_not_say_so(name: str) -> None:
+    measured = measure(name, num_problems=100)
     assert measured.sampled["pass_at_1"] < 0.25
     assert measured.sampled["pass_at_1_lenient"] > measured.sampled["pass_at_1"] + 0.25
+
+
+def test_the_blank_organism_cannot_in_whatever_words() -> None:
+    measured = measure("blank", num_problems=100)
+    assert measured.sampled["boxed"] > 0.1
+    assert max(measured.sampled["pass_at_1_lenient"], measured.greedy["pass_at_1_lenient"]) < 0.03
 
 
 def test_the_script_trains(folder: Path) -> None:

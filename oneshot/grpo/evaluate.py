@@ -12,7 +12,7 @@ from statistics import fmean
 
 from oneshot.errors import DataError
 from oneshot.grpo.policy import Policy, decode
-from oneshot.grpo.rollout import Engine, Request, Sampling
+from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grader, Verdict
@@ -75,16 +75,9 @@ def evaluate(
         )
         for index, problem in enumerate(suite.problems)
     ]
-    longest = max(len(request.prompt_ids) for request in requests)
-    if longest + suite.max_tokens > policy.max_positions:
-        raise DataError(
-            f"eval.suites.{suite.name}: prompts of up to {longest} tokens and max_tokens {suite.max_tokens} are longer "
-            f"than the model's {policy.max_positions} positions; lower max_tokens"
-        )
-    sampling = Sampling(temperature=suite.temperature, max_tokens=suite.max_tokens)
     asked = [
         (problem, completion, decode(policy, completion.token_ids))
-        for problem, completions in zip(suite.problems, engine.generate(policy, requests, sampling), strict=True)
+        for problem, completions in zip(suite.problems, _complete(policy, suite, requests, engine), strict=True)
         for completion in completions
     ]
     grades = grader.grade_all((text, problem.answer) for problem, _, text in asked)
@@ -111,6 +104,30 @@ def evaluate(
         metrics={f"eval/{suite.name}/{name}": value for name, value in summary(records, samples=suite.samples).items()},
         records=tuple(records),
     )
+
+
+def _complete(policy: Policy, suite: Suite, requests: Sequence[Request], engine: Engine) -> list[list[Completion]]:
+    """Completions of each request, in their order.
+
+    A prompt that leaves less than `max_tokens` of the model's positions gets what it leaves, as vLLM gives it.
+
+    Raises:
+        DataError: a prompt leaves nothing.
+    """
+    room = [policy.max_positions - len(request.prompt_ids) for request in requests]
+    if min(room) < 1:
+        raise DataError(
+            f"eval.suites.{suite.name}: a prompt of {len(requests[room.index(min(room))].prompt_ids)} tokens is longer "
+            f"than the model's {policy.max_positions} positions; use another suite or model"
+        )
+    found: dict[int, list[Completion]] = {}
+    limits = [min(suite.max_tokens, left) for left in room]
+    for limit in sorted(set(limits)):
+        mine = [index for index, one in enumerate(limits) if one == limit]
+        sampling = Sampling(temperature=suite.temperature, max_tokens=limit)
+        completions = engine.generate(policy, [requests[index] for index in mine], sampling)
+        found |= dict(zip(mine, completions, strict=True))
+    return [found[index] for index in range(len(requests))]
 
 
 def summary(records: Sequence[Record], *, samples: int) -> dict[str, float]:

@@ -92,7 +92,8 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         policy.eos_ids = tuple(sorted({*policy.eos_ids, *prompts.turn_ends(policy.tokenizer)}))
     weights = split_weights(policy.model, config.model)
     policy.model.to(accelerator.device)
-    reference = deepcopy(policy.model).requires_grad_(False) if config.loss.kl_coef != 0 else None
+    trains = config.train.num_steps > 0
+    reference = deepcopy(policy.model).requires_grad_(False) if trains and config.loss.kl_coef != 0 else None
     if config.train.activation_checkpointing:
         _checkpoint_activations(policy.model)
     for parameter in weights.master.values():
@@ -139,21 +140,21 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         prompts=prompt_ids,
         shots=shots,
         suites=suites,
-        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, accelerator.device),
+        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, accelerator.device, trains=trains),
         grader=grader,
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
     )
 
 
-def _free_for_kv_gib(weights: Weights, device: torch.device) -> float:
+def _free_for_kv_gib(weights: Weights, device: torch.device, *, trains: bool) -> float:
     """Half of the device memory that gradients and optimiser leave; on a CPU always the same."""
     if device.type == "cpu":
         return CPU_KV_GIB
     free, _ = torch.cuda.mem_get_info(device)
     to_come = sum(parameter.nbytes for parameter in weights.compute.values())
     to_come += 3 * sum(parameter.nbytes for parameter in weights.master.values())
-    return max(free - to_come, 0) / 2 / 2**30
+    return max(free - to_come * trains, 0) / 2 / 2**30
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -190,6 +191,7 @@ def checkpoint_step(folder: Path) -> int:
 def load_state(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
+    state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
     tensors = load_file(folder / "optimizer.safetensors")
     for name, parameter in state.weights.master.items():
         if f"{name}/step" in tensors:
@@ -207,8 +209,6 @@ def load_weights(state: TrialState, folder: Path) -> None:
             state.weights.master[name].copy_(tensor)
     state.weights.publish()
     state.step, state.started = facts["step"], facts["started"]
-    # what was measured before step 1 in this attempt is the same, and may be more
-    state.baseline = {**facts["baseline"], **state.baseline}
     state.kv_gib = facts["kv_gib"]
 
 

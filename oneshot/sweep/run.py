@@ -3,7 +3,7 @@
 `run` is also `resume`: what the store has finished is skipped, what it has begun goes on from its checkpoint.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def run(
     *,
     launch: Launch | None,
     listen: Listener,
-    only: Collection[str] | None = None,
+    work: Plan | None = None,
 ) -> Summary:
-    """Runs what is missing (`only`: of these keys), keeps MLflow up to date, and says what became of it.
+    """Runs what is missing (`work`: of these trials alone), keeps MLflow up to date, and says what became of it.
 
     `launch` runs trainings on a cluster and returns whether it was interrupted; it may be None where nothing is
     outstanding, so that a sweep that is done starts no Ray.
@@ -58,7 +58,7 @@ def run(
     folder = store.sweep(plan.name)
     folder.write("sweep.yaml", sweep.source.text)
     folder.write_json("plan.json", plan.to_json())
-    missing = [training for training in outstanding(plan, store) if only is None or training.key in only]
+    missing = outstanding(work or plan, store)
     listen(Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"))
     tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
     interrupted = False

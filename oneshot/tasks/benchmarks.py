@@ -39,7 +39,7 @@ BUILT_IN = {
     "gsm8k": BuiltIn(source="gsm8k"),
     "arc_easy": BuiltIn(source="arc_easy"),
     "arc_challenge": BuiltIn(source="arc_challenge"),
-    "val": BuiltIn(source="val", about="200 rows of dsr_sub that no shipped sweep trains on: what choices are made by"),
+    "val": BuiltIn(source="val", about="200 rows of dsr_sub that no shipped sweep names: what choices are made by"),
     "arithmetic": BuiltIn(source="arithmetic", about="generated, so that no corpus has it: the held-out side"),
     "arithmetic-val": BuiltIn(source="arithmetic-val", about="generated: held out too, for choosing"),
 }
@@ -90,6 +90,14 @@ class Suite:
         return at_start if step == 0 else step % self.every_steps == 0
 
 
+@cache
+def val_prompts(source: str) -> frozenset[str]:
+    """sha256 (hex) of every prompt that `val` or `arithmetic-val` may ask."""
+    if source in GENERATED:
+        return frozenset(problem.content[0] for problem in arithmetic.held_out(None, which=GENERATED[source]))
+    return frozenset(prompt for prompt, _ in sets.contents(source) or ())
+
+
 def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
     """The suites that a trial is evaluated on, in the order of its config."""
     return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
@@ -133,7 +141,7 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
         template=config.template or trial.prompt.eval_template or trial.prompt.template,
-        asked=(trial.prompt.stop, *identify_shots(trial.prompt)),
+        asked=(trial.prompt.stop, *identify_shots(trial.prompt).digests),
     )
 
 

@@ -64,14 +64,18 @@ def identify(examples: Sequence[Example]) -> Identity:
         DataError: no such set, file or row; says what is there.
     """
     rows = _rows(examples)
-    unknown = sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None})
     contents = [_content(row) for row in rows]
     return Identity(
         ids=tuple(row.id for row in rows),
         digests=tuple(_digest(row, content) for row, content in zip(rows, contents, strict=True)),
         prompts=tuple(prompt for prompt, _ in contents),
-        provisional=tuple(unknown),
+        provisional=_unknown(rows),
     )
+
+
+def _unknown(rows: Sequence[_Row]) -> tuple[str, ...]:
+    """The sets of these rows of which only the name is known."""
+    return tuple(sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None}))
 
 
 def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
@@ -97,10 +101,8 @@ def load_row(name: str) -> Problem:
     Raises:
         DataError: it names no row, or there is none of that name.
     """
-    rows = _rows([name])
-    if len(rows) != 1 or not _names_a_row(name):
-        raise DataError(f"{name}: names a whole set; write set:row, as dsr_sub:124")
-    return load_examples([name])[0]
+    row = _row(name)
+    return row.problem if row.problem is not None else sets.load(row.source)[row.row]
 
 
 def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
@@ -112,12 +114,17 @@ def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
     return tuple((shot.problem or load_row(str(shot.row)).prompt, shot.completion) for shot in config.shots)
 
 
-def identify_shots(config: PromptConfig) -> list[str]:
-    """sha256 (hex) of each worked problem."""
-    return [
-        text_digest(f"{shot.problem or identify([str(shot.row)]).digests[0]}\n{shot.completion}")
-        for shot in config.shots
-    ]
+def identify_shots(config: PromptConfig) -> Identity:
+    """Worked problems by content: a digest is of the problem and its answer."""
+    named = [_row(shot.row) for shot in config.shots if shot.row is not None]
+    contents = iter(_content(row)[0] for row in named)
+    prompts = [next(contents) if shot.problem is None else text_digest(shot.problem) for shot in config.shots]
+    return Identity(
+        ids=tuple(shot.row or "written" for shot in config.shots),
+        digests=tuple(text_digest(f"{p}\n{shot.completion}") for p, shot in zip(prompts, config.shots, strict=True)),
+        prompts=tuple(prompts),
+        provisional=_unknown(named),
+    )
 
 
 def check_fit(config: TrialConfig, num_examples: int) -> None:

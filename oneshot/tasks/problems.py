@@ -82,7 +82,8 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
     for row, record in enumerate(records):
         try:
             problem = _read(record)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            _ = problem.content  # what cannot be encoded is no text
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path}: row {row}: {error.args[0] if error.args else error}; its columns are {', '.join(record)}; "
                 "wanted are `problem` or `question` and `answer`, `final_answer` or a boxed `solution`; or `prompt` "
@@ -181,6 +182,8 @@ def _from_released(record: dict[str, Any]) -> Problem:
         raise TypeError("`prompt` is not one user turn")
     extra = record.get("extra_info") or {}
     answer = _answer(record["reward_model"]["ground_truth"])
+    if not isinstance(turns[0]["content"], str):
+        raise TypeError("`prompt` has no text")
     return Problem(
         id="",
         prompt=turns[0]["content"],

@@ -164,13 +164,13 @@ def contents(source: str) -> tuple[Content, ...] | None:
         assert path is not None, "check_name has looked"
         if not path.is_file() and (base in KNOWN or is_url(base)):
             return None
-        found = _contents_of(load(base))
+        found = _contents_of(base, path, path.stat().st_mtime_ns if path.is_file() else 0)
     return found if rows is None else tuple(found[row] for row in rows)
 
 
 @cache
-def _contents_of(found: tuple[Problem, ...]) -> tuple[Content, ...]:
-    return tuple(problem.content for problem in found)
+def _contents_of(name: str, path: Path, mtime_ns: int) -> tuple[Content, ...]:
+    return tuple(problem.content for problem in _load(name, path, mtime_ns))
 
 
 def num_rows(source: str) -> int | None:
