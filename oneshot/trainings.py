@@ -10,7 +10,8 @@ from oneshot.config import SuiteConfig, TrialConfig
 from oneshot.plan import Trial
 from oneshot.sweepfile import ResourceConfig
 from oneshot.tasks.benchmarks import load_suite, load_suites
-from oneshot.tasks.examples import load_examples, load_shots
+from oneshot.tasks.examples import check_labels, load_examples, load_shots
+from oneshot.tasks.grading import Grader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +75,20 @@ def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig
 
 
 def check_data(trainings: Sequence[Training]) -> None:
-    """Reads every example, worked problem and suite that trainings need, before anything runs.
+    """Reads every example, worked problem and suite that trainings need, and grades other labels, before anything runs.
 
     Raises:
         DataError: something is not at hand, or not as it should be; says how to mend it.
     """
     seen = set()
-    for training in trainings:
-        config = training.config
-        asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
-        if asked in seen:
-            continue
-        seen.add(asked)
-        load_examples(config.examples)
-        load_shots(config.prompt)
-        for suite in load_suites(config):
-            _ = suite.problems
+    with Grader() as grader:
+        for config in (training.config for training in trainings):
+            asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
+            if asked in seen:
+                continue
+            seen.add(asked)
+            load_examples(config.examples)
+            load_shots(config.prompt)
+            for suite in load_suites(config):
+                _ = suite.problems
+            check_labels(config.examples, grader)

@@ -79,6 +79,17 @@ def test_a_sweep_without_finished_trials_is_refused(place: Place) -> None:
     assert "none.yaml: no finished trial with kept weights in runs; run it first" in done.stderr
 
 
+def test_a_label_that_is_right_after_all_is_told_before_anything_runs(place: Place) -> None:
+    example = '{row: "arithmetic:47+38", answer: "170/2"}'
+    text = place.file.read_text().replace("name: small", "name: right").replace('"arithmetic:47+38"', example)
+    (place.folder / "right.yaml").write_text(text)
+    done = place.run("run", "right.yaml")
+    assert done.returncode == 2
+    assert "arithmetic:47+38: the label '170/2' is not wrong: the strict grader takes it for" in done.stderr
+        "arithmetic:47+38: the label '170/2' is not wrong: the strict grader takes it for the row's own" in done.stderr
+    )
+
+
 def test_missing_data_are_told_before_anything_runs(place: Place, tmp_path: Path) -> None:
     place.environment["ONESHOT_DATA"] = str(tmp_path)
     text = place.file.read_text().replace("name: small", "name: nodata").replace('"arithmetic:47+38"', '"dsr_sub:124"')
