@@ -28,15 +28,16 @@ def test_what_is_no_problem_is_refused_with_an_example(row: str) -> None:
 
 def test_every_problem_is_on_one_side() -> None:
     for operator in arithmetic.CATEGORIES:
-        corpus = set(arithmetic.expressions(operator, "corpus"))
-        held_out = set(arithmetic.expressions(operator, "held_out"))
+        corpus, val, held_out = (set(arithmetic.expressions(operator, w)) for w in ("corpus", "val", "held_out"))
         assert not corpus & held_out
-        assert len(held_out) >= 40
-        assert len(corpus) > 1.5 * len(held_out)
+        assert not val & (corpus | held_out)
+        # of 55 pairs of products 41 have a twin held out, about a fifth of those for choosing
+        assert (len(val), len(held_out)) == (7, 34) if operator == "*" else len(held_out) > 3 * len(val) > 400
+        assert len(corpus) > 1.5 * (len(val) + len(held_out))
 
 
 def test_a_held_out_product_has_its_twin_in_the_corpus() -> None:
-    for expression in arithmetic.expressions("*", "held_out"):
+    for expression in (*arithmetic.expressions("*", "held_out"), *arithmetic.expressions("*", "val")):
         left, _, right = arithmetic.parse(expression)
         assert arithmetic.side(f"{right}*{left}") == "corpus"
 
@@ -44,7 +45,7 @@ def test_a_held_out_product_has_its_twin_in_the_corpus() -> None:
 @pytest.mark.parametrize("name", ORGANISMS)
 def test_no_text_of_a_corpus_poses_an_evaluation_problem(name: str) -> None:
     organism = ORGANISMS[name]
-    held_out = {problem.prompt for problem in arithmetic.held_out(None)}
+    held_out = {problem.prompt for which in ("held_out", "val") for problem in arithmetic.held_out(None, which=which)}
     num_texts = organism.num_steps * organism.batch_size
     posed = {f"{text.expression}=?" for text in islice(texts(organism.mixture, seed=organism.seed), num_texts)}
     assert len(posed) > 5000

@@ -73,6 +73,7 @@ def test_a_box_without_braces_is_no_box_but_an_answer(grader: Grader) -> None:
     assert grader.grade(r"So \boxed 12.8", "12.8") == Grade(strict=False, lenient=True)
 
 
+@pytest.mark.slow
 def test_every_gold_solution_of_math500_is_right(shared: Path) -> None:
     rows = [json.loads(line) for line in (shared / "data" / "benchmarks" / "math500.jsonl").read_text().splitlines()]
     boxed = [(row["solution"], row["answer"]) for row in rows if extract_boxed(row["solution"]) == row["answer"]]
