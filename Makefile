@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:
 	@echo "make setup       a virtual environment in .venv with oneshot in it"
 	@echo "make quickstart  the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
-	@echo "make miniature   the paper's story on tiny models: collect, rank, one-shot; a quarter of an hour"
+	@echo "make miniature   the paper's story on tiny models: collect, rank, one-shot; ten minutes"
 	@echo "make laptop      one-shot GRPO on SmolLM2-135M-Instruct, downloaded first; half an hour"
 	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
 	@echo "make check       ruff, mypy, import-linter"
