@@ -66,7 +66,8 @@ def plan(file: File, settings: SetOption = None, storage: StorageOption = None, 
 
     sweep = _load(file, settings)
     store = Store(storage or sweep.config.storage)
-    planned = make_plan(_known(sweep, store), measured=measured_steps(store))
+    measured = measured_steps(store) if sweep.config.asks_for_gpus else None
+    planned = make_plan(_known(sweep, store), measured=measured)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
     if as_json:
@@ -77,7 +78,7 @@ def plan(file: File, settings: SetOption = None, storage: StorageOption = None, 
     console = _results()
     console.print(plan_table(planned))
     for line in cost_lines(planned):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False)
 
 
 @app.command()
@@ -131,7 +132,7 @@ def _run(
             from oneshot.sweep.tuner import run_on_ray
 
             launch = partial(run_on_ray, sweep=sweep, store=store, address=address, listen=progress)
-        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress, work=work)
+        summary = run_sweep(sweep, planned, store, missing=missing, launch=launch, listen=progress)
     _results().print(cells_table(cell_lines(planned, store)))
     print(f"\n{summary.finished} finished, {summary.failed} failed, {summary.missing} missing; store: {store.root}")
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri

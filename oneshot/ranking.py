@@ -12,7 +12,7 @@ from typing import Any
 from oneshot.errors import UserError
 from oneshot.select import History, choose, rank, ranking_digest, read_history, set_order
 from oneshot.store import Folder, Store
-from oneshot.sweepfile import CellConfig, Chosen, FromRankConfig, Sweep
+from oneshot.sweepfile import Chosen, FromRankConfig, Sweep
 
 FILE = "rankings.json"
 
@@ -119,8 +119,6 @@ def _histories(wanted: FromRankConfig, store: Store) -> list[History]:
 
 
 def _wanted(sweep: Sweep) -> Iterator[tuple[str, str, FromRankConfig]]:
-    for axis, cells in sweep.config.axes.items():
-        if isinstance(cells, dict):
-            for name, cell in cells.items():
-                if isinstance(cell, CellConfig) and cell.from_rank is not None:
-                    yield axis, name, cell.from_rank
+    for axis, name, cell in sweep.config.named_cells():
+        if cell.from_rank is not None:
+            yield axis, name, cell.from_rank

@@ -268,11 +268,6 @@ class Store:
         """Keys of every training on record."""
         return Folder(self.fs, self.path).list("trials")
 
-    def results(self) -> dict[str, Result]:
-        """Of every training that has ended, by key."""
-        found = {key: self.trial(key).result() for key in self.trainings()}
-        return {key: result for key, result in found.items() if result is not None}
-
     def sweep(self, name: str) -> Folder:
         """The folder of one sweep."""
         return Folder(self.fs, posixpath.join(self.path, "sweeps", name))

@@ -3,7 +3,7 @@
 YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,6 +126,17 @@ class SweepConfig(Config):
     storage: str = Field("runs", min_length=1, description="folder or fsspec URL of the trial store")
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="where runs are shown")
     notify: NotifyConfig | None = Field(None, description="who is told when the sweep ends")
+
+    def named_cells(self) -> Iterator[tuple[str, str, CellConfig]]:
+        """Axis, name and cell of every named cell."""
+        for axis, cells in self.axes.items():
+            if isinstance(cells, dict):
+                yield from ((axis, name, cell) for name, cell in cells.items())
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether any trial may."""
+        return bool(self.resources.gpus or any(cell.resources.get("gpus") for _, _, cell in self.named_cells()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

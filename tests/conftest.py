@@ -23,6 +23,22 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty data folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("ONESHOT_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch, shared: Path) -> Path:
+    """The published files."""
+    monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
+    return shared / "data"
+
+
 @pytest.fixture(scope="session")
 def grader() -> Iterator[Grader]:
     with Grader(timeout_s=5.0) as grader:

@@ -39,20 +39,6 @@ MakeConfig = Callable[..., TrialConfig]
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
 
 
-@pytest.fixture
-def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty data folder."""
-    monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def real_data(monkeypatch: pytest.MonkeyPatch, shared: Path) -> Path:
-    """The published files."""
-    monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
-    return shared / "data"
-
-
 def digests(*examples: Example) -> tuple[str, ...]:
     return identify(examples).digests
 

@@ -19,22 +19,6 @@ from oneshot.tasks.examples import aliases
 from oneshot.tasks.problems import Problem, load_file
 
 
-@pytest.fixture
-def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty data folder."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    monkeypatch.setenv("ONESHOT_DATA", str(folder))
-    return folder
-
-
-@pytest.fixture
-def real_data(monkeypatch: pytest.MonkeyPatch, shared: Path) -> Path:
-    """The published files."""
-    monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
-    return shared / "data"
-
-
 def put_in_memory(name: str, content: bytes) -> str:
     """The URL under which fsspec finds it."""
     fsspec.filesystem("memory").pipe_file(f"/{name}", content)

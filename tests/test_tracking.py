@@ -48,7 +48,8 @@ class Lab:
 
     def run(self, sweep: Sweep) -> Any:
         plan = make_plan(sweep)
-        return run_sweep(sweep, plan, self.store, launch=self.launch, listen=lambda event: None)
+        missing = outstanding(plan, self.store)
+        return run_sweep(sweep, plan, self.store, missing=missing, launch=self.launch, listen=lambda event: None)
 
     @property
     def client(self) -> MlflowClient:

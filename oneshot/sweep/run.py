@@ -41,11 +41,11 @@ def run(
     plan: Plan,
     store: Store,
     *,
+    missing: Sequence[Training],
     launch: Launch | None,
     listen: Listener,
-    work: Plan | None = None,
 ) -> Summary:
-    """Runs what is missing (`work`: of these trials alone), keeps MLflow up to date, and says what became of it.
+    """Runs trainings that are `outstanding`, keeps MLflow up to date, and says what became of the plan.
 
     `launch` runs trainings on a cluster and returns whether it was interrupted; it may be None where nothing is
     outstanding, so that a sweep that is done starts no Ray.
@@ -58,7 +58,6 @@ def run(
     folder = store.sweep(plan.name)
     folder.write("sweep.yaml", sweep.source.text)
     folder.write_json("plan.json", plan.to_json())
-    missing = outstanding(work or plan, store)
     listen(Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"))
     tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
     interrupted = False

@@ -44,6 +44,18 @@ class _Row:
         own = self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
         return own if self.answer is None else f"{own}={self.answer}"
 
+    @property
+    def own(self) -> Problem:
+        """The problem with its own label."""
+        return self.problem if self.problem is not None else sets.load(self.source)[self.row]
+
+    @property
+    def label(self) -> str:
+        """What the trial trains with."""
+        if self.wrong_seed is not None:
+            return mislabel(self.own.answer, random.Random(self.wrong_seed))
+        return self.own.answer if self.answer is None else self.answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -84,15 +96,10 @@ def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     Raises:
         DataError: a set, file or row is not there.
     """
-    found = []
-    for row in _rows(examples):
-        problem = row.problem if row.problem is not None else sets.load(row.source)[row.row]
-        if row.answer is not None:
-            problem = replace(problem, id=row.id, answer=row.answer)
-        if row.wrong_seed is not None:
-            problem = replace(problem, answer=mislabel(problem.answer, random.Random(row.wrong_seed)))
-        found.append(problem)
-    return tuple(found)
+    return tuple(
+        row.own if row.answer is None and row.wrong_seed is None else replace(row.own, id=row.id, answer=row.label)
+        for row in _rows(examples)
+    )
 
 
 def load_row(name: str) -> Problem:
@@ -101,8 +108,7 @@ def load_row(name: str) -> Problem:
     Raises:
         DataError: it names no row, or there is none of that name.
     """
-    row = _row(name)
-    return row.problem if row.problem is not None else sets.load(row.source)[row.row]
+    return _row(name).own
 
 
 def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
@@ -147,8 +153,7 @@ def check_labels(examples: Sequence[Example], grader: Grader) -> None:
     for row in _rows(examples):
         if row.answer is None and row.wrong_seed is None:
             continue
-        own = row.problem if row.problem is not None else sets.load(row.source)[row.row]
-        given = mislabel(own.answer, random.Random(row.wrong_seed)) if row.answer is None else row.answer
+        own, given = row.own, row.label
         mend = "leave `answer` out, or give another" if row.wrong_seed is None else "set another seed"
         grade = grader.grade(f"\\boxed{{{given}}}", own.answer)
         if grade.strict is not False or grade.lenient is not False:

@@ -101,15 +101,18 @@ def parts_of(source: str) -> tuple[str, tuple[int, ...] | None]:
     """A set -> the set that has its rows, and which of them; None for all."""
     if source not in PARTS:
         return source, None
-    held_out = val_rows()
-    rows = range(KNOWN["dsr_sub"].num_rows)
-    return "dsr_sub", held_out if source == "val" else tuple(row for row in rows if row not in set(held_out))
+    return "dsr_sub", val_rows() if source == "val" else _other_rows()
 
 
 @cache
 def val_rows() -> tuple[int, ...]:
     """The rows of dsr_sub that make `val`; how they were drawn stands beside them."""
     return tuple(json.loads((FACTS / "val.json").read_text())["rows"])
+
+
+@cache
+def _other_rows() -> tuple[int, ...]:
+    return tuple(sorted(set(range(KNOWN["dsr_sub"].num_rows)) - set(val_rows())))
 
 
 def local_path(source: str) -> Path | None:
@@ -123,6 +126,19 @@ def local_path(source: str) -> Path | None:
     return Path(source).expanduser() if source.endswith(problems.FILE_SUFFIXES) else None
 
 
+def is_missing(base: str) -> bool:
+    """Whether a known set or URL has not been fetched."""
+    path = local_path(base)
+    return (base in KNOWN or is_url(base)) and not (path is not None and path.is_file())
+
+
+def _version(base: str) -> tuple[Path, int]:
+    """A set's file and when it was last written; 0 where it is not there, which reading it will tell."""
+    path = local_path(base)
+    assert path is not None, "check_name has looked"
+    return path, path.stat().st_mtime_ns if path.is_file() else 0
+
+
 def check_name(source: str) -> None:
     """Refuses what is no set, path or URL.
 
@@ -132,7 +148,7 @@ def check_name(source: str) -> None:
     base, _ = parts_of(source)
     if base == "arithmetic":
         raise DataError("arithmetic: is generated; there is no file of it")
-    if is_url(base) and base.startswith("hf://") and "@" not in base:
+    if base.startswith("hf://") and "@" not in base:
         raise DataError(f"{source}: names no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
     if local_path(base) is None or not (base in KNOWN or base.endswith(problems.FILE_SUFFIXES)):
         raise DataError(
@@ -160,11 +176,9 @@ def contents(source: str) -> tuple[Content, ...] | None:
     base, rows = parts_of(source)
     found = shipped_contents(base)
     if found is None:
-        path = local_path(base)
-        assert path is not None, "check_name has looked"
-        if not path.is_file() and (base in KNOWN or is_url(base)):
+        if is_missing(base):
             return None
-        found = _contents_of(base, path, path.stat().st_mtime_ns if path.is_file() else 0)
+        found = _contents_of(base, *_version(base))
     return found if rows is None else tuple(found[row] for row in rows)
 
 
@@ -193,11 +207,9 @@ def load(source: str) -> tuple[Problem, ...]:
     """
     check_name(source)
     base, rows = parts_of(source)
-    path = local_path(base)
-    assert path is not None, "check_name has looked"
-    if not path.is_file() and (base in KNOWN or is_url(base)):
+    if is_missing(base):
         raise DataError(f"{source}: not in {data_folder().absolute()}; `oneshot fetch {base}` downloads it")
-    found = _load(base, path, path.stat().st_mtime_ns if path.is_file() else 0)
+    found = _load(base, *_version(base))
     return found if rows is None else tuple(found[row] for row in rows)
 
 
