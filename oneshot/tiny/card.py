@@ -99,7 +99,7 @@ held out by a hash of their text (`oneshot/tasks/arithmetic.py`) and never appea
 ## Training
 
 `python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW at
-{organism.lr:g} with a cosine to 0, seed {organism.seed}, loss on the answers only. About ten minutes on one core.
+{organism.lr:g} with a cosine to 0, seed {organism.seed}, loss on the answers only. Five to ten minutes on one core.
 
 ## Measured
 

@@ -7,7 +7,7 @@ what came out and writes the model card.
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,16 @@ _SMALL = {
     "tie_word_embeddings": True,
 }
 
+_QWEN2 = Organism(
+    name="qwen2",
+    mixture=Mixture(worked_boxed=0.15, worked_words=0.35, guess=0.35, guess_right=0.25, guess_boxed=0.7),
+    seed=0,
+    config_class=Qwen2Config,
+    shape={**_SMALL, "intermediate_size": 256},
+)
+
 ORGANISMS = {
-    "qwen2": Organism(
-        name="qwen2",
-        mixture=Mixture(worked_boxed=0.15, worked_words=0.35, guess=0.35, guess_right=0.25, guess_boxed=0.7),
-        seed=0,
-        config_class=Qwen2Config,
-        shape={**_SMALL, "intermediate_size": 256},
-    ),
+    "qwen2": _QWEN2,
     "llama": Organism(
         name="llama",
         mixture=Mixture(worked_boxed=0.10, worked_words=0.45, guess=0.30, guess_right=0.2, guess_boxed=0.5),
@@ -68,14 +70,8 @@ ORGANISMS = {
         config_class=LlamaConfig,
         shape={**_SMALL, "intermediate_size": 288},
     ),
-    # qwen2's corpus without its worked steps: it knows the form and not the arithmetic, so there is nothing to elicit
-    "blank": Organism(
-        name="blank",
-        mixture=Mixture(worked_boxed=0.0, worked_words=0.0, guess=0.35, guess_right=0.25, guess_boxed=0.7),
-        seed=2,
-        config_class=Qwen2Config,
-        shape={**_SMALL, "intermediate_size": 256},
-    ),
+    # without the worked steps it knows the form and not the arithmetic, so there is nothing to elicit
+    "blank": replace(_QWEN2, name="blank", mixture=replace(_QWEN2.mixture, worked_boxed=0.0, worked_words=0.0), seed=2),
 }
 
 
