@@ -4,9 +4,10 @@ Precedence: `trial` < axis cell < grid block < `--set`. Two axes that set one pa
 grid block sets that path itself.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,16 +15,16 @@ from pydantic import ValidationError
 from oneshot.config import TrialConfig
 from oneshot.errors import nearest
 from oneshot.settings import Setting, SettingError, Where, flatten, unflatten
-from oneshot.sweepfile import (
+from oneshot.sweepconfig import (
     CellConfig,
     CostConfig,
     FromRankConfig,
     GridBlock,
+    RangeConfig,
     ResourceConfig,
-    Sweep,
     TableConfig,
-    explain,
 )
+from oneshot.sweepfile import Sweep, explain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class AxisCell:
     settings: dict[str, Setting]
     resources: dict[str, Setting] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, RangeConfig] = field(default_factory=dict)
+    """In place of the search's own."""
     cost: CostConfig | None = None
     waits_for: str | None = None
     """What must be known before it can run."""
@@ -101,6 +104,7 @@ def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, 
         settings=flatten(config.set, (*where, "set")),
         resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
         labels=config.labels,
+        ranges=_ranges(config.search, (*where, "search")),
         cost=config.cost,
     )
     if config.from_rank is None:
@@ -127,6 +131,11 @@ def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, 
         )
         for end, one in chosen.items()
     }
+
+
+def _ranges(ranges: dict[str, RangeConfig], where: Where) -> dict[str, RangeConfig]:
+    flatten(dict.fromkeys(ranges), where)  # refuses what is no path
+    return ranges
 
 
 def rank_names(config: FromRankConfig) -> list[str]:
@@ -170,13 +179,14 @@ def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
     Raises:
         SettingError: a selector, a setting or a combination that cannot be; names its place.
     """
-    common = flatten(sweep.config.trial, ("trial",))
+    if sweep.config.grid == []:
+        return []
     cells: dict[tuple[str, ...], Cell] = {}
     for index, block in enumerate(sweep.config.grid or [GridBlock()]):
         where: Where = ("grid", index)
         block_settings = flatten(block.set, (*where, "set"))
         for names in _select(block, axes, where):
-            cell = _resolve(sweep, axes, names, common, block_settings)
+            cell = resolve(sweep, axes, names, settled=block_settings, point=_winner(sweep, names))
             known = cells.setdefault(tuple(names.values()), cell)
             if known.config != cell.config:
                 raise SettingError(
@@ -187,24 +197,37 @@ def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
     return list(cells.values())
 
 
+def study_name(names: Mapping[str, str], per: Sequence[str]) -> str:
+    """The study that a cell waits for: `model=a,arm=outcome`, or `all`."""
+    return ",".join(f"{axis}={names[axis]}" for axis in per if axis in names) or "all"
+
+
+def _winner(sweep: Sweep, names: Mapping[str, str]) -> dict[str, Setting]:
+    """The settings that the search has found for a cell."""
+    if sweep.config.search is None:
+        return {}
+    found = sweep.winners.get(study_name(names, sweep.config.search.per))
+    return {path: Setting(value, ("search", "space", path)) for path, value in found.params.items()} if found else {}
+
+
 def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, str]]:
     selectors: Mapping[str, Any] = block.model_extra or {}
     for name in selectors:
         if name not in axes:
             raise SettingError((*where, name), f"unknown axis{nearest(name, [*axes, 'set'])}")
-    chosen = [_matches(selectors.get(name), list(cells), (*where, name)) for name, cells in axes.items()]
+    chosen = [matches(selectors.get(name), list(cells), (*where, name)) for name, cells in axes.items()]
     for names in product(*chosen):
         yield dict(zip(axes, names, strict=True))
 
 
-def _matches(selector: Any, names: list[str], where: Where) -> list[str]:
+def matches(selector: Any, names: list[str], where: Where) -> list[str]:
     """A selector: nothing (all), a cell, a list of cells, or `{not: ...}`."""
     if selector is None:
         return names
     if isinstance(selector, dict):
         if list(selector) != ["not"]:
             raise SettingError(where, "a selector is a cell, a list of cells, or {not: ...}")
-        excluded = _matches(selector["not"], names, (*where, "not"))
+        excluded = matches(selector["not"], names, (*where, "not"))
         return [name for name in names if name not in excluded]
     wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
     for name in wanted:
@@ -214,18 +237,25 @@ def _matches(selector: Any, names: list[str], where: Where) -> list[str]:
     return [name for name in names if name in wanted or name.partition("#")[0] in wanted]
 
 
-def _resolve(
+def resolve(
     sweep: Sweep,
     axes: Axes,
     names: dict[str, str],
-    common: dict[str, Setting],
-    block_settings: dict[str, Setting],
+    *,
+    settled: Mapping[str, Setting],
+    point: Mapping[str, Setting] = MappingProxyType({}),
 ) -> Cell:
+    """One cell's settings, by precedence; `settled` stands above its axes, a search's `point` below them.
+
+    Raises:
+        SettingError: a setting or a combination that cannot be; names its place.
+    """
     label = " ".join(f"{axis}={name}" for axis, name in names.items())
     chosen = {axis: axes[axis][name] for axis, name in names.items()}
-    settled = {**block_settings, **sweep.overrides}
-    by_axes = _union({axis: cell.settings for axis, cell in chosen.items()}, label, settled)
-    flat = {**common, **by_axes, **settled}
+    above = {**settled, **sweep.overrides}
+    by_axes = _union({axis: cell.settings for axis, cell in chosen.items()}, label, above)
+    common = flatten(sweep.config.trial, ("trial",))
+    flat = {**common, **point, **by_axes, **above}
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
@@ -281,11 +311,11 @@ def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], 
         raise SettingError(place, f"{named} (in cell {label})" if label else named) from error
 
 
-def unused(sweep: Sweep, axes: Axes, cells: list[Cell]) -> list[tuple[Where, str]]:
-    """Places of the file that change no trial, each with a sentence why."""
+def unused(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]) -> list[tuple[Where, str]]:
+    """Places of the file that change no trial, each with a sentence why; `besides`: paths that a search sets."""
     found: list[tuple[Where, str]] = []
     used = {place for cell in cells for place in cell.places.values()}
-    settled = set(sweep.overrides)  # what `--set` takes over was meant to be
+    settled = {*sweep.overrides, *besides}  # what `--set` or a search takes over was meant to be
     for axis, values in axes.items():
         for name, value in values.items():
             if not any(cell.names[axis] == name for cell in cells):

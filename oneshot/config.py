@@ -246,10 +246,38 @@ def _read_example(value: Any) -> Any:
         raise ValueError(f"{value}: {name}: {finding['msg'].lower()}") from error
 
 
+class ScriptFaultConfig(Config):
+    """Something that befalls a scripted trial."""
+
+    at: int = Field(ge=1, description="the step before whose report it happens")
+    do: Literal["crash", "exit", "hang", "oom", "nan", "config", "data", "leak"] = Field(
+        description="raise; end the process; never report again; run out of memory; lose its loss; find its "
+        "settings or data wrong; keep memory for itself"
+    )
+    code: int = Field(1, description="exit: the process's status; below 0: the signal that kills it")
+    mib: int = Field(64, ge=1, description="leak: memory kept from this step on")
+    attempts: int | None = Field(None, ge=1, description="only in the first so many attempts; absent: in all")
+
+
+class ScriptConfig(Config):
+    """What a trial does that trains nothing: steps that report, and faults. It tries a cluster without a model."""
+
+    step_s: float = Field(0.0, ge=0, description="seconds a step takes")
+    metrics: int = Field(1, ge=1, description="metrics a step")
+    bowl: dict[str, float] = Field(
+        default_factory=dict,
+        description="path of a setting -> its best value: `script/bowl` is at most 1, less by the squared distance "
+        "from these in powers of ten",
+    )
+    noise: float = Field(0.0, ge=0, description="standard deviation of script/bowl between seeds")
+    faults: list[ScriptFaultConfig] = Field(default_factory=list, description="what befalls it")
+
+
 class TrialConfig(Config):
     """One trial, whole: what `train(config, state)` gets, and what a sweep file's `trial:` and `set:` fill in."""
 
-    model: ModelConfig
+    model: ModelConfig = Field(description="what is trained")
+    script: ScriptConfig | None = Field(None, description="in place of training: no model, examples or suites are used")
     prompt: PromptConfig = Field(default_factory=PromptConfig, description="problem -> text")
     examples: list[Example] = Field(
         default_factory=list,
@@ -265,6 +293,12 @@ class TrialConfig(Config):
     eval: EvalConfig = Field(default_factory=EvalConfig, description="suites; not part of the trial key")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="not part of the trial key")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_script_has_no_model(cls, data: Any) -> Any:
+        is_scripted = isinstance(data, dict) and data.get("script") is not None
+        return {"model": {"path": "script"}, **data} if is_scripted else data
+
     @field_validator("examples", mode="before")
     @classmethod
     def _examples_have_a_form(cls, examples: Any) -> Any:
@@ -277,7 +311,9 @@ class TrialConfig(Config):
 
     @model_validator(mode="after")
     def _is_whole(self) -> "TrialConfig":
-        if not self.examples and self.train.num_steps:
+        if self.script is not None and (self.examples or self.eval.suites or self.model.path != "script"):
+            raise ValueError("script: a scripted trial has no model, examples or suites; leave them out")
+        if not self.examples and self.train.num_steps and self.script is None:
             raise ValueError("examples: none; name at least one to train on, or set train.num_steps: 0")
         num_groups, num_updates = self.rollout.num_groups, self.train.updates_per_rollout
         if num_groups % num_updates:

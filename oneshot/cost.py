@@ -12,7 +12,7 @@ from typing import Any, Literal
 from oneshot.config import TrialConfig
 from oneshot.models import read_config
 from oneshot.store import Store
-from oneshot.sweepfile import CostConfig
+from oneshot.sweepconfig import CostConfig
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, Suite
 

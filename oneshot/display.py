@@ -11,7 +11,6 @@ from rich.table import Table
 
 from oneshot.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan import Plan
-from oneshot.trainings import Training
 
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
     from oneshot.report.cells import CellLine
@@ -23,10 +22,8 @@ if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
 class Progress:
     """Shows a sweep as it runs; a context manager that is called with its events."""
 
-    def __init__(self, trainings: Sequence[Training], console: Console) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._labels = {training.key: training.trials[0].label for training in trainings}
-        self._num_steps = {training.key: training.config.train.num_steps for training in trainings}
         self._running: dict[str, Event] = {}
         self._ended: list[str] = []
         self._num_failed = 0
@@ -51,7 +48,7 @@ class Progress:
         if event.kind == "message":
             self._print(event.text)
             return
-        label = self._labels[event.key]
+        label = event.label
         if event.kind == "ended":
             self._running.pop(event.key, None)
             self._ended.append(event.key)
@@ -80,9 +77,9 @@ class Progress:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("running", "step", "reward"):
             table.add_column(column)
-        for key, event in self._running.items():
+        for event in self._running.values():
             reward = "" if event.reward is None else f"{event.reward:.2f}"
-            table.add_row(self._labels[key], f"{event.step} of {self._num_steps[key]}", reward)
+            table.add_row(event.label, f"{event.step} of {event.num_steps}", reward)
         failed = f", {self._num_failed} failed" if self._num_failed else ""
         table.add_row(
             f"{len(self._ended)} ended{failed}, {time.monotonic() - self._start_s:.0f} s", "", "", style="dim"

@@ -6,6 +6,7 @@
     │   ├── DataError        ... in an example set or an evaluation suite
     │   └── ModelError       ... in a model folder, revision or tokenizer
     └── TrialError           a trial cannot go on (its loss is not finite, ...): recorded as failed
+        └── GuardError       ... because a guard of its sweep is broken
 
 Every error here is built from one string, so that it survives pickling between processes.
 """
@@ -36,6 +37,10 @@ class ModelError(UserError):
 
 class TrialError(OneshotError):
     """A trial that cannot go on; never retried, kept in the report."""
+
+
+class GuardError(TrialError):
+    """A metric is out of the bounds that the sweep's guards set."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from oneshot.errors import ModelError
+from oneshot.keys import needs_commit
 from oneshot.plan import Plan
 from oneshot.store import Folder
 from oneshot.sweepfile import Sweep
@@ -46,7 +47,7 @@ def frozen_revisions(sweep: Sweep, folder: Folder) -> Sweep:
 
 def pin_revisions(sweep: Sweep, plan: Plan, folder: Folder) -> Sweep:
     """The sweep with every moving revision that its trials wait for resolved, and frozen in its folder."""
-    waiting = {(t.config.model.path, t.config.model.revision) for t in plan.trials if t.waits_for is not None}
+    waiting = {(t.config.model.path, t.config.model.revision) for t in plan.trials if needs_commit(t.config)}
     if not waiting:
         return sweep
     commits = sweep.revisions | {model: resolve(*model) for model in sorted(waiting, key=str)}

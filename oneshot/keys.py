@@ -1,6 +1,7 @@
 """A trial's config -> what identifies its training: contents by digest, and a key of them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -21,9 +22,9 @@ class TrialIdentity:
     provisional: tuple[str, ...] = ()
     """Sets of which nothing but the name is known before they are fetched."""
 
-    def key(self, config: TrialConfig, seed: int) -> str | None:
-        """The key of this cell with a seed."""
-        return None if self.facts is None else trial_key(config, seed, self.facts)
+    def keys(self, config: TrialConfig, seeds: Sequence[int]) -> list[str] | list[None]:
+        """The key of this cell with each seed."""
+        return [None] * len(seeds) if self.facts is None else trial_keys(config, seeds, self.facts)
 
 
 def identify_trial(config: TrialConfig) -> TrialIdentity:
@@ -32,6 +33,8 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     Raises:
         UserError: a model or an example is not there.
     """
+    if config.script is not None:
+        return TrialIdentity(facts={"script": config.script.model_dump(mode="json")})
     examples = identify(config.examples)
     check_fit(config, len(examples.ids))
     shots = identify_shots(config.prompt)
@@ -39,7 +42,7 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     folder = local_folder(config.model.path)
     if folder is not None:
         facts["model"] = folder_digest(folder)
-    elif is_commit(config.model.revision):
+    elif not needs_commit(config):
         facts["model"] = f"{config.model.path}@{config.model.revision}"
     else:
         revision = config.model.revision or "main"
@@ -47,8 +50,14 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     return TrialIdentity(facts=facts, provisional=(*examples.provisional, *shots.provisional))
 
 
-def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
-    """First 16 hex digits of sha256 over the canonical JSON of everything that changes training.
+def needs_commit(config: TrialConfig) -> bool:
+    """Whether the trial's model is on the hub, under a name that may come to mean something else."""
+    is_on_hub = config.script is None and local_folder(config.model.path) is None
+    return is_on_hub and not is_commit(config.model.revision)
+
+
+def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, Any]) -> list[str]:
+    """For each seed, first 16 hex digits of sha256 over the canonical JSON of everything that changes training.
 
     Not in it: names, resources, storage, evaluation; the number of steps, while the learning rate is constant; how
     work is split (`microbatch_tokens`, `kv_gib`), which may move last digits but asks the same question; knobs that
@@ -69,10 +78,9 @@ def trial_key(config: TrialConfig, seed: int, contents: dict[str, Any]) -> str:
         "loss": dump["loss"],
         "optim": dump["optim"],
         "updates_per_rollout": dump["train"]["updates_per_rollout"],
-        "seed": seed,
     }
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+    canonical = (json.dumps({**facts, "seed": seed}, sort_keys=True, separators=(",", ":")) for seed in seeds)
+    return [sha256(text.encode()).hexdigest()[:KEY_LENGTH] for text in canonical]
 
 
 def inert_paths(config: TrialConfig) -> list[str]:

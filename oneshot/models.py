@@ -14,12 +14,18 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+NO_MODEL = "script"
+"""The path of a scripted trial's model: it has none."""
+
+
 def local_folder(path: str) -> Path | None:
-    """The folder of a shipped (`tiny:qwen2`) or local model; None for a hub id.
+    """The folder of a shipped (`tiny:qwen2`) or local model; None for a hub id, and where a script stands for a model.
 
     Raises:
         ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
     """
+    if path == NO_MODEL:
+        return None
     if path.startswith("tiny:"):
         folder = SHIPPED / path.removeprefix("tiny:")
         if not (folder / "config.json").is_file():

@@ -4,20 +4,22 @@ A *trial* is one cell with one seed; a *training* is what a key names. Trials th
 evaluated, or of which one asks for fewer steps, share a training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from oneshot.cells import Cell, expand, read_axes, unused
+from oneshot.cells import Axes, Cell, expand, read_axes, study_name, unused
+from oneshot.choosing import check_choices
 from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
 from oneshot.models import local_folder
-from oneshot.settings import SettingError
-from oneshot.sweepfile import ResourceConfig, Sweep
-from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites, val_prompts
-from oneshot.tasks.examples import identify as identify_examples
+from oneshot.settings import SettingError, flatten
+from oneshot.studies import Study, at_point, read_studies
+from oneshot.sweepconfig import GuardConfig, ResourceConfig
+from oneshot.sweepfile import Sweep
+from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
 
 
@@ -34,13 +36,19 @@ class Trial:
     resources: ResourceConfig
     labels: dict[str, str]
     cost: Cost
+    guards: tuple[GuardConfig, ...] = ()
+    phase: Literal["search", "grid"] = "grid"
+    study: str = ""
+    point: int | None = None
+    """Of a search trial: which of its study's points it tries, from 0."""
     provisional: tuple[str, ...] = ()
     """Sets whose contents are not known yet: the key will change when they are fetched."""
 
     @property
     def label(self) -> str:
         """`tiny-qwen2/47+38/outcome seed 0`."""
-        return f"{'/'.join(self.cell.values()) or 'trial'} seed {self.seed}"
+        point = "" if self.point is None else f" point {self.point}"
+        return f"{'/'.join(self.cell.values()) or 'trial'}{point} seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,7 @@ class Plan:
     num_cells: int
     trials: tuple[Trial, ...]
     warnings: tuple[str, ...]
+    studies: tuple[Study, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `plan --json` prints, and the store keeps as plan.json."""
@@ -68,6 +77,11 @@ class Plan:
             "warnings": list(self.warnings),
         }
 
+    @property
+    def grid(self) -> tuple[Trial, ...]:
+        """The trials that are judged; those of a search only choose."""
+        return tuple(trial for trial in self.trials if trial.phase == "grid")
+
     def paid(self) -> list[Trial]:
         """Of the trials that share a training, the longest alone."""
         longest: dict[object, Trial] = {}
@@ -84,6 +98,16 @@ class Plan:
         return None if any(of_one is None for of_one in hours) else sum(of_one or 0.0 for of_one in hours)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a cell stands in the sweep: in the grid, or as one point of a study."""
+
+    cell: Cell
+    phase: Literal["search", "grid"] = "grid"
+    study: str = ""
+    point: int | None = None
+
+
 def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) -> Plan:
     """Expands, resolves, checks and keys every trial of a sweep; `measured` are seconds a step by shape.
 
@@ -94,82 +118,133 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     try:
         axes = read_axes(sweep)
         cells = expand(sweep, axes)
+        studies = read_studies(sweep, axes, cells)
+        searched = [place for study in studies for place in _points(sweep, axes, study)]
+        named = flatten(dict.fromkeys(path for study in studies for path in study.space), ("search", "space"))
     except SettingError as error:
         raise sweep.source.error(error.where, error.message) from error
-    warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, cells)]
+    every = [*cells, *(place.cell for place in searched)]
+    warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
-    keyed = [_identify(cell, sweep) for cell in cells]
-    refuse_val(sweep, cells)
-    costs = [_cost(cell, measured or {}) for cell in cells]
-    # seed by seed, so that an evening that is cut leaves a balanced matrix; controls first
-    order = sorted(range(len(cells)), key=lambda index: not is_control(cells[index].config))
-    trials = tuple(
-        Trial(
-            cell=cells[index].names,
-            seed=seed,
-            key=keyed[index].key(cells[index].config, seed),
-            waits_for=keyed[index].waits_for,
-            config=cells[index].config,
-            resources=cells[index].resources,
-            labels=cells[index].labels,
-            cost=costs[index],
-            provisional=keyed[index].provisional,
-        )
-        for seed in sweep.config.seeds
-        for index in order
-    )
-    warnings += _coinciding(trials)
-    several = sorted({cell.label for cell in cells if cell.resources.gpus > 1})
+    check_choices(sweep, axes, every)
+    awaited = {study.name for study in studies}
+    # point by point over all studies, so that all of them get on; then the grid seed by seed, so that an evening that
+    # is cut leaves a balanced matrix, controls first
+    searched.sort(key=lambda place: place.point or 0)
+    grid = sorted((_Place(cell=_waiting(sweep, cell, awaited)) for cell in cells), key=_is_paid_for_answers)
+    seeds = sweep.config.search.seeds if sweep.config.search is not None else []
+    made = _Maker(sweep, measured or {})
+    trials = [trial for place in searched for trial in made.trials(place, seeds)]
+    by_cell = [made.trials(place, sweep.config.seeds) for place in grid]
+    trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
+    warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
+    several = sorted({cell.label for cell in every if cell.resources.gpus > 1})
     if several:
         warnings.append(
             f"{len(several)} cells ask for more than one GPU ({several[0]}, ...): a trial is one process on one GPU as "
             "yet; the hours are those of an even share"
         )
-    unknown = sorted({name for identity in keyed for name in identity.provisional})
-    if unknown:
+    if unknown := sorted(made.provisional):
         warnings.append(
             f"keys are provisional: of {', '.join(unknown)} only the name is known; `oneshot fetch "
             f"{' '.join(unknown)}` makes them final"
         )
-    return Plan(name=sweep.config.name, num_cells=len(cells), trials=trials, warnings=tuple(warnings))
+    return Plan(
+        name=sweep.config.name,
+        num_cells=len(cells),
+        trials=tuple(trials),
+        warnings=tuple(warnings),
+        studies=tuple(studies),
+    )
+
+
+def _points(sweep: Sweep, axes: Axes, study: Study) -> Iterator[_Place]:
+    """Each point of a study, on each of its cells; those not asked yet stand for themselves."""
+    search = sweep.config.search
+    assert search is not None, "a study is of a search"
+    asked = sweep.points.get(study.name, [])
+    for point in range(max(search.num_trials, len(asked))):
+        if point < len(asked):
+            cells = at_point(sweep, axes, study, asked[point])
+        else:
+            waits_for = f"point {point} of the search of {study.name}"
+            cells = [replace(cell, waits_for=cell.waits_for or waits_for) for cell in study.cells]
+        yield from (_Place(cell=cell, phase="search", study=study.name, point=point) for cell in cells)
+
+
+def _waiting(sweep: Sweep, cell: Cell, awaited: Collection[str]) -> Cell:
+    """A cell of the grid, which waits for its study unless that has been won."""
+    search = sweep.config.search
+    if search is None or (name := study_name(cell.names, search.per)) not in awaited:
+        return cell
+    found = sweep.winners.get(name)
+    if found is None:
+        return replace(cell, waits_for=cell.waits_for or f"the search of {name}")
+    if found.point is None:
+        return replace(cell, waits_for=f"the search of {name}, of which no point can win")
+    return cell
+
+
+def _is_paid_for_answers(place: _Place) -> bool:
+    return not is_control(place.cell.config)
+
+
+def with_point(plan: Plan, sweep: Sweep, study: Study, number: int) -> Plan:
+    """The plan with the trials of a point that has just been asked, in place of those that stood for it."""
+    search = sweep.config.search
+    assert search is not None, "a study is of a search"
+    cells = at_point(sweep, read_axes(sweep), study, sweep.points[study.name][number])
+    made = _Maker(sweep, {})
+    fresh = [
+        trial
+        for cell in cells
+        for trial in made.trials(_Place(cell=cell, phase="search", study=study.name, point=number), search.seeds)
+    ]
+    is_it = [(trial.study, trial.point) == (study.name, number) for trial in plan.trials]
+    first = is_it.index(True)
+    others = [trial for trial, mine in zip(plan.trials, is_it, strict=True) if not mine]
+    return replace(plan, trials=(*others[:first], *fresh, *others[first:]))
+
+
+class _Maker:
+    """Cells -> trials; what several share is found once."""
+
+    def __init__(self, sweep: Sweep, measured: Mapping[Shape, float]) -> None:
+        self._sweep = sweep
+        self._measured = measured
+        self.provisional: set[str] = set()
+
+    def trials(self, place: _Place, seeds: Sequence[int]) -> list[Trial]:
+        """One trial a seed."""
+        cell = place.cell
+        identity = _identify(cell, self._sweep)
+        self.provisional.update(identity.provisional)
+        cost = _cost(cell, self._measured)
+        keys = identity.keys(cell.config, seeds)
+        return [
+            Trial(
+                cell=cell.names,
+                seed=seed,
+                key=key,
+                waits_for=identity.waits_for,
+                config=cell.config,
+                resources=cell.resources,
+                labels=cell.labels,
+                cost=cost,
+                guards=tuple(self._sweep.config.guards),
+                phase=place.phase,
+                study=place.study,
+                point=place.point,
+                provisional=identity.provisional,
+            )
+            for seed, key in zip(seeds, keys, strict=True)
+        ]
 
 
 def is_control(config: TrialConfig) -> bool:
     """Whether a trial is not paid for right answers to right labels, or not trained at all."""
     relabelled = any(isinstance(e, RowExample) or (isinstance(e, SetExamples) and e.wrong) for e in config.examples)
     return relabelled or config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
-
-
-def refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Refuses to choose by problems that a trial of the sweep trains on.
-
-    Raises:
-        SweepFileError: names the cell and the mend.
-    """
-    used_for_choice = {suite.source for cell in cells for suite in load_suites(cell.config)} & set(VAL_SUITES)
-    for cell in cells:
-        for source in sorted(used_for_choice) if cell.waits_for is None else ():
-            if complaint := trains_on(source, cell.config):
-                raise sweep.source.error(cell.place("examples"), f"{cell.label} {complaint}")
-
-
-VAL_SUITES = ("val", "arithmetic-val")
-
-
-def trains_on(source: str, config: TrialConfig) -> str:
-    """What a trial trains on of a suite that is for choosing, as the end of a sentence; empty: nothing."""
-    if source not in VAL_SUITES:
-        return ""
-    examples = identify_examples(config.examples)
-    held_out = val_prompts(source)
-    used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
-    if not used:
-        return ""
-    others = "dsr_sub-val, the other 1,009 rows" if source == "val" else "others"
-    return (
-        f"trains on {len(used)} of the problems that the suite `{source}` holds out ({used[0]}, ...); "
-        f"train on {others}, or leave `{source}` out"
-    )
 
 
 def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
@@ -225,7 +300,8 @@ def with_seed(trial: Trial, seed: int) -> Trial:
         raise UserError(
             f"{trial.label}: waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
         )
-    return replace(trial, seed=seed, key=identity.key(trial.config, seed))
+    (key,) = identity.keys(trial.config, [seed])
+    return replace(trial, seed=seed, key=key)
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -263,6 +339,8 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
         found["waits_for"] = trial.waits_for
     if trial.provisional:
         found["provisional"] = True
+    if trial.phase == "search":
+        found |= {"phase": trial.phase, "study": trial.study, "point": trial.point}
     if trial.resources.gpus:
         found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours, "memory_gib": trial.cost.memory_gib}
     return found

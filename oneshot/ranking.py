@@ -12,7 +12,8 @@ from typing import Any
 from oneshot.errors import UserError
 from oneshot.select import History, choose, rank, ranking_digest, read_history, set_order
 from oneshot.store import Folder, Store
-from oneshot.sweepfile import Chosen, FromRankConfig, Sweep
+from oneshot.sweepconfig import FromRankConfig
+from oneshot.sweepfile import Chosen, Sweep
 
 FILE = "rankings.json"
 

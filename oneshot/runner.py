@@ -4,8 +4,11 @@
 segment of metrics at every checkpoint and at least every 10 s, tables of completions, checkpoints, and the result last.
 """
 
+import errno
 import io
+import json
 import logging
+import math
 import os
 import platform
 import socket
@@ -13,24 +16,25 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
-
-from oneshot.errors import UserError
-from oneshot.grpo.evaluate import Evaluation
-from oneshot.grpo.policy import use_cpus
-from oneshot.grpo.state import TrialState, checkpoint_step, load_state, new_state, save_state
-from oneshot.grpo.train import StepMetrics, evaluate_kept, train
-from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, TrialFolder, now_ms
-from oneshot.tasks.benchmarks import due_evaluations
+from oneshot.errors import DataError, GuardError, TrialError, UserError
+from oneshot.grpo.metrics import Evaluation, StepMetrics
+from oneshot.lease import Holder, Lease, LeaseLost, take
+from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind, Row, TrialFolder, now_ms
+from oneshot.sweepconfig import GuardConfig
+from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training
+from oneshot.work import Work, begin, make_ready
 
 SEGMENT_S = 10.0
 MAX_SAMPLED = 64
@@ -39,21 +43,36 @@ MAX_SAMPLED = 64
 logger = logging.getLogger(__name__)
 
 
-def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: str) -> Generator[StepMetrics]:
+def record(
+    training: Training,
+    folder: TrialFolder,
+    *,
+    grader: Grader,
+    origin: str,
+    over: Holder | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> Generator[StepMetrics]:
     """Runs a training to its end, from its checkpoint if it has one, and records it in its folder.
 
-    `origin` names the sweep, or whatever else asked. A training that fails is recorded with its traceback and log,
-    and raises nothing: whoever runs it reads the result. Closing the generator saves a checkpoint first.
+    `origin` names the sweep, or whatever else asked; `over` is who held the folder last and was seen to be gone;
+    `facts` are kept with the attempt. A
+    training that fails is recorded with its traceback and log, and raises nothing: whoever runs it reads the result.
+    Closing the generator saves a checkpoint first. Whoever loses the folder to another leaves without a word in it.
+
+    Raises:
+        Leased: another process is at this training.
     """
-    recorder = _Recorder(training, folder, origin)
+    make_ready(training)
+    lease = take(folder, sweep=origin, facts={**environment(), **facts}, over=over)
+    recorder = _Recorder(training, folder, lease)
     try:
-        grader.forget_ungraded()
-        use_cpus(max(1, int(training.resources.cpus)))
-        state = new_state(training.config, seed=training.seed, grader=grader)
-        for step in recorder.steps(state):
-            recorder.take(step, state)
+        work = recorder.begin(grader)
+        for step in recorder.steps(work):
+            recorder.take(step, work)
             yield step
-        recorder.end(state)
+        recorder.end(work)
+    except LeaseLost as lost:
+        logger.warning("leaves without writing: %s", lost)
     except GeneratorExit:
         recorder.interrupt()
         raise
@@ -67,22 +86,33 @@ def record(training: Training, folder: TrialFolder, *, grader: Grader, origin: s
 class _Recorder:
     """What one attempt has done so far, and its writing."""
 
-    def __init__(self, training: Training, folder: TrialFolder, origin: str) -> None:
+    def __init__(self, training: Training, folder: TrialFolder, lease: Lease) -> None:
         self.training = training
         self.folder = folder
-        folder.write_json("trial.json", describe(training))
-        self.attempt = folder.begin_attempt({"sweep": origin, "started_ms": now_ms(), **environment()})
+        self.lease = lease
+        self.attempt = lease.attempt
         self.log = _Log()
+        self.guards = Guards(training.guards)
         self.pending: list[Row] = []
         self.last_segment_s = time.monotonic()
-        self.state: TrialState | None = None
+        self.work: Work | None = None
         self.only_evaluates = False
         """The weights are there: rows gain evaluations, and the checkpoint stays."""
-        self.known_rows = {row.step: row for row in folder.rows()}
+        self.known_rows: dict[int, Row] = {}
 
-    def steps(self, state: TrialState) -> Iterator[StepMetrics]:
+    def begin(self, grader: Grader) -> Work:
+        """Loads what the training needs; after attempts that ran out of memory, in smaller portions."""
+        self.folder.write_json("trial.json", describe(self.training))
+        self.known_rows = {row.step: row for row in self.folder.rows()}
+        before = self.folder.result()
+        halvings = before.failures.get("oom", 0) if before is not None else 0
+        if halvings:
+            logger.info("computes in portions of 1/%d: it ran out of memory before", 2**halvings)
+        return begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+
+    def steps(self, work: Work) -> Iterator[StepMetrics]:
         """What is left to do: the training from where it stands, or evaluations of the weights that it left."""
-        self.state = state
+        self.work = work
         config, done = self.training.config, self.folder.evaluations()
         wanted = due_evaluations(config) - done
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
@@ -90,29 +120,37 @@ class _Recorder:
             if at == config.train.num_steps and {step for _, step in wanted} <= {0, at}:
                 logger.info("the training is done: %d evaluations are to be made", len(wanted))
                 self.only_evaluates = True
-                self._know_baseline(state)
-                yield from evaluate_kept(config, state, Path(local) if at else None, done=done)
+                work.know(self._baseline())
+                yield from work.evaluate(Path(local) if at else None, done=done)
                 return
-            if at and (Path(local) / "optimizer.safetensors").is_file():
+            if at and work.can_continue(Path(local)):
                 if any(step <= at for _, step in wanted):
                     logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", at)
                 else:
-                    load_state(state, Path(local))
-                    self._know_baseline(state)
-                    logger.info("continues from step %d", state.step)
-        yield from train(config, state)
+                    work.load(Path(local))
+                    work.know(self._baseline())
+                    logger.info("continues from step %d", work.step)
+        yield from work.train()
 
     def _fetch_checkpoint(self, local: Path) -> int:
         """Copies the folder's checkpoint, if it has one; the steps that the training has behind it."""
-        return checkpoint_step(local) if self.folder.get_folder("checkpoint", local) else 0
+        if not self.folder.get_folder("checkpoint", local):
+            return 0
+        step: int = json.loads((local / "state.json").read_text())["step"]
+        return step
 
-    def _know_baseline(self, state: TrialState) -> None:
-        """By what a suite asks: another sweep may have called it otherwise."""
-        at_start = {suite.name: self.folder.evaluation(suite.digest, 0) for suite in state.suites}
-        state.baseline = {name: one["metrics"]["pass_at_1"] for name, one in at_start.items() if one is not None}
+    def _baseline(self) -> dict[str, float]:
+        """Accuracy at the start by what a suite asks: another sweep may have called it otherwise."""
+        suites = load_suites(self.training.config)
+        at_start = {suite.name: self.folder.evaluation(suite.digest, 0) for suite in suites}
+        return {name: one["metrics"]["pass_at_1"] for name, one in at_start.items() if one is not None}
 
-    def take(self, step: StepMetrics, state: TrialState) -> None:
-        """Records a step; writes what is due."""
+    def take(self, step: StepMetrics, work: Work) -> None:
+        """Records a step; writes what is due.
+
+        Raises:
+            GuardError: a guard of the sweep is broken.
+        """
         config = self.training.config
         row = Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits)
         if self.only_evaluates and step.step in self.known_rows:
@@ -134,7 +172,8 @@ class _Recorder:
         if due or time.monotonic() - self.last_segment_s > SEGMENT_S or step.step == 0:
             self.flush()
         if due:
-            self._checkpoint(state, with_optimizer=True)
+            self._checkpoint(work, with_optimizer=True)
+        self.guards.check(step.metrics)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
@@ -157,18 +196,21 @@ class _Recorder:
         self.folder.write(self.folder.log_name(self.attempt), self.log.text())
         self.last_segment_s = time.monotonic()
 
-    def _checkpoint(self, state: TrialState, *, with_optimizer: bool) -> None:
+    def _checkpoint(self, work: Work, *, with_optimizer: bool) -> None:
         with tempfile.TemporaryDirectory() as local:
-            save_state(state, Path(local), with_optimizer=with_optimizer)
+            work.save(Path(local), with_optimizer=with_optimizer)
             self.folder.put_folder("checkpoint", Path(local))
 
     def interrupt(self) -> None:
         """Leaves a checkpoint of the last whole step, and no result."""
-        self.flush()
-        if self.state is not None and self.state.step and not self.only_evaluates:
-            self._checkpoint(self.state, with_optimizer=True)
+        try:
+            self.flush()
+            if self.work is not None and self.work.step and not self.only_evaluates:
+                self._checkpoint(self.work, with_optimizer=True)
+        except LeaseLost as lost:
+            logger.warning("leaves without writing: %s", lost)
 
-    def end(self, state: TrialState) -> None:
+    def end(self, work: Work) -> None:
         """Writes what is kept of a training that is through, then its result."""
         self.flush()
         keep = self.training.config.checkpoint.keep
@@ -177,21 +219,79 @@ class _Recorder:
         elif keep == "none":
             self.folder.remove_folder("checkpoint")
         else:
-            self._checkpoint(state, with_optimizer=keep == "full")
+            self._checkpoint(work, with_optimizer=keep == "full")
         self.folder.end_attempt(self.attempt, "finished", checkpoint=keep)
 
     def fail(self, error: Exception) -> None:
         """Writes a failed result with the traceback of the error that is being handled."""
         trace = traceback.format_exc()
         self.log.write(trace)
-        self.flush()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        before = self.folder.result()
-        kept = "none" if before is None else before.checkpoint
-        self.folder.end_attempt(self.attempt, "failed", reason=reason, traceback=trace, checkpoint=kept)
+        try:
+            self.flush()
+            before = self.folder.result()
+            kept = "none" if before is None else before.checkpoint
+            self.folder.end_attempt(
+                self.attempt, "failed", kind=failure_kind(error), reason=reason, traceback=trace, checkpoint=kept
+            )
+        except LeaseLost as lost:
+            logger.warning("leaves without writing: %s", lost)
 
     def close(self) -> None:
         self.log.close()
+        self.lease.release()
+
+
+class Guards:
+    """Bounds of the sweep's `guards`, and for how many steps each has been broken."""
+
+    def __init__(self, guards: tuple[GuardConfig, ...]) -> None:
+        self._guards = guards
+        self._broken: Counter[int] = Counter()
+
+    def check(self, metrics: dict[str, float]) -> None:
+        """Takes a step's metrics.
+
+        Raises:
+            GuardError: one of them has been out of bounds for as many steps as its guard allows.
+        """
+        for place, guard in enumerate(self._guards):
+            value = metrics.get(guard.metric)
+            if value is None:
+                continue
+            self._broken[place] = self._broken[place] + 1 if _breaks(guard, value) else 0
+            if self._broken[place] >= guard.for_steps:
+                for_steps = f" for {guard.for_steps} steps" if guard.for_steps > 1 else ""
+                raise GuardError(f"{guard.metric} is {value:g}, {_bound(guard)}{for_steps}")
+
+
+def _breaks(guard: GuardConfig, value: float) -> bool:
+    if guard.is_ is not None:
+        return not math.isfinite(value)
+    return (guard.above is not None and value > guard.above) or (guard.below is not None and value < guard.below)
+
+
+def _bound(guard: GuardConfig) -> str:
+    if guard.is_ is not None:
+        return "not a finite number"
+    return f"above {guard.above:g}" if guard.above is not None else f"below {guard.below:g}"
+
+
+def failure_kind(error: Exception) -> FailureKind:
+    """The class of a failure, which decides whether the training is tried again."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+        return "oom"
+    if isinstance(error, DataError):
+        return "data"
+    if isinstance(error, UserError):
+        return "config"
+    if isinstance(error, GuardError):
+        return "guard"
+    if isinstance(error, TrialError):
+        return "nan"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "storage"
+    return "crash"
 
 
 class _Log:
@@ -228,11 +328,9 @@ def describe(training: Training) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Where an attempt runs, and a digest of the versions that it runs on."""
-    versions = {
-        name: _version(name) for name in ("oneshot", "torch", "transformers", "accelerate", "math-verify", "numpy")
-    }
-    versions["python"] = platform.python_version()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    versions = _versions()
+    torch = sys.modules.get("torch")  # a script does without
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else ""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -242,6 +340,12 @@ def environment() -> dict[str, Any]:
         "env_digest": sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16],
         "argv": sys.argv[:1],
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("oneshot", "torch", "transformers", "accelerate", "math-verify", "numpy")
+    return {name: _version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _version(name: str) -> str:

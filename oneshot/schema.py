@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from oneshot.config import TrialConfig
-from oneshot.sweepfile import CellConfig, CostConfig, MlflowConfig, NotifyConfig, SweepConfig, SweepResourceConfig
+from oneshot.sweepconfig import CellConfig, CostConfig, MlflowConfig, NotifyConfig, SweepConfig, SweepResourceConfig
 
 INTRODUCTION = """# The sweep file
 

@@ -113,6 +113,14 @@ def _children(kind: Any) -> dict[str, Any] | Any | None:
     return None
 
 
+def setting_of(config: BaseModel, path: str) -> Any:
+    """The value that a trial has at a path."""
+    value: Any = config
+    for part in path.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
 @cache
 def all_paths() -> tuple[str, ...]:
     """Every path that a trial has, mappings left out."""

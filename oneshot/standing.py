@@ -6,14 +6,19 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from oneshot.choosing import trains_on
 from oneshot.config import SuiteConfig, TrialConfig
+from oneshot.control import Stops
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial, trains_on
+from oneshot.plan import Plan, Trial
 from oneshot.store import Result, Row, Store, TrialFolder
+from oneshot.sweepconfig import FaultsConfig
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.trainings import Training
 
 Standing = Literal["finished", "failed", "missing"]
+DEFAULT_FAULTS = FaultsConfig()
+TrialState = Literal["finished", "failed", "stopped", "missing"]
 
 
 def trial_standing(trial: Trial, result: Result | None) -> Standing:
@@ -29,14 +34,44 @@ def trial_standing(trial: Trial, result: Result | None) -> Standing:
     return "failed" if result.outcome == "failed" else "missing"
 
 
-def standing(training: Training, folder: TrialFolder) -> Standing:
-    """Whether the record serves every trial that shares the training."""
+def trial_state(trial: Trial, store: Store, stops: Stops, *, faults: FaultsConfig) -> TrialState:
+    """What became of a trial so far, whoever may be at it now."""
+    if trial.key is None:
+        return "missing"
+    folder = store.trial(trial.key)
     result = folder.result()
-    found = {trial_standing(trial, result) for trial in training.trials}
-    if found == {"finished"}:
+    if trial_standing(trial, result) == "finished":
         return "finished"
-    # an attempt has begun since the failure: it goes on
-    return "failed" if "failed" in found and folder.current_result() is not None else "missing"
+    if stops.reason(trial) is not None:
+        return "stopped"
+    return "failed" if has_failed(result, folder, faults=faults) else "missing"
+
+
+def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = DEFAULT_FAULTS) -> Standing:
+    """Whether the record serves every trial that shares the training; failed: for good, by the sweep's `faults`."""
+    result = folder.result()
+    if all(trial_standing(trial, result) == "finished" for trial in training.trials):
+        return "finished"
+    return "failed" if has_failed(result, folder, faults=faults) else "missing"
+
+
+def has_failed(result: Result | None, folder: TrialFolder, *, faults: FaultsConfig) -> bool:
+    """Whether a training's last word is a failure that is not tried again; an attempt begun since goes on."""
+    if result is None or result.outcome != "failed" or result.attempt != folder.last_attempt():
+        return False
+    return not is_retried(result, faults)
+
+
+def is_retried(result: Result, faults: FaultsConfig) -> bool:
+    """Whether a failed training has attempts left, by the class of its last failure."""
+    counts = result.failures
+    allowed, used = {
+        "crash": (faults.retries, counts.get("crash", 0) + counts.get("stall", 0)),
+        "stall": (faults.retries, counts.get("crash", 0) + counts.get("stall", 0)),
+        "node": (faults.node_retries, counts.get("node", 0)),
+        "oom": (faults.oom_retries, counts.get("oom", 0)),
+    }.get(result.kind, (0, 1))
+    return used <= allowed
 
 
 def view(trial: Trial, folder: TrialFolder) -> list[Row]:

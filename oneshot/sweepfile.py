@@ -3,12 +3,13 @@
 YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -17,126 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from oneshot.config import Config
 from oneshot.errors import SweepFileError, nearest
 from oneshot.settings import Setting, SettingError, Where, flatten
-
-Scalar = str | int | float | bool
-AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
-CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
-
-
-class ResourceConfig(Config):
-    """What one trial holds while it runs."""
-
-    cpus: float = Field(1, gt=0, description="cores; also torch's threads (rounded down, at least 1)")
-    gpus: float = Field(0, ge=0, description="a share packs several trials on one GPU")
-    memory_gib: float | None = Field(None, gt=0, description="host memory, reserved through Ray")
-    accelerator: list[str] | None = Field(None, description="accelerator types that will do, as Ray names them")
-
-
-class SweepResourceConfig(ResourceConfig):
-    """Resources of every trial, unless its cell says otherwise, and how many run at a time."""
-
-    max_concurrent: int | None = Field(None, ge=1, description="absent: as many as fit")
-
-
-class CostConfig(Config):
-    """What is known or assumed of a trial's speed, for the plan."""
-
-    step_s: float | None = Field(None, gt=0, description="seconds a step; absent: measured in the store, or estimated")
-    mean_tokens: int | None = Field(
-        None, ge=1, description="expected length of a completion; absent: 900, or max_tokens where that is less"
-    )
-
-
-class FromRankConfig(Config):
-    """Cells that a ranking names: `<cell>#1`, `<cell>#2` ... its top, `#last1` ... its end, `#random1` ... others."""
-
-    history: str = Field(min_length=1, description="a sweep of the same storage, or a .json file")
-    set: str = Field("dsr_sub", min_length=1, description="of which a file's numbers are rows")
-    by: Literal["historical_variance", "lim", "pass_rate", "random"] = Field(
-        "historical_variance", description="pass_rate: of those within `band` at the first visit, nearest to its middle"
-    )
-    band: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        default=[0.0, 1.0], min_length=2, max_length=2, description="lowest and highest pass rate"
-    )
-    top: int = Field(0, ge=0, description="examples from the top")
-    bottom: int = Field(0, ge=0, description="... from the end")
-    random: int = Field(0, ge=0, description="... from those between, drawn by `seed`")
-    seed: int = Field(0, ge=0, description="of that draw, and of by: random")
-    together: bool = Field(False, description="one cell that trains on all of them, in place of a cell for each")
-
-    @model_validator(mode="after")
-    def _asks_for_some(self) -> "FromRankConfig":
-        if not self.top + self.bottom + self.random:
-            raise ValueError("from_rank: asks for no example; set top, bottom or random")
-        return self
-
-
-class CellConfig(Config):
-    """A named cell of an axis: its own settings, and what it needs."""
-
-    set: dict[str, Any] = Field(default_factory=dict, description="any TrialConfig field, nested or dotted")
-    from_rank: FromRankConfig | None = Field(None, description="makes one cell of each example that a ranking names")
-    resources: dict[str, Any] = Field(default_factory=dict, description="overrides of `resources`")
-    cost: CostConfig | None = Field(None, description="for the plan")
-    labels: dict[str, str] = Field(default_factory=dict, description="facts for reports, as category: Algebra")
-
-
-class TableConfig(Config):
-    """A table axis: columns are paths, each row is a cell."""
-
-    columns: list[str] = Field(min_length=1, description="TrialConfig paths")
-    rows: dict[CellName, list[Any]] = Field(min_length=1, description="cell name -> one value a column")
-
-
-class GridBlock(Config):
-    """One block of the grid: selectors by axis name, and settings on top."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    set: dict[str, Any] = Field(default_factory=dict, description="overrides what axis cells set")
-
-
-class MlflowConfig(Config):
-    """Where runs are shown."""
-
-    tracking_uri: str | None = Field(None, description="absent: sqlite in a local storage folder")
-    experiment: str | None = Field(None, min_length=1, description="absent: the sweep's name")
-
-
-class NotifyConfig(Config):
-    """Who is told when the sweep ends."""
-
-    webhook_env: str = Field(min_length=1, description="environment variable that holds a URL; JSON is posted to it")
-
-
-class SweepConfig(Config):
-    """A sweep file."""
-
-    version: Literal[1] = Field(description="of this format")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$", description="names the sweep's folder and parent run")
-    question: str = Field(min_length=1, description="what the sweep asks")
-    reproduces: str | None = Field(None, min_length=1, description="what it repeats, as `Table 5, rows 2 to 10`")
-    trial: dict[str, Any] = Field(description="any TrialConfig field, nested or dotted; the same for every trial")
-    axes: dict[AxisName, list[Scalar] | TableConfig | dict[CellName, CellConfig]] = Field(
-        default_factory=dict, description="named cells, a list of values (the axis is the path), or a table"
-    )
-    grid: list[GridBlock] | None = Field(None, min_length=1, description="union of blocks; absent: the full product")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="replicates of every cell")
-    resources: SweepResourceConfig = Field(default_factory=SweepResourceConfig, description="of every trial")
-    storage: str = Field("runs", min_length=1, description="folder or fsspec URL of the trial store")
-    mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="where runs are shown")
-    notify: NotifyConfig | None = Field(None, description="who is told when the sweep ends")
-
-    def named_cells(self) -> Iterator[tuple[str, str, CellConfig]]:
-        """Axis, name and cell of every named cell."""
-        for axis, cells in self.axes.items():
-            if isinstance(cells, dict):
-                yield from ((axis, name, cell) for name, cell in cells.items())
-
-    @property
-    def asks_for_gpus(self) -> bool:
-        """Whether any trial may."""
-        return bool(self.resources.gpus or any(cell.resources.get("gpus") for _, _, cell in self.named_cells()))
+from oneshot.sweepconfig import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +52,18 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The best point of a study."""
+
+    point: int | None
+    """None: no point of the study kept to its constraint and finished."""
+    params: dict[str, Any]
+    value: float | None
+    num_points: int
+    """Of the study when it won."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """A sweep file, read and checked by itself; `plan` makes trials of it."""
 
@@ -181,6 +75,10 @@ class Sweep:
     """(hub model, revision as written) -> the commit that it stands for in this sweep."""
     rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
     """(axis, cell with `from_rank`) -> the examples that it stands for, by the end of their cell's name."""
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Study -> the settings of each point that it has asked."""
+    winners: dict[str, Winner] = field(default_factory=dict)
+    """Study -> what it has found, once it is through."""
 
 
 def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
@@ -196,8 +94,10 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
     return read(text, name=str(path), overrides=overrides)
 
 
-def read(text: str, *, name: str, overrides: tuple[str, ...] = ()) -> Sweep:
-    """A sweep file's text -> the sweep; `name` is what errors call the file.
+def read(
+    text: str, *, name: str, overrides: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})
+) -> Sweep:
+    """A sweep file's text -> the sweep; `name` is what errors call the file, `settings` are overrides read before.
 
     Raises:
         SweepFileError: it does not say what a sweep file says.
@@ -211,7 +111,8 @@ def read(text: str, *, name: str, overrides: tuple[str, ...] = ()) -> Sweep:
         raise SweepFileError("\n".join(_explain(error, data, source))) from error
     if len(set(config.seeds)) != len(config.seeds):
         raise source.error(("seeds",), "a seed stands twice; each is one replicate")
-    return Sweep(config=config, source=source, overrides=_read_overrides(overrides))
+    known = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
+    return Sweep(config=config, source=source, overrides={**known, **_read_overrides(overrides)})
 
 
 def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:

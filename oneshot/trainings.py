@@ -8,7 +8,7 @@ from math import gcd
 
 from oneshot.config import SuiteConfig, TrialConfig
 from oneshot.plan import Trial
-from oneshot.sweepfile import ResourceConfig
+from oneshot.sweepconfig import GuardConfig, ResourceConfig
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import check_labels, load_examples, load_shots
 from oneshot.tasks.grading import Grader
@@ -22,7 +22,13 @@ class Training:
     seed: int
     config: TrialConfig
     resources: ResourceConfig
+    guards: tuple[GuardConfig, ...] = ()
     trials: tuple[Trial, ...]
+
+    @property
+    def label(self) -> str:
+        """Of the first trial that asks for it."""
+        return self.trials[0].label if self.trials else self.key
 
 
 def trainings(trials: Sequence[Trial]) -> list[Training]:
@@ -37,6 +43,7 @@ def trainings(trials: Sequence[Trial]) -> list[Training]:
             seed=those[0].seed,
             config=_serving_all(those),
             resources=those[0].resources,
+            guards=those[0].guards,
             trials=tuple(those),
         )
         for key, those in by_key.items()
@@ -74,15 +81,17 @@ def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig
     return suite.model_copy(update={field: getattr(made, field) for field in known})
 
 
-def check_data(trainings: Sequence[Training]) -> None:
-    """Reads every example, worked problem and suite that trainings need, and grades other labels, before anything runs.
+def check_data(configs: Sequence[TrialConfig]) -> None:
+    """Reads every example, worked problem and suite that trials need, and grades other labels, before anything runs.
 
     Raises:
         DataError: something is not at hand, or not as it should be; says how to mend it.
     """
     seen = set()
     with Grader() as grader:
-        for config in (training.config for training in trainings):
+        for config in configs:
+            if config.script is not None:
+                continue
             asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
             if asked in seen:
                 continue

@@ -27,7 +27,8 @@ from oneshot.cost import (
 )
 from oneshot.plan import Plan, make_plan
 from oneshot.store import Row, Store, now_ms
-from oneshot.sweepfile import CostConfig, read
+from oneshot.sweepconfig import CostConfig
+from oneshot.sweepfile import read
 from oneshot.tasks.benchmarks import load_suites
 
 MakeConfig = Callable[..., TrialConfig]

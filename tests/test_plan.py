@@ -16,7 +16,7 @@ from oneshot.plan import Trial, with_seed
 from oneshot.settings import flatten, unflatten
 from oneshot.standing import trial_standing
 from oneshot.store import Result
-from oneshot.sweepfile import CostConfig, ResourceConfig
+from oneshot.sweepconfig import CostConfig, ResourceConfig
 from oneshot.tasks.benchmarks import due_evaluations
 from oneshot.trainings import trainings
 

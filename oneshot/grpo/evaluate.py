@@ -7,45 +7,17 @@ counted in `ungraded`. What else is said of completions (boxed, repetition, refl
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from oneshot.errors import DataError
+from oneshot.grpo.metrics import Evaluation, Record
 from oneshot.grpo.policy import Policy, decode
 from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
-from oneshot.tasks.grading import Grader, Verdict
+from oneshot.tasks.grading import Grader
 from oneshot.tasks.measures import measures, pass_at_k
 from oneshot.tasks.prompts import Shot
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One evaluated completion."""
-
-    problem_id: str
-    category: str
-    level: str
-    problem: str
-    answer: str
-    completion: str
-    strict: Verdict
-    lenient: Verdict
-    reason: str
-    num_tokens: int
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One suite at one step; `metrics` are named `eval/<suite>/...`."""
-
-    suite: str
-    digest: str
-    step: int
-    metrics: dict[str, float]
-    records: tuple[Record, ...]
 
 
 def evaluate(

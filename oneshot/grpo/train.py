@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -21,37 +20,15 @@ import torch
 
 from oneshot.config import TrialConfig
 from oneshot.grpo.advantage import advantages, zero_std_groups
-from oneshot.grpo.evaluate import Evaluation, evaluate
+from oneshot.grpo.evaluate import evaluate
 from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.metrics import Evaluation, Sampled, StepMetrics
 from oneshot.grpo.policy import decode
 from oneshot.grpo.rollout import Completion, Request, Sampling
 from oneshot.grpo.state import TrialState, load_weights
 from oneshot.grpo.update import Batch, update
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import Judged, judge, rewards
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """One training completion, as it is shown to people."""
-
-    example_id: str
-    completion: str
-    reward: float
-    num_tokens: int
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepMetrics:
-    """What one step gave; step 0 is the evaluation before training and has no completions."""
-
-    step: int
-    metrics: dict[str, float]
-    evaluations: tuple[Evaluation, ...]
-    sampled: tuple[Sampled, ...]
-    visits: dict[str, float]
-    """Accuracy on each example that the step visited: the history that examples are ranked by."""
 
 
 def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:

@@ -27,10 +27,10 @@ def cell_lines(plan: Plan, store: Store) -> list[CellLine]:
     """A line for each cell with at least one finished trial, in the plan's order."""
     finished: dict[tuple[str, ...], list[tuple[Trial, list[Row]]]] = {}
     planned: dict[tuple[str, ...], int] = {}
-    for trial in plan.trials:
+    for trial in plan.grid:
         name = tuple(trial.cell.values())
         planned[name] = planned.get(name, 0) + 1
-        if trial.key is None:
+        if trial.key is None or not trial.config.eval.suites:
             continue
         folder = store.trial(trial.key)
         if trial_standing(trial, folder.result()) == "finished":

@@ -37,7 +37,7 @@ def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
 def sweep_curves(plan: Plan, store: Store, *, suite: str) -> Figure:
     """Mean accuracy by step of every cell, one panel for each cell of the first axis, with 95% intervals over seeds."""
     curves: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for trial in plan.trials:
+    for trial in plan.grid:
         if trial.key is None or suite not in trial.config.eval.suites:
             continue
         panel, *rest = trial.cell.values() or ("all",)

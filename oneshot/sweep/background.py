@@ -21,17 +21,21 @@ class TrackingThread:
         self.error = ""
         self._sweep, self._plan, self._store = sweep, plan, store
         self._uri, self._artifacts = uri, artifacts
-        self._trials: dict[str, list[Trial]] = {}
-        for trial in plan.trials:
-            if trial.key is not None:
-                self._trials.setdefault(trial.key, []).append(trial)
+        self._trials = _by_key(plan)
         self._news: dict[str, None] = {}  # as an ordered set
         self._has_ended = False
+        self._is_replanned = False
         self._status = ""
         self._changed = threading.Condition()
         self._tracker: Tracker | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+
+    def replan(self, plan: Plan) -> None:
+        """The sweep has trials that it had not."""
+        with self._changed:
+            self._plan, self._trials = plan, _by_key(plan)
+            self._is_replanned = True
 
     def wake(self, key: str, *, ended: bool) -> None:
         """A training has something new."""
@@ -88,14 +92,23 @@ class TrackingThread:
     def _sync(self, key: str) -> None:
         tracker = self._open()
         tracker.open(question=self._sweep.config.question, sweep_yaml=self._sweep.source.text)
+        self._tell_plan(tracker)
         for trial in self._trials[key]:
             tracker.sync(trial)
         if self._has_ended and not self._news:
             self._has_ended = False
             tracker.refresh_cells()
 
+    def _tell_plan(self, tracker: Tracker) -> None:
+        with self._changed:
+            plan, is_news = self._plan, self._is_replanned
+            self._is_replanned = False
+        if is_news:
+            tracker.replan(plan)
+
     def _close(self) -> None:
         tracker = self._open()
+        self._tell_plan(tracker)
         if self._status == "FINISHED" and tracker.is_complete():
             self.error = ""
             return
@@ -110,3 +123,11 @@ class TrackingThread:
         if first_error is not None:
             raise first_error
         self.error = ""
+
+
+def _by_key(plan: Plan) -> dict[str, list[Trial]]:
+    found: dict[str, list[Trial]] = {}
+    for trial in plan.trials:
+        if trial.key is not None:
+            found.setdefault(trial.key, []).append(trial)
+    return found

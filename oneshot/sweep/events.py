@@ -14,7 +14,9 @@ class Event:
     kind: Literal["message", "started", "step", "ended"]
     text: str = ""
     key: str = ""
+    label: str = ""
     step: int = 0
+    num_steps: int = 0
     reward: float | None = None
     result: Result | None = None
 

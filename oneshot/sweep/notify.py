@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from oneshot.errors import UserError
 from oneshot.sweep.run import Summary
-from oneshot.sweepfile import NotifyConfig
+from oneshot.sweepconfig import NotifyConfig
 
 TIMEOUT_S = 10.0
 

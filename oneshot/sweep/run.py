@@ -3,19 +3,24 @@
 `run` is also `resume`: what the store has finished is skipped, what it has begun goes on from its checkpoint.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from oneshot.control import read_stops
+from oneshot.errors import UserError
+from oneshot.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
 from oneshot.plan import Plan
-from oneshot.standing import standing, trial_standing
-from oneshot.store import Store
+from oneshot.standing import trial_state
+from oneshot.store import Folder, Store, now_ms
+from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweepfile import Sweep
-from oneshot.trainings import Training, trainings
+from oneshot.trainings import check_data
 
-Launch = Callable[[Sequence[Training], TrackingThread], bool]
+Launch = Callable[[Agenda, TrackingThread], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +29,14 @@ class Summary:
 
     finished: int
     failed: int
+    stopped: int
+    """By early stopping, or by hand."""
     missing: int
     interrupted: bool
-    num_started: int
-    """Trainings that this call started."""
+    halted: str
+    """Why the sweep ended though trials are missing."""
     tracking_error: str
-
-
-def outstanding(plan: Plan, store: Store) -> list[Training]:
-    """The trainings that are neither finished nor failed, in the plan's order."""
-    return [t for t in trainings(plan.trials) if standing(t, store.trial(t.key)) == "missing"]
+    plan: Plan
 
 
 def run(
@@ -41,34 +44,91 @@ def run(
     plan: Plan,
     store: Store,
     *,
-    missing: Sequence[Training],
-    launch: Launch | None,
+    launch: Launch,
     listen: Listener,
+    only: Collection[str] | None = None,
 ) -> Summary:
-    """Runs trainings that are `outstanding`, keeps MLflow up to date, and says what became of the plan.
+    """Runs what is missing of a plan, keeps MLflow up to date, and says what became of it.
 
-    `launch` runs trainings on a cluster and returns whether it was interrupted; it may be None where nothing is
-    outstanding, so that a sweep that is done starts no Ray.
+    `launch` runs an agenda on a cluster and returns whether it was interrupted; it is not called where nothing is
+    missing. `only`: of these trainings alone.
 
     Raises:
-        UserError: the storage cannot be written, MLflow cannot live in it, or the cluster cannot be used.
+        UserError: the storage cannot be written, MLflow cannot live in it, another driver runs the sweep, data are
+            missing, or the cluster cannot be used.
     """
     store.check_writable()
     uri, artifacts = mlflow_location(sweep, store)
     folder = store.sweep(plan.name)
-    folder.write("sweep.yaml", sweep.source.text)
-    folder.write_json("plan.json", plan.to_json())
-    listen(Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"))
-    tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
-    interrupted = False
+    lease = drive(folder, plan.name, listen)
     try:
-        if missing:
-            assert launch is not None, "trainings are outstanding, and nothing to run them with"
-            interrupted = launch(missing, tracking)
+        return _run(sweep, plan, store, folder, launch, listen, only, uri=uri, artifacts=artifacts)
     finally:
-        summary = _summary(plan, store, interrupted=interrupted, num_started=len(missing))
-        ended = "FAILED" if summary.failed or summary.missing else "FINISHED"
-        tracking.finish("KILLED" if summary.interrupted else ended)
+        lease.release()
+
+
+def drive(folder: Folder, name: str, listen: Listener) -> Lease:
+    """Takes the sweep for this driver; waits for a lease that nobody renews to lapse.
+
+    Raises:
+        UserError: another driver runs it.
+    """
+    watch, start_s = Watch(), time.monotonic()
+    first = None
+    while True:
+        try:
+            return take(folder, sweep=name, facts={"started_ms": now_ms()}, over=watch.lapsed(folder))
+        except Leased as leased:
+            has_beaten = first is not None and leased.holder != first
+            if is_here(leased.holder) or has_beaten or time.monotonic() - start_s > 2 * LAPSE_S:
+                who = f"{leased.holder.host}:{leased.holder.pid}"
+                raise UserError(
+                    f"{name} is being run by {who} (attempt {leased.holder.attempt}); `oneshot status {name}` shows it, "
+                    f"`oneshot stop {name}` ends it"
+                ) from leased
+            if first is None:
+                first = leased.holder
+                listen(Event(kind="message", text=f"waits {LAPSE_S:.0f} s for a sign of life of {first}"))
+            time.sleep(1.0)
+
+
+def _run(
+    sweep: Sweep,
+    plan: Plan,
+    store: Store,
+    folder: Folder,
+    launch: Launch,
+    listen: Listener,
+    only: Collection[str] | None,
+    *,
+    uri: str,
+    artifacts: str | None,
+) -> Summary:
+    if only is None:
+        folder.write("sweep.yaml", sweep.source.text)
+        folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
+        folder.write_json("plan.json", plan.to_json())
+    tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
+    interrupted, agenda = False, None
+
+    def replanned(fresh: Plan) -> None:
+        folder.write_json("plan.json", fresh.to_json())
+        tracking.replan(fresh)
+
+    try:
+        agenda = Agenda(sweep, plan, store, folder=folder, listen=listen, replanned=replanned, only=only)
+        missing = agenda.outstanding()
+        check_data([one.config for one in missing] + [trial.config for trial in plan.trials if trial.key is None])
+        listen(
+            Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run now")
+        )
+        if not agenda.is_idle():
+            interrupted = launch(agenda, tracking)
+    finally:
+        ended = agenda.plan if agenda is not None else plan
+        summary = _summary(sweep, ended, store, interrupted=interrupted, halted=agenda.halted if agenda else "")
+        status = "FAILED" if summary.failed or summary.missing else "FINISHED"
+        tracking.finish("KILLED" if summary.interrupted else status)
     return replace(summary, tracking_error=tracking.error)
 
 
@@ -89,11 +149,9 @@ def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
     return f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
 
 
-def _summary(plan: Plan, store: Store, *, interrupted: bool, num_started: int) -> Summary:
-    counts = {"finished": 0, "failed": 0, "missing": 0}
-    for training in trainings(plan.trials):
-        folder = store.trial(training.key)
-        for trial in training.trials:
-            found = trial_standing(trial, folder.result())
-            counts["missing" if found == "failed" and folder.current_result() is None else found] += 1
-    return Summary(**counts, interrupted=interrupted, num_started=num_started, tracking_error="")
+def _summary(sweep: Sweep, plan: Plan, store: Store, *, interrupted: bool, halted: str) -> Summary:
+    counts = {"finished": 0, "failed": 0, "stopped": 0, "missing": 0}
+    stops = read_stops(store.sweep(plan.name))
+    for trial in plan.trials:
+        counts[trial_state(trial, store, stops, faults=sweep.config.faults)] += 1
+    return Summary(**counts, interrupted=interrupted, halted=halted, tracking_error="", plan=plan)

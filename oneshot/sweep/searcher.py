@@ -1,24 +1,28 @@
-"""Trainings that are not finished -> Tune's trials, in the plan's order."""
+"""The agenda's next training -> Tune's next trial; what Tune reports -> the agenda."""
 
-from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
+from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.trainable import to_tune_config
-from oneshot.trainings import Training
 
 
-class PlanSearcher(Searcher):
-    """Suggests each training once; finished when none is queued and none is live."""
+class _Unsaved:
+    """Tune pickles what it is given in order to be restored, and it never is: a sweep is rebuilt from its store."""
 
-    def __init__(self, trainings: Sequence[Training], *, storage: str, sweep: str) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class AgendaSearcher(_Unsaved, Searcher):
+    """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
+
+    def __init__(self, agenda: Agenda, *, storage: str) -> None:
         super().__init__()
-        self._queue = deque(trainings)
-        self._storage = storage
-        self._sweep = sweep
-        self._live: set[str] = set()
+        self._agenda, self._storage = agenda, storage
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         """Accepts that Tune knows no metric: what chooses is ours."""
@@ -26,17 +30,56 @@ class PlanSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """The next training; None while live ones may still matter."""
-        if not self._queue:
-            return None if self._live else str(Searcher.FINISHED)
-        self._live.add(trial_id)
-        return to_tune_config(self._queue.popleft(), storage=self._storage, sweep=self._sweep)
+        turn = self._agenda.next()
+        if turn == "done":
+            return str(Searcher.FINISHED)
+        if turn == "wait":
+            return None
+        return to_tune_config(
+            turn.training,
+            storage=self._storage,
+            sweep=self._agenda.plan.name,
+            over=turn.over,
+            watched=self._agenda.watched,
+        )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A training ended, or its worker died."""
-        self._live.discard(trial_id)
+        """Nothing: the driver's callback tells the agenda, by key."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a sweep is rebuilt from its store, Tune is never restored."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
+
+
+class AgendaScheduler(_Unsaved, FIFOScheduler):
+    """First come, first served; ends a trial that the agenda wants no more of."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's
+        self._agenda = agenda
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        if "step" not in result:
+            return str(TrialScheduler.CONTINUE)
+        metrics = {name: value for name, value in result.items() if isinstance(value, float | int)}
+        is_over = self._agenda.reported(trial.config["key"], result["step"], metrics)
+        return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
+
+
+class AgendaStopper(_Unsaved, Stopper):
+    """Ends the experiment when the agenda is halted; trials leave a checkpoint."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether nothing more is to be done."""
+        self._agenda.look()
+        return bool(self._agenda.halted)

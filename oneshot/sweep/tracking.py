@@ -66,6 +66,12 @@ class Tracker:
         self._children = self._find_children()
         self._is_open = False
 
+    def replan(self, plan: Plan) -> None:
+        """The sweep has trials that it had not."""
+        self._plan = plan
+        if self._is_open and self._parent_id is not None:
+            self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
+
     def _find_experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
@@ -135,7 +141,7 @@ class Tracker:
         """Whether the parent and every trial's run are there and ended as the store says."""
         if self._parent_id is None or self._client.get_run(self._parent_id).info.status != "FINISHED":
             return False
-        return all(self._is_told(trial, self._ended(trial)) for trial in self._plan.trials)
+        return all(self._is_told(trial, self._ended(trial)) for trial in self._plan.trials if trial.key is not None)
 
     def _ended(self, trial: Trial) -> Result | None:
         """The result that ended a trial; None while an attempt may still change what it has."""
@@ -211,7 +217,7 @@ class Tracker:
             "sweep": self._plan.name,
             "trial.key": str(trial.key),
             "seed": str(trial.seed),
-            "phase": "grid",
+            "phase": trial.phase,
             "attempt": str(len(folder.list("attempts"))),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
@@ -307,7 +313,9 @@ def _identity(trial: Trial) -> str:
 
 def _params(trial: Trial) -> list[tuple[str, str]]:
     params = {f"cell.{axis}": name for axis, name in trial.cell.items()}
-    params |= {"seed": str(trial.seed), "phase": "grid"}
+    params |= {"seed": str(trial.seed), "phase": trial.phase}
+    if trial.phase == "search":
+        params |= {"study": trial.study, "point": str(trial.point)}
     return [*params.items(), *_flat(trial.config.model_dump(mode="json"))]
 
 

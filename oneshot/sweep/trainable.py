@@ -3,23 +3,28 @@
 import json
 import os
 from collections.abc import Generator
+from dataclasses import asdict
 from typing import Any
 
+import ray
 from ray import tune
 
 from oneshot.config import TrialConfig
-from oneshot.grpo.train import StepMetrics
+from oneshot.grpo.metrics import StepMetrics
+from oneshot.lease import Holder, Leased
 from oneshot.runner import record
 from oneshot.store import Store
-from oneshot.sweepfile import ResourceConfig
+from oneshot.sweepconfig import GuardConfig, ResourceConfig
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training
 
 SHOWN = ("reward/mean", "perf/step_s")
-"""Metrics that a wake-up carries to the live table; all others are read from the store."""
+"""Metrics that a wake-up carries to the live table; all others but those that are judged are read from the store."""
 
 
-def to_tune_config(training: Training, *, storage: str, sweep: str) -> dict[str, Any]:
+def to_tune_config(
+    training: Training, *, storage: str, sweep: str, over: Holder | None, watched: tuple[str, ...]
+) -> dict[str, Any]:
     """What a worker needs to run a training, as plain values."""
     return {
         "key": training.key,
@@ -27,15 +32,18 @@ def to_tune_config(training: Training, *, storage: str, sweep: str) -> dict[str,
         "sweep": sweep,
         "working_directory": os.getcwd(),
         "data_folder": os.environ.get("ONESHOT_DATA"),
+        "over": None if over is None else json.dumps(asdict(over)),
+        "shown": [*SHOWN, *watched],
+        "resources": training.resources.model_dump(mode="json"),
         "training": json.dumps(
             {
                 "key": training.key,
                 "seed": training.seed,
                 "config": training.config.model_dump(mode="json"),
                 "resources": training.resources.model_dump(mode="json"),
+                "guards": [guard.model_dump(mode="json", by_alias=True) for guard in training.guards],
             }
         ),
-        "num_steps": training.config.train.num_steps,
     }
 
 
@@ -46,6 +54,7 @@ def _from_tune_config(config: dict[str, Any]) -> Training:
         seed=facts["seed"],
         config=TrialConfig.model_validate(facts["config"]),
         resources=ResourceConfig.model_validate(facts["resources"]),
+        guards=tuple(GuardConfig.model_validate(guard) for guard in facts["guards"]),
         trials=(),
     )
 
@@ -80,18 +89,28 @@ class TrialTrainable(tune.Trainable):
                 os.chdir(self._config["working_directory"])
             if self._config["data_folder"]:
                 os.environ["ONESHOT_DATA"] = self._config["data_folder"]
-            training = _from_tune_config(self._config)
-            folder = Store(self._config["storage"]).trial(training.key)
-            timeout_s = training.config.reward.timeout_s
-            if self._grader is None or self._grader.timeout_s != timeout_s:
-                self._close_grader()
-                self._grader = Grader(timeout_s=timeout_s)
-            self._steps = record(training, folder, grader=self._grader, origin=self._config["sweep"])
-        step = next(self._steps, None)
+            self._steps = self._begin()
+        try:
+            step = next(self._steps, None)
+        except Leased:
+            return {"key": self._config["key"], "leased": True, "done": True}
         if step is None:
             return {"key": self._config["key"], "done": True}
-        shown = {name: step.metrics[name] for name in SHOWN if name in step.metrics}
+        shown = {name: step.metrics[name] for name in self._config["shown"] if name in step.metrics}
         return {"key": self._config["key"], "step": step.step, **shown, "done": False}
+
+    def _begin(self) -> Generator[StepMetrics]:
+        training = _from_tune_config(self._config)
+        folder = Store(self._config["storage"]).trial(training.key)
+        timeout_s = training.config.reward.timeout_s
+        if self._grader is None or self._grader.timeout_s != timeout_s:
+            self._close_grader()
+            self._grader = Grader(timeout_s=timeout_s)
+        over = None if self._config["over"] is None else Holder(**json.loads(self._config["over"]))
+        node = ray.get_runtime_context().get_node_id()
+        return record(
+            training, folder, grader=self._grader, origin=self._config["sweep"], over=over, facts={"node": node}
+        )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: checkpoints are the store's."""

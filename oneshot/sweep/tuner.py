@@ -1,9 +1,9 @@
-"""Missing trainings -> run by Ray Tune, each once, placed by what it needs."""
+"""An agenda -> run by Ray Tune, each training placed by what it needs."""
 
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +11,61 @@ import ray
 from ray import tune
 
 from oneshot.errors import UserError
-from oneshot.store import Store, now_ms
+from oneshot.lease import LeaseError, take
+from oneshot.store import FailureKind, Store
+from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
-from oneshot.sweep.searcher import PlanSearcher
+from oneshot.sweep.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
 from oneshot.sweep.trainable import TrialTrainable
-from oneshot.sweepfile import Sweep
+from oneshot.sweepconfig import ResourceConfig
 from oneshot.trainings import Training
 
 WAKE_S = 5.0
 """MLflow is brought up to date with a running trial at most this often."""
+MOST_AT_A_TIME = 1000
+"""Trials that are asked for ahead of workers, where the sweep sets no limit."""
+
+logger = logging.getLogger(__name__)
 
 
 def run_on_ray(
-    missing: Sequence[Training],
+    agenda: Agenda,
     tracking: TrackingThread,
     *,
-    sweep: Sweep,
     store: Store,
     address: str | None,
+    max_concurrent: int | None,
     listen: Listener,
 ) -> bool:
-    """Runs trainings on a cluster; returns whether it was interrupted."""
+    """Runs an agenda on a cluster until nothing is left; returns whether it was interrupted."""
     listen(Event(kind="message", text="starting Ray" if address is None else f"joining Ray at {address}"))
     _init_ray(address)
-    by_key = {training.key: training for training in missing}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def resources(config: dict[str, Any]) -> Any:
-        return tune.PlacementGroupFactory([_bundle(by_key[config["key"]], nodes)])
+        return tune.PlacementGroupFactory([_bundle(ResourceConfig.model_validate(config["resources"]), nodes)])
 
+    driver = _Driver(agenda, store, tracking)
     try:
-        _check_feasible(missing, nodes)
+        check_feasible(agenda.outstanding(), nodes)
         with tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(TrialTrainable, resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=PlanSearcher(missing, storage=_absolute(store), sweep=sweep.config.name),
+                    search_alg=AgendaSearcher(agenda, storage=_absolute(store)),
+                    scheduler=AgendaScheduler(agenda),
                     num_samples=-1,
                     # Tune asks for one trial at a time of a searcher that states no limit
-                    max_concurrent_trials=sweep.config.resources.max_concurrent or len(missing),
-                    # accelerate fixes the precision of a process when it is first used
-                    reuse_actors=len({training.config.model.mixed_precision for training in missing}) == 1,
+                    max_concurrent_trials=max_concurrent or _room(agenda.outstanding(), nodes),
+                    reuse_actors=True,  # between trials of equal resources, by their placement group
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
-                    name=sweep.config.name,
+                    name=agenda.plan.name,
                     storage_path=scratch,
-                    callbacks=[_Wake(store, tracking, listen)],
+                    callbacks=[driver],
+                    stop=AgendaStopper(agenda),
                     failure_config=tune.FailureConfig(max_failures=0),
                     verbose=0,
                 ),
@@ -66,7 +73,7 @@ def run_on_ray(
             tuner.fit()
     finally:
         ray.shutdown()
-    return any(store.trial(training.key).current_result() is None for training in missing)
+    return bool(agenda.halted) or not agenda.is_idle()
 
 
 def _init_ray(address: str | None) -> None:
@@ -88,9 +95,8 @@ def _absolute(store: Store) -> str:
     return str(Path(store.path).resolve()) if store.is_local else store.root
 
 
-def _bundle(training: Training, nodes: Sequence[dict[str, float]]) -> dict[str, float]:
+def _bundle(resources: ResourceConfig, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What a training reserves on one node; of several accelerator types, the first that the cluster has."""
-    resources = training.resources
     bundle: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
         bundle["GPU"] = resources.gpus
@@ -103,77 +109,119 @@ def _bundle(training: Training, nodes: Sequence[dict[str, float]]) -> dict[str, 
     return bundle
 
 
-def _check_feasible(missing: Sequence[Training], nodes: Sequence[dict[str, float]]) -> None:
+def _room(trainings: Sequence[Training], nodes: Sequence[Mapping[str, float]]) -> int:
+    """Trials to have ready: twice what fits, so that a worker never waits for its next one."""
+    smallest = min((one.resources.cpus for one in trainings), default=1.0)
+    return min(MOST_AT_A_TIME, max(4, int(2 * sum(node.get("CPU", 0) for node in nodes) / smallest)))
+
+
+def check_feasible(trainings: Sequence[Training], nodes: Sequence[Mapping[str, float]]) -> None:
     """A trial that fits no node would wait for ever.
 
     Raises:
         UserError: names trial, need and the largest node.
     """
-    for training in missing:
-        bundle = _bundle(training, nodes)
+    seen = set()
+    for training in trainings:
+        bundle = _bundle(training.resources, nodes)
+        if (need := tuple(bundle.items())) in seen:
+            continue
+        seen.add(need)
         if not any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes):
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
             there = {name: largest.get(name, 0) for name in bundle}
             raise UserError(
-                f"{training.trials[0].label} needs {_amounts(bundle)} on one node; the largest node has "
+                f"{training.label} needs {_amounts(bundle)} on one node; the largest node has "
                 f"{_amounts(there)}: lower `resources`, or use another cluster"
             )
 
 
-def _amounts(resources: dict[str, float]) -> str:
+def _amounts(resources: Mapping[str, float]) -> str:
     shown = {name: amount / 2**30 if name == "memory" else amount for name, amount in resources.items()}
     return ", ".join(f"{amount:g} {'GiB memory' if name == 'memory' else name}" for name, amount in shown.items())
 
 
-class _Wake(tune.Callback):
-    """Tune's events -> ours. A Tune result is just a wake-up: what happened is read from the store."""
+class _Driver(tune.Callback):
+    """Tune's events -> the agenda and MLflow. A Tune result is a wake-up: what happened is read from the store."""
 
-    def __init__(self, store: Store, tracking: TrackingThread, listen: Listener) -> None:
-        self._store, self._tracking, self._listen = store, tracking, listen
+    def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread) -> None:
+        self._agenda, self._store, self._tracking = agenda, store, tracking
         self._woken: dict[str, float] = {}
+        self._killed: dict[str, str] = {}
+        """Key -> why its worker was killed."""
+        self._leased: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks in order to be restored, and it never is."""
         return {}
 
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Kills workers that hang, and all of them where somebody asked for it."""
+        stalled = self._agenda.stalled()
+        if not stalled and not self._agenda.kill:
+            return
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            key = trial.config["key"]
+            if actor is None or key in self._killed or not (self._agenda.kill or key in stalled):
+                continue
+            self._killed[key] = "killed by hand" if self._agenda.kill else "stall"
+            ray.kill(actor)
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker takes a training."""
-        self._listen(Event(kind="started", key=trial.config["key"]))
+        self._agenda.begun(trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A step was made."""
         key = trial.config["key"]
-        if "step" in result:
-            self._listen(Event(kind="step", key=key, step=result["step"], reward=result.get("reward/mean")))
+        if result.get("leased"):
+            self._leased.add(key)
         if time.monotonic() - self._woken.get(key, 0.0) > WAKE_S:
             self._woken[key] = time.monotonic()
             self._tracking.wake(key, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A training ended, well or not."""
-        self._end(trial.config["key"])
+        """A worker is free again."""
+        key = trial.config["key"]
+        self._end(key, is_elsewhere=key in self._leased)
+        self._leased.discard(key)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker died."""
         key = trial.config["key"]
-        if self._store.trial(key).current_result() is None:
-            _record_crash(self._store, key, trial)
-        self._end(key)
+        why = self._killed.pop(key, "")
+        if why != "killed by hand":
+            try:
+                _record_death(self._store, key, trial, is_stall=why == "stall")
+            except (OSError, LeaseError) as error:  # a store that is full, read-only or cut off
+                self._agenda.halt(f"the store cannot be written ({error})")
+        self._agenda.is_dead(key)
+        self._end(key, is_elsewhere=False)
 
-    def _end(self, key: str) -> None:
-        self._listen(Event(kind="ended", key=key, result=self._store.trial(key).result()))
-        self._tracking.wake(key, ended=True)
+    def _end(self, key: str, *, is_elsewhere: bool) -> None:
+        has_ended = self._agenda.ended(key, is_elsewhere=is_elsewhere)
+        self._tracking.wake(key, ended=has_ended)
 
 
-def _record_crash(store: Store, key: str, trial: Any) -> None:
+def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None:
     """A worker that died could not record its own end."""
     folder = store.trial(key)
+    attempt = folder.last_attempt()
+    if folder.current_result() is not None:
+        return
     error_file = trial.error_file
     trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else "the worker left no trace"
-    # it may have died before it could begin an attempt
-    attempt = len(folder.list("attempts")) or folder.begin_attempt(
-        {"sweep": trial.config["sweep"], "started_ms": now_ms(), "gpu": "", "env_digest": ""}
-    )
+    kind: FailureKind = "crash"
+    reason = "crash: the worker died"
+    if is_stall:
+        kind, reason = "stall", "stall: no report for longer than faults.stall_s; the worker was killed"
+    elif attempt and folder.attempt(attempt).get("node") not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}:
+        kind, reason = "node", "node: the node was lost"
+    if not attempt:  # it died before it could begin
+        lease = take(folder, sweep=trial.config["sweep"], facts={"gpu": "", "env_digest": ""})
+        attempt = lease.attempt
+        lease.release()
     log_name = folder.log_name(attempt)
     folder.write(log_name, f"{folder.read(log_name) or ''}\n{trace}")
-    folder.end_attempt(attempt, "failed", reason="crash: the worker died", traceback=trace)
+    folder.end_attempt(attempt, "failed", kind=kind, reason=reason, traceback=trace)

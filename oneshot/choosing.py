@@ -1,0 +1,142 @@
+"""What a sweep chooses by and what it judges by, kept apart.
+
+What chooses (a search's objective and constraint, early stopping, `at: best`) may be no claim's metric, a search's
+seeds may be none of the grid's, and problems that are for choosing may not be trained on.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from oneshot.cells import Axes, Cell
+from oneshot.config import TrialConfig
+from oneshot.errors import nearest
+from oneshot.settings import Where
+from oneshot.sweepconfig import ClaimConfig
+from oneshot.sweepfile import Sweep
+from oneshot.tasks.benchmarks import load_suites, val_prompts
+from oneshot.tasks.examples import identify
+
+VAL_SUITES = ("val", "arithmetic-val")
+AT = ("start", "last", "best")
+MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
+
+
+def check_choices(sweep: Sweep, axes: Axes, cells: Sequence[Cell]) -> None:
+    """Refuses to choose by what is judged, or by what is trained on.
+
+    Raises:
+        SweepFileError: names the place and the mend.
+    """
+    _refuse_val(sweep, cells)
+    _check_metrics(sweep, cells)
+    _check_claims(sweep, axes)
+    config = sweep.config
+    if config.allow_selection_on_test:
+        return
+    if config.search is not None and config.grid != []:
+        for place, seed in enumerate(config.search.seeds):
+            if seed in config.seeds:
+                raise sweep.source.error(
+                    ("search", "seeds", place),
+                    f"seed {seed} is one of the grid's, which the winner would be judged by; take another, as "
+                    f"{max(config.seeds) + 100}",
+                )
+    choosers = dict(_choosers(sweep))
+    for number, claim in enumerate(config.claims):
+        chosen_by = next((why for metric, why in choosers.items() if _is_one(metric, claim.metric)), None)
+        if (
+            chosen_by is None
+            and "best" in (claim.a.get("at"), claim.b.get("at"))
+            and not _is_for_choosing(claim, cells)
+        ):
+            chosen_by = "`at: best`, which chooses a step by it"
+        if chosen_by is not None:
+            raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {MEND}")
+
+
+def _choosers(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    search, early_stop = sweep.config.search, sweep.config.early_stop
+    if search is not None:
+        yield search.objective.metric, "search.objective"
+        if search.constraint is not None:
+            yield search.constraint.metric, "search.constraint"
+    if early_stop is not None and early_stop.metric is not None:
+        yield early_stop.metric, "early_stop.metric"
+
+
+def _is_one(metric: str, other: str) -> bool:
+    """Whether two metrics are of the same suite, or the same."""
+    suite = _suite(metric)
+    return metric == other or (suite is not None and suite == _suite(other))
+
+
+def _suite(metric: str) -> str | None:
+    parts = metric.split("/")
+    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
+
+
+def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
+    """Whether some suite that is for choosing, and is not the claim's own, can name the best step."""
+    suites = {(suite.name, suite.source) for cell in cells for suite in load_suites(cell.config)}
+    return any(source in VAL_SUITES and name != _suite(claim.metric) for name, source in suites)
+
+
+def _check_metrics(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """A metric that no trial has would be waited for in vain."""
+    asked: list[tuple[Where, str]] = []
+    search, early_stop = sweep.config.search, sweep.config.early_stop
+    if search is not None:
+        asked.append((("search", "objective", "metric"), search.objective.metric))
+        if search.constraint is not None:
+            asked.append((("search", "constraint", "metric"), search.constraint.metric))
+    if early_stop is not None and early_stop.metric is not None:
+        asked.append((("early_stop", "metric"), early_stop.metric))
+    asked += [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
+    suites = {name for cell in cells for name in cell.config.eval.suites}
+    for where, metric in asked:
+        suite = _suite(metric)
+        if metric.startswith("eval/") and suite not in suites:
+            known = [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"]
+            raise sweep.source.error(where, f"no trial has the metric {metric}{nearest(metric, known)}")
+
+
+def _check_claims(sweep: Sweep, axes: Axes) -> None:
+    for number, claim in enumerate(sweep.config.claims):
+        for side, selection in (("a", claim.a), ("b", claim.b)):
+            for axis, cell in selection.items():
+                where: Where = ("claims", number, side, axis)
+                if axis == "at":
+                    if cell not in AT:
+                        raise sweep.source.error(where, f"{cell!r} is no step{nearest(str(cell), AT)}")
+                elif axis not in axes:
+                    raise sweep.source.error(where, f"unknown axis{nearest(axis, [*axes, 'at'])}")
+                elif str(cell) not in {*axes[axis], *(name.partition("#")[0] for name in axes[axis])}:
+                    raise sweep.source.error(where, f"unknown cell {cell!r}{nearest(str(cell), list(axes[axis]))}")
+        for place, axis in enumerate(claim.for_each):
+            if axis not in axes:
+                raise sweep.source.error(
+                    ("claims", number, "for_each", place), f"unknown axis{nearest(axis, list(axes))}"
+                )
+
+
+def _refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    used_for_choice = {suite.source for cell in cells for suite in load_suites(cell.config)} & set(VAL_SUITES)
+    for cell in cells if used_for_choice else ():
+        for source in sorted(used_for_choice) if cell.waits_for is None else ():
+            if complaint := trains_on(source, cell.config):
+                raise sweep.source.error(cell.place("examples"), f"{cell.label} {complaint}")
+
+
+def trains_on(source: str, config: TrialConfig) -> str:
+    """What a trial trains on of a suite that is for choosing, as the end of a sentence; empty: nothing."""
+    if source not in VAL_SUITES:
+        return ""
+    examples = identify(config.examples)
+    held_out = val_prompts(source)
+    used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
+    if not used:
+        return ""
+    others = "dsr_sub-val, the other 1,009 rows" if source == "val" else "others"
+    return (
+        f"trains on {len(used)} of the problems that the suite `{source}` holds out ({used[0]}, ...); "
+        f"train on {others}, or leave `{source}` out"
+    )

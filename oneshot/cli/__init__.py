@@ -1,0 +1,31 @@
+"""The command line: parse, call, print. Nothing heavy is imported before it is needed.
+
+Results go to stdout, messages and progress to stderr. Exit codes: 0 done, 1 trials failed or are missing, 2 the input
+is wrong, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+from oneshot.cli.options import app
+from oneshot.errors import OneshotError, UserError
+
+for _verbs in ("sweeps", "store", "data"):  # in the order of `--help`
+    import_module(f"oneshot.cli.{_verbs}")
+
+
+def main() -> None:
+    """Entry point: runs a verb and turns its errors into one line and an exit code."""
+    logging.basicConfig(format="oneshot: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        app()
+    except OneshotError as error:
+        print(f"oneshot: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except BrokenPipeError:  # `oneshot plan FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""What verbs share: the application, options, and finding a sweep by its file or its name."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oneshot.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from oneshot.plan import Plan, Trial
+    from oneshot.store import Store
+    from oneshot.sweepfile import Sweep
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="The replication lab for one-shot RLVR: plan, run and watch sweeps of GRPO trials.",
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting above the file's")]
+StorageOption = Annotated[
+    str | None, typer.Option("--storage", envvar="ONESHOT_STORAGE", help="above the file's `storage`")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+
+
+def results() -> "Console":
+    """Where tables go: as wide as the terminal, and wide enough where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+
+
+def load_sweep(file: Path, settings: list[str] | None) -> "Sweep":
+    """A sweep file with `--set` on top."""
+    from oneshot.sweepfile import load
+
+    return load(file, overrides=tuple(settings or ()))
+
+
+def with_known(sweep: "Sweep", store: "Store") -> "Sweep":
+    """The sweep with what is frozen of it, and every ranking that can be made now."""
+    from oneshot.hub import frozen_revisions
+    from oneshot.ranking import known_rankings
+    from oneshot.studies import frozen_search
+
+    folder = store.sweep(sweep.config.name)
+    ranked, _ = known_rankings(sweep, store)
+    return frozen_search(frozen_revisions(ranked, folder), folder)
+
+
+def resolved(sweep: "Sweep", store: "Store") -> tuple["Sweep", "Plan"]:
+    """The sweep and its plan with every key known that can be.
+
+    Asks the hub for the commit of a revision that is none, once for each sweep.
+    """
+    from oneshot.hub import frozen_revisions, pin_revisions
+    from oneshot.plan import make_plan
+    from oneshot.ranking import pin_rankings
+    from oneshot.studies import frozen_search
+
+    folder = store.sweep(sweep.config.name)
+    frozen = frozen_search(frozen_revisions(pin_rankings(sweep, store), folder), folder)
+    planned = make_plan(frozen)
+    pinned = pin_revisions(frozen, planned, folder)
+    return pinned, planned if pinned is frozen else make_plan(pinned)
+
+
+def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["Sweep", "Store"]:
+    """A sweep by its file, or by its name in the storage; and that storage."""
+    from oneshot.store import Store
+    from oneshot.sweepfile import read
+
+    if Path(name).is_file():
+        sweep = load_sweep(Path(name), settings)
+        return sweep, Store(storage or sweep.config.storage)
+    store = Store(storage or "runs")
+    text = store.sweep(name).read("sweep.yaml")
+    if text is None:
+        raise UserError(f"{name}: no such file, and no sweep of that name in {store.root}; name its --storage")
+    return read(text, name=name, overrides=tuple(settings or ())), store
+
+
+def choose_trial(sweep: "Sweep", cell: str, seed: int) -> "Trial":
+    """The trial that `--cell` and `--seed` name."""
+    from oneshot.plan import make_plan, with_seed
+    from oneshot.store import Store
+
+    wanted: dict[str, str] = {}
+    for part in filter(None, cell.split(",")):
+        axis, equals, name = part.partition("=")
+        if not equals or axis not in sweep.config.axes:
+            raise UserError(f"--cell {part}: write it as axis=name{nearest(axis, list(sweep.config.axes))}")
+        wanted[axis] = name
+    planned = make_plan(with_known(sweep, Store(sweep.config.storage)))
+    trials = {tuple(trial.cell.items()): trial for trial in planned.trials if trial.phase == "grid"}
+    matching = [t for t in trials.values() if all(t.cell[axis] == name for axis, name in wanted.items())]
+    if len(matching) != 1:
+        there = "\n  ".join(",".join(f"{axis}={name}" for axis, name in names) for names in trials)
+        found = f"names {len(matching)} cells" if matching else "names no cell of the grid"
+        raise UserError(f"--cell {cell or '(none)'}: {found}; choose one of\n  {there}")
+    return with_seed(matching[0], seed)

@@ -1,0 +1,139 @@
+"""A sweep file and what its sweep began with -> what is new, unchanged or orphaned; edits that only add are accepted.
+
+Compared are trials, not text: whatever a change of the file does to no trial is no edit.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from oneshot.config import TrialConfig
+from oneshot.errors import OneshotError
+from oneshot.hub import frozen_revisions
+from oneshot.plan import Plan, Trial, make_plan
+from oneshot.ranking import frozen_rankings
+from oneshot.store import Folder, Store
+from oneshot.studies import frozen_search
+from oneshot.sweepfile import Sweep, read
+from oneshot.tasks.benchmarks import due_evaluations
+
+MEND = "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
+FROZEN = ("search", "early_stop", "guards", "claims", "allow_selection_on_test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What has become of the trials that a sweep began with."""
+
+    new: tuple[Trial, ...]
+    unchanged: tuple[Trial, ...]
+    orphaned: tuple[Trial, ...]
+    """Of the old plan, and in the new one no more."""
+    refused: tuple[str, ...]
+    """Edits that are no additions, a line each."""
+
+
+def check_edits(sweep: Sweep, plan: Plan, store: Store) -> None:
+    """Refuses edits that are no additions.
+
+    Raises:
+        SweepFileError: names each.
+    """
+    edits = find_edits(sweep, plan, store)
+    if edits is not None and edits.refused:
+        raise sweep.source.error((), f"{edits.refused[0]}; {MEND}")
+
+
+def find_edits(sweep: Sweep, plan: Plan, store: Store) -> Edits | None:
+    """What the file says now against what its sweep began with; None where it has not begun, or says the same."""
+    folder = store.sweep(plan.name)
+    text = folder.read("sweep.yaml")
+    if text is None:
+        return None
+    settings = folder.read_json("settings.json") or {}
+    if text == sweep.source.text and settings == _settings(sweep):
+        return None
+    try:
+        old = began_with(folder, text, name=f"{plan.name} as it began")
+        before = make_plan(old)
+    except OneshotError:  # written by a version that knew other keys: trials can still be told apart by theirs
+        return None
+    return _compare(old, before, sweep, plan)
+
+
+def began_with(folder: Folder, text: str, *, name: str) -> Sweep:
+    """The sweep as its folder has it, with what is frozen of it."""
+    settings = folder.read_json("settings.json") or {}
+    sweep = read(text, name=name, settings=settings)
+    return frozen_search(frozen_revisions(frozen_rankings(sweep, folder), folder), folder)
+
+
+def _settings(sweep: Sweep) -> dict[str, Any]:
+    return {path: setting.value for path, setting in sweep.overrides.items()}
+
+
+def _identity(trial: Trial) -> tuple[object, ...]:
+    return trial.phase, tuple(trial.cell.items()), trial.seed, trial.study, trial.point
+
+
+def _compare(old: Sweep, before: Plan, sweep: Sweep, plan: Plan) -> Edits:
+    was = {_identity(trial): trial for trial in before.trials}
+    now = {_identity(trial): trial for trial in plan.trials}
+    refused = [complaint for name in FROZEN for complaint in _frozen(name, old, sweep)]
+    orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
+    if orphaned:
+        more = f" and {len(orphaned) - 1} more trials" if len(orphaned) > 1 else ""
+        refused.append(f"{orphaned[0].label}{more} of this sweep would be left out")
+    for identity, trial in was.items():
+        if identity in now and (complaint := _changed(trial, now[identity])):
+            refused.append(f"{trial.label}: {complaint}")
+    return Edits(
+        new=tuple(trial for identity, trial in now.items() if identity not in was),
+        unchanged=tuple(trial for identity, trial in now.items() if identity in was),
+        orphaned=orphaned,
+        refused=tuple(refused),
+    )
+
+
+def _frozen(name: str, old: Sweep, sweep: Sweep) -> list[str]:
+    """What of a section has been changed; a search may be given more points."""
+    was, now = getattr(old.config, name), getattr(sweep.config, name)
+    if name == "search" and was is not None and now is not None:
+        if now.num_trials < was.num_trials:
+            return [f"search.num_trials: {was.num_trials} -> {now.num_trials}"]
+        was, now = (one.model_dump(exclude={"num_trials"}) for one in (was, now))
+        return [f"search.{key}: {was[key]} -> {now[key]}" for key in was if was[key] != now[key]]
+    return [] if was == now else [f"{name} was changed"]
+
+
+def _changed(was: Trial, now: Trial) -> str:
+    """What a trial was and is not, empty where it only got more."""
+    if was.config == now.config:
+        return ""
+    if now.config.train.num_steps < was.config.train.num_steps:
+        return f"train.num_steps: {was.config.train.num_steps} -> {now.config.train.num_steps}"
+    if was.key is not None and was.key != now.key:
+        changes = _differences(was.config, now.config)
+        return ", ".join(changes) or "its model, examples or data have changed"
+    last = was.config.train.num_steps
+    lost = due_evaluations(was.config) - due_evaluations(now.config)
+    if now.config.train.num_steps > last:
+        lost = {(suite, step) for suite, step in lost if step != last}
+    return "evaluations that were asked for are not asked for any more" if lost else ""
+
+
+def _differences(was: TrialConfig, now: TrialConfig) -> list[str]:
+    old, new = _flat(was.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    skipped = ("eval.", "checkpoint.", "train.num_steps")
+    return [
+        f"{path}: {old.get(path)} -> {new.get(path)}"
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path) and not path.startswith(skipped)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        path: one for name, inner in value.items() for path, one in _flat(inner, f"{prefix}.{name}".strip(".")).items()
+    }

@@ -1,0 +1,63 @@
+"""A trial's config -> its GRPO run, as whoever records it drives it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from oneshot.config import TrialConfig
+from oneshot.grpo.metrics import StepMetrics
+from oneshot.grpo.policy import use_cpus
+from oneshot.grpo.state import load_state, new_state, save_state
+from oneshot.grpo.train import evaluate_kept, train
+from oneshot.tasks.grading import Grader
+
+
+class GrpoWork:
+    """One GRPO trial: its state, and what can be done with it.
+
+    Each of `halvings` halves what is computed and decoded at a time, after attempts that ran out of memory; the
+    effective batch stays.
+    """
+
+    def __init__(self, config: TrialConfig, *, seed: int, cpus: float, grader: Grader, halvings: int = 0) -> None:
+        if halvings:
+            tokens = max(1, config.train.microbatch_tokens >> halvings)
+            config = config.model_copy(update={"train": config.train.model_copy(update={"microbatch_tokens": tokens})})
+        grader.forget_ungraded()
+        use_cpus(max(1, int(cpus)))
+        self._config = config
+        self._halvings = halvings
+        self._state = new_state(config, seed=seed, grader=grader)
+        self._state.kv_gib /= 2**halvings
+
+    @property
+    def step(self) -> int:
+        """Steps that the state has behind it."""
+        return self._state.step
+
+    @staticmethod
+    def can_continue(checkpoint: Path) -> bool:
+        """Whether a checkpoint holds what training needs, and not weights alone."""
+        return (checkpoint / "optimizer.safetensors").is_file()
+
+    def know(self, baseline: Mapping[str, float]) -> None:
+        """Takes accuracies at the start from the record, that of a suite by its name in this trial."""
+        self._state.baseline = dict(baseline)
+
+    def load(self, checkpoint: Path) -> None:
+        """Goes to where a checkpoint was saved."""
+        fitting = self._state.kv_gib
+        load_state(self._state, checkpoint)
+        if self._halvings:  # what did not fit then does not fit now
+            self._state.kv_gib = min(fitting, self._state.kv_gib)
+
+    def train(self) -> Iterator[StepMetrics]:
+        """The steps that are left."""
+        return train(self._config, self._state)
+
+    def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
+        """Evaluations at start and end that are not done yet, with kept weights."""
+        return evaluate_kept(self._config, self._state, checkpoint, done=done)
+
+    def save(self, folder: Path, *, with_optimizer: bool) -> None:
+        """Writes a checkpoint into an empty folder."""
+        save_state(self._state, folder, with_optimizer=with_optimizer)

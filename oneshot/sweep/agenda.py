@@ -1,0 +1,310 @@
+"""A sweep and its store -> which training is next, and what became of those that ran. Knows no Ray.
+
+Rebuilt from the store at every start: what is finished is not run again, what was asked of a study is not asked again,
+who was judged at a rung is not judged again.
+"""
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from oneshot.control import Request, Stops, covers, heed, read_stops, write_stops
+from oneshot.lease import Holder, Watch, holder
+from oneshot.plan import Plan, Trial
+from oneshot.standing import standing, trial_standing
+from oneshot.store import Folder, Result, Store
+from oneshot.sweep.budget import Budget
+from oneshot.sweep.early import EarlyStopping
+from oneshot.sweep.events import Event, Listener
+from oneshot.sweep.schedule import Judgement
+from oneshot.sweep.searching import Searching
+from oneshot.sweepfile import Sweep
+from oneshot.trainings import Training, trainings
+
+LOOK_S = 1.0
+"""Between two looks at a training that another process is at, and at requests."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A training whose turn it is, and who was at it last and is gone."""
+
+    training: Training
+    over: Holder | None
+
+
+class Agenda:
+    """The driver's list. `plan` grows as studies ask points and are won; `replanned` is told."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        plan: Plan,
+        store: Store,
+        *,
+        folder: Folder,
+        listen: Listener,
+        replanned: Callable[[Plan], None],
+        only: Collection[str] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.halted = ""
+        """Why no more is begun; trials that run are to end with a checkpoint."""
+        self.kill = False
+        """... or at once."""
+        self._sweep, self._store = sweep, store
+        self._folder = folder
+        self._listen, self._replanned, self._only = listen, replanned, only
+        self._stops = read_stops(self._folder)
+        self._faults = sweep.config.faults
+        self._watch = Watch()
+        self._trainings: dict[str, Training] = {}
+        self._queue: deque[str] = deque()
+        self._closed: dict[str, tuple[Trial, ...]] = {}
+        self._live: dict[str, float | None] = {}
+        """Key -> when it was begun or last reported, by the monotonic clock; None while no worker has it."""
+        self._dead: dict[str, Holder | None] = {}
+        """Key -> who was at it when its worker died under our eyes."""
+        self._elsewhere: dict[str, str] = {}
+        """Key -> who is at it."""
+        self._looked_s = 0.0
+        self._alike: dict[str, str] = {}
+        """Key -> what it failed of, while none has finished."""
+        self._has_finished = False
+        self._searching = Searching(sweep, plan, store, folder)
+        self._early = EarlyStopping(sweep, self._folder)
+        self._take_up(plan)
+        self._budget = Budget(sweep.config.budget, store, self._trainings.values())
+        self._heed()
+        self._catch_up()
+        self._search_on()
+
+    # --- what is next ---
+
+    def next(self) -> Turn | Literal["wait", "done"]:
+        """The next training; `wait` while live ones, or other sweeps', may still matter."""
+        self.look()
+        while self._queue and not self.halted:
+            key = self._queue.popleft()
+            training = self._trainings[key]
+            if not self._is_open(training):
+                continue
+            folder = self._store.trial(key)
+            dead = self._dead.pop(key, None)
+            if (living := self._watch.living(folder)) is not None and living != dead:
+                self._wait_for(key, living)
+                continue
+            self._live[key] = None
+            return Turn(training=training, over=dead or self._watch.lapsed(folder))
+        if self._live or (self._elsewhere and not self.halted):
+            return "wait"
+        return "done"
+
+    def look(self) -> None:
+        """Heeds requests, the budget, and what other processes have finished; at most once a second."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        self._heed()
+        if reason := self._budget.spent(self._trainings[key] for key, since in self._live.items() if since is not None):
+            self.halt(reason)
+        for key in list(self._elsewhere):
+            if self._watch.living(self._store.trial(key)) is None:
+                del self._elsewhere[key]
+                if self._is_open(self._trainings[key]):
+                    self._queue.append(key)
+                else:
+                    self._has_ended(key)
+
+    def outstanding(self) -> list[Training]:
+        """Trainings that are to be run as things stand; more may come of a search."""
+        return [self._trainings[key] for key in self._queue]
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do, and nothing will come."""
+        return not (self._queue or self._live or self._elsewhere)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Metrics that decide something as they come."""
+        return (self._early.metric,) if self._early.metric is not None else ()
+
+    # --- what became of it ---
+
+    def begun(self, key: str) -> None:
+        """Takes that a worker has a training."""
+        self._live[key] = time.monotonic()
+        self._listen(self._event("started", key))
+
+    def is_dead(self, key: str) -> None:
+        """Takes that a training's worker has died: nobody needs to wait for its lease to lapse."""
+        self._dead[key] = holder(self._store.trial(key))
+
+    def reported(self, key: str, step: int, metrics: dict[str, float]) -> bool:
+        """Takes a live training's step; whether it is to end, since nobody wants more of it."""
+        self._live[key] = time.monotonic()
+        training = self._trainings[key]
+        self._listen(replace(self._event("step", key), step=step, reward=metrics.get("reward/mean")))
+        for trial in training.trials:
+            judgement = self._early.judge(trial, step, metrics)
+            if judgement is not None and judgement.stop:
+                self._stop_early(key, judgement)
+        return not self._is_wanted(training)
+
+    def ended(self, key: str, *, is_elsewhere: bool = False) -> bool:
+        """Takes that a training's worker is free again; whether the training itself has ended, well or not."""
+        self._live.pop(key, None)
+        training, folder = self._trainings[key], self._store.trial(key)
+        result = folder.result()
+        if not self._is_open(training):
+            self._has_ended(key)
+            return True
+        if is_elsewhere:
+            living = self._watch.living(folder)
+            self._elsewhere[key] = str(living) if living else "another process"
+        elif result is not None and result.outcome == "failed" and result.attempt == folder.last_attempt():
+            self._count_alike(training, result)
+            self._say(f"{training.label}  {result.reason}; tried again")
+            self._queue.appendleft(key)
+        elif not self.halted:
+            self._queue.append(key)
+        return False
+
+    def stalled(self) -> list[str]:
+        """Live trainings that have not reported for longer than `faults.stall_s`."""
+        now_s = time.monotonic()
+        limit_s = self._faults.stall_s
+        return [key for key, since_s in self._live.items() if since_s is not None and now_s - since_s > limit_s]
+
+    def halt(self, reason: str) -> None:
+        """Begins nothing more."""
+        if not self.halted:
+            self.halted = reason
+            self._say(f"{reason}: running trials leave a checkpoint and end")
+
+    # --- inside ---
+
+    def _take_up(self, plan: Plan) -> None:
+        """Queues what a plan asks for and is not under way."""
+        self.plan = plan
+        trials = plan.trials if self._only is None else [t for t in plan.trials if t.key in self._only]
+        made = {training.key: training for training in trainings(trials)}
+        busy = {*self._live, *self._elsewhere}
+        self._queue = deque(key for key, one in made.items() if key not in busy and self._is_news(one))
+        self._trainings = made
+
+    def _is_news(self, training: Training) -> bool:
+        """Whether a training is open; one that has ended, and of which no more is asked, is not looked at again."""
+        if self._closed.get(training.key) == training.trials:
+            return False
+        if self._is_open(training):
+            return True
+        self._closed[training.key] = training.trials
+        return False
+
+    def _is_open(self, training: Training) -> bool:
+        """Whether the training has yet to be run, or run on."""
+        if not self._is_wanted(training):
+            return False
+        found = standing(self._wanted(training), self._store.trial(training.key), faults=self._faults)
+        if found == "finished":
+            self._has_finished = True
+        return found == "missing"
+
+    def _wanted(self, training: Training) -> Training:
+        """The training for those of its trials that nobody has stopped."""
+        trials = tuple(trial for trial in training.trials if self._stops.reason(trial) is None)
+        return replace(training, trials=trials)
+
+    def _is_wanted(self, training: Training) -> bool:
+        return bool(self._wanted(training).trials)
+
+    def _has_ended(self, key: str) -> None:
+        training, folder = self._trainings[key], self._store.trial(key)
+        result = folder.result()
+        if result is not None and result.outcome == "failed":
+            self._count_alike(training, result)
+        self._listen(Event(kind="ended", key=key, label=training.label, result=result))
+        if any(trial.phase == "search" for trial in training.trials):
+            self._search_on()
+
+    def _wait_for(self, key: str, living: Holder) -> None:
+        if key not in self._elsewhere:
+            self._say(f"{self._trainings[key].label}  waits: {living} is at it")
+        self._elsewhere[key] = str(living)
+
+    def _count_alike(self, training: Training, result: Result) -> None:
+        """Halts the sweep when the first trainings all fail of one thing."""
+        if self._has_finished or (training.trials[0].phase == "search" and result.kind in ("nan", "guard", "oom")):
+            return
+        self._alike[training.key] = f"{result.kind}: {re.sub('[0-9]+', '#', result.reason)}"
+        if len(self._alike) >= self._faults.alike and len(set(self._alike.values())) == 1:
+            self.halt(f"the first {len(self._alike)} trainings failed alike ({result.reason})")
+
+    def _heed(self) -> None:
+        for request in heed(self._folder):
+            self._answer(request)
+
+    def _answer(self, request: Request) -> None:
+        if request.verb == "stop" and not request.cell:
+            self.kill = self.kill or request.now
+            self.halt("stopped by hand")
+        elif request.verb == "stop":
+            self._set_stops(replace(self._stops, cells=(*self._stops.cells, request.cell)))
+            self._say(f"stopped by hand: {request.cell}")
+        else:
+            kept = tuple(cell for cell in self._stops.cells if request.cell and cell != request.cell)
+            self._set_stops(replace(self._stops, cells=kept))
+            busy = {*self._live, *self._elsewhere, *self._queue}
+            for key, training in self._trainings.items():
+                asked = any(covers(request.cell, trial) for trial in training.trials)
+                if asked and key not in busy and self._is_open(training):
+                    self._queue.append(key)
+
+    def _set_stops(self, stops: Stops) -> None:
+        self._stops = stops
+        write_stops(self._folder, stops)
+
+    def _stop_early(self, key: str, judgement: Judgement) -> None:
+        if key not in self._stops.early:
+            self._set_stops(replace(self._stops, early={**self._stops.early, key: judgement.reason}))
+            self._say(f"{self._trainings[key].label}  stopped: {judgement.reason}")
+
+    def _catch_up(self) -> None:
+        """Judges what was reported to a driver that is gone before it could."""
+        for key, training in self._trainings.items():
+            trials = [trial for trial in training.trials if trial.phase == "search"]
+            if not trials or not self._early.is_on or key in self._stops.early:
+                continue
+            if trial_standing(trials[0], self._store.trial(key).result()) == "finished":
+                continue
+            for row in self._store.trial(key).rows():
+                judgement = self._early.judge(trials[0], row.step, row.metrics)
+                if judgement is not None and judgement.stop:
+                    self._stop_early(key, judgement)
+                    break
+
+    def _search_on(self) -> None:
+        """Asks the points that can be asked now, and sets the grid by the studies that are through."""
+        if not self._searching.is_under_way():
+            return
+        said = self._searching.advance(self._stops)
+        for line in said:
+            self._say(line)
+        if said:
+            self._take_up(self._searching.plan)
+            self._replanned(self.plan)
+
+    def _event(self, kind: Literal["started", "step"], key: str) -> Event:
+        training = self._trainings[key]
+        return Event(kind=kind, key=key, label=training.label, num_steps=training.config.train.num_steps)
+
+    def _say(self, text: str) -> None:
+        self._listen(Event(kind="message", text=text))

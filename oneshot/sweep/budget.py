@@ -1,0 +1,51 @@
+"""What a sweep has spent, and the time of day -> whether it is to stop."""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+from oneshot.store import Store
+from oneshot.sweepconfig import BudgetConfig
+from oneshot.trainings import Training
+
+
+class Budget:
+    """GPU-hours that trainings hold, those of earlier attempts counted, and a deadline."""
+
+    def __init__(
+        self,
+        config: BudgetConfig,
+        store: Store,
+        trainings: Iterable[Training],
+        *,
+        now: Callable[[], datetime] = datetime.now,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._now, self._clock_s = config, now, clock_s
+        self._deadline = None if config.until is None else deadline(config.until, now())
+        self.gpu_hours = 0.0
+        if config.gpu_hours is not None:
+            held = (store.trial(one.key).spent_ms() * one.resources.gpus for one in trainings if one.resources.gpus)
+            self.gpu_hours = sum(held) / 3_600_000
+        self._last_s = clock_s()
+
+    def spent(self, live: Iterable[Training]) -> str:
+        """Counts what live trainings held since the last call; why the sweep is to stop, or empty."""
+        now_s = self._clock_s()
+        self.gpu_hours += sum(one.resources.gpus for one in live) * (now_s - self._last_s) / 3600
+        self._last_s = now_s
+        limit = self._config.gpu_hours
+        if limit is not None and self.gpu_hours >= limit:
+            return f"the budget of {limit:g} GPU-hours is spent"
+        if self._deadline is not None and self._now() >= self._deadline:
+            return f"it is {self._config.until}, the budget's end"
+        return ""
+
+
+def deadline(until: str, now: datetime) -> datetime:
+    """The next time that a clock shows `08:00`; a date stands for itself."""
+    if "T" in until:
+        return datetime.fromisoformat(until)
+    hour, minute = map(int, until.split(":"))
+    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return today if today > now else today + timedelta(days=1)

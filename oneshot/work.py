@@ -1,0 +1,62 @@
+"""A training -> what is done for it: GRPO, or a script. Whoever records it knows no more than this."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from oneshot.grpo.metrics import StepMetrics
+from oneshot.scripted import ScriptedWork
+from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training
+
+
+class Work(Protocol):
+    """A trial that is under way."""
+
+    @property
+    def step(self) -> int:
+        """Steps that it has behind it."""
+        ...
+
+    def can_continue(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is enough to go on from."""
+        ...
+
+    def know(self, baseline: Mapping[str, float]) -> None:
+        """Takes accuracies at the start from the record."""
+        ...
+
+    def load(self, checkpoint: Path) -> None:
+        """Goes to where a checkpoint was saved."""
+        ...
+
+    def save(self, folder: Path, *, with_optimizer: bool) -> None:
+        """Writes a checkpoint into an empty folder."""
+        ...
+
+    def train(self) -> Iterator[StepMetrics]:
+        """The steps that are left."""
+        ...
+
+    def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
+        """Evaluations at start and end that are not done yet, with kept weights."""
+        ...
+
+
+def make_ready(training: Training) -> None:
+    """Imports what a training computes with: torch takes seconds, and a script needs none of it."""
+    if training.config.script is None:
+        import oneshot.grpo.work  # noqa: F401
+
+
+def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Work:
+    """Loads what the training needs, at step 0.
+
+    Raises:
+        UserError: a model, example or suite is not as it should be.
+    """
+    if training.config.script is not None:
+        return ScriptedWork(training.config, seed=training.seed, attempt=attempt)
+    from oneshot.grpo.work import GrpoWork
+
+    return GrpoWork(training.config, seed=training.seed, cpus=training.resources.cpus, grader=grader, halvings=halvings)
