@@ -13,9 +13,11 @@ from oneshot.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan import Plan
 
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
+    from oneshot.garbage import Holding
     from oneshot.report.cells import CellLine
     from oneshot.report.stats import Interval
     from oneshot.select import Ranked
+    from oneshot.status import SweepStatus
     from oneshot.sweep.events import Event
 
 
@@ -53,6 +55,8 @@ class Progress:
             self._running.pop(event.key, None)
             self._ended.append(event.key)
             result = event.result
+            if event.stopped:
+                return
             if result is None or result.outcome == "failed":
                 self._num_failed += 1
                 self._print(
@@ -176,3 +180,50 @@ def _interval(interval: "Interval | None") -> str:
     if interval is None or interval.low is None or interval.high is None:
         return "-"
     return f"{interval.low:+.3f} to {interval.high:+.3f}"
+
+
+def status_table(found: "SweepStatus") -> Table:
+    """Trials that run, failed, wait or were stopped; those that finished are only counted."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("trial", "state", "step", "steps/s", "left", "attempts", ""):
+        table.add_column(column)
+    for one in found.trials:
+        if one.state == "finished":
+            continue
+        rate = "" if one.steps_per_s is None else f"{one.steps_per_s:.3g}"
+        left = "" if one.eta_s is None else f"{one.eta_s:.0f} s"
+        steps = f"{one.step} of {one.num_steps}"
+        table.add_row(one.label, one.state, steps, rate, left, str(one.attempts), one.reason or one.where)
+    return table
+
+
+def sweeps_table(found: Sequence["SweepStatus"]) -> Table:
+    """A store's sweeps, a line each."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    states = list(found[0].counts) if found else []
+    for column in ("sweep", "phase", *states, "driver"):
+        table.add_column(column)
+    for one in found:
+        table.add_row(one.name, one.phase, *(str(one.counts[state]) for state in states), one.driver or "")
+    return table
+
+
+def holdings_table(found: Sequence["Holding"]) -> Table:
+    """Disk by sweep."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("sweep")
+    for column in ("trainings", "bytes", "of it checkpoints"):
+        table.add_column(column, justify="right")
+    for one in found:
+        table.add_row(one.sweep, str(one.num_trainings), size(one.num_bytes), size(one.checkpoint_bytes))
+    return table
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as people read them."""
+    amount, unit = float(num_bytes), "B"
+    for bigger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, bigger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -126,7 +126,6 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     every = [*cells, *(place.cell for place in searched)]
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
-    check_choices(sweep, axes, every)
     awaited = {study.name for study in studies}
     # point by point over all studies, so that all of them get on; then the grid seed by seed, so that an evening that
     # is cut leaves a balanced matrix, controls first
@@ -137,6 +136,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     trials = [trial for place in searched for trial in made.trials(place, seeds)]
     by_cell = [made.trials(place, sweep.config.seeds) for place in grid]
     trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
+    check_choices(sweep, axes, every)
     warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
     several = sorted({cell.label for cell in every if cell.resources.gpus > 1})
     if several:

@@ -1,13 +1,32 @@
 """The pydantic models -> the sweep file's JSON schema, for editors, and its reference, docs/sweep-file.md."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from oneshot.config import TrialConfig
-from oneshot.sweepconfig import CellConfig, CostConfig, MlflowConfig, NotifyConfig, SweepConfig, SweepResourceConfig
+from oneshot.sweepconfig import (
+    BudgetConfig,
+    CellConfig,
+    ClaimConfig,
+    ConstraintConfig,
+    CostConfig,
+    EarlyStopConfig,
+    ExpectConfig,
+    FaultsConfig,
+    FromRankConfig,
+    GuardConfig,
+    MlflowConfig,
+    NotifyConfig,
+    ObjectiveConfig,
+    RangeConfig,
+    SamplerConfig,
+    SearchConfig,
+    SweepConfig,
+    SweepResourceConfig,
+)
 
 INTRODUCTION = """# The sweep file
 
@@ -22,8 +41,18 @@ and `no` are text, a key that stands twice is an error. No templating, no enviro
 **grid** is a union of blocks; a block selects cells by axis (`model: a`, `model: [a, b]`, `model: {not: a}`; an axis
 left out means all its cells) and may `set` more. Without `grid`, it is the full product.
 
-**Precedence**: `trial` < axis cell < grid block < `--set`. Two axes that set one path in one cell are an error, settled
+**Precedence**: `trial` < search winner < axis cell < grid block < `--set`. Two axes that set one path in one cell are an error, settled
 in the grid block. Settings are nested (`loss: {kl_coef: 0}`) or dotted (`loss.kl_coef: 0`).
+
+**Search.** `search` is a phase before the grid: for each cell of the `per` axes one Optuna study is tuned on the `on`
+cells, and its winner sets that part of the grid. A path that a cell sets itself stays as the cell has it. A point is told
+the mean over its cells and seeds; one that ends in NaN, out of memory or in a guard counts as infeasible. `early_stop` ends
+search trials, never those of the grid. What chooses may not judge: a claim is about other metrics than the search's, and
+the grid has other seeds.
+
+**Guards** fail a trial with their reason; it is kept, and not run again. **Faults** say how often a training is tried
+again, by what it failed of. A **budget** stops the sweep, resumably. After a sweep has begun, its file may only get more:
+cells, seeds, suites, search points, steps; resources, budget and faults are free. `oneshot plan` shows what is new.
 
 **Keys.** A trial is one cell with one seed. Its key names everything that changes its training, by content: the model's
 files or commit, the examples' text, the settings, the seed; not names, resources, storage or evaluation. A finished
@@ -71,6 +100,18 @@ def sweep_reference() -> str:
         ("A named cell", CellConfig, ""),
         ("`resources`", SweepResourceConfig, "resources."),
         ("`cost` of a cell", CostConfig, "cost."),
+        ("`from_rank` of a cell", FromRankConfig, "from_rank."),
+        ("`search`", SearchConfig, "search."),
+        ("`search.objective`", ObjectiveConfig, "objective."),
+        ("`search.space`, and `search` of a cell", RangeConfig, "<path>."),
+        ("`search.constraint`", ConstraintConfig, "constraint."),
+        ("`search.sampler`", SamplerConfig, "sampler."),
+        ("`early_stop`", EarlyStopConfig, "early_stop."),
+        ("One of `guards`", GuardConfig, ""),
+        ("One of `claims`", ClaimConfig, ""),
+        ("`expect` of a claim", ExpectConfig, "expect."),
+        ("`budget`", BudgetConfig, "budget."),
+        ("`faults`", FaultsConfig, "faults."),
         ("`mlflow`", MlflowConfig, "mlflow."),
         ("`notify`", NotifyConfig, "notify."),
     ]
@@ -92,7 +133,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]
         default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
         required = "required" if field.is_required() else default
         text = (field.description or "").replace("|", "\\|")
-        yield f"{prefix}{name}", required, f"{text} ({bounds})" if bounds else text
+        yield f"{prefix}{field.alias or name}", required, f"{text} ({bounds})" if bounds else text
 
 
 BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}", "min_length": "at least {} long"}
@@ -111,6 +152,10 @@ def _trial_rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
         inner = next((k for k in (kind, *getattr(kind, "__args__", ())) if hasattr(k, "model_fields")), None)
         if inner is None:
             yield path, default, text
+        elif type(None) in getattr(kind, "__args__", ()):  # one value, as a mapping
+            yield path, default, text
+            yield from _trial_rows(inner, f"{path}: ")
         else:
-            named = f"{path}.<name>." if inner is not kind else f"{path}."
-            yield from _trial_rows(inner, named)
+            is_section = inner is kind
+            is_list = get_origin(kind) is list
+            yield from _trial_rows(inner, f"{path}." if is_section else f"{path}[]." if is_list else f"{path}.<name>.")

@@ -451,6 +451,10 @@ class Store:
         """Keys of every training on record."""
         return Folder(self.fs, self.path).list("trials")
 
+    def sweeps(self) -> list[str]:
+        """Names of every sweep on record."""
+        return Folder(self.fs, self.path).list("sweeps")
+
     def sweep(self, name: str) -> Folder:
         """The folder of one sweep."""
         return Folder(self.fs, posixpath.join(self.path, "sweeps", name))

@@ -89,6 +89,10 @@ def _study(sweep: Sweep, search: SearchConfig, axes: Axes, name: str, group: dic
     for path, known in space.items():
         for value in known.choice or (known.low, known.high):
             _try(sweep, axes, names[0], settings, path, value)
+        for place, begun in enumerate(search.warm_start):
+            if path in begun and not known.holds(begun[path]):
+                where: Where = ("search", "warm_start", place, path)
+                raise SettingError(where, f"{begun[path]!r} is not in the range that {name} searches")
     return Study(name=name, group=group, space=space, cells=tuple(cells))
 
 

@@ -87,6 +87,15 @@ class RangeConfig(Config):
             raise ValueError(f"low {self.low:g} has no logarithm; set it above 0, or leave log out")
         return self
 
+    def holds(self, value: Any) -> bool:
+        """Whether the search may give this value."""
+        if self.choice is not None:
+            return any(type(value) is type(one) and value == one for one in self.choice)
+        assert self.low is not None and self.high is not None
+        is_whole = isinstance(self.low, int) and isinstance(self.high, int)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high and (not is_whole or isinstance(value, int))
+
 
 class ObjectiveConfig(Config):
     """What a search makes large or small: a metric, averaged over a point's cells and seeds."""
@@ -155,7 +164,7 @@ class EarlyStopConfig(Config):
     per: list[str] | None = Field(None, description="axes within whose cells trials are compared; absent: search.per")
     metric: str | None = Field(None, min_length=1, description="absent: the objective's")
     grace_steps: int = Field(ge=1, description="no trial ends before")
-    factor: float = Field(3, gt=1, description="asha: one in `factor` goes on")
+    factor: float = Field(3, ge=1.5, description="asha: one in `factor` goes on")
     min_trials: int = Field(3, ge=1, description="median: so many others must have come as far")
 
 

@@ -31,6 +31,7 @@ from test_plan import trial
 from oneshot import runner
 from oneshot.config import TrialConfig
 from oneshot.grpo import state as trial_state
+from oneshot.grpo import work
 from oneshot.plan import with_seed
 from oneshot.standing import standing
 from oneshot.store import Folder, Store, TrialFolder
@@ -84,7 +85,7 @@ class Moment:
 
 STORIES = {
     "before the first report": (
-        Moment(name="nothing is loaded", owner=runner, function="new_state", goes_on=0),
+        Moment(name="nothing is loaded", owner=work, function="new_state", goes_on=0),
         Moment(name="completions without evaluation", owner=TrialFolder, function="write_evaluation", goes_on=0),
         Moment(name="evaluation without report", owner=TrialFolder, function="write_segment", goes_on=0),
     ),
@@ -98,7 +99,7 @@ STORIES = {
             goes_on=0,
         ),
         Moment(name="checkpoint, no report since", owner=Folder, function="put_folder", when="after", goes_on=4),
-        Moment(name="going on, nothing loaded yet", owner=runner, function="load_state", goes_on=4),
+        Moment(name="going on, nothing loaded yet", owner=work, function="load_state", goes_on=4),
         Moment(name="steps and evaluation not reported", owner=TrialFolder, function="write_segment", goes_on=4),
     ),
     "while the second checkpoint takes the place of the first": (

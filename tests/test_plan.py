@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oneshot.config import TrialConfig
 from oneshot.cost import estimate
-from oneshot.keys import identify_trial, trial_key
+from oneshot.keys import identify_trial, trial_keys
 from oneshot.models import folder_digest
 from oneshot.plan import Trial, with_seed
 from oneshot.settings import flatten, unflatten
@@ -89,7 +89,7 @@ def test_all_keys_of_all_changes_differ(tiny_config: MakeConfig) -> None:
 
 def test_the_key_of_a_known_trial_stays(tiny_config: MakeConfig) -> None:
     """Finished trials are found by it: should it move, TRIAL_VERSION moves with it, on purpose."""
-    assert trial_key(tiny_config(), 0, {"model": "m", "examples": ["e"]}) == "9c4af9857185a7f4"
+    assert trial_keys(tiny_config(), [0], {"model": "m", "examples": ["e"]})[0] == "9c4af9857185a7f4"
 
 
 PATHS = {

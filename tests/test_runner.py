@@ -7,6 +7,7 @@ import pytest
 from test_plan import trial
 
 from oneshot.config import TrialConfig
+from oneshot.errors import TrialError
 from oneshot.plan import with_seed
 from oneshot.runner import record
 from oneshot.standing import standing, view
@@ -156,7 +157,7 @@ def test_a_longer_request_that_fails_takes_nothing_back(
     next(steps)
     assert standing(short, folder) == "finished"
     with pytest.raises(StopIteration):
-        steps.throw(RuntimeError("the disk is full"))  # recorded, not raised
+        steps.throw(TrialError("the loss is not finite"))  # recorded, not raised
     assert standing(short, folder) == "finished"
     assert standing(long, folder) == "failed"
 

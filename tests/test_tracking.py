@@ -12,9 +12,10 @@ from test_sweepfile import BASE
 
 from oneshot.plan import Plan, make_plan
 from oneshot.runner import record
+from oneshot.standing import standing
 from oneshot.store import Result, Store
+from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
-from oneshot.sweep.run import outstanding
 from oneshot.sweep.run import run as run_sweep
 from oneshot.sweep.tracking import Tracker
 from oneshot.sweepfile import Sweep, load
@@ -39,17 +40,23 @@ class Lab:
         (self.folder / "s.yaml").write_text(text)
         return load(self.folder / "s.yaml")
 
-    def launch(self, missing: Any, tracking: TrackingThread) -> bool:
-        for training in missing:
+    def launch(self, agenda: Agenda, tracking: TrackingThread) -> bool:
+        while not isinstance(turn := agenda.next(), str):
+            training = turn.training
             for _ in record(training, self.store.trial(training.key), grader=self.grader, origin="base"):
                 tracking.wake(training.key, ended=False)
-            tracking.wake(training.key, ended=True)
+            tracking.wake(training.key, ended=agenda.ended(training.key))
         return False
+
+    def agenda(self, sweep: Sweep, plan: Plan) -> Agenda:
+        folder = self.store.sweep(plan.name)
+        quiet: Any = lambda *_: None  # noqa: E731 - nobody watches
+        return Agenda(sweep, plan, self.store, folder=folder, listen=quiet, replanned=quiet)
 
     def run(self, sweep: Sweep) -> Any:
         plan = make_plan(sweep)
-        missing = outstanding(plan, self.store)
-        return run_sweep(sweep, plan, self.store, missing=missing, launch=self.launch, listen=lambda event: None)
+        summary, _ = run_sweep(sweep, plan, self.store, launch=self.launch, listen=lambda event: None)
+        return summary
 
     @property
     def client(self) -> MlflowClient:
@@ -110,7 +117,8 @@ def test_a_longer_request_and_another_suite_reach_the_same_run_without_gap_or_do
         ("train.num_steps: 2", "train.num_steps: 4"),
         ("{num_problems: 4}", "{num_problems: 4}, two: {source: tests/cases/two.jsonl}"),
     )
-    assert len(outstanding(make_plan(longer), lab.store)) == 1
+    (asked,) = trainings(make_plan(longer).trials)
+    assert standing(asked, lab.store.trial(asked.key)) == "missing"
     assert lab.run(longer).finished == 1
     assert lab.child().info.run_id == first
     assert lab.child().info.status == "FINISHED"
@@ -128,7 +136,7 @@ def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: p
     down = TrackingThread(sweep, plan, lab.store, uri="http://127.0.0.1:9", artifacts=None)
     start_s = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        lab.launch([training], down)
+        lab.launch(lab.agenda(sweep, plan), down)
         assert lab.store.trial(training.key).result() is not None
         down.finish("FINISHED")
     assert down.error

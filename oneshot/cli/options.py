@@ -88,17 +88,37 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
     return read(text, name=name, overrides=tuple(settings or ())), store
 
 
+def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
+    """A sweep's name by its file, or as it is; and the storage that it is in."""
+    from oneshot.store import Store
+
+    if Path(name).is_file():
+        sweep = load_sweep(Path(name), None)
+        return sweep.config.name, Store(storage or sweep.config.storage)
+    return name, Store(storage or "runs")
+
+
+def read_cells(text: str, axes: list[str]) -> dict[str, str]:
+    """`model=a,example=b` -> cell by axis.
+
+    Raises:
+        UserError: it has another form, or names another axis.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        axis, equals, name = part.partition("=")
+        if not equals or axis not in axes:
+            raise UserError(f"--cell {part}: write it as axis=name{nearest(axis, axes)}")
+        found[axis] = name
+    return found
+
+
 def choose_trial(sweep: "Sweep", cell: str, seed: int) -> "Trial":
     """The trial that `--cell` and `--seed` name."""
     from oneshot.plan import make_plan, with_seed
     from oneshot.store import Store
 
-    wanted: dict[str, str] = {}
-    for part in filter(None, cell.split(",")):
-        axis, equals, name = part.partition("=")
-        if not equals or axis not in sweep.config.axes:
-            raise UserError(f"--cell {part}: write it as axis=name{nearest(axis, list(sweep.config.axes))}")
-        wanted[axis] = name
+    wanted = read_cells(cell, list(sweep.config.axes))
     planned = make_plan(with_known(sweep, Store(sweep.config.storage)))
     trials = {tuple(trial.cell.items()): trial for trial in planned.trials if trial.phase == "grid"}
     matching = [t for t in trials.values() if all(t.cell[axis] == name for axis, name in wanted.items())]

@@ -1,5 +1,6 @@
 """Verbs about what a store holds, and about sweeps that run."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,37 +8,148 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    File,
-    SetOption,
-    StorageOption,
-    app,
-    load_sweep,
-    with_known,
-)
-from oneshot.errors import UserError
+from oneshot.cli.options import JsonOption, StorageOption, app, find_name, load_sweep, read_cells, results
+from oneshot.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    pass
+    from oneshot.store import Store
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")]
+CellOption = Annotated[
+    str, typer.Option(help="only trials of these cells: axis=name, comma between; `seed` and `phase` count as axes")
+]
 
 
 @app.command()
-def retry(file: File, settings: SetOption = None, storage: StorageOption = None) -> None:
-    """Take the results of a sweep's failed trials away, so that `run` starts them again."""
-    from oneshot.plan import make_plan
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="a sweep file or name; absent: lists sweeps")
+    ] = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a sweep stands: its trials by state, rates, what failed; from any shell that sees the storage."""
+    from oneshot.display import status_table, sweeps_table
+    from oneshot.status import sweep_status
     from oneshot.store import Store
+
+    if name is None:
+        store = Store(storage or "runs")
+        every = [sweep_status(store, one) for one in store.sweeps()]
+        if as_json:
+            print(json.dumps([{**one.to_json(), "trials": []} for one in every], indent=2))
+        else:
+            results().print(sweeps_table(every))
+        return
+    sweep_name, store = find_name(name, storage)
+    found = sweep_status(store, sweep_name)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    counts = ", ".join(f"{number} {state}" for state, number in found.counts.items() if number)
+    print(f"{found.name}: {found.phase}; {counts or 'no trials'}; driver: {found.driver or 'none'}")
+    results().print(status_table(found))
+    if found.last_error:
+        print(f"last error: {found.last_error}")
+
+
+@app.command()
+def stop(
+    name: Name,
+    cell: CellOption = "",
+    now: Annotated[bool, typer.Option("--now", help="kill running trials, instead of letting them checkpoint")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """End a running sweep, or some of its cells: `run` goes on from checkpoints, `retry --cell` brings cells back."""
+    from oneshot.control import Request, ask
+    from oneshot.lease import holder
+    from oneshot.status import is_alive
+
+    sweep_name, store = find_name(name, storage)
+    folder = store.sweep(sweep_name)
+    driver = holder(folder)
+    cells = _cells(cell, sweep_name, store)
+    if not is_alive(driver) and not cells:
+        raise UserError(f"{sweep_name}: no driver runs it; nothing to stop")
+    ask(folder, Request(verb="stop", cell=cells, now=now))
+    if is_alive(driver):
+        print(f"{sweep_name}: told {driver}; `oneshot status {sweep_name}` shows what it does")
+    else:
+        print(f"{sweep_name}: no driver runs it; the next `run` leaves {cell} out")
+
+
+@app.command()
+def retry(
+    name: Name,
+    cell: CellOption = "",
+    reason: Annotated[str, typer.Option(help="only trials whose reason or class of failure has this text")] = "",
+    storage: StorageOption = None,
+) -> None:
+    """Take the results of failed trials away, and stops of cells back, so that they are run again."""
+    from oneshot.control import Request, ask, covers
+    from oneshot.lease import holder
+    from oneshot.status import begun_sweep, is_alive
     from oneshot.trainings import trainings
 
-    sweep = load_sweep(file, settings)
-    store = Store(storage or sweep.config.storage)
+    sweep_name, store = find_name(name, storage)
+    cells = _cells(cell, sweep_name, store)
+    _, planned = begun_sweep(store, sweep_name)
     count = 0
-    for training in trainings(make_plan(with_known(sweep, store)).trials):
-        folder = store.trial(training.key)
-        result = folder.result()
-        if result is not None and result.outcome == "failed":
-            folder.remove("result.json")
+    for training in trainings([trial for trial in planned.trials if covers(cells, trial)]):
+        result = store.trial(training.key).result()
+        if result is not None and result.outcome == "failed" and (reason in result.reason or reason == result.kind):
+            store.trial(training.key).remove("result.json")
             count += 1
-    print(f"{count} failed trainings will be run again by `oneshot run {file}`")
+    folder = store.sweep(sweep_name)
+    ask(folder, Request(verb="retry", cell=cells))
+    when = "now" if is_alive(holder(folder)) else "by the next `oneshot run`"
+    print(f"{count} failed trainings will be run again {when}")
+
+
+@app.command()
+def gc(
+    storage: StorageOption = None,
+    remove: Annotated[bool, typer.Option("--remove", help="take what can go off the disk")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each sweep holds on disk, and what can go."""
+    from dataclasses import asdict
+
+    from oneshot.display import holdings_table, size
+    from oneshot.garbage import holdings
+    from oneshot.garbage import remove as take_away
+    from oneshot.store import Store
+
+    store = Store(storage or "runs")
+    found, waste = holdings(store)
+    if as_json:
+        print(json.dumps({"sweeps": [asdict(one) for one in found], "waste": [asdict(one) for one in waste]}, indent=2))
+    else:
+        results().print(holdings_table(found))
+        for one in waste:
+            print(f"{size(one.num_bytes):>10}  {one.path}: {one.why}")
+        print(
+            f"{size(sum(one.num_bytes for one in waste))} can go"
+            + ("" if remove or not waste else "; --remove does it")
+        )
+    for one in waste if remove else ():
+        take_away(store, one)
+
+
+def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
+    """`--cell` as axes and names, which the sweep has."""
+    from oneshot.status import begun_sweep
+
+    if not text:
+        return {}
+    _, planned = begun_sweep(store, sweep_name)
+    cells = read_cells(text, [*(planned.trials[0].cell if planned.trials else ()), "seed", "phase"])
+    for axis, wanted in cells.items():
+        known = sorted({trial.cell[axis] for trial in planned.trials if axis in trial.cell})
+        if known and wanted not in known:
+            raise UserError(f"--cell {axis}={wanted}: unknown cell{nearest(wanted, known)}")
+    return cells
 
 
 @app.command()

@@ -117,8 +117,8 @@ def _run(
                 listen=progress,
             )
 
-        summary = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
-    lines = cell_lines(summary.plan, store)
+        summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
+    lines = cell_lines(planned, store)
     if lines:
         results().print(cells_table(lines))
     print(f"\n{_counts(summary)}; store: {store.root}")
@@ -127,7 +127,7 @@ def _run(
     if summary.tracking_error:
         print(f"oneshot: MLflow is behind ({summary.tracking_error}); `oneshot run {file}` catches up", file=sys.stderr)
     if summary.failed:
-        _tell_failures(sweep, summary.plan, store)
+        _tell_failures(sweep, planned, store)
     if summary.halted:
         print(f"oneshot: {summary.halted}; `oneshot run {file}` goes on", file=sys.stderr)
     return summary

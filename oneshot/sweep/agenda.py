@@ -54,6 +54,8 @@ class Agenda:
         only: Collection[str] | None = None,
     ) -> None:
         self.plan = plan
+        self.num_started = 0
+        """Attempts that were begun."""
         self.halted = ""
         """Why no more is begun; trials that run are to end with a checkpoint."""
         self.kill = False
@@ -101,6 +103,7 @@ class Agenda:
                 self._wait_for(key, living)
                 continue
             self._live[key] = None
+            self.num_started += 1
             return Turn(training=training, over=dead or self._watch.lapsed(folder))
         if self._live or (self._elsewhere and not self.halted):
             return "wait"
@@ -231,7 +234,8 @@ class Agenda:
         result = folder.result()
         if result is not None and result.outcome == "failed":
             self._count_alike(training, result)
-        self._listen(Event(kind="ended", key=key, label=training.label, result=result))
+        is_stopped = not self._is_wanted(training)
+        self._listen(Event(kind="ended", key=key, label=training.label, result=result, stopped=is_stopped))
         if any(trial.phase == "search" for trial in training.trials):
             self._search_on()
 

@@ -19,6 +19,8 @@ class Event:
     num_steps: int = 0
     reward: float | None = None
     result: Result | None = None
+    stopped: bool = False
+    """It ended because nobody wants more of it."""
 
 
 Listener = Callable[[Event], None]

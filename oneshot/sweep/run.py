@@ -35,8 +35,9 @@ class Summary:
     interrupted: bool
     halted: str
     """Why the sweep ended though trials are missing."""
+    num_started: int
+    """Attempts that this call began."""
     tracking_error: str
-    plan: Plan
 
 
 def run(
@@ -47,8 +48,8 @@ def run(
     launch: Launch,
     listen: Listener,
     only: Collection[str] | None = None,
-) -> Summary:
-    """Runs what is missing of a plan, keeps MLflow up to date, and says what became of it.
+) -> tuple[Summary, Plan]:
+    """Runs what is missing of a plan, keeps MLflow up to date, and says what became of it, and of the plan by a search.
 
     `launch` runs an agenda on a cluster and returns whether it was interrupted; it is not called where nothing is
     missing. `only`: of these trainings alone.
@@ -83,8 +84,8 @@ def drive(folder: Folder, name: str, listen: Listener) -> Lease:
             if is_here(leased.holder) or has_beaten or time.monotonic() - start_s > 2 * LAPSE_S:
                 who = f"{leased.holder.host}:{leased.holder.pid}"
                 raise UserError(
-                    f"{name} is being run by {who} (attempt {leased.holder.attempt}); `oneshot status {name}` shows it, "
-                    f"`oneshot stop {name}` ends it"
+                    f"{name} is being run by {who} (attempt {leased.holder.attempt}): `oneshot status {name}` shows "
+                    f"it, `oneshot stop {name}` ends it"
                 ) from leased
             if first is None:
                 first = leased.holder
@@ -103,7 +104,7 @@ def _run(
     *,
     uri: str,
     artifacts: str | None,
-) -> Summary:
+) -> tuple[Summary, Plan]:
     if only is None:
         folder.write("sweep.yaml", sweep.source.text)
         folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
@@ -126,10 +127,10 @@ def _run(
             interrupted = launch(agenda, tracking)
     finally:
         ended = agenda.plan if agenda is not None else plan
-        summary = _summary(sweep, ended, store, interrupted=interrupted, halted=agenda.halted if agenda else "")
+        summary = _summary(sweep, ended, store, agenda, interrupted=interrupted)
         status = "FAILED" if summary.failed or summary.missing else "FINISHED"
         tracking.finish("KILLED" if summary.interrupted else status)
-    return replace(summary, tracking_error=tracking.error)
+    return replace(summary, tracking_error=tracking.error), ended
 
 
 def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
@@ -149,9 +150,15 @@ def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
     return f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
 
 
-def _summary(sweep: Sweep, plan: Plan, store: Store, *, interrupted: bool, halted: str) -> Summary:
+def _summary(sweep: Sweep, plan: Plan, store: Store, agenda: Agenda | None, *, interrupted: bool) -> Summary:
     counts = {"finished": 0, "failed": 0, "stopped": 0, "missing": 0}
     stops = read_stops(store.sweep(plan.name))
     for trial in plan.trials:
         counts[trial_state(trial, store, stops, faults=sweep.config.faults)] += 1
-    return Summary(**counts, interrupted=interrupted, halted=halted, tracking_error="", plan=plan)
+    return Summary(
+        **counts,
+        interrupted=interrupted,
+        halted=agenda.halted if agenda is not None else "",
+        num_started=agenda.num_started if agenda is not None else 0,
+        tracking_error="",
+    )

@@ -4,6 +4,7 @@ A point is asked knowing the results of all points but the last `parallel` - 1, 
 the same points however often its driver is killed, and whatever ends first.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import fmean
@@ -107,13 +108,13 @@ class Searching:
             rows.append(view(trial, folder))
         metric = search.objective.metric
         values = [_value(of_one, metric, search) for of_one in rows]
-        found = [value for value in values if value is not None and value == value]
+        found = [value for value in values if value is not None and math.isfinite(value)]
         if len(found) < len(rows):  # a metric that never came, or is not a number
             return Told(params=params, state="infeasible")
         violation = None
         if search.constraint is not None:
             lasts = [_last(of_one, search.constraint.metric) for of_one in rows]
-            if any(one is None or one != one for one in lasts):
+            if any(one is None or not math.isfinite(one) for one in lasts):
                 return Told(params=params, state="infeasible")
             level = fmean(one for one in lasts if one is not None)
             limit = search.constraint
