@@ -314,11 +314,12 @@ def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], 
 def unused(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]) -> list[tuple[Where, str]]:
     """Places of the file that change no trial, each with a sentence why; `besides`: paths that a search sets."""
     found: list[tuple[Where, str]] = []
+    selected = {pair for cell in cells for pair in cell.names.items()}
     used = {place for cell in cells for place in cell.places.values()}
     settled = {*sweep.overrides, *besides}  # what `--set` or a search takes over was meant to be
     for axis, values in axes.items():
         for name, value in values.items():
-            if not any(cell.names[axis] == name for cell in cells):
+            if (axis, name) not in selected:
                 found.append((("axes", axis, name), "no block of the grid selects this cell"))
                 continue
             for path, setting in value.settings.items():

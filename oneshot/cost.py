@@ -147,7 +147,7 @@ def _num_problems(suite: Suite) -> int:
 
 def _num_evaluations(suite: Suite, config: TrialConfig) -> int:
     steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
-    return sum(suite.is_due(step, num_steps=steps, at_start=at_start, also_at=also_at) for step in range(steps + 1))
+    return len(suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at))
 
 
 Shape = tuple[object, ...]

@@ -10,15 +10,18 @@ from rich.live import Live
 from rich.table import Table
 
 from oneshot.cost import EFFICIENCY, MEAN_TOKENS
-from oneshot.plan import Plan
+from oneshot.plan import Plan, Trial
+from oneshot.sweepconfig import BudgetConfig
 
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
+    from oneshot.edits import Edits
     from oneshot.garbage import Holding
     from oneshot.report.cells import CellLine
     from oneshot.report.stats import Interval
     from oneshot.select import Ranked
     from oneshot.status import SweepStatus
     from oneshot.sweep.events import Event
+    from oneshot.wallclock import Schedule
 
 
 class Progress:
@@ -137,11 +140,46 @@ def cost_lines(plan: Plan) -> list[str]:
             f"estimated: {MEAN_TOKENS} tokens a completion, unless stated; {EFFICIENCY:.0%} of an 80 GB H100's "
             "bfloat16 peak (assumed, not measured)"
         )
+    largest = max(on_gpus, key=_size_on_node)
+    lines.append(f"one node must have {_node(largest)} (for {largest.label})")
     memory = max((trial.cost.memory_gib or 0.0) for trial in on_gpus)
     lines.append(
         f"memory: up to {memory:,.0f} GiB a trial for weights, optimiser and KV (estimated), activations aside"
     )
     return lines
+
+
+def _size_on_node(trial: Trial) -> tuple[float, float, float]:
+    return trial.resources.gpus, trial.resources.memory_gib or 0.0, trial.resources.cpus
+
+
+def _node(trial: Trial) -> str:
+    need = trial.resources
+    memory = f", {need.memory_gib:g} GiB memory" if need.memory_gib else ""
+    kind = f", {' or '.join(need.accelerator)}" if need.accelerator else ""
+    return f"{need.gpus:g} GPUs, {need.cpus:g} CPUs{memory}{kind}"
+
+
+def schedule_lines(found: "Schedule | None", budget: BudgetConfig, *, gpus: float) -> list[str]:
+    """How long a plan takes on so many GPUs, and what its budget lets be done."""
+    if found is None:
+        return [f"on {gpus:g} GPUs: no trial asks for one, or of one nothing is known"]
+    lines = [f"on {gpus:g} GPUs: about {found.hours:,.1f} h, each trial begun as soon as its GPUs are free"]
+    limits = budget.limits()
+    if any(limit is not None for limit in limits.values()):
+        total = len(found.end_hours)
+        lines.append(f"within the budget: {found.num_within(**limits)} of {total} trainings, in the order of the plan")
+    return lines
+
+
+def edit_lines(edits: "Edits | None") -> list[str]:
+    """What an edited file changes of a sweep that has begun."""
+    if edits is None:
+        return []
+    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.orphaned)} orphaned"
+    lines = [f"since the sweep began: {counts} trials"]
+    lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
+    return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]
 
 
 def ranking_table(ranked: Sequence["Ranked"]) -> Table:

@@ -31,6 +31,11 @@ class Edits:
     refused: tuple[str, ...]
     """Edits that are no additions, a line each."""
 
+    def to_json(self) -> dict[str, Any]:
+        """What `plan --json` says of them."""
+        counts = {"new": len(self.new), "unchanged": len(self.unchanged), "orphaned": len(self.orphaned)}
+        return {**counts, "orphaned_trials": [trial.label for trial in self.orphaned], "refused": list(self.refused)}
+
 
 def check_edits(sweep: Sweep, plan: Plan, store: Store) -> None:
     """Refuses edits that are no additions.

@@ -30,6 +30,7 @@ from oneshot.store import Folder, now_ms, unfenced
 
 BEAT_S = 5.0
 LAPSE_S = 30.0
+LOOK_AGAIN_S = 0.05
 BORN_WITHIN_S = 1.5
 """Two readings of one process's age may differ by a tick of the machine's clock."""
 
@@ -202,7 +203,8 @@ def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], over: Holder |
         own = _myself(attempt=turn.attempt + 1, sweep=sweep)
         if _create_attempt(folder, own, {"started_ms": own.time_ms, **facts, "last_beat_ms": turn.last_beat_ms}):
             return Lease(folder, own)
-        # somebody was faster: the next look says whether they are still at it
+        # somebody was faster: a later look says whether they are still at it; NFS may show their file a minute late
+        time.sleep(LOOK_AGAIN_S)
 
 
 def _is_still(over: Holder | None, found: Holder) -> bool:

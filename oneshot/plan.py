@@ -4,7 +4,7 @@ A *trial* is one cell with one seed; a *training* is what a key names. Trials th
 evaluated, or of which one asks for fewer steps, share a training.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -126,7 +126,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     every = [*cells, *(place.cell for place in searched)]
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
-    awaited = {study.name for study in studies}
+    awaited = {study.name: study for study in studies}
     # point by point over all studies, so that all of them get on; then the grid seed by seed, so that an evening that
     # is cut leaves a balanced matrix, controls first
     searched.sort(key=lambda place: place.point or 0)
@@ -172,10 +172,13 @@ def _points(sweep: Sweep, axes: Axes, study: Study) -> Iterator[_Place]:
         yield from (_Place(cell=cell, phase="search", study=study.name, point=point) for cell in cells)
 
 
-def _waiting(sweep: Sweep, cell: Cell, awaited: Collection[str]) -> Cell:
-    """A cell of the grid, which waits for its study unless that has been won."""
+def _waiting(sweep: Sweep, cell: Cell, awaited: Mapping[str, Study]) -> Cell:
+    """A cell of the grid, which waits for its study unless that has been won, or nothing of it reaches the cell."""
     search = sweep.config.search
     if search is None or (name := study_name(cell.names, search.per)) not in awaited:
+        return cell
+    own = {path for path, place in cell.places.items() if place[0] not in ("trial", "search")}
+    if own >= awaited[name].space.keys():
         return cell
     found = sweep.winners.get(name)
     if found is None:

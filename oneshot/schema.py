@@ -41,18 +41,19 @@ and `no` are text, a key that stands twice is an error. No templating, no enviro
 **grid** is a union of blocks; a block selects cells by axis (`model: a`, `model: [a, b]`, `model: {not: a}`; an axis
 left out means all its cells) and may `set` more. Without `grid`, it is the full product.
 
-**Precedence**: `trial` < search winner < axis cell < grid block < `--set`. Two axes that set one path in one cell are an error, settled
-in the grid block. Settings are nested (`loss: {kl_coef: 0}`) or dotted (`loss.kl_coef: 0`).
+**Precedence**: `trial` < search winner < axis cell < grid block < `--set`. Two axes that set one path in one cell are
+an error, settled in the grid block. Settings are nested (`loss: {kl_coef: 0}`) or dotted (`loss.kl_coef: 0`).
 
 **Search.** `search` is a phase before the grid: for each cell of the `per` axes one Optuna study is tuned on the `on`
-cells, and its winner sets that part of the grid. A path that a cell sets itself stays as the cell has it. A point is told
-the mean over its cells and seeds; one that ends in NaN, out of memory or in a guard counts as infeasible. `early_stop` ends
-search trials, never those of the grid. What chooses may not judge: a claim is about other metrics than the search's, and
-the grid has other seeds.
+cells, and its winner sets that part of the grid. A path that a cell sets itself stays as the cell has it. A point is
+told the mean over its cells and seeds; one that ends in NaN, out of memory or in a guard counts as infeasible.
+`early_stop` ends search trials, never those of the grid. What chooses may not judge: a claim is about other metrics
+than the search's, and the grid has other seeds.
 
 **Guards** fail a trial with their reason; it is kept, and not run again. **Faults** say how often a training is tried
-again, by what it failed of. A **budget** stops the sweep, resumably. After a sweep has begun, its file may only get more:
-cells, seeds, suites, search points, steps; resources, budget and faults are free. `oneshot plan` shows what is new.
+again, by what it failed of. A **budget** stops the sweep, resumably. **Claims** are kept as they were written. After a
+sweep has begun, its file may only get more: cells, seeds, suites, search points, steps; resources, budget and faults
+are free. `oneshot plan` shows what is new.
 
 **Keys.** A trial is one cell with one seed. Its key names everything that changes its training, by content: the model's
 files or commit, the examples' text, the settings, the seed; not names, resources, storage or evaluation. A finished

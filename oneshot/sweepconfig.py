@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -224,6 +225,21 @@ class BudgetConfig(Config):
         if until is not None and not re.fullmatch(form, until):
             raise ValueError(f"{until!r} is no time; write it as 08:00 or 2026-12-01T08:00")
         return until
+
+    def limits(self, now: datetime | None = None) -> dict[str, float | None]:
+        """GPU-hours, and hours from now."""
+        end = None if self.until is None else deadline(self.until, now or datetime.now())
+        hours = None if end is None else (end - (now or datetime.now())).total_seconds() / 3600
+        return {"gpu_hours": self.gpu_hours, "hours": hours}
+
+
+def deadline(until: str, now: datetime) -> datetime:
+    """The next time that a clock shows `08:00`; a date stands for itself."""
+    if "T" in until:
+        return datetime.fromisoformat(until)
+    hour, minute = map(int, until.split(":"))
+    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return today if today > now else today + timedelta(days=1)
 
 
 class FaultsConfig(Config):

@@ -336,6 +336,26 @@ def test_a_holder_that_was_passed_over_writes_nothing_any_more(
         folder.write("trial.json", "late")
 
 
+def test_a_turn_is_lost_once_the_next_attempt_is_made_even_before_its_lease(
+    folder: TrialFolder, taken: Callable[..., Lease]
+) -> None:
+    lease = taken(folder)
+    lease.check()
+    assert leases._create_attempt(folder, leases._myself(attempt=2, sweep="s"), {})
+    with pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_a_turn_is_lost_to_a_lease_even_where_the_next_attempt_is_not_seen_yet(
+    folder: TrialFolder, taken: Callable[..., Lease]
+) -> None:
+    """NFS shows a folder's new files late."""
+    lease = taken(folder)
+    claim(folder, attempt=2, host_id="elsewhere")
+    with pytest.raises(LeaseLost):
+        lease.check()
+
+
 def test_a_beat_that_was_written_late_does_no_harm(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
     """Its writer had asked whether the lease was still its own, then slept."""
     late = taken(folder)

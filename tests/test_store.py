@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import resource
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,6 +229,16 @@ def test_a_file_is_created_once(folder: TrialFolder) -> None:
     assert folder.last_attempt() == 2
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns after each few instructions."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_of_eight_who_create_a_file_at_once_one_is_told_that_it_did(folder: TrialFolder) -> None:
     for number in range(5):
         start, made = threading.Barrier(8), []
@@ -425,7 +436,7 @@ def test_an_s3_that_cannot_be_reached_is_refused_in_one_line(
 
 def test_files_of_another_process_are_seen_at_once(s3_bucket: str) -> None:
     """fsspec remembers a bucket's listings for as long as a process lives, unless it is told not to."""
-    folder, others = Store(f"{s3_bucket}/runs").trial("k"), fsspec.filesystem("s3")
+    folder, others = Store(f"{s3_bucket}/runs").trial("k"), fsspec.filesystem("s3", skip_instance_cache=True)
     folder.write("attempts/1.json", "{}")
     assert folder.list("attempts") == ["1.json"]
     others.pipe_file(f"{s3_bucket}/runs/trials/k/attempts/2.json", b"{}")

@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def plan(file: File, settings: SetOption = None, storage: StorageOption = None, as_json: JsonOption = False) -> None:
-    """Show a sweep's trials, keys and cost, without running anything."""
+def plan(
+    file: File,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    gpus: Annotated[float | None, typer.Option(min=0.01, help="so many: how long it takes, what a budget lets")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a sweep's trials, keys and cost, and what an edited file changes, without running anything."""
     from oneshot.cost import measured_steps
     from oneshot.plan import make_plan
     from oneshot.store import Store
@@ -46,14 +52,27 @@ def plan(file: File, settings: SetOption = None, storage: StorageOption = None, 
     planned = make_plan(with_known(sweep, store), measured=measured)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(planned.to_json(), indent=2))
-        return
-    from oneshot.display import cost_lines, plan_table
+    from oneshot.display import cost_lines, edit_lines, plan_table, schedule_lines
+    from oneshot.edits import find_edits
+    from oneshot.wallclock import schedule
 
+    edits = find_edits(sweep, planned, store)
+    scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
+    if as_json:
+        facts = planned.to_json()
+        if edits is not None:
+            facts["edits"] = edits.to_json()
+        if scheduled is not None:
+            facts["wall_clock_hours"] = scheduled.hours
+            facts["num_within_budget"] = scheduled.num_within(**sweep.config.budget.limits())
+        print(json.dumps(facts, indent=2))
+        return
     console = results()
     console.print(plan_table(planned))
-    for line in cost_lines(planned):
+    lines = cost_lines(planned)
+    if gpus is not None:
+        lines += schedule_lines(scheduled, sweep.config.budget, gpus=gpus)
+    for line in [*lines, *edit_lines(edits)]:
         console.print(line, highlight=False)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -86,6 +87,8 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
     use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.model.device == "cuda" and use_cpu:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
+    # accelerate's state is the process', and keeps the device of the trial that a worker had before
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=use_cpu)
     policy = load_policy(config.model)
     if config.prompt.stop == "turn":

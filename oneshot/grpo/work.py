@@ -3,9 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+import torch
+
 from oneshot.config import TrialConfig
+from oneshot.cost import memory_gib, model_shape
 from oneshot.grpo.metrics import StepMetrics
 from oneshot.grpo.policy import use_cpus
+from oneshot.grpo.room import free_gib, holders, wait_for_room
 from oneshot.grpo.state import load_state, new_state, save_state
 from oneshot.grpo.train import evaluate_kept, train
 from oneshot.tasks.grading import Grader
@@ -26,6 +30,10 @@ class GrpoWork:
         use_cpus(max(1, int(cpus)))
         self._config = config
         self._halvings = halvings
+        device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
+        shape = model_shape(config)
+        if shape is not None:
+            wait_for_room(memory_gib(config, shape), lambda: free_gib(device), whose=lambda: holders(device))
         self._state = new_state(config, seed=seed, grader=grader)
         self._state.kv_gib /= 2**halvings
 

@@ -14,6 +14,11 @@ INK, FAINT = "#22303c", "#d7dee4"
 PALETTE = ("#0b6e99", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#3f4a56")
 
 
+def has_curve(row: Row) -> bool:
+    """Whether a step has something that `trial_curve` draws."""
+    return any(name == "reward/mean" or name.endswith("/pass_at_1") for name in row.metrics)
+
+
 def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
     """Training reward, and held-out accuracy of each suite, by step."""
     figure, axes = _figure(7.0, 3.6)

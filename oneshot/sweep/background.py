@@ -1,7 +1,9 @@
 """Wake-ups -> MLflow brought up to date in a thread of its own, so that an outage never stops or slows a trial."""
 
 import logging
+import math
 import threading
+import time
 
 from oneshot.plan import Plan, Trial
 from oneshot.store import Store
@@ -10,6 +12,9 @@ from oneshot.sweepfile import Sweep
 
 PAUSE_S = 15.0
 """Between two tries, while MLflow does not answer."""
+
+REFRESH_S = 30.0
+"""Between two drawings of the whole sweep's table and figures."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ class TrackingThread:
         self._trials = _by_key(plan)
         self._news: dict[str, None] = {}  # as an ordered set
         self._has_ended = False
+        self._refreshed_s = -math.inf
         self._is_replanned = False
         self._status = ""
         self._changed = threading.Condition()
@@ -95,9 +101,11 @@ class TrackingThread:
         self._tell_plan(tracker)
         for trial in self._trials[key]:
             tracker.sync(trial)
-        if self._has_ended and not self._news:
+        is_due = time.monotonic() - self._refreshed_s > REFRESH_S
+        if self._has_ended and is_due and not self._news:
             self._has_ended = False
             tracker.refresh_cells()
+            self._refreshed_s = time.monotonic()
 
     def _tell_plan(self, tracker: Tracker) -> None:
         with self._changed:

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from oneshot.store import Store
-from oneshot.sweepconfig import BudgetConfig
+from oneshot.sweepconfig import BudgetConfig, deadline
 from oneshot.trainings import Training
 
 
@@ -40,12 +40,3 @@ class Budget:
         if self._deadline is not None and self._now() >= self._deadline:
             return f"it is {self._config.until}, the budget's end"
         return ""
-
-
-def deadline(until: str, now: datetime) -> datetime:
-    """The next time that a clock shows `08:00`; a date stands for itself."""
-    if "T" in until:
-        return datetime.fromisoformat(until)
-    hour, minute = map(int, until.split(":"))
-    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return today if today > now else today + timedelta(days=1)

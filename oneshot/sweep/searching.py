@@ -6,7 +6,7 @@ the same points however often its driver is killed, and whatever ends first.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,7 @@ from oneshot.plan import Plan, make_plan, with_point
 from oneshot.standing import has_failed, trial_standing, view
 from oneshot.store import Folder, Row, Store
 from oneshot.studies import FOLDER, Study, freeze_point, freeze_winner
-from oneshot.sweep.study import Told, ask, best, importances
+from oneshot.sweep.study import Told, as_record, ask, best, importances
 from oneshot.sweepconfig import SearchConfig
 from oneshot.sweepfile import Sweep, Winner
 
@@ -141,7 +141,7 @@ class Searching:
             "study": study.name,
             "objective": search.objective.model_dump(),
             "space": {path: known.model_dump(exclude_none=True) for path, known in study.space.items()},
-            "points": [asdict(one) | {"steps": {str(s): v for s, v in one.steps.items()}} for one in told],
+            "points": [as_record(one) for one in told],
             "winner": number,
             "importances": importances(study.space, told, mode),
         }

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import optuna
@@ -43,6 +43,19 @@ class Told:
     value: float | None = None  # mean over cells and seeds, of a complete point; without a finite one it is infeasible
     violation: float | None = None  # above 0 breaks the constraint; None: there is none, or it is not known
     steps: Mapping[int, float] = field(default_factory=dict)  # of a pruned point: what it was judged by
+
+
+def as_record(told: Told) -> dict[str, Any]:
+    """A point as JSON."""
+    return {**asdict(told), "steps": {str(step): value for step, value in told.steps.items()}}
+
+
+def told_of(record: Mapping[str, Any]) -> list[Told]:
+    """The points of a study's record."""
+    return [
+        Told(**{**point, "steps": {int(step): value for step, value in point["steps"].items()}})
+        for point in record["points"]
+    ]
 
 
 def ask(

@@ -7,6 +7,7 @@ point that it has is not sent again, artifacts are overwritten.
 import json
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, View
 
 from oneshot.plan import Plan, Trial
 from oneshot.report.cells import as_table, cell_lines
-from oneshot.report.plots import sweep_curves, trial_curve
+from oneshot.report.plots import has_curve, sweep_curves, trial_curve
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
+from oneshot.studies import FOLDER as SEARCH
+from oneshot.sweep.study import figures, told_of
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
 
@@ -65,12 +68,15 @@ class Tracker:
         self._parent_id = self._find_parent()
         self._children = self._find_children()
         self._is_open = False
+        self._studies: dict[str, Any] = {}
+        """What MLflow has of each study."""
 
     def replan(self, plan: Plan) -> None:
         """The sweep has trials that it had not."""
         self._plan = plan
         if self._is_open and self._parent_id is not None:
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
+            self.refresh_studies()
 
     def _find_experiment(self, name: str, artifacts: str | None) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -167,11 +173,12 @@ class Tracker:
         result = self._ended(trial)
         if self._is_told(trial, result):
             return
-        attempt = folder.attempt(result.attempt if result else len(folder.list("attempts")))
+        attempt = folder.attempt(result.attempt if result else folder.last_attempt())
         if not attempt:
             return
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder)
+        self._describe(trial, child)
         for row in rows:
             fresh = {
                 name: value
@@ -194,23 +201,33 @@ class Tracker:
             run = self._client.create_run(
                 self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
             )
-            self._children[identity] = _Child(run_id=str(run.info.run_id), status="RUNNING", is_new=True)
+            self._children[identity] = _Child(
+                run_id=str(run.info.run_id), status="RUNNING", attempt=tags["attempt"], is_new=True
+            )
         child = self._children[identity]
         if child.status != "RUNNING":
             self._client.update_run(child.run_id, status="RUNNING")
             child.status = "RUNNING"
-        if not child.is_described:
-            run = self._client.get_run(child.run_id)
-            known = run.data.params  # params are written once; a longer request of the same training keeps the first's
-            params = [Param(name, value) for name, value in _params(trial) if name not in known]
-            self._client.log_batch(child.run_id, params=params)
-            if run.inputs is None or not run.inputs.dataset_inputs:
-                self._client.log_inputs(child.run_id, datasets=_dataset_inputs(trial))
-            if not child.is_new:
-                for name in run.data.metrics:
-                    child.sent.update((name, m.step) for m in self._client.get_metric_history(child.run_id, name))
-            child.is_described = True
         return child
+
+    def _describe(self, trial: Trial, child: _Child) -> None:
+        """Says once what the trial is, and learns what the run has."""
+        if child.is_described:
+            return
+        params = [Param(name, value) for name, value in _params(trial)]
+        datasets = _dataset_inputs(trial)
+        if not child.is_new:
+            run = self._client.get_run(child.run_id)
+            # params are written once; a longer request of the same training keeps the first's
+            params = [param for param in params if param.key not in run.data.params]
+            datasets = [] if run.inputs is not None and run.inputs.dataset_inputs else datasets
+            for name in run.data.metrics:
+                child.sent.update((name, m.step) for m in self._client.get_metric_history(child.run_id, name))
+        if params:
+            self._client.log_batch(child.run_id, params=params)
+        if datasets:
+            self._client.log_inputs(child.run_id, datasets=datasets)
+        child.is_described = True
 
     def _tags(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> dict[str, str]:
         tags = {
@@ -218,7 +235,7 @@ class Tracker:
             "trial.key": str(trial.key),
             "seed": str(trial.seed),
             "phase": trial.phase,
-            "attempt": str(len(folder.list("attempts"))),
+            "attempt": str(folder.last_attempt()),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
@@ -242,17 +259,20 @@ class Tracker:
         if measures["data"]:
             self._client.log_dict(child.run_id, measures, MEASURES)
             tables.append(MEASURES)
-        self._list_tables(child.run_id, tables)
-        self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
+        if tables:
+            self._list_tables(child.run_id, tables)
+        if any(has_curve(row) for row in rows):
+            self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
         status = _status(trial, result)
         if status == "FAILED":
             self._client.set_tag(child.run_id, "state.reason", result.reason)
             self._client.log_text(child.run_id, result.traceback, "traceback.txt")
-        elif "state.reason" in self._client.get_run(child.run_id).data.tags:
+        elif not child.is_new and "state.reason" in self._client.get_run(child.run_id).data.tags:
             self._client.delete_tag(child.run_id, "state.reason")
-        self._client.set_tag(child.run_id, "attempt", str(result.attempt))
+        if child.attempt != str(result.attempt):
+            self._client.set_tag(child.run_id, "attempt", str(result.attempt))
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
-        child.status, child.attempt = status, str(result.attempt)
+        child.status, child.attempt, child.is_new = status, str(result.attempt), False
 
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
         """Tells MLflow which artifacts are tables: of very many, those of the latest steps, for a tag has an end."""
@@ -270,15 +290,40 @@ class Tracker:
         for suite in sorted({line.suite for line in lines}):
             self._client.log_figure(self._parent_id, sweep_curves(self._plan, self._store, suite=suite), f"{suite}.png")
 
+    def refresh_studies(self) -> None:
+        """Writes what each study that is through has found to the parent: its points, its winner, its pictures."""
+        assert self._parent_id is not None
+        folder = self._store.sweep(self._plan.name)
+        for study in self._plan.studies:
+            record = folder.read_json(f"{SEARCH}/{study.name}/study.json")
+            if record is None or record == self._studies.get(study.name):
+                continue
+            path = f"{SEARCH}/{study.name.replace(',', ' ').replace('=', ' ')}"
+            self._client.log_dict(self._parent_id, record, f"{path}/study.json")
+            told = told_of(record)
+            metric, mode = record["objective"]["metric"], record["objective"]["mode"]
+            for name, figure in figures(study.space, told, mode, metric=metric).items():
+                self._client.log_figure(self._parent_id, figure, f"{path}/{name}.png")
+            if record["winner"] is not None:
+                for setting, value in record["points"][record["winner"]]["params"].items():
+                    self._client.set_tag(self._parent_id, _tag_name(f"winner.{study.name}.{setting}"), str(value))
+            self._studies[study.name] = record
+
     def close(self, status: str) -> None:
         """Ends the parent with `FINISHED`, `FAILED` or `KILLED`; runs of trials that did not end are KILLED too."""
         assert self._parent_id is not None
+        self.refresh_studies()
         self.refresh_cells()
         for child in self._children.values():
             if child.status == "RUNNING":
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
         self._client.set_terminated(self._parent_id, status, end_time=now_ms())
+
+
+def _tag_name(text: str) -> str:
+    """A name that MLflow takes: letters, digits and some marks."""
+    return re.sub(r"[^A-Za-z0-9_\-. :/]", " ", text)[:250]
 
 
 def is_curve(name: str) -> bool:

@@ -87,7 +87,8 @@ def expressions(operator: str, which: Side) -> tuple[str, ...]:
     return tuple(expression for expression in every if side(expression) == which)
 
 
-def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 0) -> list[Problem]:
+@cache
+def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 0) -> tuple[Problem, ...]:
     """Problems of one side, at most `num_problems` a category (all of them if None), drawn without replacement."""
     problems = []
     for operator in CATEGORIES:
@@ -95,13 +96,13 @@ def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 
         count = len(pool) if num_problems is None else min(num_problems, len(pool))
         chosen = random.Random(f"{seed} {operator}").sample(pool, count)
         problems += [problem(expression) for expression in sorted(chosen)]
-    return problems
+    return tuple(problems)
 
 
 def draw(count: int | None, *, seed: int) -> list[Problem]:
     """Training problems from the `corpus` side, the categories in turn; None: all of them."""
     if count is None:
-        return held_out(None, which="corpus")
+        return list(held_out(None, which="corpus"))
     shares = {operator: len(range(index, count, len(CATEGORIES))) for index, operator in enumerate(CATEGORIES)}
     chosen = []
     for operator, share in shares.items():

@@ -70,7 +70,7 @@ class Suite:
             DataError: the source is not at hand, or not as it should be.
         """
         if self.source in GENERATED:
-            return tuple(arithmetic.held_out(self.num_problems, which=GENERATED[self.source]))
+            return arithmetic.held_out(self.num_problems, which=GENERATED[self.source])
         return sets.load(self.source)[: self.num_problems]
 
     @cached_property
@@ -83,11 +83,14 @@ class Suite:
         rule = [self.samples, self.temperature, self.max_tokens, asked, contents]
         return sha256(json.dumps(rule).encode()).hexdigest()
 
+    def due_steps(self, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> set[int]:
+        """The steps of a trial after which the suite is run."""
+        also = {step for step in also_at if 0 <= step <= num_steps}
+        return {num_steps, *also, *range(self.every_steps, num_steps, self.every_steps), *([0] if at_start else [])}
+
     def is_due(self, step: int, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> bool:
         """Whether the suite is run after this step; step 0 is before training, the last step always counts."""
-        if step == num_steps or step in also_at:
-            return True
-        return at_start if step == 0 else step % self.every_steps == 0
+        return step in self.due_steps(num_steps=num_steps, at_start=at_start, also_at=also_at)
 
 
 @cache
@@ -105,12 +108,11 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
 
 def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
     """(suite digest, step) of every evaluation that a trial asks for."""
-    num_steps = config.train.num_steps
+    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
     return {
         (suite.digest, step)
         for suite in load_suites(config)
-        for step in range(num_steps + 1)
-        if suite.is_due(step, num_steps=num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
+        for step in suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at)
     }
 
 

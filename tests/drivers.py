@@ -1,0 +1,192 @@
+"""Drivers of sweeps in processes of their own, which may be killed at a chosen call; and a Ray for them to join.
+
+Importing Ray and MLflow takes longer than a scripted sweep. So one server imports them once, and forks each driver.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from oneshot.store import Folder, TrialFolder
+
+PATIENCE_S = 120.0
+"""For what takes seconds, on a machine that is busy with other things."""
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["oneshot.cli", "oneshot.sweep.run", "oneshot.sweep.tuner", "oneshot.sweep.notify"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """The `nth` call of a store's function, in one process, with an argument that ends in `about`: it is killed there.
+
+    `of`: whose calls. A worker that comes to the moment kills its driver and goes no further.
+    """
+
+    function: str
+    about: str = ""
+    nth: int = 1
+    when: Literal["before", "after"] = "before"
+    of: Literal["worker", "driver"] = "worker"
+
+
+def act_at(moment: Moment, act: Callable[[], None]) -> None:
+    """Has this process do something at a moment."""
+    owner = TrialFolder if moment.function in vars(TrialFolder) else Folder
+    function = getattr(owner, moment.function)
+    calls = count(1)
+
+    def acting(*args: Any, **kwargs: Any) -> Any:
+        is_about = not moment.about or any(str(a).endswith(moment.about) for a in args if isinstance(a, str | Path))
+        is_it = is_about and next(calls) == moment.nth
+        if is_it and moment.when == "before":
+            act()
+        result = function(*args, **kwargs)
+        if is_it:
+            act()
+        return result
+
+    setattr(owner, moment.function, acting)
+
+
+def _worker_with(moment: Moment, driver: int) -> Any:
+    """A trainable that kills its driver at a moment."""
+    from oneshot.sweep.trainable import TrialTrainable
+
+    def kill_driver() -> None:
+        os.kill(driver, signal.SIGKILL)
+        while True:  # until Ray ends this worker, whose driver is gone
+            time.sleep(60)
+
+    class Killing(TrialTrainable):
+        """One that acts at the moment."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            """Lies in wait."""
+            act_at(moment, kill_driver)
+            super().setup(config)
+
+    return Killing
+
+
+def _drive(arguments: list[str], folder: str, scratch: str, log: str, moment: Moment | None) -> None:
+    """The process of a driver: `oneshot ARGUMENTS` in a folder."""
+    os.chdir(folder)
+    os.environ |= {"HOME": folder, "RAY_TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+    for number, name in ((1, f"{log}.out"), (2, f"{log}.err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    import oneshot.sweep.tuner
+    from oneshot.cli import main
+
+    if moment is not None and moment.of == "driver":
+        act_at(moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif moment is not None:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker does not find the tests' modules
+        oneshot.sweep.tuner.TrialTrainable = _worker_with(moment, os.getpid())  # type: ignore[misc]
+    sys.argv = ["oneshot", *arguments]
+    main()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """One `oneshot ...` that has been started."""
+
+    process: BaseProcess
+    log: str
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Its exit code; below 0, the signal that killed it."""
+        self.process.join(timeout_s)
+        assert self.process.exitcode is not None, f"it has not ended: {self.stderr}"
+        return self.process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    @property
+    def stdout(self) -> str:
+        return Path(f"{self.log}.out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return Path(f"{self.log}.err").read_text()
+
+
+_numbers = count(1)
+
+
+def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | None = None) -> Driver:
+    """Starts `oneshot ARGUMENTS` in a folder."""
+    log = str(folder / f"driver-{next(_numbers)}")
+    process = _forks.Process(target=_drive, args=(arguments, str(folder), scratch, log, moment))
+    process.start()
+    return Driver(process=process, log=log)
+
+
+# --- a Ray ---
+
+
+def _be_cluster(scratch: str, num_cpus: int, line: Connection) -> None:
+    os.environ["RAY_TMPDIR"] = scratch
+    import ray
+
+    context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+    line.send(context.address_info["gcs_address"])
+    line.recv()  # until it is closed, here or by the end of the tests
+    ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A Ray that drivers join, so that each of them need not start its own."""
+
+    address: str
+    process: BaseProcess
+    line: Connection
+    scratch: str
+
+    def close(self) -> None:
+        assert self.process.pid is not None
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        self.line.send("end")
+        self.process.join(30)
+        end(processes)
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kills those that are still there."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def make_cluster(scratch: str, *, num_cpus: int = 4) -> Cluster:
+    """Starts a Ray in a process of its own."""
+    ours, theirs = multiprocessing.Pipe()
+    process = _forks.Process(target=_be_cluster, args=(scratch, num_cpus, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(PATIENCE_S), "Ray does not start"
+    return Cluster(address=ours.recv(), process=process, line=ours, scratch=scratch)
+
+
+def lines_of(text: str) -> list[Any]:
+    """JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
