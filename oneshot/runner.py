@@ -239,7 +239,10 @@ class _Recorder:
 
     def close(self) -> None:
         self.log.close()
-        self.lease.release()
+        try:
+            self.lease.release()
+        except OSError as error:  # cut off from the store: the lease lapses
+            logger.warning("the lease of %s cannot be given back: %s", self.folder.path, error)
 
 
 class Guards:

@@ -24,6 +24,9 @@ from oneshot.store import Folder, TrialFolder
 PATIENCE_S = 120.0
 """For what takes seconds, on a machine that is busy with other things."""
 
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""Ray asks for a token by default, of which every driver would have to know."""
+
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["oneshot.cli", "oneshot.sweep.run", "oneshot.sweep.tuner", "oneshot.sweep.notify"])
 
@@ -84,7 +87,7 @@ def _worker_with(moment: Moment, driver: int) -> Any:
 def _drive(arguments: list[str], folder: str, scratch: str, log: str, moment: Moment | None) -> None:
     """The process of a driver: `oneshot ARGUMENTS` in a folder."""
     os.chdir(folder)
-    os.environ |= {"HOME": folder, "RAY_TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+    os.environ |= {**OPEN, "HOME": folder, "RAY_TMPDIR": scratch}
     for number, name in ((1, f"{log}.out"), (2, f"{log}.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     import oneshot.sweep.tuner
@@ -142,7 +145,7 @@ def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | 
 
 
 def _be_cluster(scratch: str, num_cpus: int, line: Connection) -> None:
-    os.environ["RAY_TMPDIR"] = scratch
+    os.environ |= {**OPEN, "RAY_TMPDIR": scratch}
     import ray
 
     context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)

@@ -3,6 +3,7 @@
 `run` is also `resume`: what the store has finished is skipped, what it has begun goes on from its checkpoint.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -65,7 +66,8 @@ def run(
     try:
         return _run(sweep, plan, store, folder, launch, listen, only, uri=uri, artifacts=artifacts)
     finally:
-        lease.release()
+        with contextlib.suppress(OSError):  # cut off from the store: the lease lapses
+            lease.release()
 
 
 def drive(folder: Folder, name: str, listen: Listener) -> Lease:
