@@ -74,15 +74,16 @@ def is_retried(result: Result, faults: FaultsConfig) -> bool:
     return used <= allowed
 
 
-def view(trial: Trial, folder: TrialFolder) -> list[Row]:
+def view(trial: Trial, folder: TrialFolder, *, read: dict[str, list[Row]] | None = None) -> list[Row]:
     """What one trial sees of its training's rows: its own steps, and its own evaluations under its own names.
 
-    Evaluations are found by the digest of what they ask: another trial may have called the same suite otherwise.
+    Evaluations are found by the digest of what they ask: another trial may have called the same suite otherwise. `read`
+    is kept by who looks again and again.
     """
     due = due_evaluations(trial.config)
     names = [(suite.name, suite.digest) for suite in load_suites(trial.config)]
     rows = []
-    for row in folder.rows():
+    for row in folder.rows(read=read):
         if row.step > trial.config.train.num_steps:
             break
         metrics = {name: value for name, value in row.metrics.items() if not name.startswith("eval/")}

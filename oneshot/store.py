@@ -322,11 +322,17 @@ class TrialFolder(Folder):
         lines = [json.dumps(asdict(row)) for row in rows]
         self.write(f"metrics/{attempt:04d}-{rows[0].step:08d}.jsonl", "\n".join(lines) + "\n")
 
-    def rows(self) -> list[Row]:
-        """Every step on record, merged: where two attempts made a step, the later one's counts."""
+    def rows(self, *, read: dict[str, list[Row]] | None = None) -> list[Row]:
+        """Every step on record, merged: where two attempts made a step, the later one's counts.
+
+        `read` keeps segments between calls: one that is there does not change any more.
+        """
+        read = {} if read is None else read
         merged: dict[int, Row] = {}
         for name in self.list("metrics"):
-            merged |= {row.step: row for row in self._segment(name)}
+            if name not in read:
+                read[name] = self._segment(name)
+            merged |= {row.step: row for row in read[name]}
         return [merged[step] for step in sorted(merged)]
 
     def _segment(self, name: str) -> list[Row]:

@@ -165,7 +165,7 @@ def _check_mlflow(
     (parent,) = (run for run in runs if run.data.tags["phase"] == "sweep")
     assert parent.info.status == ("FINISHED" if is_finished else "FAILED")
     children = [run for run in runs if run is not parent]
-    assert Counter(run.data.tags[TRIAL] for run in children) == Counter(rows), "one run a trial"
+    assert Counter(run.data.tags[TRIAL] for run in children) == Counter(rows.keys()), "one run a trial"
     assert "RUNNING" not in {run.info.status for run in children}
     for run in children:
         identity = run.data.tags[TRIAL]

@@ -51,6 +51,8 @@ class _Child:
     is_described: bool = False
     sent: set[tuple[str, int]] = field(default_factory=set)
     """(metric, step) of every point that it has."""
+    read: dict[str, list[Row]] = field(default_factory=dict)
+    """Segments of its rows."""
 
 
 class Tracker:
@@ -177,7 +179,7 @@ class Tracker:
         if not attempt:
             return
         child = self._child(trial, folder, attempt)
-        rows = view(trial, folder)
+        rows = view(trial, folder, read=child.read)
         self._describe(trial, child)
         for row in rows:
             fresh = {
@@ -273,6 +275,7 @@ class Tracker:
             self._client.set_tag(child.run_id, "attempt", str(result.attempt))
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
         child.status, child.attempt, child.is_new = status, str(result.attempt), False
+        child.read.clear()
 
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
         """Tells MLflow which artifacts are tables: of very many, those of the latest steps, for a tag has an end."""
