@@ -297,7 +297,7 @@ def main() -> None:
         loaded = part("load", folder=Path(name))
     print(
         f"8 trials at a time, 20 metrics a second each, 60 s: steps late by {loaded['median_late_s'] * 1000:.0f} ms "
-        f"(median), {loaded['max_late_s'] * 1000:.0f} ms (most); MLflow complete {loaded['lag_s']:.1f} s after Ray's end",
+        f"(median), {loaded['max_late_s'] * 1000:.0f} ms (most); MLflow complete {loaded['lag_s']:.1f} s after it",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as name:

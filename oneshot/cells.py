@@ -180,6 +180,8 @@ def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
         SettingError: a selector, a setting or a combination that cannot be; names its place.
     """
     if sweep.config.grid == []:
+        if sweep.config.search is None:
+            raise SettingError(("grid",), "none, and there is no `search`: nothing to run; add one")
         return []
     cells: dict[tuple[str, ...], Cell] = {}
     for index, block in enumerate(sweep.config.grid or [GridBlock()]):
@@ -198,8 +200,9 @@ def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
 
 
 def study_name(names: Mapping[str, str], per: Sequence[str]) -> str:
-    """The study that a cell waits for: `model=a,arm=outcome`, or `all`."""
-    return ",".join(f"{axis}={names[axis]}" for axis in per if axis in names) or "all"
+    """The study that a cell waits for: `model=a,arm=outcome`, or `all`. It also names a folder."""
+    name = ",".join(f"{axis}={names[axis]}" for axis in per if axis in names) or "all"
+    return name.replace("/", "%2F")
 
 
 def _winner(sweep: Sweep, names: Mapping[str, str]) -> dict[str, Setting]:

@@ -16,7 +16,7 @@ from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
 from oneshot.models import local_folder
 from oneshot.settings import SettingError, flatten
-from oneshot.studies import Study, at_point, read_studies
+from oneshot.studies import Study, at_point, idle, read_studies
 from oneshot.sweepconfig import GuardConfig, ResourceConfig
 from oneshot.sweepfile import Sweep
 from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites
@@ -125,6 +125,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
         raise sweep.source.error(error.where, error.message) from error
     every = [*cells, *(place.cell for place in searched)]
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
+    warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
     awaited = {study.name: study for study in studies}
     # point by point over all studies, so that all of them get on; then the grid seed by seed, so that an evening that

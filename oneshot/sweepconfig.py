@@ -1,5 +1,6 @@
 """What a sweep file may say: every key typed, bounded and described once, and nothing that runs."""
 
+import math
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -63,22 +64,29 @@ class FromRankConfig(Config):
 
 
 class RangeConfig(Config):
-    """What a search may give a path: numbers from low to high (whole where both ends are), or a choice of values."""
+    """What a search may give a path: numbers from low to high (whole where the path's are), or a choice of values."""
 
     low: int | float | None = Field(None, description="smallest number")
     high: int | float | None = Field(None, description="largest, itself in the range")
     log: bool = Field(False, description="drawn evenly in the logarithm")
     choice: list[Any] | None = Field(None, min_length=2, description="or values to choose from")
 
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _is_a_number(cls, end: Any) -> Any:
+        if end is not None and (isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end)):
+            raise ValueError(f"must be a number, not {end!r}")
+        return end
+
     @model_validator(mode="after")
     def _is_a_range(self) -> "RangeConfig":
         if self.choice is not None:
             if self.low is not None or self.high is not None or self.log:
                 raise ValueError("a range has either low and high, or choice")
-            if len({repr(value) for value in self.choice}) != len(self.choice):
-                raise ValueError("a choice stands twice")
             if any(isinstance(value, dict | list) for value in self.choice):
                 raise ValueError("a choice is of single values, not lists or mappings")
+            if len({(isinstance(value, bool), value) for value in self.choice}) != len(self.choice):
+                raise ValueError("a choice stands twice")
             return self
         if self.low is None or self.high is None:
             raise ValueError("a range has low and high, or choice")
@@ -87,6 +95,11 @@ class RangeConfig(Config):
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low:g} has no logarithm; set it above 0, or leave log out")
         return self
+
+    def __str__(self) -> str:
+        if self.choice is not None:
+            return f"one of {', '.join(map(repr, self.choice))}"
+        return f"from {self.low:g} to {self.high:g}"
 
     def holds(self, value: Any) -> bool:
         """Whether the search may give this value."""
@@ -218,12 +231,12 @@ class BudgetConfig(Config):
     gpu_hours: float | None = Field(None, gt=0, description="GPUs x hours that its trials have held, all attempts")
     until: str | None = Field(None, description="a time of day on the driver's clock, as 08:00, or 2026-12-01T08:00")
 
-    @field_validator("until")
+    @field_validator("until", mode="before")
     @classmethod
-    def _is_a_time(cls, until: str | None) -> str | None:
+    def _is_a_time(cls, until: Any) -> Any:
         form = r"([01]\d|2[0-3]):[0-5]\d|\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d"
-        if until is not None and not re.fullmatch(form, until):
-            raise ValueError(f"{until!r} is no time; write it as 08:00 or 2026-12-01T08:00")
+        if until is not None and not (isinstance(until, str) and re.fullmatch(form, until) and _is_in_calendar(until)):
+            raise ValueError(f"{str(until)!r} is no time; write it as 08:00 or 2026-12-01T08:00")
         return until
 
     def limits(self, now: datetime | None = None) -> dict[str, float | None]:
@@ -231,6 +244,14 @@ class BudgetConfig(Config):
         end = None if self.until is None else deadline(self.until, now or datetime.now())
         hours = None if end is None else (end - (now or datetime.now())).total_seconds() / 3600
         return {"gpu_hours": self.gpu_hours, "hours": hours}
+
+
+def _is_in_calendar(until: str) -> bool:
+    try:
+        deadline(until, datetime.min)
+    except ValueError:  # as 2026-02-30
+        return False
+    return True
 
 
 def deadline(until: str, now: datetime) -> datetime:
@@ -328,14 +349,6 @@ class SweepConfig(Config):
         if grid == []:
             raise ValueError("no block; write `none` for a search without a grid")
         return [] if grid == "none" else grid
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> "SweepConfig":
-        if self.grid == [] and self.search is None:
-            raise ValueError("grid: none, and no `search`: nothing to run; add one")
-        if self.early_stop is not None and self.search is None:
-            raise ValueError("early_stop: there is no `search`; grid trials are never cut: leave it out")
-        return self
 
     def named_cells(self) -> Iterator[tuple[str, str, CellConfig]]:
         """Axis, name and cell of every named cell."""

@@ -51,6 +51,8 @@ def trainings(trials: Sequence[Trial]) -> list[Training]:
 
 
 def _serving_all(trials: list[Trial]) -> TrialConfig:
+    if len(trials) == 1:
+        return trials[0].config
     first = max(trials, key=lambda trial: trial.config.train.num_steps)
     suites: dict[str, SuiteConfig] = {}
     also_at = set(first.config.eval.also_at)

@@ -3,7 +3,6 @@
 Importing Ray and MLflow takes longer than a scripted sweep. So one server imports them once, and forks each driver.
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -26,6 +25,8 @@ PATIENCE_S = 120.0
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Ray asks for a token by default, of which every driver would have to know."""
+LEAN = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+"""No worker that nobody has asked for: each takes seconds to start."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["oneshot.cli", "oneshot.sweep.run", "oneshot.sweep.tuner", "oneshot.sweep.notify"])
@@ -145,7 +146,7 @@ def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | 
 
 
 def _be_cluster(scratch: str, num_cpus: int, line: Connection) -> None:
-    os.environ |= {**OPEN, "RAY_TMPDIR": scratch}
+    os.environ |= {**OPEN, **LEAN, "RAY_TMPDIR": scratch}
     import ray
 
     context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
@@ -189,7 +190,3 @@ def make_cluster(scratch: str, *, num_cpus: int = 4) -> Cluster:
     assert ours.poll(PATIENCE_S), "Ray does not start"
     return Cluster(address=ours.recv(), process=process, line=ours, scratch=scratch)
 
-
-def lines_of(text: str) -> list[Any]:
-    """JSON lines."""
-    return [json.loads(line) for line in text.splitlines()]

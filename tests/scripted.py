@@ -97,8 +97,9 @@ def steps_of(folder: TrialFolder) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for name in folder.list("metrics"):
         lines = (folder.read(f"metrics/{name}") or "").splitlines()
-        found.setdefault(int(name.split("-")[0]), []).extend(json.loads(line)["step"] for line in lines)
-    return found
+        whole = [line for line in lines if line.endswith("}")]  # the last one may be torn
+        found.setdefault(int(name.split("-")[0]), []).extend(json.loads(line)["step"] for line in whole)
+    return {attempt: steps for attempt, steps in found.items() if steps}
 
 
 def check_steps(folder: TrialFolder, config: TrialConfig, seed: int) -> list[Row]:

@@ -3,13 +3,14 @@
 Trials are scripted (oneshot/scripted.py), drivers are real ones (tests/drivers.py) on a real Ray.
 """
 
-import contextlib
+import os
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drivers import PATIENCE_S, Cluster, Driver, Moment, make_cluster, start
@@ -86,27 +87,50 @@ def only(lab: Lab, name: str = "s") -> TrialFolder:
 
 # --- the driver is killed ---
 
-MOMENTS = {
-    "before anything is on record": (Moment(function="write", about="trial.json"), 1),
-    "before the first report": (Moment(function="write_segment"), 1),
-    "between checkpoint and report": (Moment(function="put_folder", when="after"), 3),
-    "while a checkpoint is made to count": (Moment(function="_rename", about="/checkpoint.json", nth=2), 3),
-    "after the last report": (Moment(function="put_folder", nth=3), 5),
-    "before the result": (Moment(function="write_result"), 7),
-    "during the result's write": (Moment(function="_rename", about="/result.json"), 7),
-    "after the result": (Moment(function="write_result", when="after"), 7),
+STORIES: dict[str, tuple[tuple[Moment, ...], dict[int, list[int]]]] = {
+    "until its first checkpoint counts": (
+        (
+            Moment(function="write", about="trial.json"),  # before anything is on record
+            Moment(function="write_segment"),  # before the first report
+            Moment(function="put_folder", when="after"),  # between checkpoint and report
+            Moment(function="_rename", about="/checkpoint.json"),  # the next one does not count yet
+        ),
+        {3: [1, 2], 4: [3, 4], 5: [3, 4, 5, 6]},
+    ),
+    "from the last report on": (
+        (
+            Moment(function="put_folder", nth=3),  # after the last report
+            Moment(function="write_result"),
+            Moment(function="_rename", about="/result.json"),
+        ),
+        {1: [1, 2, 3, 4, 5, 6], 2: [5, 6]},
+    ),
+    "when all is done, which it has not heard": (
+        (Moment(function="write_result", when="after"),),
+        {1: [1, 2, 3, 4, 5, 6]},
+    ),
 }
-"""... and the step that the next attempt begins with; 7 is past the last."""
+"""Moments at which one driver after the other is killed; then, by attempt, the steps on record."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MOMENTS)
-def test_a_driver_killed_at_a_bad_moment_loses_nothing(lab: Lab, drive: Start, name: str) -> None:
-    moment, goes_on = MOMENTS[name]
+@pytest.mark.parametrize("story", STORIES)
+def test_drivers_killed_at_bad_moments_lose_nothing(lab: Lab, drive: Start, story: str) -> None:
+    moments, made = STORIES[story]
     lab.write(sweep_text())
-    assert drive(moment=moment).wait() == -signal.SIGKILL
+    for moment in moments:
+        assert drive(moment=moment).wait() == -signal.SIGKILL, moment
     run(drive)
     nothing_lost(lab)
-    made = steps_of(only(lab))
-    assert made.get(2, []) == list(range(goes_on, 7))
-    assert only(lab).last_attempt() == (1 if name == "after the result" else 2)
+    assert steps_of(only(lab)) == made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_torn_segment_is_made_whole(lab: Lab, drive: Start, when: Any) -> None:
+    lab.write(sweep_text())
+    assert drive(moment=Moment(function="put_folder", nth=2, when=when)).wait() == -signal.SIGKILL
+    segment = Path(only(lab).path) / "metrics" / "0001-00000003.jsonl"  # of steps 3 and 4
+    os.truncate(segment, segment.stat().st_size * 3 // 4)
+    run(drive)
+    nothing_lost(lab)

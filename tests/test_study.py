@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot.sweep.study import Told, ask, best, figures, importances
+from oneshot.sweep.study import ask, figures, importances
+from oneshot.sweep.told import Told, best
 from oneshot.sweepconfig import RangeConfig, SamplerConfig
 
 LR = RangeConfig(low=1e-7, high=1e-3, log=True)

@@ -4,11 +4,14 @@ import logging
 import math
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from oneshot.plan import Plan, Trial
 from oneshot.store import Store
-from oneshot.sweep.tracking import Tracker
 from oneshot.sweepfile import Sweep
+
+if TYPE_CHECKING:
+    from oneshot.sweep.tracking import Tracker
 
 PAUSE_S = 15.0
 """Between two tries, while MLflow does not answer."""
@@ -84,8 +87,10 @@ class TrackingThread:
             logger.warning("MLflow is behind: %s", text)
         self.error = text
 
-    def _open(self) -> Tracker:
+    def _open(self) -> "Tracker":
         if self._tracker is None:
+            from oneshot.sweep.tracking import Tracker  # MLflow takes seconds to import, and the trials need not wait
+
             self._tracker = Tracker(
                 self._plan,
                 self._store,
@@ -107,7 +112,7 @@ class TrackingThread:
             tracker.refresh_cells()
             self._refreshed_s = time.monotonic()
 
-    def _tell_plan(self, tracker: Tracker) -> None:
+    def _tell_plan(self, tracker: "Tracker") -> None:
         with self._changed:
             plan, is_news = self._plan, self._is_replanned
             self._is_replanned = False

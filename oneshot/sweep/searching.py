@@ -15,7 +15,7 @@ from oneshot.plan import Plan, make_plan, with_point
 from oneshot.standing import has_failed, trial_standing, view
 from oneshot.store import Folder, Row, Store
 from oneshot.studies import FOLDER, Study, freeze_point, freeze_winner
-from oneshot.sweep.study import Told, as_record, ask, best, importances
+from oneshot.sweep.told import Told, as_record, best
 from oneshot.sweepconfig import SearchConfig
 from oneshot.sweepfile import Sweep, Winner
 
@@ -52,6 +52,8 @@ class Searching:
         return [self._point(study, number, params, stops) for number, params in enumerate(asked)]
 
     def _ask(self, study: Study, search: SearchConfig, stops: Stops) -> list[str]:
+        from oneshot.sweep.study import ask  # Optuna takes seconds to import
+
         said = []
         told = self.told(study, stops)
         while len(told) < search.num_trials:
@@ -129,6 +131,8 @@ class Searching:
 
     def _win(self, study: Study, search: SearchConfig, told: Sequence[Told]) -> str:
         """Keeps what the study has found, and sets its part of the grid by it."""
+        from oneshot.sweep.study import importances  # Optuna takes seconds to import
+
         mode = search.objective.mode
         number = best(told, mode)
         winner = Winner(

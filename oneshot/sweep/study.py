@@ -8,8 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from matplotlib import colormaps
@@ -22,40 +21,15 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from oneshot.report.plots import FAINT, INK, PALETTE
+from oneshot.sweep.told import Mode, Told, best, breaks, value_of
 from oneshot.sweepconfig import RangeConfig, SamplerConfig
 
-Mode = Literal["max", "min"]
-State = Literal["complete", "pruned", "infeasible", "pending"]
 Space = Mapping[str, RangeConfig]
 
 FEW_POINTS = 5  # fewer say nothing of importances
 TOP_QUANTILE = 0.1  # what counts as good there; Optuna's default
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """One point of a study, as far as it is known."""
-
-    params: Mapping[str, Any]  # path -> value, of the searched paths alone
-    state: State  # infeasible: it has no value and will have none (not a number, out of memory, a guard)
-    value: float | None = None  # mean over cells and seeds, of a complete point; without a finite one it is infeasible
-    violation: float | None = None  # above 0 breaks the constraint; None: there is none, or it is not known
-    steps: Mapping[int, float] = field(default_factory=dict)  # of a pruned point: what it was judged by
-
-
-def as_record(told: Told) -> dict[str, Any]:
-    """A point as JSON."""
-    return {**asdict(told), "steps": {str(step): value for step, value in told.steps.items()}}
-
-
-def told_of(record: Mapping[str, Any]) -> list[Told]:
-    """The points of a study's record."""
-    return [
-        Told(**{**point, "steps": {int(step): value for step, value in point["steps"].items()}})
-        for point in record["points"]
-    ]
 
 
 def ask(
@@ -79,21 +53,13 @@ def ask(
     return {path: _decoded(of, params[path]) for path, of in space.items()}
 
 
-def best(told: Sequence[Told], mode: Mode) -> int | None:
-    """Index of the best complete point that keeps the constraint, of equals the earliest; None where there is none."""
-    sign = 1 if mode == "max" else -1
-    values = {index: sign * value for index, point in enumerate(told) if (value := _value(point)) is not None}
-    able = [index for index in values if not _breaks(told[index])]
-    return max(able, key=lambda index: values[index]) if able else None
-
-
 def importances(space: Space, told: Sequence[Told], mode: Mode) -> dict[str, float]:
     """Share of each path in reaching the best tenth (PED-ANOVA, arxiv.org/abs/2304.10255), the largest first.
 
     Empty where there are too few complete points, or the best tenth is no better than the worst point.
     """
-    complete = [point for point in told if _value(point) is not None]
-    values = sorted((value for point in complete if (value := _value(point)) is not None), reverse=mode == "max")
+    complete = [point for point in told if value_of(point) is not None]
+    values = sorted((value for point in complete if (value := value_of(point)) is not None), reverse=mode == "max")
     if len(values) < FEW_POINTS or values[math.ceil(TOP_QUANTILE * len(values)) - 1] == values[-1]:
         return {}
     shares = get_param_importances(
@@ -139,7 +105,7 @@ def _trial(space: Space, point: Told, *, ended: bool) -> FrozenTrial:
         state=states[point.state],
         params={path: _encoded(of, point.params[path]) for path, of in space.items()},
         distributions=_distributions(space),
-        value=_value(point),
+        value=value_of(point),
         intermediate_values=dict(point.steps),
         constraints={} if violation is None else {"violation": violation},
     )
@@ -150,17 +116,7 @@ def _any_ended(told: Sequence[Told]) -> bool:
 
 
 def _is_infeasible(point: Told) -> bool:
-    return point.state == "infeasible" or (point.state == "complete" and _value(point) is None)
-
-
-def _value(point: Told) -> float | None:
-    """Of a complete point, where it is finite."""
-    value = point.value if point.state == "complete" else None
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _breaks(point: Told) -> bool:
-    return point.violation is not None and point.violation > 0
+    return point.state == "infeasible" or (point.state == "complete" and value_of(point) is None)
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -207,7 +163,7 @@ def figures(space: Space, told: Sequence[Told], mode: Mode, *, metric: str) -> d
     Drawn here, since Optuna's own cut long paths, and change pyplot's style for the whole process.
     """
     found = {"history": _history(told, mode, metric=metric)}
-    if any(_value(point) is not None for point in told):
+    if any(value_of(point) is not None for point in told):
         found["parallel_coordinates"] = _parallel_coordinates(space, told, mode, metric=metric)
     if shares := importances(space, told, mode):
         found["importances"] = _importances(shares, metric=metric)
@@ -216,9 +172,9 @@ def figures(space: Space, told: Sequence[Told], mode: Mode, *, metric: str) -> d
 
 def _history(told: Sequence[Told], mode: Mode, *, metric: str) -> Figure:
     figure, axes = _figure(7.0, 3.6, title=f"{metric} of each point")
-    complete = {index: value for index, point in enumerate(told) if (value := _value(point)) is not None}
-    kept = {index: value for index, value in complete.items() if not _breaks(told[index])}
-    broken = {index: value for index, value in complete.items() if _breaks(told[index])}
+    complete = {index: value for index, point in enumerate(told) if (value := value_of(point)) is not None}
+    kept = {index: value for index, value in complete.items() if not breaks(told[index])}
+    broken = {index: value for index, value in complete.items() if breaks(told[index])}
     stopped = {
         index: point.steps[max(point.steps)]
         for index, point in enumerate(told)
@@ -257,7 +213,7 @@ def _importances(shares: Mapping[str, float], *, metric: str) -> Figure:
 
 
 def _parallel_coordinates(space: Space, told: Sequence[Told], mode: Mode, *, metric: str) -> Figure:
-    values = [value for point in told if (value := _value(point)) is not None]
+    values = [value for point in told if (value := value_of(point)) is not None]
     low, high = min(values), max(values)
     last = RangeConfig(low=low, high=high if high > low else low + abs(low) + 1.0)
     columns = {**space, metric: last}
@@ -265,11 +221,11 @@ def _parallel_coordinates(space: Space, told: Sequence[Told], mode: Mode, *, met
     figure, axes = _figure(max(6.0, 1.2 + 1.5 * len(columns)), 4.0, title=title)
     for point in told:
         heights = [_height(of, point.params[path]) for path, of in space.items()]
-        value = _value(point)
+        value = value_of(point)
         if value is not None:
             height = _height(last, value)
             good = height if mode == "max" else 1 - height
-            line = ":" if _breaks(point) else "-"
+            line = ":" if breaks(point) else "-"
             axes.plot([*heights, height], line, color=colormaps["viridis_r"](good), linewidth=1.2, zorder=2 + good)
         elif _is_infeasible(point):
             axes.plot(heights, color=PALETTE[1], linewidth=0.6, alpha=0.6, zorder=1)

@@ -25,7 +25,7 @@ from oneshot.report.plots import has_curve, sweep_curves, trial_curve
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.studies import FOLDER as SEARCH
-from oneshot.sweep.study import figures, told_of
+from oneshot.sweep.told import told_of
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
 
@@ -298,6 +298,8 @@ class Tracker:
         assert self._parent_id is not None
         folder = self._store.sweep(self._plan.name)
         for study in self._plan.studies:
+            from oneshot.sweep.study import figures  # Optuna takes seconds to import
+
             record = folder.read_json(f"{SEARCH}/{study.name}/study.json")
             if record is None or record == self._studies.get(study.name):
                 continue
