@@ -4,7 +4,7 @@ What chooses (a search's objective and constraint, early stopping, `at: best`) m
 seeds may be none of the grid's, and problems that are for choosing may not be trained on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from oneshot.cells import Axes, Cell
 from oneshot.config import TrialConfig
@@ -20,14 +20,14 @@ AT = ("start", "last", "best")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
 
 
-def check_choices(sweep: Sweep, axes: Axes, cells: Sequence[Cell]) -> None:
-    """Refuses to choose by what is judged, or by what is trained on.
+def check_choices(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, searched: Sequence[Cell]) -> None:
+    """Refuses to choose by what is judged, or by what is trained on; `searched`: those of `cells` that choose.
 
     Raises:
         SweepFileError: names the place and the mend.
     """
     _refuse_val(sweep, cells)
-    _check_metrics(sweep, cells)
+    _check_metrics(sweep, cells, searched)
     _check_claims(sweep, axes)
     config = sweep.config
     if config.allow_selection_on_test:
@@ -41,8 +41,9 @@ def check_choices(sweep: Sweep, axes: Axes, cells: Sequence[Cell]) -> None:
                     f"{max(config.seeds) + 100}",
                 )
     choosers = dict(_choosers(sweep))
+    sources = _sources(cells) if choosers and config.claims else {}
     for number, claim in enumerate(config.claims):
-        chosen_by = next((why for metric, why in choosers.items() if _is_one(metric, claim.metric)), None)
+        chosen_by = next((why for metric, why in choosers.items() if _is_one(metric, claim.metric, sources)), None)
         if (
             chosen_by is None
             and "best" in (claim.a.get("at"), claim.b.get("at"))
@@ -63,10 +64,20 @@ def _choosers(sweep: Sweep) -> Iterator[tuple[str, str]]:
         yield early_stop.metric, "early_stop.metric"
 
 
-def _is_one(metric: str, other: str) -> bool:
-    """Whether two metrics are of the same suite, or the same."""
-    suite = _suite(metric)
-    return metric == other or (suite is not None and suite == _suite(other))
+def _sources(cells: Sequence[Cell]) -> dict[str, set[str]]:
+    """Suite -> the problems that it asks, by the name of their set."""
+    found: dict[str, set[str]] = {}
+    for suite in (suite for cell in cells for suite in load_suites(cell.config)):
+        found.setdefault(suite.name, set()).add(suite.source)
+    return found
+
+
+def _is_one(metric: str, other: str, sources: Mapping[str, set[str]]) -> bool:
+    """Whether two metrics are of the same problems, whatever their suites are called, or the same."""
+    suite, of_other = _suite(metric), _suite(other)
+    if suite is None or of_other is None:
+        return metric == other
+    return suite == of_other or not sources.get(suite, set()).isdisjoint(sources.get(of_other, ()))
 
 
 def _suite(metric: str) -> str | None:
@@ -80,8 +91,8 @@ def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
     return any(source in VAL_SUITES and name != _suite(claim.metric) for name, source in suites)
 
 
-def _check_metrics(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """A metric that no trial has would be waited for in vain."""
+def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
+    """A metric that no trial has would be waited for in vain; a point is worth what all its trials have."""
     asked: list[tuple[Where, str]] = []
     search, early_stop = sweep.config.search, sweep.config.early_stop
     if search is not None:
@@ -90,13 +101,24 @@ def _check_metrics(sweep: Sweep, cells: Sequence[Cell]) -> None:
             asked.append((("search", "constraint", "metric"), search.constraint.metric))
     if early_stop is not None and early_stop.metric is not None:
         asked.append((("early_stop", "metric"), early_stop.metric))
-    asked += [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
+    for where, metric in asked:
+        for cell in searched:
+            if not _has(metric, suites := set(cell.config.eval.suites)):
+                raise sweep.source.error(where, f"{cell.label} has no metric {metric}{_nearest_metric(metric, suites)}")
+    asked = [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
+    asked += [(("guards", number, "metric"), guard.metric) for number, guard in enumerate(sweep.config.guards)]
     suites = {name for cell in cells for name in cell.config.eval.suites}
     for where, metric in asked:
-        suite = _suite(metric)
-        if metric.startswith("eval/") and suite not in suites:
-            known = [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"]
-            raise sweep.source.error(where, f"no trial has the metric {metric}{nearest(metric, known)}")
+        if not _has(metric, suites):
+            raise sweep.source.error(where, f"no trial has the metric {metric}{_nearest_metric(metric, suites)}")
+
+
+def _has(metric: str, suites: Collection[str]) -> bool:
+    return not metric.startswith("eval/") or _suite(metric) in suites
+
+
+def _nearest_metric(metric: str, suites: Collection[str]) -> str:
+    return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
 
 
 def _check_claims(sweep: Sweep, axes: Axes) -> None:

@@ -60,8 +60,13 @@ class Stops:
 
 def covers(cell: Mapping[str, str], trial: Trial) -> bool:
     """Whether a trial is of a cell, of which some axes are named; `seed` and `phase` count as axes."""
-    facts: dict[str, Any] = {"seed": str(trial.seed), "phase": trial.phase, **trial.cell}
+    facts = facts_of(trial)
     return all(facts.get(axis) == name for axis, name in cell.items())
+
+
+def facts_of(trial: Trial) -> dict[str, str]:
+    """What `--cell` may say of a trial."""
+    return {"seed": str(trial.seed), "phase": trial.phase, **trial.cell}
 
 
 def read_stops(folder: Folder) -> Stops:

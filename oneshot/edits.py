@@ -3,6 +3,7 @@
 Compared are trials, not text: whatever a change of the file does to no trial is no edit.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from oneshot.sweepfile import Sweep, read
 from oneshot.tasks.benchmarks import due_evaluations
 
 MEND = "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
+UNKEYED = ("model.device", "prompt.eval_", "rollout.kv_gib", "train.microbatch_tokens", "train.activation_checkpointing")
+"""Settings outside every key."""
 FROZEN = ("search", "early_stop", "guards", "claims", "allow_selection_on_test")
 
 
@@ -26,6 +29,8 @@ class Edits:
 
     new: tuple[Trial, ...]
     unchanged: tuple[Trial, ...]
+    """Also those of which only more is asked."""
+    changed: tuple[Trial, ...]
     orphaned: tuple[Trial, ...]
     """Of the old plan, and in the new one no more."""
     refused: tuple[str, ...]
@@ -33,7 +38,7 @@ class Edits:
 
     def to_json(self) -> dict[str, Any]:
         """What `plan --json` says of them."""
-        counts = {"new": len(self.new), "unchanged": len(self.unchanged), "orphaned": len(self.orphaned)}
+        counts = {name: len(getattr(self, name)) for name in ("new", "unchanged", "changed", "orphaned")}
         return {**counts, "orphaned_trials": [trial.label for trial in self.orphaned], "refused": list(self.refused)}
 
 
@@ -84,19 +89,30 @@ def _compare(old: Sweep, before: Plan, sweep: Sweep, plan: Plan) -> Edits:
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
     refused = [complaint for name in FROZEN for complaint in _frozen(name, old, sweep)]
+    refused += _searched_otherwise(before, plan)
     orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
     if orphaned:
-        more = f" and {len(orphaned) - 1} more trials" if len(orphaned) > 1 else ""
-        refused.append(f"{orphaned[0].label}{more} of this sweep would be left out")
-    for identity, trial in was.items():
-        if identity in now and (complaint := _changed(trial, now[identity])):
-            refused.append(f"{trial.label}: {complaint}")
+        refused.append(f"{_labels(orphaned)} of this sweep would be left out")
+    searched = {path for study in (*before.studies, *plan.studies) for path in study.space}
+    unchanged: list[Trial] = []
+    changed: dict[str, list[Trial]] = {}
+    for identity, trial in now.items():
+        if identity in was:
+            complaint = _changed(was[identity], trial, searched=searched)
+            (changed.setdefault(complaint, []) if complaint else unchanged).append(trial)
+    refused += [f"{_labels(those)}: {complaint}" for complaint, those in changed.items()]
     return Edits(
         new=tuple(trial for identity, trial in now.items() if identity not in was),
-        unchanged=tuple(trial for identity, trial in now.items() if identity in was),
+        unchanged=tuple(unchanged),
+        changed=tuple(trial for those in changed.values() for trial in those),
         orphaned=orphaned,
         refused=tuple(refused),
     )
+
+
+def _labels(trials: Sequence[Trial]) -> str:
+    more = f" and {len(trials) - 1} more" if len(trials) > 1 else ""
+    return f"{trials[0].label}{more}"
 
 
 def _frozen(name: str, old: Sweep, sweep: Sweep) -> list[str]:
@@ -105,19 +121,34 @@ def _frozen(name: str, old: Sweep, sweep: Sweep) -> list[str]:
     if name == "search" and was is not None and now is not None:
         if now.num_trials < was.num_trials:
             return [f"search.num_trials: {was.num_trials} -> {now.num_trials}"]
-        was, now = (one.model_dump(exclude={"num_trials"}) for one in (was, now))
+        was, now = (one.model_dump(exclude={"num_trials", "space"}) for one in (was, now))
         return [f"search.{key}: {was[key]} -> {now[key]}" for key in was if was[key] != now[key]]
     return [] if was == now else [f"{name} was changed"]
 
 
-def _changed(was: Trial, now: Trial) -> str:
-    """What a trial was and is not, empty where it only got more."""
-    if was.config == now.config:
+def _searched_otherwise(before: Plan, plan: Plan) -> list[str]:
+    """Ranges that have changed, as their studies have them."""
+    spaces = {study.name: study.space for study in plan.studies}
+    return [
+        f"the search of {study.name}: {path}: {study.space.get(path)} -> {spaces[study.name].get(path)}"
+        for study in before.studies
+        for path in sorted({*study.space, *spaces.get(study.name, study.space)})
+        if study.name in spaces and study.space.get(path) != spaces[study.name].get(path)
+    ]
+
+
+def _changed(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
+    """What a trial was and is not, empty where it only got more; a search that got longer may set it otherwise."""
+    if was.config == now.config and was.key == now.key:
         return ""
     if now.config.train.num_steps < was.config.train.num_steps:
         return f"train.num_steps: {was.config.train.num_steps} -> {now.config.train.num_steps}"
-    if was.key is not None and was.key != now.key:
-        changes = _differences(was.config, now.config)
+    if was.key is None or now.key is None:
+        changes = _differences(was.config, now.config, besides={*searched, *UNKEYED})
+        if changes:
+            return ", ".join(changes)
+    elif was.key != now.key:
+        changes = _differences(was.config, now.config, besides=())
         return ", ".join(changes) or "its model, examples or data have changed"
     last = was.config.train.num_steps
     lost = due_evaluations(was.config) - due_evaluations(now.config)
@@ -126,9 +157,9 @@ def _changed(was: Trial, now: Trial) -> str:
     return "evaluations that were asked for are not asked for any more" if lost else ""
 
 
-def _differences(was: TrialConfig, now: TrialConfig) -> list[str]:
+def _differences(was: TrialConfig, now: TrialConfig, *, besides: Collection[str]) -> list[str]:
     old, new = _flat(was.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    skipped = ("eval.", "checkpoint.", "train.num_steps")
+    skipped = ("eval.", "checkpoint.", "train.num_steps", *besides)
     return [
         f"{path}: {old.get(path)} -> {new.get(path)}"
         for path in sorted({*old, *new})

@@ -117,6 +117,9 @@ class _Recorder:
         wanted = due_evaluations(config) - done
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
             at = self._fetch_checkpoint(Path(local))
+            if at and set(range(1, at + 1)) - self.known_rows.keys():
+                logger.warning("starts anew: the metrics of steps before the checkpoint of step %d were torn", at)
+                at = 0
             if at == config.train.num_steps and {step for _, step in wanted} <= {0, at}:
                 logger.info("the training is done: %d evaluations are to be made", len(wanted))
                 self.only_evaluates = True

@@ -86,8 +86,8 @@ def begun_sweep(store: Store, name: str) -> tuple[Sweep, Plan]:
 
 
 def sweeps(store: Store) -> list[str]:
-    """Names of the sweeps that a store has."""
-    return store.sweeps()
+    """Names of the sweeps that a store has; of one whose driver died early, nothing may be there but its lease."""
+    return [name for name in store.sweeps() if "sweep.yaml" in store.sweep(name).list("")]
 
 
 def sweep_status(store: Store, name: str) -> SweepStatus:

@@ -99,7 +99,7 @@ class RangeConfig(Config):
     def __str__(self) -> str:
         if self.choice is not None:
             return f"one of {', '.join(map(repr, self.choice))}"
-        return f"from {self.low:g} to {self.high:g}"
+        return f"from {self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
     def holds(self, value: Any) -> bool:
         """Whether the search may give this value."""
@@ -178,7 +178,7 @@ class EarlyStopConfig(Config):
     per: list[str] | None = Field(None, description="axes within whose cells trials are compared; absent: search.per")
     metric: str | None = Field(None, min_length=1, description="absent: the objective's")
     grace_steps: int = Field(ge=1, description="no trial ends before")
-    factor: float = Field(3, ge=1.5, description="asha: one in `factor` goes on")
+    factor: float = Field(3, ge=1.1, description="asha: one in `factor` goes on")
     min_trials: int = Field(3, ge=1, description="median: so many others must have come as far")
 
 

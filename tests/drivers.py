@@ -137,6 +137,8 @@ _numbers = count(1)
 def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | None = None) -> Driver:
     """Starts `oneshot ARGUMENTS` in a folder."""
     log = str(folder / f"driver-{next(_numbers)}")
+    for end in ("out", "err"):
+        Path(f"{log}.{end}").touch()
     process = _forks.Process(target=_drive, args=(arguments, str(folder), scratch, log, moment))
     process.start()
     return Driver(process=process, log=log)
@@ -189,4 +191,3 @@ def make_cluster(scratch: str, *, num_cpus: int = 4) -> Cluster:
     theirs.close()
     assert ours.poll(PATIENCE_S), "Ray does not start"
     return Cluster(address=ours.recv(), process=process, line=ours, scratch=scratch)
-

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from oneshot.lease import holder
 from oneshot.plan import Plan, Trial
 from oneshot.scripted import MODULUS
 from oneshot.standing import trial_standing
-from oneshot.status import begun_sweep
+from oneshot.status import begun_sweep, is_alive
 from oneshot.store import Row, Store, TrialFolder
 from oneshot.sweep.tracking import TRIAL
 
@@ -28,9 +29,15 @@ EVERY_STEPS = 2
 
 
 def sweep_text(
-    *, name: str = "s", script: str = "step_s: 0.02", trial: str = "", axes: str = "", seeds: str = "[0]", rest: str = ""
+    *,
+    name: str = "s",
+    script: str = "step_s: 0.02",
+    trial: str = "",
+    axes: str = "",
+    seeds: str = "[0]",
+    rest: str = "",
 ) -> str:
-    """A sweep file of scripted trials, of 6 steps with a checkpoint after every second unless `trial` says otherwise."""
+    """A sweep file of scripted trials: 6 steps and a checkpoint after every second, unless `trial` says otherwise."""
     numbers = "" if "num_steps" in trial else f"  train.num_steps: {NUM_STEPS}\n"
     numbers += "" if "every_steps" in trial else f"  checkpoint.every_steps: {EVERY_STEPS}\n"
     return (
@@ -107,9 +114,12 @@ def check_steps(folder: TrialFolder, config: TrialConfig, seed: int) -> list[Row
     rows = folder.rows()
     assert [row.step for row in rows] == list(range(1, len(rows) + 1))
     assert [row.metrics["script/chain"] for row in rows] == [chain(seed, row.step) for row in rows]
+    last = 0
     for steps in steps_of(folder).values():
         assert all(later == earlier + 1 for earlier, later in pairwise(steps)), steps
-        assert (steps[0] - 1) % config.checkpoint.every_steps == 0, f"goes on from no checkpoint: {steps}"
+        begun = steps[0] - 1
+        assert begun in (last, last - last % config.checkpoint.every_steps, 0), f"from no checkpoint: {steps}"
+        last = steps[-1]
     return rows
 
 
@@ -136,7 +146,7 @@ def nothing_lost(
             continue
         assert result is not None, trial.label
         assert result.attempt == folder.last_attempt()
-        assert holder(folder) is None, "the training's lease is released"
+        assert not is_alive(holder(folder)), "nobody is at the training any more"
         ends[_identity(trial)] = "FAILED" if trial.label in failed else "FINISHED"
         if trial.label in failed:
             assert (result.outcome, trial.label) == ("failed", trial.label)
@@ -192,8 +202,13 @@ def expected_points(rows: list[Row]) -> Points:
     found: Points = {}
     for row in rows:
         for metric, value in row.metrics.items():
-            found.setdefault(metric, []).append((row.step, value, row.time_ms))
+            found.setdefault(metric, []).append((row.step, _finite(value), row.time_ms))
     return found
+
+
+def _finite(value: float) -> float:
+    """As MLflow keeps it."""
+    return max(-sys.float_info.max, min(value, sys.float_info.max))
 
 
 def files(folder: Any, name: str) -> dict[str, str]:

@@ -196,7 +196,7 @@ def test_what_is_given_is_kept_and_completed() -> None:
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_values_keep_their_type(kind: str) -> None:
     space = {
-        "mixed": RangeConfig(choice=[True, 1, 1.0, "1", "True"]),
+        "mixed": RangeConfig(choice=[True, 1, 2.0, "1", "True"]),
         "whole": RangeConfig(low=1, high=64, log=True),
         "real": RangeConfig(low=0, high=2.0),
     }
@@ -205,7 +205,7 @@ def test_values_keep_their_type(kind: str) -> None:
         return params["real"] - (type(params["mixed"]) is not int)
 
     points = asked(objective, 30, kind=kind, space=space, num_startup=5)
-    assert {repr(point["mixed"]) for point in points} == {"True", "1", "1.0", "'1'", "'True'"}
+    assert {repr(point["mixed"]) for point in points} == {"True", "1", "2.0", "'1'", "'True'"}
     assert {type(point["whole"]) for point in points} == {int}
     assert {type(point["real"]) for point in points} == {float}
     assert ask(space, [], study="s", sampler=SamplerConfig(), mode="max", given={"mixed": 1})["mixed"] is not True

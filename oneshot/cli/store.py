@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.cli.options import JsonOption, StorageOption, app, find_name, load_sweep, read_cells, results
-from oneshot.errors import UserError, nearest
+from oneshot.errors import OneshotError, UserError, nearest
 
 if TYPE_CHECKING:
     from oneshot.store import Store
@@ -31,12 +31,17 @@ def status(
 ) -> None:
     """Show where a sweep stands: its trials by state, rates, what failed; from any shell that sees the storage."""
     from oneshot.display import status_table, sweeps_table
-    from oneshot.status import sweep_status
+    from oneshot.status import sweep_status, sweeps
     from oneshot.store import Store
 
     if name is None:
         store = Store(storage or "runs")
-        every = [sweep_status(store, one) for one in store.sweeps()]
+        every = []
+        for one in sweeps(store):
+            try:
+                every.append(sweep_status(store, one))
+            except OneshotError as error:  # its model or data are not on this machine: the others are shown
+                print(f"oneshot: {one}: {error}", file=sys.stderr)
         if as_json:
             print(json.dumps([{**one.to_json(), "trials": []} for one in every], indent=2))
         else:
@@ -64,11 +69,13 @@ def stop(
     """End a running sweep, or some of its cells: `run` goes on from checkpoints, `retry --cell` brings cells back."""
     from oneshot.control import Request, ask
     from oneshot.lease import holder
-    from oneshot.status import is_alive
+    from oneshot.status import begun_sweep, is_alive
 
     sweep_name, store = find_name(name, storage)
     folder = store.sweep(sweep_name)
     driver = holder(folder)
+    if not is_alive(driver):
+        begun_sweep(store, sweep_name)  # says what there is, where there is no such sweep
     cells = _cells(cell, sweep_name, store)
     if not is_alive(driver) and not cells:
         raise UserError(f"{sweep_name}: no driver runs it; nothing to stop")
@@ -139,6 +146,7 @@ def gc(
 
 def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
     """`--cell` as axes and names, which the sweep has."""
+    from oneshot.control import covers, facts_of
     from oneshot.status import begun_sweep
 
     if not text:
@@ -146,9 +154,11 @@ def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
     _, planned = begun_sweep(store, sweep_name)
     cells = read_cells(text, [*(planned.trials[0].cell if planned.trials else ()), "seed", "phase"])
     for axis, wanted in cells.items():
-        known = sorted({trial.cell[axis] for trial in planned.trials if axis in trial.cell})
-        if known and wanted not in known:
-            raise UserError(f"--cell {axis}={wanted}: unknown cell{nearest(wanted, known)}")
+        known = list(dict.fromkeys(facts_of(trial)[axis] for trial in planned.trials))
+        if wanted not in known:
+            raise UserError(f"--cell {axis}={wanted}: unknown {axis if axis in ("seed", "phase") else "cell"}{nearest(wanted, known)}")
+    if cells and not any(covers(cells, trial) for trial in planned.trials):
+        raise UserError(f"--cell {text}: no trial of {sweep_name} is of all these")
     return cells
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 
+from oneshot.control import Stops, read_stops
 from oneshot.plan import Plan, Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import has_curve, sweep_curves, trial_curve
@@ -165,6 +166,13 @@ class Tracker:
             return False
         return child.status == _status(trial, result) and child.attempt == str(result.attempt)
 
+    def _stops(self) -> Stops:
+        return read_stops(self._store.sweep(self._plan.name))
+
+    def _is_stopped(self, trial: Trial) -> bool:
+        child = self._children.get(_identity(trial))
+        return child is not None and child.status == "KILLED"
+
     def sync(self, trial: Trial) -> None:
         """Sends what the store has of a trial and MLflow has not; makes the run, and ends it with its training.
 
@@ -175,8 +183,9 @@ class Tracker:
         result = self._ended(trial)
         if self._is_told(trial, result):
             return
+        stopped = None if result is not None else self._stops().reason(trial)
         attempt = folder.attempt(result.attempt if result else folder.last_attempt())
-        if not attempt:
+        if not attempt or (stopped and self._is_stopped(trial)):
             return
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder, read=child.read)
@@ -193,6 +202,10 @@ class Tracker:
                 child.sent.update((name, row.step) for name in fresh)
         if result is not None:
             self._end(trial, folder, result, rows, child)
+        elif stopped:
+            self._client.set_tag(child.run_id, "state.reason", stopped)
+            self._client.set_terminated(child.run_id, "KILLED", end_time=rows[-1].time_ms if rows else now_ms())
+            child.status = "KILLED"
 
     def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
         """The trial's run, RUNNING, described, and with what it has of metrics known."""
@@ -303,7 +316,7 @@ class Tracker:
             record = folder.read_json(f"{SEARCH}/{study.name}/study.json")
             if record is None or record == self._studies.get(study.name):
                 continue
-            path = f"{SEARCH}/{study.name.replace(',', ' ').replace('=', ' ')}"
+            path = f"{SEARCH}/{re.sub('[^A-Za-z0-9_.+]+', '-', study.name)}"
             self._client.log_dict(self._parent_id, record, f"{path}/study.json")
             told = told_of(record)
             metric, mode = record["objective"]["metric"], record["objective"]["mode"]
