@@ -7,7 +7,7 @@ stops.json                  which trials are stopped, and why: written by the dr
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from oneshot.plan import Trial
 from oneshot.store import Folder, now_ms

@@ -18,7 +18,13 @@ from oneshot.sweepfile import Sweep, read
 from oneshot.tasks.benchmarks import due_evaluations
 
 MEND = "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
-UNKEYED = ("model.device", "prompt.eval_", "rollout.kv_gib", "train.microbatch_tokens", "train.activation_checkpointing")
+UNKEYED = (
+    "model.device",
+    "prompt.eval_",
+    "rollout.kv_gib",
+    "train.microbatch_tokens",
+    "train.activation_checkpointing",
+)
 """Settings outside every key."""
 FROZEN = ("search", "early_stop", "guards", "claims", "allow_selection_on_test")
 

@@ -18,7 +18,7 @@ import numpy as np
 from oneshot.config import ScriptFaultConfig, TrialConfig
 from oneshot.errors import DataError, TrialError, UserError
 from oneshot.grpo.metrics import StepMetrics
-from oneshot.settings import setting_of
+from oneshot.settings import all_paths, setting_of
 
 MODULUS = 1_000_003
 
@@ -29,6 +29,9 @@ class ScriptedWork:
     def __init__(self, config: TrialConfig, *, seed: int, attempt: int) -> None:
         assert config.script is not None, "a trial without script is another work's"
         self._config, self._script = config, config.script
+        for path, best in config.script.bowl.items():
+            if best <= 0 or path not in all_paths() or not isinstance(setting_of(config, path), int | float):
+                raise UserError(f"script.bowl: {path}: {best:g}: a path of a number that a trial has, and above 0")
         self._seed, self._attempt = seed, attempt
         self._kept: list[bytearray] = []
         self._chain = seed

@@ -154,7 +154,8 @@ def _study(sweep: Sweep, search: SearchConfig, axes: Axes, name: str, group: dic
         for place, begun in enumerate(search.warm_start):
             if path in begun and not space[path].holds(begun[path]):
                 raise SettingError(
-                    ("search", "warm_start", place, path), f"{begun[path]!r} is not {space[path]}, which {name} searches"
+                    ("search", "warm_start", place, path),
+                    f"{begun[path]!r} is not {space[path]}, which {name} searches",
                 )
     return Study(name=name, group=group, space=space, cells=tuple(cells))
 

@@ -156,9 +156,10 @@ DEATHS = {
 
 
 def test_what_dies_is_tried_again_by_its_class_and_no_more(lab: Lab, scratch: str) -> None:
-    cells = "".join(f"    {name}: {{set: {{script.faults: [{what}]}}}}\n" for name, (what, *_) in DEATHS.items())
-    # m1 is the step's number, which is above 3 for the second time at 5; so far from its best value the bowl overflows
-    cells += "    guard: {set: {script.metrics: 2}}\n    infinite: {set: {script.bowl: {optim.lr: 5.0e-324}}}\n"
+    scripts = {name: f"faults: [{what}]" for name, (what, *_) in DEATHS.items()}
+    # m1 is the step's number, above 3 for the second time at 5; so far from its best value the bowl overflows
+    scripts |= {"guard": "metrics: 2", "infinite": "bowl: {optim.lr: 5.0e-324}"}
+    cells = "".join(f"    {name}: {{set: {{script: {{{script}}}}}}}\n" for name, script in scripts.items())
     guards = "guards: [{metric: script/m1, above: 3, for_steps: 2}, {metric: script/bowl, is: nan}]\n"
     faults = "faults: {retries: 2, oom_retries: 2, stall_s: 6}\n"
     lab.write(sweep_text(axes=f"  fault:\n{cells}", rest=f"{guards}{faults}resources: {{max_concurrent: 2}}\n"))

@@ -156,7 +156,8 @@ def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
     for axis, wanted in cells.items():
         known = list(dict.fromkeys(facts_of(trial)[axis] for trial in planned.trials))
         if wanted not in known:
-            raise UserError(f"--cell {axis}={wanted}: unknown {axis if axis in ("seed", "phase") else "cell"}{nearest(wanted, known)}")
+            kind = axis if axis in ("seed", "phase") else "cell"
+            raise UserError(f"--cell {axis}={wanted}: unknown {kind}{nearest(wanted, known)}")
     if cells and not any(covers(cells, trial) for trial in planned.trials):
         raise UserError(f"--cell {text}: no trial of {sweep_name} is of all these")
     return cells

@@ -8,19 +8,18 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from oneshot.control import Request, Stops, covers, heed, read_stops, write_stops
 from oneshot.lease import Holder, Watch, holder
 from oneshot.plan import Plan, Trial
-from oneshot.standing import standing, trial_standing
+from oneshot.standing import standing, view
 from oneshot.store import Folder, Result, Store
 from oneshot.sweep.budget import Budget
 from oneshot.sweep.early import EarlyStopping
 from oneshot.sweep.events import Event, Listener
-from oneshot.sweep.schedule import Judgement
 from oneshot.sweep.searching import Searching
 from oneshot.sweepfile import Sweep
 from oneshot.trainings import Training, trainings
@@ -80,7 +79,7 @@ class Agenda:
         """Key -> what it failed of, while none has finished."""
         self._has_finished = False
         self._searching = Searching(sweep, plan, store, folder)
-        self._early = EarlyStopping(sweep, self._folder)
+        self._early = EarlyStopping(sweep, plan, self._folder)
         self._take_up(plan)
         self._budget = Budget(sweep.config.budget, store, self._trainings.values())
         self._heed()
@@ -156,9 +155,7 @@ class Agenda:
         training = self._trainings[key]
         self._listen(replace(self._event("step", key), step=step, reward=metrics.get("reward/mean")))
         for trial in training.trials:
-            judgement = self._early.judge(trial, step, metrics)
-            if judgement is not None and judgement.stop:
-                self._stop_early(key, judgement)
+            self._judge(trial, step, metrics)
         return not self._is_wanted(training)
 
     def ended(self, key: str, *, is_elsewhere: bool = False) -> bool:
@@ -170,8 +167,10 @@ class Agenda:
             self._has_ended(key)
             return True
         if is_elsewhere:
-            living = self._watch.living(folder)
-            self._elsewhere[key] = str(living) if living else "another process"
+            if (living := self._watch.living(folder)) is not None:
+                self._wait_for(key, living)
+            else:
+                self._elsewhere[key] = "another process"
         elif result is not None and result.outcome == "failed" and result.attempt == folder.last_attempt():
             self._count_alike(training, result)
             self._say(f"{training.label}  {result.reason}; tried again")
@@ -276,24 +275,25 @@ class Agenda:
         self._stops = stops
         write_stops(self._folder, stops)
 
-    def _stop_early(self, key: str, judgement: Judgement) -> None:
-        if key not in self._stops.early:
-            self._set_stops(replace(self._stops, early={**self._stops.early, key: judgement.reason}))
-            self._say(f"{self._trainings[key].label}  stopped: {judgement.reason}")
-
     def _catch_up(self) -> None:
         """Judges what was reported to a driver that is gone before it could."""
-        for key, training in self._trainings.items():
-            trials = [trial for trial in training.trials if trial.phase == "search"]
-            if not trials or not self._early.is_on or key in self._stops.early:
-                continue
-            if trial_standing(trials[0], self._store.trial(key).result()) == "finished":
-                continue
-            for row in self._store.trial(key).rows():
-                judgement = self._early.judge(trials[0], row.step, row.metrics)
-                if judgement is not None and judgement.stop:
-                    self._stop_early(key, judgement)
-                    break
+        if self._early.metric is None:
+            return
+        for training in self._trainings.values():
+            for trial in training.trials:
+                for row in view(trial, self._store.trial(training.key)) if trial.phase == "search" else ():
+                    self._judge(trial, row.step, row.metrics)
+
+    def _judge(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
+        """Stops every trial of a point that lags behind."""
+        judgement = self._early.judge(trial, step, metrics)
+        if judgement is None or not judgement.stop:
+            return
+        of_point = [t for t in self.plan.trials if (t.study, t.point) == (trial.study, trial.point) and t.key]
+        fresh = {str(t.key): judgement.reason for t in of_point if t.key not in self._stops.early}
+        if fresh:
+            self._set_stops(replace(self._stops, early={**self._stops.early, **fresh}))
+            self._say(f"{trial.study} point {trial.point}  stopped: {judgement.reason}")
 
     def _search_on(self) -> None:
         """Asks the points that can be asked now, and sets the grid by the studies that are through."""

@@ -77,7 +77,7 @@ class Searching:
             self.plan = with_point(self.plan, self.sweep, study, number)
             told.append(Told(params=params, state="pending"))
             shown = ", ".join(f"{path} {_short(value)}" for path, value in params.items())
-            said.append(f"{study.name}: point {number + 1} of {search.num_trials}: {shown}")
+            said.append(f"{study.name}: point {number} (of {search.num_trials}): {shown}")
         return said
 
     def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Told:
@@ -156,7 +156,7 @@ class Searching:
         if number is None:
             return f"{study.name}: no point of {len(told)} finished and kept to its constraint; its grid cannot run"
         shown = ", ".join(f"{path} {_short(value)}" for path, value in winner.params.items())
-        return f"{study.name}: point {number + 1} wins with {search.objective.metric} {winner.value:.4f}: {shown}"
+        return f"{study.name}: point {number} wins with {search.objective.metric} {winner.value:.4f}: {shown}"
 
 
 def _value(rows: Sequence[Row], metric: str, search: SearchConfig) -> float | None:

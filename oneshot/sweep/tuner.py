@@ -1,7 +1,9 @@
 """An agenda -> run by Ray Tune, each training placed by what it needs."""
 
 import logging
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +79,7 @@ def run_on_ray(
 
 
 def _init_ray(address: str | None) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -86,6 +89,8 @@ def _init_ray(address: str | None) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"--address {address}: no Ray cluster answers there: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which ends the driver at once
     for name in ("ray.tune", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
