@@ -319,11 +319,13 @@ def unused(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, besides: Collecti
     found: list[tuple[Where, str]] = []
     selected = {pair for cell in cells for pair in cell.names.items()}
     used = {place for cell in cells for place in cell.places.values()}
+    is_grid = sweep.config.grid != []
+    unselected = "no block of the grid selects this cell" if is_grid else "the search is not tuned on this cell"
     settled = {*sweep.overrides, *besides}  # what `--set` or a search takes over was meant to be
     for axis, values in axes.items():
         for name, value in values.items():
             if (axis, name) not in selected:
-                found.append((("axes", axis, name), "no block of the grid selects this cell"))
+                found.append((("axes", axis, name), unselected))
                 continue
             for path, setting in value.settings.items():
                 if setting.where not in used and setting.value != {} and path not in settled:

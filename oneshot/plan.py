@@ -137,7 +137,8 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     trials = [trial for place in searched for trial in made.trials(place, seeds)]
     by_cell = [made.trials(place, sweep.config.seeds) for place in grid]
     trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
-    check_choices(sweep, axes, every, searched=[cell for study in studies for cell in study.cells])
+    studied = [cell for study in studies for cell in study.cells]
+    check_choices(sweep, axes, [*cells, *studied], searched=studied)
     warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
     several = sorted({cell.label for cell in every if cell.resources.gpus > 1})
     if several:

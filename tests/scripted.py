@@ -99,14 +99,22 @@ def make_database(path: Path) -> Path:
 # --- what must hold ---
 
 
-def steps_of(folder: TrialFolder) -> dict[int, list[int]]:
-    """Attempt -> the steps that it put on record, in order."""
-    found: dict[int, list[int]] = {}
+def lines_of(folder: TrialFolder) -> list[tuple[int, Row]]:
+    """(attempt, row) of every line of the metrics, those that a later attempt made anew included."""
+    found = []
     for name in folder.list("metrics"):
         lines = (folder.read(f"metrics/{name}") or "").splitlines()
         whole = [line for line in lines if line.endswith("}")]  # the last one may be torn
-        found.setdefault(int(name.split("-")[0]), []).extend(json.loads(line)["step"] for line in whole)
-    return {attempt: steps for attempt, steps in found.items() if steps}
+        found += [(int(name.split("-")[0]), Row(**json.loads(line))) for line in whole]
+    return found
+
+
+def steps_of(folder: TrialFolder) -> dict[int, list[int]]:
+    """Attempt -> the steps that it put on record, in order."""
+    found: dict[int, list[int]] = {}
+    for attempt, row in lines_of(folder):
+        found.setdefault(attempt, []).append(row.step)
+    return found
 
 
 def check_steps(folder: TrialFolder, config: TrialConfig, seed: int) -> list[Row]:
@@ -135,12 +143,13 @@ def nothing_lost(
     assert plan.trials
     assert holder(store.sweep(name)) is None, "the driver's lease is released"
     stops = read_stops(store.sweep(name))
-    rows: dict[str, list[Row]] = {}
+    seen: dict[str, tuple[TrialFolder, list[Row]]] = {}
     ends: dict[str, str] = {}
     for trial in plan.trials:
         assert trial.key is not None, f"{trial.label} waits for {trial.waits_for}"
         folder = store.trial(trial.key)
-        rows[_identity(trial)] = check_steps(folder, trial.config, trial.seed)[: trial.config.train.num_steps]
+        rows = check_steps(folder, trial.config, trial.seed)[: trial.config.train.num_steps]
+        seen[_identity(trial)] = folder, rows
         result = folder.result()
         if stops.reason(trial) is not None and trial_standing(trial, result) != "finished":
             continue
@@ -154,8 +163,8 @@ def nothing_lost(
         else:
             assert result.outcome == "finished", f"{trial.label}: {result.reason}"
             assert result.steps_done >= trial.config.train.num_steps
-            assert len(rows[_identity(trial)]) == trial.config.train.num_steps
-    return _check_mlflow(client, name, rows, ends, is_finished=not failed)
+            assert len(rows) == trial.config.train.num_steps
+    return _check_mlflow(client, name, seen, ends, is_finished=not failed)
 
 
 def _identity(trial: Trial) -> str:
@@ -170,44 +179,46 @@ def runs_of(client: MlflowClient, experiment: str) -> list[Run]:
 
 
 def _check_mlflow(
-    client: MlflowClient, name: str, rows: dict[str, list[Row]], ends: dict[str, str], *, is_finished: bool
+    client: MlflowClient,
+    name: str,
+    seen: dict[str, tuple[TrialFolder, list[Row]]],
+    ends: dict[str, str],
+    *,
+    is_finished: bool,
 ) -> dict[str, Run]:
     runs = runs_of(client, name)
     (parent,) = (run for run in runs if run.data.tags["phase"] == "sweep")
     assert parent.info.status == ("FINISHED" if is_finished else "FAILED")
     children = [run for run in runs if run is not parent]
-    assert Counter(run.data.tags[TRIAL] for run in children) == Counter(rows.keys()), "one run a trial"
+    assert Counter(run.data.tags[TRIAL] for run in children) == Counter(seen.keys()), "one run a trial"
     assert "RUNNING" not in {run.info.status for run in children}
     for run in children:
         identity = run.data.tags[TRIAL]
         if identity in ends:
             assert (identity, run.info.status) == (identity, ends[identity])
-        assert points(client, run) == expected_points(rows[identity]), identity
+        check_points(client, run, *seen[identity])
     return {run.data.tags[TRIAL].split(" ", 1)[1]: run for run in children}
 
 
-Points = dict[str, list[tuple[int, float, int]]]
-
-
-def points(client: MlflowClient, run: Run) -> Points:
-    """Metric -> (step, value, time) of every point that a run has, by step."""
-    return {
-        metric: sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, metric))
-        for metric in run.data.metrics
-    }
-
-
-def expected_points(rows: list[Row]) -> Points:
-    """The points that rows are."""
-    found: Points = {}
-    for row in rows:
+def check_points(client: MlflowClient, run: Run, folder: TrialFolder, rows: list[Row]) -> None:
+    """Each metric of a run has each step once, as some attempt made it: what was sent is not sent again."""
+    made: dict[tuple[str, int], set[tuple[float, int]]] = {}
+    for _, row in lines_of(folder):
         for metric, value in row.metrics.items():
-            found.setdefault(metric, []).append((row.step, _finite(value), row.time_ms))
-    return found
+            made.setdefault((metric, row.step), set()).add((_as_kept(value), row.time_ms))
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        for metric in row.metrics:
+            steps.setdefault(metric, []).append(row.step)
+    assert set(run.data.metrics) == set(steps)
+    for metric, expected in steps.items():
+        points = client.get_metric_history(run.info.run_id, metric)
+        assert (metric, sorted(point.step for point in points)) == (metric, expected)
+        assert all((point.value, point.timestamp) in made[metric, point.step] for point in points), metric
 
 
-def _finite(value: float) -> float:
-    """As MLflow keeps it."""
+def _as_kept(value: float) -> float:
+    """MLflow's database has no infinity."""
     return max(-sys.float_info.max, min(value, sys.float_info.max))
 
 

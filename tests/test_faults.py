@@ -3,20 +3,29 @@
 Trials are scripted (oneshot/scripted.py), drivers are real ones (tests/drivers.py) on a real Ray.
 """
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drivers import PATIENCE_S, Cluster, Driver, Moment, make_cluster, start
-from scripted import Lab, make_database, make_lab, nothing_lost, runs_of, steps_of, sweep_text
+from mlflow import MlflowClient
+from scripted import Lab, files, make_database, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
+from oneshot.control import read_stops
 from oneshot.lease import holder
 from oneshot.store import TrialFolder
 
@@ -252,3 +261,328 @@ def test_a_signal_ends_the_sweep_with_a_checkpoint_of_the_last_step(
     run(drive)
     nothing_lost(lab)
     assert steps_of(only(lab)) == {1: list(range(1, num_done + 1)), 2: list(range(num_done + 1, 7))}
+
+
+# --- MLflow is away ---
+
+
+@dataclass(frozen=True)
+class Server:
+    """An MLflow server over HTTP, with its children, which may be stopped or killed."""
+
+    folder: Path
+    port: int
+    processes: list[subprocess.Popen[bytes]]
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = {**os.environ, "HOME": str(self.folder)}
+        with (self.folder / "server.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+        until(self.answers, "the MLflow server does not start")
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def send(self, number: signal.Signals) -> None:
+        """To all of its processes."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        self.processes.clear()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(database, folder / "mlflow.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = Server(folder=folder, port=port, processes=[])
+    yield made
+    made.kill()
+
+
+LONG = 24
+STEP_S = 0.25
+
+
+def long_sweep(server: Server) -> str:
+    return sweep_text(
+        script=f"step_s: {STEP_S}, metrics: 4",
+        trial=f"  train.num_steps: {LONG}\n  checkpoint.every_steps: 4\n",
+        seeds="[0, 1]",
+        rest=f"resources: {{max_concurrent: 2}}\nmlflow: {{tracking_uri: '{server.uri}'}}\n",
+    )
+
+
+def took_s(folder: TrialFolder) -> float:
+    """From the first step to the last."""
+    rows = folder.rows()
+    return (rows[-1].time_ms - rows[0].time_ms) / 1000
+
+
+@pytest.mark.slow
+def test_mlflow_stopped_for_half_a_minute_slows_no_trial_and_catches_up(lab: Lab, drive: Start, server: Server) -> None:
+    lab.write(long_sweep(server))
+    server.start()
+    driver = drive()
+    until(lambda: driver.stderr.count("started") == 2, "it does not begin")
+    time.sleep(1.0)
+    server.send(signal.SIGSTOP)
+    time.sleep(30.0)
+    assert [folder.current_result() is not None for folder in lab.trainings().values()] == [True, True]
+    server.send(signal.SIGCONT)
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab, client=MlflowClient(server.uri))
+    assert all(took_s(folder) < 2 * LONG * STEP_S for folder in lab.trainings().values())
+
+
+@pytest.mark.slow
+def test_mlflow_away_for_the_whole_run_is_caught_up_with_by_the_next(lab: Lab, drive: Start, server: Server) -> None:
+    lab.write(long_sweep(server))
+    driver = run(drive)
+    assert "2 finished, 0 failed, 0 missing" in driver.stdout
+    assert "MLflow is behind" in driver.stderr
+    assert all(took_s(folder) < 2 * LONG * STEP_S for folder in lab.trainings().values())
+    server.start()
+    again = run(drive)
+    assert "0 trainings to run now" in again.stderr
+    nothing_lost(lab, client=MlflowClient(server.uri))
+
+
+# --- the store is full, or cannot be written ---
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a disk that is soon full")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def on_disk(lab: Lab, disk: Path, **given: str) -> Lab:
+    """A lab whose store is on that disk, and whose MLflow is not."""
+    (lab.folder / "runs" / "mlflow.db").rename(lab.folder / "mlflow.db")
+    (lab.folder / "runs").rmdir()
+    (lab.folder / "runs").symlink_to(disk)
+    lab.write(sweep_text(**given, rest=f"mlflow: {{tracking_uri: 'sqlite:///{lab.folder}/mlflow.db'}}\n"))
+    return lab
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_named_and_after_it_has_room_the_sweep_goes_on(
+    lab: Lab, drive: Start, disk: Path
+) -> None:
+    on_disk(lab, disk, script="step_s: 0.3", seeds="[0, 1]")
+    driver = drive()
+    until(lambda: "started" in driver.stderr, "it does not begin")
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    assert driver.wait() == 1, driver.stderr
+    assert "No space left on device" in driver.stderr
+    assert "Traceback" not in driver.stderr.rpartition("store cannot be written")[2]
+    remount(disk, "size=4m")
+    again = drive()
+    assert again.wait() == 0, again.stderr
+    nothing_lost(lab, client=MlflowClient(f"sqlite:///{lab.folder}/mlflow.db"))
+
+
+def test_a_store_that_cannot_be_written_is_refused_in_one_line(lab: Lab, disk: Path, scratch: str) -> None:
+    on_disk(lab, disk)
+    remount(disk, "ro")
+    driver = start(["run", "s.yaml"], folder=lab.folder, scratch=scratch)
+    assert driver.wait() == 2
+    (line,) = driver.stderr.splitlines()
+    assert re.search("storage: runs: cannot be written: .*Read-only file system.*; choose a folder", line)
+
+
+# --- a search is interrupted ---
+
+SEARCH = """search:
+  on: {{example: x}}
+  seeds: [100]
+  num_trials: 14
+  parallel: {parallel}
+  objective: {{metric: script/bowl}}
+  space: {{optim.lr: {{low: 1.0e-6, high: 1.0e-2, log: true}}, loss.kl_coef: {{choice: [0.0, 1.0e-3, 1.0e-2]}}}}
+  sampler: {{kind: tpe, seed: 7, num_startup: 4}}
+resources: {{max_concurrent: {parallel}}}
+"""
+EXAMPLES = "  example: {x: {set: {rollout.num_groups: 8}}, y: {set: {rollout.num_groups: 16}}}\n"
+BOWL = "bowl: {optim.lr: 1.0e-4, loss.kl_coef: 1.0e-2}, noise: 0.01"
+
+
+def search_sweep(*, parallel: int, rest: str = "") -> str:
+    return sweep_text(
+        script=BOWL, trial="  train.num_steps: 2\n", axes=EXAMPLES, rest=SEARCH.format(parallel=parallel) + rest
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_14_points_interrupted_at_5_and_at_12_equal_the_uninterrupted(
+    tmp_path: Path, lab: Lab, drive: Start, cluster: Cluster, database: Path, parallel: int
+) -> None:
+    whole = make_lab(tmp_path / "whole", database)
+    for one in (whole, lab):
+        one.write(search_sweep(parallel=parallel))
+    alone = start(["run", "s.yaml", "--address", cluster.address], folder=whole.folder, scratch=cluster.scratch)
+    interrupted = (
+        Moment(function="write", about="/point-0005.json", when="after", of="driver"),
+        Moment(function="write", about="/point-0012.json", of="driver"),
+    )
+    for moment in interrupted:
+        assert drive(moment=moment).wait() == -signal.SIGKILL, moment
+    run(drive)
+    assert alone.wait() == 0, alone.stderr
+    nothing_lost(lab)
+    nothing_lost(whole)
+    expected = files(whole.store.sweep("s"), "search/all")
+    assert len(expected) == 14 + 2  # points, study.json and winner.json
+    assert files(lab.store.sweep("s"), "search/all") == expected
+    winner = json.loads(expected["winner.json"])
+    assert {trial.config.optim.lr for trial in lab.plan().grid} == {winner["params"]["optim.lr"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rungs_survive_a_restart(lab: Lab, drive: Start, when: Any) -> None:
+    """Killed when the first point is judged to stop: before that is kept as a stop, and after."""
+    early = "early_stop: {kind: asha, grace_steps: 3, factor: 2}\n"
+    text = search_sweep(parallel=2, rest=early).replace("num_steps: 2\n", "num_steps: 9\n")
+    lab.write(text.replace("num_trials: 14", "num_trials: 5").replace("noise: 0.01", "noise: 0.01, step_s: 0.05"))
+    folder = lab.store.sweep("s")
+    moment = Moment(function="write", about="stops.json", when=when, of="driver")
+    assert drive(moment=moment).wait() == -signal.SIGKILL
+    judged, stopped = files(folder, "rungs"), read_stops(folder).early
+    assert any(json.loads(text)["stop"] for text in judged.values())
+    assert bool(stopped) == (when == "after")
+    attempts = {key: lab.store.trial(key).last_attempt() for key in stopped}
+    run(drive)
+    nothing_lost(lab)
+    assert files(folder, "rungs").items() >= judged.items()
+    assert read_stops(folder).early.items() >= stopped.items()
+    assert read_stops(folder).early
+    arrivals = [(one["key"], one["rung"]) for one in map(json.loads, files(folder, "rungs").values())]
+    assert len(set(arrivals)) == len(arrivals), "nobody is judged twice at a rung"
+    assert {key: lab.store.trial(key).last_attempt() for key in stopped} == attempts, "who was stopped stays so"
+
+
+# --- people ---
+
+
+@pytest.fixture
+def ask(lab: Lab, scratch: str) -> Callable[..., str]:
+    """`oneshot ARGUMENTS` in another process: what it prints."""
+
+    def asking(*arguments: str) -> str:
+        done = start(list(arguments), folder=lab.folder, scratch=scratch)
+        assert done.wait() == 0, done.stderr
+        return done.stdout
+
+    return asking
+
+
+def counts(ask: Callable[..., str]) -> dict[str, int]:
+    found = json.loads(ask("status", "s", "--json"))
+    return {state: found[state] for state in ("finished", "failed", "stopped", "running", "pending") if found[state]}
+
+
+@pytest.mark.slow
+def test_a_running_sweep_shows_where_it_stands_and_heeds_a_stop(
+    lab: Lab, drive: Start, ask: Callable[..., str]
+) -> None:
+    rest = "resources: {max_concurrent: 1}\n"
+    lab.write(sweep_text(script="step_s: 0.4", trial="  checkpoint.every_steps: 1\n", seeds="[0, 1, 2]", rest=rest))
+    driver = drive()
+    until(lambda: "started" in driver.stderr, "it does not begin")
+    assert counts(ask) == {"running": 1, "pending": 2}
+    found = json.loads(ask("status", "s", "--json"))
+    assert found["driver"].startswith(f"{socket.gethostname()}:{driver.process.pid} ")
+    until(lambda: driver.stderr.count("started") == 2, "the first one does not end")
+    time.sleep(1.0)
+    ask("stop", "s")
+    assert driver.wait() == 1, driver.stderr
+    assert "stopped by hand" in driver.stderr
+    assert counts(ask) == {"finished": 1, "pending": 2}
+    run(drive)
+    nothing_lost(lab)
+    assert counts(ask) == {"finished": 3}
+    assert [folder.last_attempt() for folder in lab.trainings().values()] == [1, 2, 1]
+
+
+@pytest.mark.slow
+def test_stop_now_kills_and_what_was_killed_goes_on_from_its_checkpoint(
+    lab: Lab, drive: Start, ask: Callable[..., str]
+) -> None:
+    lab.write(sweep_text(script="faults: [{at: 5, do: hang, attempts: 1}]"))
+    driver = drive()
+    until(lambda: (lab.folder / "runs" / "trials").is_dir() and steps_of(only(lab)) == {1: [1, 2, 3, 4]}, "no 4 steps")
+    ask("stop", "s", "--now")
+    assert driver.wait() == 1, driver.stderr
+    assert only(lab).result() is None, "a kill by hand is no failure"
+    run(drive)
+    nothing_lost(lab)
+    assert steps_of(only(lab)) == {1: [1, 2, 3, 4], 2: [5, 6]}
+
+
+@pytest.mark.slow
+def test_a_stopped_cell_ends_alone_and_retry_brings_it_back(lab: Lab, drive: Start, ask: Callable[..., str]) -> None:
+    axes = "  speed:\n    slow: {set: {script: {step_s: 0.5}}}\n    fast: {set: {script: {step_s: 0.1}}}\n"
+    lab.write(sweep_text(axes=axes, seeds="[0, 1]", rest="resources: {max_concurrent: 2}\n"))
+    driver = drive()
+    until(lambda: driver.stderr.count("started") >= 2, "it does not begin")
+    ask("stop", "s", "--cell", "speed=slow")
+    assert driver.wait() == 0, driver.stderr
+    assert "2 finished, 0 failed, 2 stopped, 0 missing" in driver.stdout
+    assert counts(ask) == {"finished": 2, "stopped": 2}
+    assert run(drive).stderr.count("started") == 0
+    ask("retry", "s", "--cell", "speed=slow")
+    run(drive)
+    assert counts(ask) == {"finished": 4}
+    nothing_lost(lab)
+
+
+@pytest.mark.slow
+def test_retry_runs_what_failed_once_more_from_its_checkpoint(lab: Lab, drive: Start, ask: Callable[..., str]) -> None:
+    lab.write(sweep_text(script="faults: [{at: 4, do: nan, attempts: 1}]"))
+    assert "TrialError: the script says" in run(drive, code=1).stderr
+    assert counts(ask) == {"failed": 1}
+    assert "0 failed trainings" in ask("retry", "s", "--reason", "out of memory")
+    assert "1 failed trainings" in ask("retry", "s", "--reason", "not finite")
+    run(drive)
+    nothing_lost(lab)
+    assert steps_of(only(lab)) == {1: [1, 2, 3], 2: [3, 4, 5, 6]}
+    assert holder(lab.store.sweep("s")) is None

@@ -39,6 +39,7 @@ def plan(
     settings: SetOption = None,
     storage: StorageOption = None,
     gpus: Annotated[float | None, typer.Option(min=0.01, help="so many: how long it takes, what a budget lets")] = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster: whether each trial fits a node")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a sweep's trials, keys and cost, and what an edited file changes, without running anything."""
@@ -58,6 +59,10 @@ def plan(
 
     edits = find_edits(sweep, planned, store)
     scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
+    if address is not None:
+        from oneshot.sweep.tuner import check_cluster
+
+        check_cluster(address, planned.trials)
     if as_json:
         facts = planned.to_json()
         if edits is not None:

@@ -14,6 +14,7 @@ from ray import tune
 
 from oneshot.errors import UserError
 from oneshot.lease import LeaseError, take
+from oneshot.plan import Trial
 from oneshot.store import FailureKind, Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
@@ -50,7 +51,7 @@ def run_on_ray(
 
     driver = _Driver(agenda, store, tracking)
     try:
-        check_feasible(agenda.outstanding(), nodes)
+        check_feasible(agenda.plan.trials, nodes)
         with tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(TrialTrainable, resources),
@@ -120,15 +121,28 @@ def _room(trainings: Sequence[Training], nodes: Sequence[Mapping[str, float]]) -
     return min(MOST_AT_A_TIME, max(4, int(2 * sum(node.get("CPU", 0) for node in nodes) / smallest)))
 
 
-def check_feasible(trainings: Sequence[Training], nodes: Sequence[Mapping[str, float]]) -> None:
+def check_cluster(address: str, trials: Sequence[Trial]) -> None:
+    """Asks a cluster whether each trial fits one of its nodes.
+
+    Raises:
+        UserError: one does not, or no cluster answers.
+    """
+    _init_ray(address)
+    try:
+        check_feasible(trials, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    finally:
+        ray.shutdown()
+
+
+def check_feasible(trials: Sequence[Trial], nodes: Sequence[Mapping[str, float]]) -> None:
     """A trial that fits no node would wait for ever.
 
     Raises:
         UserError: names trial, need and the largest node.
     """
     seen = set()
-    for training in trainings:
-        bundle = _bundle(training.resources, nodes)
+    for trial in trials:
+        bundle = _bundle(trial.resources, nodes)
         if (need := tuple(bundle.items())) in seen:
             continue
         seen.add(need)
@@ -136,7 +150,7 @@ def check_feasible(trainings: Sequence[Training], nodes: Sequence[Mapping[str, f
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
             there = {name: largest.get(name, 0) for name in bundle}
             raise UserError(
-                f"{training.label} needs {_amounts(bundle)} on one node; the largest node has "
+                f"{trial.label} needs {_amounts(bundle)} on one node; the largest node has "
                 f"{_amounts(there)}: lower `resources`, or use another cluster"
             )
 
