@@ -176,7 +176,8 @@ def edit_lines(edits: "Edits | None") -> list[str]:
     """What an edited file changes of a sweep that has begun."""
     if edits is None:
         return []
-    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.orphaned)} orphaned"
+    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.changed)} changed, "
+    counts += f"{len(edits.orphaned)} orphaned"
     lines = [f"since the sweep began: {counts} trials"]
     lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
     return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]

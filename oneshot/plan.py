@@ -41,6 +41,8 @@ class Trial:
     study: str = ""
     point: int | None = None
     """Of a search trial: which of its study's points it tries, from 0."""
+    is_settled: bool = False
+    """Of a study that has been won: nothing more of it is run."""
     provisional: tuple[str, ...] = ()
     """Sets whose contents are not known yet: the key will change when they are fetched."""
 
@@ -240,6 +242,7 @@ class _Maker:
                 phase=place.phase,
                 study=place.study,
                 point=place.point,
+                is_settled=place.phase == "search" and place.study in self._sweep.winners,
                 provisional=identity.provisional,
             )
             for seed, key in zip(seeds, keys, strict=True)

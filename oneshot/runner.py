@@ -287,6 +287,8 @@ def failure_kind(error: Exception) -> FailureKind:
     """The class of a failure, which decides whether the training is tried again."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
         return "oom"
+    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
+        return "oom"
     if isinstance(error, DataError):
         return "data"
     if isinstance(error, UserError):

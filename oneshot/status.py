@@ -6,17 +6,21 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
+from oneshot.config import TrialConfig
 from oneshot.control import read_stops
+from oneshot.cost import Cost
 from oneshot.edits import began_with
-from oneshot.errors import UserError
+from oneshot.errors import DataError, ModelError, SweepFileError, UserError
 from oneshot.lease import LAPSE_S, Holder, holder, is_gone, is_here
 from oneshot.plan import Plan, Trial, make_plan
 from oneshot.standing import trial_state
 from oneshot.store import Row, Store, TrialFolder, now_ms
+from oneshot.sweepconfig import ResourceConfig
 from oneshot.sweepfile import Sweep
 
 State = Literal["finished", "failed", "stopped", "running", "pending"]
 STATES: tuple[State, ...] = ("finished", "failed", "stopped", "running", "pending")
+UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, memory_gib=None, basis="unknown")
 RATE_STEPS = 10
 """Steps that a rate is taken over."""
 
@@ -82,7 +86,38 @@ def begun_sweep(store: Store, name: str) -> tuple[Sweep, Plan]:
         there = ", ".join(sweeps(store)) or "none"
         raise UserError(f"{name}: no sweep of that name in {store.root}, which has {there}; name its --storage")
     sweep = began_with(folder, text, name=name)
-    return sweep, make_plan(sweep)
+    try:
+        return sweep, make_plan(sweep)
+    except (ModelError, DataError, SweepFileError):  # a model or a file of the machine that runs it
+        recorded = folder.read_json("plan.json")
+        if recorded is None:
+            raise
+        return sweep, _recorded_plan(sweep, recorded, store)
+
+
+def _recorded_plan(sweep: Sweep, plan: dict[str, Any], store: Store) -> Plan:
+    """The plan as its driver left it, with the configs of trainings that have begun: enough to see where they stand."""
+    trials = []
+    for facts in plan["trials"]:
+        begun = store.trial(facts["key"]).read_json("trial.json") if facts["key"] else None
+        config = TrialConfig.model_validate(begun["config"] if begun else {"script": {}})
+        steps = config.train.model_copy(update={"num_steps": facts["num_steps"]})
+        trials.append(
+            Trial(
+                cell=facts["cell"],
+                seed=facts["seed"],
+                key=facts["key"],
+                waits_for=facts.get("waits_for"),
+                config=config.model_copy(update={"train": steps}),
+                resources=ResourceConfig(),
+                labels={},
+                cost=UNKNOWN_COST,
+                phase=facts.get("phase", "grid"),
+                study=facts.get("study", ""),
+                point=facts.get("point"),
+            )
+        )
+    return Plan(name=sweep.config.name, num_cells=plan["num_cells"], trials=tuple(trials), warnings=())
 
 
 def sweeps(store: Store) -> list[str]:

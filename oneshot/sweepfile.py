@@ -18,7 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from oneshot.config import Config
 from oneshot.errors import SweepFileError, nearest
 from oneshot.settings import Setting, SettingError, Where, flatten
-from oneshot.sweepconfig import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
+from oneshot.sweepconfig import CellConfig, CostConfig, FromRankConfig, RangeConfig, SweepConfig, TableConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +229,7 @@ def _siblings(model: type[Config], where: Where) -> list[str]:
     """The keys that exist where an unknown one was found."""
     if where[:1] == ("axes",):
         owners: dict[int, type[Config]] = {3: TableConfig, 4: CellConfig}
-        inner = FromRankConfig if "from_rank" in where else CostConfig
+        inner = FromRankConfig if "from_rank" in where else RangeConfig if "search" in where else CostConfig
         return list(owners.get(len(where), inner).model_fields)
     kind: Any = model
     for part in where[:-1]:
@@ -239,4 +239,4 @@ def _siblings(model: type[Config], where: Where) -> list[str]:
         annotation = fields[part].annotation
         candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
         kind = candidates[0] if candidates else None
-    return list(getattr(kind, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]

@@ -100,7 +100,7 @@ def _drive(arguments: list[str], folder: str, scratch: str, log: str, moment: Mo
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker does not find the tests' modules
-        oneshot.sweep.tuner.TrialTrainable = _worker_with(moment, os.getpid())  # type: ignore[misc]
+        oneshot.sweep.tuner.TrialTrainable = _worker_with(moment, os.getpid())
     sys.argv = ["oneshot", *arguments]
     main()
 
@@ -121,6 +121,11 @@ class Driver:
     def send(self, number: signal.Signals) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
+
+    def children(self) -> list[psutil.Process]:
+        """What it has started, Ray's processes among them: they may outlive it."""
+        assert self.process.pid is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     @property
     def stdout(self) -> str:

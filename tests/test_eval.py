@@ -19,6 +19,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
+@pytest.mark.slow
 def test_finished_trials_are_evaluated_later_into_the_same_runs(place: Place, shared: Path) -> None:
     before = {run.info.run_id: run for run in place.runs()}
     place.environment["ONESHOT_DATA"] = str(shared / "data")
@@ -60,6 +61,7 @@ def test_a_suite_that_the_sweep_has_by_another_rule_is_refused(place: Place) -> 
     assert "the sweep has a suite of that name with another rule; give this one a name, as `--suite" in done.stderr
 
 
+@pytest.mark.slow
 def test_trials_that_are_not_finished_are_named_and_not_trained(place: Place) -> None:
     text = place.file.read_text()
     (place.folder / "more.yaml").write_text(text.replace("name: small", "name: more").replace("[0]", "[0, 7]"))

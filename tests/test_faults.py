@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import PATIENCE_S, Cluster, Driver, Moment, make_cluster, start
+from drivers import PATIENCE_S, Cluster, Driver, Moment, end, make_cluster, start
 from mlflow import MlflowClient
 from scripted import Lab, files, make_database, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
@@ -98,12 +98,14 @@ def only(lab: Lab, name: str = "s") -> TrialFolder:
 
 # --- the driver is killed ---
 
+BETWEEN = Moment(function="put_folder", when="after")
+"""Between checkpoint and report."""
 STORIES: dict[str, tuple[tuple[Moment, ...], dict[int, list[int]]]] = {
     "until its first checkpoint counts": (
         (
             Moment(function="write", about="trial.json"),  # before anything is on record
             Moment(function="write_segment"),  # before the first report
-            Moment(function="put_folder", when="after"),  # between checkpoint and report
+            BETWEEN,
             Moment(function="_rename", about="/checkpoint.json"),  # the next one does not count yet
         ),
         {3: [1, 2], 4: [3, 4], 5: [3, 4, 5, 6]},
@@ -134,6 +136,19 @@ def test_drivers_killed_at_bad_moments_lose_nothing(lab: Lab, drive: Start, stor
     run(drive)
     nothing_lost(lab)
     assert steps_of(only(lab)) == made
+
+
+def test_a_driver_killed_together_with_its_own_ray_loses_nothing(lab: Lab, scratch: str) -> None:
+    lab.write(sweep_text(script="step_s: 0.5"))
+    killed = start(["run", "s.yaml"], folder=lab.folder, scratch=scratch, moment=BETWEEN)
+    until(lambda: "started" in killed.stderr, "it does not begin")
+    left = killed.children()
+    assert killed.wait() == -signal.SIGKILL
+    end(left)
+    again = start(["run", "s.yaml"], folder=lab.folder, scratch=scratch)
+    assert again.wait() == 0, again.stderr
+    nothing_lost(lab)
+    assert steps_of(only(lab)) == {1: [1, 2], 2: [3, 4, 5, 6]}
 
 
 @pytest.mark.slow

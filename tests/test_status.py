@@ -567,3 +567,24 @@ def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
 def test_a_sweep_that_is_not_there_has_no_status(store: Store) -> None:
     with pytest.raises(UserError, match="which has none"):
         sweep_status(store, "kinds")
+
+
+def test_a_sweep_whose_model_is_on_another_machine_still_shows_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "runs"))
+    text = (
+        "version: 1\nname: far\nquestion: far?\ntrial: {model.path: ./only-there, examples: ['arithmetic:47+38'], "
+        "train.num_steps: 3}\nseeds: [0, 1]\n"
+    )
+    folder = store.sweep("far")
+    folder.write("sweep.yaml", text)
+    begun = {"key": "k0", "cell": {}, "seed": 0, "num_steps": 3}
+    folder.write_json("plan.json", {"num_cells": 1, "trials": [begun, {**begun, "key": "k1", "seed": 1}]})
+    config = {"model": {"path": "./only-there"}, "examples": ["arithmetic:47+38"], "train": {"num_steps": 3}}
+    store.trial("k0").write_json("trial.json", {"config": config})
+    attempt = store.trial("k0").begin_attempt({"sweep": "far", "started_ms": 0})
+    store.trial("k0").write_segment(attempt, [Row(step=3, time_ms=1, metrics={})])
+    store.trial("k0").end_attempt(attempt, "finished")
+    found = sweep_status(store, "far")
+    assert (found.counts["finished"], found.counts["pending"]) == (1, 1)

@@ -14,6 +14,8 @@ from oneshot.tasks.sets import val_rows
 
 FILES = sorted((PROJECT / "sweeps").glob("*.yaml"))
 NUM_CELLS = {
+    "hpo-tiny": 4,
+    "hpo_optuna": 4,
     "main_table8": 6,
     "fewshot_ladder": 12,
     "example_panel_table3": 20,
@@ -61,6 +63,10 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
 
 
+NUM_SEARCH_TRIALS = {"hpo-tiny": 2 * 12 * 2, "hpo_optuna": 40}
+"""Studies x points x seeds."""
+
+
 def test_every_sweep_is_counted_here() -> None:
     assert {path.stem for path in FILES} == set(NUM_CELLS)
 
@@ -70,7 +76,8 @@ def test_a_shipped_sweep_plans(path: Path) -> None:
     sweep, plan = planned(path)
     assert sweep.config.name == path.stem
     assert plan.num_cells == NUM_CELLS[path.stem]
-    assert len(plan.trials) == plan.num_cells * NUM_SEEDS.get(path.stem, 5)
+    assert len(plan.grid) == plan.num_cells * NUM_SEEDS.get(path.stem, 5)
+    assert len(plan.trials) - len(plan.grid) == NUM_SEARCH_TRIALS.get(path.stem, 0)
     assert plan.gpu_hours is not None
     # the cells of offpolicy_clip at one update are there to show that the clip is nothing then
     meant = ("the ratio is always 1",) if path.stem == "offpolicy_clip" else ()

@@ -78,8 +78,8 @@ class Agenda:
         self._alike: dict[str, str] = {}
         """Key -> what it failed of, while none has finished."""
         self._has_finished = False
-        self._searching = Searching(sweep, plan, store, folder)
         self._early = EarlyStopping(sweep, plan, self._folder)
+        self._searching = Searching(sweep, plan, store, folder, self._early)
         self._take_up(plan)
         self._budget = Budget(sweep.config.budget, store, self._trainings.values())
         self._heed()
@@ -196,7 +196,7 @@ class Agenda:
     def _take_up(self, plan: Plan) -> None:
         """Queues what a plan asks for and is not under way."""
         self.plan = plan
-        trials = plan.trials if self._only is None else [t for t in plan.trials if t.key in self._only]
+        trials = [t for t in plan.trials if not t.is_settled and (self._only is None or t.key in self._only)]
         made = {training.key: training for training in trainings(trials)}
         busy = {*self._live, *self._elsewhere}
         self._queue = deque(key for key, one in made.items() if key not in busy and self._is_news(one))

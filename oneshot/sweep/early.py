@@ -44,6 +44,11 @@ class EarlyStopping:
         """What points are judged by; None where the sweep stops none early."""
         return self._metric if self._machine is not None else None
 
+    def judged(self, study: str, point: int) -> dict[int, float]:
+        """Step -> the mean by which a point was judged there."""
+        key = _name(study, point)
+        return {one.step: one.value for one in sorted(self._kept, key=lambda one: one.step) if one.key == key}
+
     def judge(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> Judgement | None:
         """Takes a step of a search trial; None where there is nothing to judge yet, or nothing new."""
         if self._machine is None or trial.phase != "search" or self._metric not in metrics:
@@ -53,10 +58,14 @@ class EarlyStopping:
         if len(values) < self._num_trials[trial.study]:
             return None
         group = study_name(trial.cell, self._per)
-        point = f"{trial.study} point {trial.point}"
+        point = _name(trial.study, trial.point)
         num_steps = trial.config.train.num_steps
         judgement = self._machine.arrive(group, point, step, fmean(values.values()), num_steps=num_steps)
         if judgement is not None and judgement not in self._kept:
             self._folder.write_json(f"{FOLDER}/{len(self._kept):06d}.json", asdict(judgement))
             self._kept.add(judgement)
         return judgement
+
+
+def _name(study: str, point: int | None) -> str:
+    return f"{study} point {point}"

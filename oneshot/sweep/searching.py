@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from oneshot.control import Stops
 from oneshot.plan import Plan, make_plan, with_point
 from oneshot.standing import has_failed, trial_standing, view
 from oneshot.store import Folder, Row, Store
 from oneshot.studies import FOLDER, Study, freeze_point, freeze_winner
+from oneshot.sweep.early import EarlyStopping
 from oneshot.sweep.told import Told, as_record, best
 from oneshot.sweepconfig import SearchConfig
 from oneshot.sweepfile import Sweep, Winner
@@ -23,9 +24,9 @@ from oneshot.sweepfile import Sweep, Winner
 class Searching:
     """A sweep's studies. `plan` and `sweep` are those with all that they have asked and found."""
 
-    def __init__(self, sweep: Sweep, plan: Plan, store: Store, folder: Folder) -> None:
+    def __init__(self, sweep: Sweep, plan: Plan, store: Store, folder: Folder, early: EarlyStopping) -> None:
         self.sweep, self.plan = sweep, plan
-        self._store, self._folder = store, folder
+        self._store, self._folder, self._early = store, folder, early
         self._told: dict[tuple[str, int], Told] = {}
 
     def is_under_way(self) -> bool:
@@ -108,6 +109,11 @@ class Searching:
             else:
                 return Told(params=params, state="pending")
             rows.append(view(trial, folder))
+        if is_cut and (steps := self._early.judged(study.name, number)):
+            # not by its rows: its worker may still be about to write the last of them
+            last = steps[max(steps)]
+            state: Literal["pruned", "infeasible"] = "pruned" if math.isfinite(last) else "infeasible"
+            return Told(params=params, state=state, value=last if state == "pruned" else None, steps=steps)
         metric = search.objective.metric
         values = [_value(of_one, metric, search) for of_one in rows]
         found = [value for value in values if value is not None and math.isfinite(value)]

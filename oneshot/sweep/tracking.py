@@ -162,6 +162,8 @@ class Tracker:
 
     def _is_told(self, trial: Trial, result: Result | None) -> bool:
         child = self._children.get(_identity(trial))
+        if child is not None and trial.is_settled and child.status != "RUNNING":
+            return True
         if child is None or result is None:
             return False
         return child.status == _status(trial, result) and child.attempt == str(result.attempt)
