@@ -44,9 +44,11 @@ def trial_state(trial: Trial, store: Store, stops: Stops, *, faults: FaultsConfi
         return "finished"
     if stops.reason(trial) is not None:
         return "stopped"
+    if has_failed(result, folder, faults=faults):
+        return "failed"
     if trial.is_settled:  # asked for more steps since: its study is won by what it has
         return "finished" if result is not None and result.outcome == "finished" else "stopped"
-    return "failed" if has_failed(result, folder, faults=faults) else "missing"
+    return "missing"
 
 
 def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = DEFAULT_FAULTS) -> Standing:

@@ -200,7 +200,8 @@ class Agenda:
         made = {training.key: training for training in trainings(trials)}
         busy = {*self._live, *self._elsewhere}
         self._queue = deque(key for key, one in made.items() if key not in busy and self._is_news(one))
-        self._trainings = made
+        # of a study that is won just now, a worker may still be at a point that was stopped
+        self._trainings = {key: self._trainings[key] for key in busy & self._trainings.keys()} | made
 
     def _is_news(self, training: Training) -> bool:
         """Whether a training is open; one that has ended, and of which no more is asked, is not looked at again."""
