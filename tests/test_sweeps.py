@@ -63,7 +63,7 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
 
 
-NUM_SEARCH_TRIALS = {"hpo-tiny": 2 * 12 * 2, "hpo_optuna": 40}
+NUM_SEARCH_TRIALS = {"hpo-tiny": 2 * 12, "hpo_optuna": 40}
 """Studies x points x seeds."""
 
 
