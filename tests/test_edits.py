@@ -281,7 +281,7 @@ def test_plan_shows_what_is_new_unchanged_and_orphaned(store: Store, tmp_path: P
     said = oneshot("plan", "s.yaml", cwd=tmp_path)
     assert said.code == 0
     assert said.out.splitlines()[-4:] == [
-        "since the sweep began: 2 new, 2 unchanged, 2 orphaned trials",
+        "since the sweep began: 2 new, 2 unchanged, 0 changed, 2 orphaned trials",
         "  orphaned: small seed 1",
         "  orphaned: large seed 1",
         "  `run` refuses: small seed 1 and 1 more of this sweep would be left out",

@@ -162,7 +162,7 @@ class Tracker:
 
     def _is_told(self, trial: Trial, result: Result | None) -> bool:
         child = self._children.get(_identity(trial))
-        if child is not None and trial.is_settled and child.status != "RUNNING":
+        if child is not None and trial.is_settled and child.status in ("FINISHED", "FAILED"):
             return True
         if child is None or result is None:
             return False

@@ -89,7 +89,9 @@ def _init_ray(address: str | None) -> None:
             logging_level=logging.ERROR,
         )
     except ConnectionError as error:
-        raise UserError(f"--address {address}: no Ray cluster answers there: {error}") from error
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there, or it asks for a token (RAY_AUTH_MODE=token): {error}"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which ends the driver at once
     for name in ("ray.tune", "ray.train", "ray"):
