@@ -12,6 +12,7 @@ from oneshot.errors import OneshotError
 from oneshot.hub import frozen_revisions
 from oneshot.plan import Plan, Trial, make_plan
 from oneshot.ranking import frozen_rankings
+from oneshot.settings import flat
 from oneshot.store import Folder, Store
 from oneshot.studies import frozen_search
 from oneshot.sweepfile import Sweep, read
@@ -164,18 +165,10 @@ def _changed(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
 
 
 def _differences(was: TrialConfig, now: TrialConfig, *, besides: Collection[str]) -> list[str]:
-    old, new = _flat(was.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = flat(was.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     skipped = ("eval.", "checkpoint.", "train.num_steps", *besides)
     return [
         f"{path}: {old.get(path)} -> {new.get(path)}"
         for path in sorted({*old, *new})
         if old.get(path) != new.get(path) and not path.startswith(skipped)
     ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        path: one for name, inner in value.items() for path, one in _flat(inner, f"{prefix}.{name}".strip(".")).items()
-    }

@@ -121,6 +121,14 @@ def setting_of(config: BaseModel, path: str) -> Any:
     return value
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's dump -> its single values by dotted path."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = ((f"{prefix}.{name}" if prefix else name, one) for name, one in value.items())
+    return {path: single for place, one in inner for path, single in flat(one, place).items()}
+
+
 @cache
 def all_paths() -> tuple[str, ...]:
     """Every path that a trial has, mappings left out."""

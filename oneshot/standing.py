@@ -68,14 +68,11 @@ def has_failed(result: Result | None, folder: TrialFolder, *, faults: FaultsConf
 
 def is_retried(result: Result, faults: FaultsConfig) -> bool:
     """Whether a failed training has attempts left, by the class of its last failure."""
-    counts = result.failures
-    allowed, used = {
-        "crash": (faults.retries, counts.get("crash", 0) + counts.get("stall", 0)),
-        "stall": (faults.retries, counts.get("crash", 0) + counts.get("stall", 0)),
-        "node": (faults.node_retries, counts.get("node", 0)),
-        "oom": (faults.oom_retries, counts.get("oom", 0)),
-    }.get(result.kind, (0, 1))
-    return used <= allowed
+    budgets = ((("crash", "stall"), faults.retries), (("node",), faults.node_retries), (("oom",), faults.oom_retries))
+    for kinds, allowed in budgets:
+        if result.kind in kinds:
+            return sum(result.failures.get(kind, 0) for kind in kinds) <= allowed
+    return False
 
 
 def view(trial: Trial, folder: TrialFolder, *, read: dict[str, list[Row]] | None = None) -> list[Row]:

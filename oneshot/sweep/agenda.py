@@ -4,7 +4,6 @@ Rebuilt from the store at every start: what is finished is not run again, what w
 who was judged at a rung is not judged again.
 """
 
-import logging
 import re
 import time
 from collections import deque
@@ -26,8 +25,6 @@ from oneshot.trainings import Training, trainings
 
 LOOK_S = 1.0
 """Between two looks at a training that another process is at, and at requests."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +56,7 @@ class Agenda:
         """Why no more is begun; trials that run are to end with a checkpoint."""
         self.kill = False
         """... or at once."""
-        self._sweep, self._store = sweep, store
+        self._store = store
         self._folder = folder
         self._listen, self._replanned, self._only = listen, replanned, only
         self._stops = read_stops(self._folder)

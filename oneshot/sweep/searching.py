@@ -77,8 +77,7 @@ class Searching:
             self.sweep = replace(self.sweep, points={**self.sweep.points, study.name: asked})
             self.plan = with_point(self.plan, self.sweep, study, number)
             told.append(Told(params=params, state="pending"))
-            shown = ", ".join(f"{path} {_short(value)}" for path, value in params.items())
-            said.append(f"{study.name}: point {number} (of {search.num_trials}): {shown}")
+            said.append(f"{study.name}: point {number} (of {search.num_trials}): {_shown(params)}")
         return said
 
     def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Told:
@@ -161,8 +160,8 @@ class Searching:
         self.plan = make_plan(self.sweep)
         if number is None:
             return f"{study.name}: no point of {len(told)} finished and kept to its constraint; its grid cannot run"
-        shown = ", ".join(f"{path} {_short(value)}" for path, value in winner.params.items())
-        return f"{study.name}: point {number} wins with {search.objective.metric} {winner.value:.4f}: {shown}"
+        best_of = f"{search.objective.metric} {winner.value:.4f}"
+        return f"{study.name}: point {number} wins with {best_of}: {_shown(winner.params)}"
 
 
 def _value(rows: Sequence[Row], metric: str, search: SearchConfig) -> float | None:
@@ -187,5 +186,7 @@ def _mean_by_step(rows: Sequence[Sequence[Row]], metric: str) -> dict[int, float
     return {step: fmean(values) for step, values in sorted(by_step.items())}
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _shown(params: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{path} {value:.3g}" if isinstance(value, float) else f"{path} {value}" for path, value in params.items()
+    )

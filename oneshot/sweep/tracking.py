@@ -23,6 +23,7 @@ from oneshot.control import Stops, read_stops
 from oneshot.plan import Plan, Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import has_curve, sweep_curves, trial_curve
+from oneshot.settings import flat
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.studies import FOLDER as SEARCH
@@ -381,13 +382,11 @@ def _params(trial: Trial) -> list[tuple[str, str]]:
     params |= {"seed": str(trial.seed), "phase": trial.phase}
     if trial.phase == "search":
         params |= {"study": trial.study, "point": str(trial.point)}
-    return [*params.items(), *_flat(trial.config.model_dump(mode="json"))]
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [pair for name, inner in value.items() for pair in _flat(inner, f"{prefix}.{name}" if prefix else name)]
-    return [(prefix, value if isinstance(value, str) else json.dumps(value))]
+    config = flat(trial.config.model_dump(mode="json"))
+    return [
+        *params.items(),
+        *((path, one if isinstance(one, str) else json.dumps(one)) for path, one in config.items()),
+    ]
 
 
 def _dataset_inputs(trial: Trial) -> list[DatasetInput]:

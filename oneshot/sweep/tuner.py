@@ -29,8 +29,6 @@ WAKE_S = 5.0
 MOST_AT_A_TIME = 1000
 """Trials that are asked for ahead of workers, where the sweep sets no limit."""
 
-logger = logging.getLogger(__name__)
-
 
 def run_on_ray(
     agenda: Agenda,
