@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
     from oneshot.select import Ranked
     from oneshot.status import SweepStatus
     from oneshot.sweep.events import Event
+    from oneshot.sweep.jobs import Submission
+    from oneshot.sweep.preflight import Finding
     from oneshot.wallclock import Schedule
 
 
@@ -170,6 +172,26 @@ def schedule_lines(found: "Schedule | None", budget: BudgetConfig, *, gpus: floa
         total = len(found.end_hours)
         lines.append(f"within the budget: {found.num_within(**limits)} of {total} trainings, in the order of the plan")
     return lines
+
+
+def findings_table(found: Sequence["Finding"]) -> Table:
+    """What a preflight looked at, and what is wrong."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in found:
+        mark = "bad" if finding.is_bad else "warning" if finding.is_warning else "ok"
+        table.add_row(mark, finding.check, finding.text)
+    return table
+
+
+def submissions_table(found: Sequence["Submission"]) -> Table:
+    """What was submitted to a cluster."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("sweep", "submission", "status", "since", "storage"):
+        table.add_column(column)
+    for one in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_ms / 1000))
+        table.add_row(one.sweep, one.id, one.status, since, one.storage)
+    return table
 
 
 def edit_lines(edits: "Edits | None") -> list[str]:

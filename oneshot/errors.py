@@ -45,5 +45,7 @@ class GuardError(TrialError):
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """`; did you mean 'x'?`, or what there is where nothing comes near: the mend of an unknown name."""
+    if not names:
+        return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(names)}"

@@ -102,7 +102,7 @@ def read(
     Raises:
         SweepFileError: it does not say what a sweep file says.
     """
-    data, source = _parse(text, name)
+    data, source = parse_yaml(text, name)
     if not isinstance(data, dict):
         raise source.error((), "not a sweep: it must be a mapping with `version`, `name`, `question`, `trial`, `seeds`")
     try:
@@ -121,7 +121,7 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
         path, equals, value = override.partition("=")
         if not equals:
             raise SweepFileError(f"--set {override}: write it as path=value, as `--set loss.kl_coef=0.01`")
-        data, _ = _parse(value, f"--set {override}")
+        data, _ = parse_yaml(value, f"--set {override}")
         try:
             flat |= flatten({path: data}, ("--set",))
         except SettingError as error:
@@ -129,7 +129,12 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
     return flat
 
 
-def _parse(text: str, name: str) -> tuple[Any, Source]:
+def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
+    """A YAML text -> plain Python, and the line of each of its places.
+
+    Raises:
+        SweepFileError: it is no YAML, or a key stands twice.
+    """
     yaml = YAML(typ="rt", pure=True)
     try:
         tree = yaml.load(text)

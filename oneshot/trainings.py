@@ -89,17 +89,25 @@ def check_data(configs: Sequence[TrialConfig]) -> None:
     Raises:
         DataError: something is not at hand, or not as it should be; says how to mend it.
     """
-    seen = set()
     with Grader() as grader:
-        for config in configs:
-            if config.script is not None:
-                continue
-            asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
-            if asked in seen:
-                continue
-            seen.add(asked)
-            load_examples(config.examples)
-            load_shots(config.prompt)
-            for suite in load_suites(config):
-                _ = suite.problems
+        for config in read_data(configs):
             check_labels(config.examples, grader)
+
+
+def read_data(configs: Sequence[TrialConfig]) -> list[TrialConfig]:
+    """Reads every example, worked problem and suite that trials need; returns one config for each set of them.
+
+    Raises:
+        DataError: something is not at hand, or not as it should be; says how to mend it.
+    """
+    seen: dict[str, TrialConfig] = {}
+    for config in configs:
+        asked = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
+        if config.script is not None or asked in seen:
+            continue
+        seen[asked] = config
+        load_examples(config.examples)
+        load_shots(config.prompt)
+        for suite in load_suites(config):
+            _ = suite.problems
+    return list(seen.values())

@@ -12,7 +12,7 @@ from importlib import import_module
 from oneshot.cli.options import app
 from oneshot.errors import OneshotError, UserError
 
-for _verbs in ("sweeps", "store", "data"):  # in the order of `--help`
+for _verbs in ("sweeps", "cluster", "store", "data"):  # in the order of `--help`
     import_module(f"oneshot.cli.{_verbs}")
 
 

@@ -1,6 +1,8 @@
 """What verbs share: the application, options, and finding a sweep by its file or its name."""
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
 
     from oneshot.plan import Plan, Trial
     from oneshot.store import Store
+    from oneshot.sweep.jobs import Cluster
     from oneshot.sweepfile import Sweep
+
+SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_\-]*"
+"""What a sweep may be called: it names a folder, a run and a job."""
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +33,17 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting above the file's")]
 StorageOption = Annotated[
     str | None, typer.Option("--storage", envvar="ONESHOT_STORAGE", help="above the file's `storage`")
+]
+MlflowOption = Annotated[
+    str | None,
+    typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="tracking server; above the file's"),
+]
+RayOption = Annotated[
+    str | None, typer.Option("--address", help="a Ray cluster that this machine is part of: host:port, or auto")
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--address", help="a cluster elsewhere: http://HEAD:8265, or a context of cluster/contexts.yaml"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
 
@@ -43,6 +60,54 @@ def load_sweep(file: Path, settings: list[str] | None) -> "Sweep":
     from oneshot.sweepfile import load
 
     return load(file, overrides=tuple(settings or ()))
+
+
+def with_mlflow(sweep: "Sweep", uri: str | None) -> "Sweep":
+    """The sweep with another tracking server than the file's."""
+    if uri is None:
+        return sweep
+    config = sweep.config
+    mlflow = config.mlflow.model_validate({**config.mlflow.model_dump(), "tracking_uri": uri})
+    return replace(sweep, config=config.model_copy(update={"mlflow": mlflow}))
+
+
+def is_elsewhere(address: str) -> bool:
+    """Whether an address is of Ray Jobs, a URL or a context, and not of a Ray that this machine is part of."""
+    return "://" in address or (":" not in address and address != "auto")
+
+
+def check_ray(address: str | None, *, instead: str) -> None:
+    """Refuses an address of Ray Jobs where this process itself is to join Ray.
+
+    Raises:
+        UserError: says what to call instead.
+    """
+    if address is not None and is_elsewhere(address):
+        raise UserError(
+            f"--address {address}: give host:port of a Ray that this machine is part of, or auto; from elsewhere: "
+            f"`oneshot {instead} --address {address}`"
+        )
+
+
+def cluster_at(address: str) -> "Cluster":
+    """Ray Jobs at a URL or context."""
+    from oneshot.contexts import find_context
+    from oneshot.sweep.jobs import Cluster
+
+    return Cluster(find_context(address), name=address)
+
+
+def sweep_name(name: str) -> str:
+    """A sweep's name by its file, or as it is.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if Path(name).is_file():
+        return load_sweep(Path(name), None).config.name
+    if not re.fullmatch(SWEEP_NAME, name):
+        raise UserError(f"{name}: no such file, and no name of a sweep (letters, digits, _ and -)")
+    return name
 
 
 def with_known(sweep: "Sweep", store: "Store") -> "Sweep":
@@ -82,7 +147,7 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
         sweep = load_sweep(Path(name), settings)
         return sweep, Store(storage or sweep.config.storage)
     store = Store(storage or "runs")
-    text = store.sweep(name).read("sweep.yaml")
+    text = store.sweep(sweep_name(name)).read("sweep.yaml")
     if text is None:
         raise UserError(f"{name}: no such file, and no sweep of that name in {store.root}; name its --storage")
     return read(text, name=name, overrides=tuple(settings or ())), store
@@ -95,7 +160,7 @@ def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
     if Path(name).is_file():
         sweep = load_sweep(Path(name), None)
         return sweep.config.name, Store(storage or sweep.config.storage)
-    return name, Store(storage or "runs")
+    return sweep_name(name), Store(storage or "runs")
 
 
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:

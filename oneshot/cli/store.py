@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import JsonOption, StorageOption, app, find_name, load_sweep, read_cells, results
+from oneshot.cli.options import (
+    ClusterOption,
+    JsonOption,
+    StorageOption,
+    app,
+    cluster_at,
+    find_name,
+    load_sweep,
+    read_cells,
+    results,
+    sweep_name,
+)
 from oneshot.errors import OneshotError, UserError, nearest
 
 if TYPE_CHECKING:
     from oneshot.store import Store
+    from oneshot.sweep.jobs import Cluster
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")]
@@ -27,6 +39,7 @@ def status(
         str | None, typer.Argument(metavar="[NAME]", help="a sweep file or name; absent: lists sweeps")
     ] = None,
     storage: StorageOption = None,
+    address: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a sweep stands: its trials by state, rates, what failed; from any shell that sees the storage."""
@@ -34,6 +47,9 @@ def status(
     from oneshot.status import sweep_status, sweeps
     from oneshot.store import Store
 
+    if address is not None:
+        _status_elsewhere(name, storage, address, as_json=as_json)
+        return
     if name is None:
         store = Store(storage or "runs")
         every = []
@@ -47,8 +63,8 @@ def status(
         else:
             results().print(sweeps_table(every))
         return
-    sweep_name, store = find_name(name, storage)
-    found = sweep_status(store, sweep_name)
+    sweep, store = find_name(name, storage)
+    found = sweep_status(store, sweep)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
         return
@@ -59,31 +75,73 @@ def status(
         print(f"last error: {found.last_error}")
 
 
+def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from oneshot.display import submissions_table
+
+    cluster = cluster_at(address)
+    if name is not None:
+        _relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
+        return
+    found = cluster.submissions()
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        results().print(submissions_table(found))
+
+
+def _relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
+    """Has the head of a cluster, which sees the storage, run a verb about a sweep that was submitted to it."""
+    sweep = sweep_name(name)
+    root = storage or cluster.last(sweep).storage
+    code, said = cluster.ask([verb, sweep, "--storage", root, *arguments])
+    print(said, end="")
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command()
 def stop(
     name: Name,
     cell: CellOption = "",
     now: Annotated[bool, typer.Option("--now", help="kill running trials, instead of letting them checkpoint")] = False,
     storage: StorageOption = None,
+    address: ClusterOption = None,
 ) -> None:
     """End a running sweep, or some of its cells: `run` goes on from checkpoints, `retry --cell` brings cells back."""
+    if address is not None:
+        _stop_elsewhere(name, cell, now, storage, address)
+        return
     from oneshot.control import Request, ask
     from oneshot.lease import holder
     from oneshot.status import begun_sweep, is_alive
 
-    sweep_name, store = find_name(name, storage)
-    folder = store.sweep(sweep_name)
+    sweep, store = find_name(name, storage)
+    folder = store.sweep(sweep)
     driver = holder(folder)
     if not is_alive(driver):
-        begun_sweep(store, sweep_name)  # says what there is, where there is no such sweep
-    cells = _cells(cell, sweep_name, store)
+        begun_sweep(store, sweep)  # says what there is, where there is no such sweep
+    cells = _cells(cell, sweep, store)
     if not is_alive(driver) and not cells:
-        raise UserError(f"{sweep_name}: no driver runs it; nothing to stop")
+        raise UserError(f"{sweep}: no driver runs it; nothing to stop")
     ask(folder, Request(verb="stop", cell=cells, now=now))
     if is_alive(driver):
-        print(f"{sweep_name}: told {driver}; `oneshot status {sweep_name}` shows what it does")
+        print(f"{sweep}: told {driver}; `oneshot status {sweep}` shows what it does")
     else:
-        print(f"{sweep_name}: no driver runs it; the next `run` leaves {cell} out")
+        print(f"{sweep}: no driver runs it; the next `run` leaves {cell} out")
+
+
+def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
+    cluster = cluster_at(address)
+    if cell or now:
+        _relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
+        return
+    last = cluster.last(sweep_name(name))
+    if not last.is_live:
+        raise UserError(f"{last.sweep}: {last.id} has ended ({last.status}); nothing to stop")
+    cluster.stop(last.id)
+    print(f"{last.sweep}: told {last.id}; its trials leave a checkpoint, and `oneshot submit` goes on from there")
 
 
 @app.command()
@@ -92,23 +150,28 @@ def retry(
     cell: CellOption = "",
     reason: Annotated[str, typer.Option(help="only trials whose reason or class of failure has this text")] = "",
     storage: StorageOption = None,
+    address: ClusterOption = None,
 ) -> None:
     """Take the results of failed trials away, and stops of cells back, so that they are run again."""
+    if address is not None:
+        chosen = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
+        _relay(cluster_at(address), "retry", name, storage, *chosen)
+        return
     from oneshot.control import Request, ask, covers
     from oneshot.lease import holder
     from oneshot.status import begun_sweep, is_alive
     from oneshot.trainings import trainings
 
-    sweep_name, store = find_name(name, storage)
-    cells = _cells(cell, sweep_name, store)
-    _, planned = begun_sweep(store, sweep_name)
+    sweep, store = find_name(name, storage)
+    cells = _cells(cell, sweep, store)
+    _, planned = begun_sweep(store, sweep)
     count = 0
     for training in trainings([trial for trial in planned.trials if covers(cells, trial)]):
         result = store.trial(training.key).result()
         if result is not None and result.outcome == "failed" and (reason in result.reason or reason == result.kind):
             store.trial(training.key).remove("result.json")
             count += 1
-    folder = store.sweep(sweep_name)
+    folder = store.sweep(sweep)
     ask(folder, Request(verb="retry", cell=cells))
     when = "now" if is_alive(holder(folder)) else "by the next `oneshot run`"
     print(f"{count} failed trainings will be run again {when}")
@@ -144,14 +207,14 @@ def gc(
         take_away(store, one)
 
 
-def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
+def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
     """`--cell` as axes and names, which the sweep has."""
     from oneshot.control import covers, facts_of
     from oneshot.status import begun_sweep
 
     if not text:
         return {}
-    _, planned = begun_sweep(store, sweep_name)
+    _, planned = begun_sweep(store, sweep)
     cells = read_cells(text, [*(planned.trials[0].cell if planned.trials else ()), "seed", "phase"])
     for axis, wanted in cells.items():
         known = list(dict.fromkeys(facts_of(trial)[axis] for trial in planned.trials))
@@ -159,7 +222,7 @@ def _cells(text: str, sweep_name: str, store: "Store") -> dict[str, str]:
             kind = axis if axis in ("seed", "phase") else "cell"
             raise UserError(f"--cell {axis}={wanted}: unknown {kind}{nearest(wanted, known)}")
     if cells and not any(covers(cells, trial) for trial in planned.trials):
-        raise UserError(f"--cell {text}: no trial of {sweep_name} is of all these")
+        raise UserError(f"--cell {text}: no trial of {sweep} is of all these")
     return cells
 
 

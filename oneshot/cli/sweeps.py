@@ -12,15 +12,19 @@ import typer
 from oneshot.cli.options import (
     File,
     JsonOption,
+    MlflowOption,
+    RayOption,
     SetOption,
     StorageOption,
     app,
+    check_ray,
     choose_trial,
     find_sweep,
     load_sweep,
     resolved,
     results,
     with_known,
+    with_mlflow,
 )
 from oneshot.errors import UserError
 
@@ -39,7 +43,7 @@ def plan(
     settings: SetOption = None,
     storage: StorageOption = None,
     gpus: Annotated[float | None, typer.Option(min=0.01, help="so many: how long it takes, what a budget lets")] = None,
-    address: Annotated[str | None, typer.Option(help="a running Ray cluster: whether each trial fits a node")] = None,
+    address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a sweep's trials, keys and cost, and what an edited file changes, without running anything."""
@@ -47,6 +51,7 @@ def plan(
     from oneshot.plan import make_plan
     from oneshot.store import Store
 
+    check_ray(address, instead=f"doctor {file}")
     sweep = load_sweep(file, settings)
     store = Store(storage or sweep.config.storage)
     measured = measured_steps(store) if sweep.config.asks_for_gpus else None
@@ -60,7 +65,7 @@ def plan(
     edits = find_edits(sweep, planned, store)
     scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
     if address is not None:
-        from oneshot.sweep.tuner import check_cluster
+        from oneshot.sweep.cluster import check_cluster
 
         check_cluster(address, planned.trials)
     if as_json:
@@ -86,12 +91,18 @@ def run(
     file: File,
     settings: SetOption = None,
     storage: StorageOption = None,
-    address: Annotated[str | None, typer.Option(help="a running Ray cluster, as host:port or auto")] = None,
+    address: RayOption = None,
+    mlflow: MlflowOption = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check/--no-check", help="look the cluster over first; absent: where it has several nodes"),
+    ] = None,
 ) -> None:
     """Run a sweep, or what is missing of it; finished trials are never run again."""
     from oneshot.store import Store
 
-    sweep = load_sweep(file, settings)
+    check_ray(address, instead=f"submit {file}")
+    sweep = with_mlflow(load_sweep(file, settings), mlflow)
     root = storage or sweep.config.storage
     store = Store(root)
     sweep, planned = resolved(sweep, store)
@@ -102,7 +113,7 @@ def run(
 
     check_edits(sweep, planned, store)
     webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
-    summary = _run(sweep, planned, store, address=address, file=str(file))
+    summary = _run(sweep, planned, store, address=address, file=str(file), check=check)
     if webhook:
         notify(webhook, sweep=planned.name, summary=summary)
     if summary.interrupted and not summary.halted:
@@ -112,7 +123,14 @@ def run(
 
 
 def _run(
-    sweep: "Sweep", planned: "Plan", store: "Store", *, address: str | None, file: str, work: "Plan | None" = None
+    sweep: "Sweep",
+    planned: "Plan",
+    store: "Store",
+    *,
+    address: str | None,
+    file: str,
+    work: "Plan | None" = None,
+    check: bool | None = False,
 ) -> "Summary":
     """Runs what is missing of a plan (`work`: of these trials alone), and shows what came of it."""
     from rich.console import Console
@@ -130,6 +148,7 @@ def _run(
 
         def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
             # Ray takes seconds to import, and a sweep that is done needs none of it
+            from oneshot.sweep.reach import asking
             from oneshot.sweep.tuner import run_on_ray
 
             return run_on_ray(
@@ -139,6 +158,8 @@ def _run(
                 address=address,
                 max_concurrent=sweep.config.resources.max_concurrent,
                 listen=progress,
+                check=check,
+                reach=asking(uri),
             )
 
         summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
@@ -186,14 +207,16 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(min=0.0, max=10.0, help="default: the suite's")] = None,
     num_problems: Annotated[int | None, typer.Option(min=1, help="as in the sweep file")] = None,
     storage: StorageOption = None,
-    address: Annotated[str | None, typer.Option(help="a running Ray cluster, as host:port or auto")] = None,
+    address: RayOption = None,
+    mlflow: MlflowOption = None,
 ) -> None:
     """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
     from oneshot.config import SuiteConfig
     from oneshot.standing import with_suites
 
+    check_ray(address, instead="--help")
     sweep, store = find_sweep(name, storage, settings)
-    sweep, planned = resolved(sweep, store)
+    sweep, planned = resolved(with_mlflow(sweep, mlflow), store)
     given = {"samples": samples, "temperature": temperature, "num_problems": num_problems}
     suites = {}
     for text in suite:

@@ -71,6 +71,7 @@ class Agenda:
         """Key -> who was at it when its worker died under our eyes."""
         self._elsewhere: dict[str, str] = {}
         """Key -> who is at it."""
+        self._moved: set[str] = set()
         self._looked_s = 0.0
         self._alike: dict[str, str] = {}
         """Key -> what it failed of, while none has finished."""
@@ -146,6 +147,11 @@ class Agenda:
         """Takes that a training's worker has died: nobody needs to wait for its lease to lapse."""
         self._dead[key] = holder(self._store.trial(key))
 
+    def moves(self, key: str) -> None:
+        """Takes that a training left its worker with a checkpoint, to go on elsewhere."""
+        self._say(f"{self._trainings[key].label}  goes on elsewhere: its node is being drained")
+        self._moved.add(key)
+
     def reported(self, key: str, step: int, metrics: dict[str, float]) -> bool:
         """Takes a live training's step; whether it is to end, since nobody wants more of it."""
         self._live[key] = time.monotonic()
@@ -171,6 +177,9 @@ class Agenda:
         elif result is not None and result.outcome == "failed" and result.attempt == folder.last_attempt():
             self._count_alike(training, result)
             self._say(f"{training.label}  {result.reason}; tried again")
+            self._queue.appendleft(key)
+        elif key in self._moved:
+            self._moved.discard(key)
             self._queue.appendleft(key)
         elif not self.halted:
             self._queue.append(key)

@@ -1,5 +1,6 @@
 """The agenda's next training -> Tune's next trial; what Tune reports -> the agenda."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -20,21 +21,25 @@ class _Unsaved:
 class AgendaSearcher(_Unsaved, Searcher):
     """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
 
-    def __init__(self, agenda: Agenda, *, storage: str) -> None:
+    def __init__(self, agenda: Agenda, *, storage: str, limit: Callable[[], int]) -> None:
         super().__init__()
-        self._agenda, self._storage = agenda, storage
+        self._agenda, self._storage, self._limit = agenda, storage, limit
+        self._live: set[str] = set()
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         """Accepts that Tune knows no metric: what chooses is ours."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
-        """The next training; None while live ones may still matter."""
+        """The next training; None while there are enough of them, or live ones may still matter."""
+        if len(self._live) >= self._limit():
+            return None
         turn = self._agenda.next()
         if turn == "done":
             return str(Searcher.FINISHED)
         if turn == "wait":
             return None
+        self._live.add(trial_id)
         return to_tune_config(
             turn.training,
             storage=self._storage,
@@ -44,7 +49,8 @@ class AgendaSearcher(_Unsaved, Searcher):
         )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the driver's callback tells the agenda, by key."""
+        """Makes room for the next; the driver's callback tells the agenda, by key."""
+        self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a sweep is rebuilt from its store, Tune is never restored."""

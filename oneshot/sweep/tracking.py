@@ -8,12 +8,9 @@ import json
 import logging
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -27,6 +24,7 @@ from oneshot.settings import flat
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.studies import FOLDER as SEARCH
+from oneshot.sweep.package import commit
 from oneshot.sweep.told import told_of
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
@@ -410,13 +408,7 @@ def _dataset_inputs(trial: Trial) -> list[DatasetInput]:
     ]
 
 
-@cache
 def _source_tags() -> dict[str, str]:
     """Commit of the checkout that runs, where it is one."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"mlflow.source.git.commit": commit}
+    found = commit()
+    return {} if found is None else {"mlflow.source.git.commit": found}

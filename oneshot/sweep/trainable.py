@@ -68,6 +68,7 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Takes the first training."""
+        self._node = ray.get_runtime_context().get_node_id()
         self._grader: Grader | None = None
         self._steps: Generator[StepMetrics] | None = None
         self._take(config)
@@ -97,7 +98,12 @@ class TrialTrainable(tune.Trainable):
         if step is None:
             return {"key": self._config["key"], "done": True}
         shown = {name: step.metrics[name] for name in self._config["shown"] if name in step.metrics}
-        return {"key": self._config["key"], "step": step.step, **shown, "done": False}
+        return {"key": self._config["key"], "step": step.step, "node": self._node, **shown, "done": False}
+
+    def leave(self) -> None:
+        """Leaves a checkpoint and ends this worker, whose node is about to go."""
+        self.cleanup()
+        ray.actor.exit_actor()
 
     def _begin(self) -> Generator[StepMetrics]:
         training = _from_tune_config(self._config)
@@ -107,9 +113,8 @@ class TrialTrainable(tune.Trainable):
             self._close_grader()
             self._grader = Grader(timeout_s=timeout_s)
         over = None if self._config["over"] is None else Holder(**json.loads(self._config["over"]))
-        node = ray.get_runtime_context().get_node_id()
         return record(
-            training, folder, grader=self._grader, origin=self._config["sweep"], over=over, facts={"node": node}
+            training, folder, grader=self._grader, origin=self._config["sweep"], over=over, facts={"node": self._node}
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

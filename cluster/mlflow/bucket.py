@@ -1,0 +1,21 @@
+"""The environment's S3 endpoint and keys -> a bucket for MLflow's artifacts, made where there is none."""
+
+import os
+import sys
+
+import boto3
+from botocore.exceptions import ClientError
+
+
+def make_bucket(name: str) -> None:
+    """Make it; that it is there already is fine."""
+    s3 = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    try:
+        s3.create_bucket(Bucket=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+            raise
+
+
+if __name__ == "__main__":
+    make_bucket(sys.argv[1])
