@@ -26,6 +26,9 @@ class ModelConfig(Config):
     """The policy that is trained, and the reference that it starts from."""
 
     path: str = Field(min_length=1, description="`tiny:qwen2` or `tiny:llama` (shipped), a local folder, or a hub id")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the model's folder or repository brings: whatever its author wants"
+    )
     revision: str | None = Field(None, description="commit hash of a hub model; anything else is resolved by `run`")
     dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="of the master weights")
     mixed_precision: Literal["no", "bf16"] = Field(
@@ -185,6 +188,9 @@ class CheckpointConfig(Config):
     """What a trial keeps on disk."""
 
     every_steps: int = Field(20, ge=1, description="a checkpoint that an interrupted trial continues from")
+    every_s: float | None = Field(
+        None, gt=0, description="... and one as soon as the last is so many seconds old: what a spot machine may cost"
+    )
     keep: Literal["none", "weights", "full"] = Field(
         "weights",
         description="of a finished trial: nothing, its weights, or also its optimiser (a longer run continues)",

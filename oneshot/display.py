@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from oneshot.cost import EFFICIENCY, MEAN_TOKENS
+from oneshot.logs import json_line, printable, wants_json
 from oneshot.plan import Plan, Trial
 from oneshot.sweepconfig import BudgetConfig
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
 class Progress:
     """Shows a sweep as it runs; a context manager that is called with its events."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, sweep: str = "") -> None:
         self._console = console
+        self._sweep = sweep
         self._running: dict[str, Event] = {}
         self._ended: list[str] = []
         self._num_failed = 0
@@ -39,7 +41,7 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
-        if self._console.is_terminal:
+        if self._console.is_terminal and not wants_json():
             self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._table)
             self._live.start()
         return self
@@ -52,6 +54,9 @@ class Progress:
 
     def __call__(self, event: "Event") -> None:
         """Takes one event."""
+        if wants_json():
+            self._write_json(event)
+            return
         if event.kind == "message":
             self._print(event.text)
             return
@@ -78,9 +83,26 @@ class Progress:
             self._print(f"{label}  started")
         self._running[event.key] = event
 
+    def _write_json(self, event: "Event") -> None:
+        if event.kind == "step":
+            return
+        result = event.result
+        is_bad = result is not None and result.outcome == "failed"
+        line = json_line(
+            "error" if is_bad else "info",
+            event.text or f"{event.label} {event.kind}",
+            time_s=time.time(),
+            sweep=self._sweep,
+            key=event.key,
+            attempt=result.attempt if result is not None else None,
+            outcome=result.outcome if result is not None else None,
+            reason=result.reason if result is not None else None,
+        )
+        self._console.out(line, highlight=False)
+
     def _print(self, text: str) -> None:
         seconds = time.monotonic() - self._start_s
-        self._console.print(f"{seconds:6.0f} s  {text}", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"{seconds:6.0f} s  {printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -179,7 +201,7 @@ def findings_table(found: Sequence["Finding"]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in found:
         mark = "bad" if finding.is_bad else "warning" if finding.is_warning else "ok"
-        table.add_row(mark, finding.check, finding.text)
+        table.add_row(mark, finding.check, printable(finding.text))
     return table
 
 
@@ -254,7 +276,7 @@ def status_table(found: "SweepStatus") -> Table:
         rate = "" if one.steps_per_s is None else f"{one.steps_per_s:.3g}"
         left = "" if one.eta_s is None else f"{one.eta_s:.0f} s"
         steps = f"{one.step} of {one.num_steps}"
-        table.add_row(one.label, one.state, steps, rate, left, str(one.attempts), one.reason or one.where)
+        table.add_row(one.label, one.state, steps, rate, left, str(one.attempts), printable(one.reason or one.where))
     return table
 
 

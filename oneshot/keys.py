@@ -40,6 +40,8 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     shots = identify_shots(config.prompt)
     facts: dict[str, Any] = {"examples": examples.digests, "shots": shots.digests}
     folder = local_folder(config.model.path)
+    if config.model.trust_remote_code:
+        facts["trust_remote_code"] = True
     if folder is not None:
         facts["model"] = folder_digest(folder)
     elif not needs_commit(config):

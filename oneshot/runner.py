@@ -29,6 +29,7 @@ from typing import Any
 from oneshot.errors import DataError, GuardError, TrialError, UserError
 from oneshot.grpo.metrics import Evaluation, StepMetrics
 from oneshot.lease import Holder, Lease, LeaseLost, take
+from oneshot.logs import JsonLines, wants_json
 from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind, Row, TrialFolder, now_ms
 from oneshot.sweepconfig import GuardConfig
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
@@ -91,10 +92,10 @@ class _Recorder:
         self.folder = folder
         self.lease = lease
         self.attempt = lease.attempt
-        self.log = _Log()
+        self.log = _Log(sweep=lease.holder.sweep, key=training.key, attempt=lease.attempt)
         self.guards = Guards(training.guards)
         self.pending: list[Row] = []
-        self.last_segment_s = time.monotonic()
+        self.last_segment_s = self.last_checkpoint_s = time.monotonic()
         self.work: Work | None = None
         self.only_evaluates = False
         """The weights are there: rows gain evaluations, and the checkpoint stays."""
@@ -171,12 +172,17 @@ class _Recorder:
                     for s in step.sampled[:MAX_SAMPLED]
                 ),
             )
-        due = step.step % config.checkpoint.every_steps == 0 and 0 < step.step < config.train.num_steps
+        due = 0 < step.step < config.train.num_steps and self._is_checkpoint_due(step.step)
         if due or time.monotonic() - self.last_segment_s > SEGMENT_S or step.step == 0:
             self.flush()
         if due:
             self._checkpoint(work, with_optimizer=True)
         self.guards.check(step.metrics)
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        wanted = self.training.config.checkpoint
+        age_s = time.monotonic() - self.last_checkpoint_s
+        return step % wanted.every_steps == 0 or (wanted.every_s is not None and age_s >= wanted.every_s)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
@@ -203,6 +209,7 @@ class _Recorder:
         with tempfile.TemporaryDirectory() as local:
             work.save(Path(local), with_optimizer=with_optimizer)
             self.folder.put_folder("checkpoint", Path(local))
+        self.last_checkpoint_s = time.monotonic()
 
     def interrupt(self) -> None:
         """Leaves a checkpoint of the last whole step, and no result."""
@@ -305,11 +312,15 @@ def failure_kind(error: Exception) -> FailureKind:
 class _Log:
     """Log records of oneshot and of libraries' warnings, while an attempt runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, **facts: Any) -> None:
         self._buffer = io.StringIO()
-        self._handler = logging.StreamHandler(self._buffer)
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(self._handler)
+        self._handlers: list[logging.Handler] = [logging.StreamHandler(self._buffer)]
+        self._handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        if wants_json():  # for whatever collects the worker's stderr; the text above is the store's
+            self._handlers.append(logging.StreamHandler(sys.stderr))
+            self._handlers[1].setFormatter(JsonLines(**facts))
+        for handler in self._handlers:
+            logging.getLogger().addHandler(handler)
         self._level = logging.getLogger("oneshot").level
         logging.getLogger("oneshot").setLevel(logging.INFO)
 
@@ -320,7 +331,8 @@ class _Log:
         return self._buffer.getvalue()
 
     def close(self) -> None:
-        logging.getLogger().removeHandler(self._handler)
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
         logging.getLogger("oneshot").setLevel(self._level)
 
 

@@ -275,6 +275,11 @@ class FaultsConfig(Config):
     )
 
 
+def has_password(url: str) -> bool:
+    """Whether a URL says a user's password."""
+    return re.search(r"://[^/@]*:[^/@]*@", url) is not None
+
+
 class CellConfig(Config):
     """A named cell of an axis: its own settings, and what it needs."""
 
@@ -306,6 +311,16 @@ class MlflowConfig(Config):
 
     tracking_uri: str | None = Field(None, description="absent: sqlite in a local storage folder")
     experiment: str | None = Field(None, min_length=1, description="absent: the sweep's name")
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and has_password(uri):
+            raise ValueError(
+                "a password does not belong into a URL, which is logged and kept; name an MLflow server, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri
 
 
 class NotifyConfig(Config):
@@ -342,6 +357,16 @@ class SweepConfig(Config):
     storage: str = Field("runs", min_length=1, description="folder or fsspec URL of the trial store")
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="where runs are shown")
     notify: NotifyConfig | None = Field(None, description="who is told when the sweep ends")
+
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, storage: str) -> str:
+        if has_password(storage):
+            raise ValueError(
+                "a password does not belong into a URL, which is logged and kept; set what fsspec's driver reads from "
+                "the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return storage
 
     @field_validator("grid", mode="before")
     @classmethod

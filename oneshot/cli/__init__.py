@@ -11,6 +11,7 @@ from importlib import import_module
 
 from oneshot.cli.options import app
 from oneshot.errors import OneshotError, UserError
+from oneshot.logs import JsonLines, printable, wants_json
 
 for _verbs in ("sweeps", "cluster", "store", "data"):  # in the order of `--help`
     import_module(f"oneshot.cli.{_verbs}")
@@ -18,11 +19,13 @@ for _verbs in ("sweeps", "cluster", "store", "data"):  # in the order of `--help
 
 def main() -> None:
     """Entry point: runs a verb and turns its errors into one line and an exit code."""
-    logging.basicConfig(format="oneshot: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("oneshot: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         app()
     except OneshotError as error:
-        print(f"oneshot: {error}", file=sys.stderr)
+        print(f"oneshot: {printable(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # `oneshot plan FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,6 +23,7 @@ from oneshot.cli.options import (
     with_mlflow,
 )
 from oneshot.errors import DataError, ModelError, UserError
+from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.sweep.jobs import Submission
@@ -98,11 +99,11 @@ def _check_plan(sweep: "Sweep", root: str) -> int:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _show(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _complain(text: str) -> None:

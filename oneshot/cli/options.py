@@ -29,10 +29,24 @@ app = typer.Typer(
     help="The replication lab for one-shot RLVR: plan, run and watch sweeps of GRPO trials.",
 )
 
+
+def _no_password(storage: str | None) -> str | None:
+    """Refuses `--storage` with a password: it is shown, logged and kept."""
+    from oneshot.sweepconfig import has_password
+
+    if storage is not None and has_password(storage):
+        raise UserError(
+            "--storage: a password does not belong into a URL, which is logged and kept; set what fsspec's driver "
+            "reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return storage
+
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting above the file's")]
 StorageOption = Annotated[
-    str | None, typer.Option("--storage", envvar="ONESHOT_STORAGE", help="above the file's `storage`")
+    str | None,
+    typer.Option("--storage", envvar="ONESHOT_STORAGE", callback=_no_password, help="above the file's `storage`"),
 ]
 MlflowOption = Annotated[
     str | None,
@@ -66,8 +80,15 @@ def with_mlflow(sweep: "Sweep", uri: str | None) -> "Sweep":
     """The sweep with another tracking server than the file's."""
     if uri is None:
         return sweep
+    from oneshot.sweepconfig import has_password
+
+    if has_password(uri):
+        raise UserError(
+            "--mlflow: a password does not belong into a URL, which is logged; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
     config = sweep.config
-    mlflow = config.mlflow.model_validate({**config.mlflow.model_dump(), "tracking_uri": uri})
+    mlflow = config.mlflow.model_copy(update={"tracking_uri": uri})
     return replace(sweep, config=config.model_copy(update={"mlflow": mlflow}))
 
 

@@ -21,6 +21,7 @@ from oneshot.cli.options import (
     sweep_name,
 )
 from oneshot.errors import OneshotError, UserError, nearest
+from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.store import Store
@@ -72,7 +73,7 @@ def status(
     print(f"{found.name}: {found.phase}; {counts or 'no trials'}; driver: {found.driver or 'none'}")
     results().print(status_table(found))
     if found.last_error:
-        print(f"last error: {found.last_error}")
+        print(f"last error: {printable(found.last_error)}")
 
 
 def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as_json: bool) -> None:

@@ -27,6 +27,7 @@ from oneshot.cli.options import (
     with_mlflow,
 )
 from oneshot.errors import UserError
+from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.plan import Plan
@@ -144,7 +145,7 @@ def _run(
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     only = None if work is None else {trial.key for trial in work.trials if trial.key is not None}
-    with Progress(Console(stderr=True)) as progress:
+    with Progress(Console(stderr=True), sweep=planned.name) as progress:
 
         def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
             # Ray takes seconds to import, and a sweep that is done needs none of it
@@ -193,7 +194,7 @@ def _tell_failures(sweep: "Sweep", planned: "Plan", store: "Store") -> None:
             assert trial.key is not None, "a trial that failed has run"
             result = store.trial(trial.key).result()
             assert result is not None, "a trial that failed has a result"
-            print(f"oneshot: {trial.label} failed: {result.reason}; log: {result.log_path}", file=sys.stderr)
+            print(f"oneshot: {trial.label} failed: {printable(result.reason)}; log: {result.log_path}", file=sys.stderr)
     print("oneshot: failed trials are not run again until `oneshot retry` takes their results away", file=sys.stderr)
 
 
@@ -268,8 +269,8 @@ def trial(
     result = folder.result()
     assert result is not None, "record ends with a result"
     if result.outcome == "failed":
-        print(result.traceback, file=sys.stderr)
-        print(f"oneshot: {chosen.label} failed: {result.reason}; log: {result.log_path}", file=sys.stderr)
+        print(printable(result.traceback), file=sys.stderr)
+        print(f"oneshot: {chosen.label} failed: {printable(result.reason)}; log: {result.log_path}", file=sys.stderr)
         raise typer.Exit(1)
 
 

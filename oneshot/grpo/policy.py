@@ -55,10 +55,13 @@ def load_policy(config: ModelConfig) -> Policy:
     folder = local_folder(config.path)
     source, revision = (str(folder), None) if folder else (config.path, config.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, config.dtype))
+        known: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(source, **known)
+        # a pickle runs whatever its author wants
+        dtype = getattr(torch, config.dtype)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=dtype, **known)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path: {config.path}: cannot be loaded: {error}") from error
+        raise ModelError(f"model.path: {config.path}: cannot be loaded: {_why(error)}") from error
     # dropout off, in training too: the released recipe has none, and a rollout's logprobs must be the update's
     model.eval()
     eos_ids = _eos_ids(model, tokenizer)
@@ -77,6 +80,15 @@ def load_policy(config: ModelConfig) -> Policy:
         max_positions=int(model.config.max_position_embeddings),
         num_kv=num_kv,
     )
+
+
+def _why(error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "it brings code of its own, which runs only where the sweep says model.trust_remote_code: true"
+    if "safetensors" in text:
+        return "it has no .safetensors files, and pickles are not loaded; save it with `save_pretrained`"
+    return text
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ who was judged at a rung is not judged again.
 
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -33,6 +33,19 @@ class Turn:
 
     training: Training
     over: Holder | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much is done, and under way."""
+
+    trials: Mapping[str, int]
+    """State -> trials."""
+    tokens_per_s: float
+    gpu_hours_used: float
+    """Since this driver began; of all attempts, where there is a budget."""
+    gpu_hours_left: float | None
+    """As the plan expects it of trials that are open; None where it expects nothing."""
 
 
 class Agenda:
@@ -67,6 +80,10 @@ class Agenda:
         self._closed: dict[str, tuple[Trial, ...]] = {}
         self._live: dict[str, float | None] = {}
         """Key -> when it was begun or last reported, by the monotonic clock; None while no worker has it."""
+        self._states: dict[str, str] = {}
+        """Key -> finished, failed or stopped, of trainings that have ended."""
+        self._progress: dict[str, tuple[float, float]] = {}
+        """Key of a live training -> share of its steps that is done, tokens a second."""
         self._dead: dict[str, Holder | None] = {}
         """Key -> who was at it when its worker died under our eyes."""
         self._elsewhere: dict[str, str] = {}
@@ -131,6 +148,27 @@ class Agenda:
         """Whether there is nothing to do, and nothing will come."""
         return not (self._queue or self._live or self._elsewhere)
 
+    def load(self) -> Load:
+        """How much is done, and under way."""
+        counts = Counter({"finished": 0, "failed": 0, "stopped": 0, "running": 0, "pending": 0})
+        costs = {trial.key: trial.cost.gpu_hours for trial in self.plan.paid()}
+        left: list[float | None] = [cost for key, cost in costs.items() if key is None]
+        for key, training in self._trainings.items():
+            is_running = self._live.get(key) is not None
+            state = "running" if is_running else self._states.get(key, "pending")
+            counts[state] += len(training.trials)
+            if state in ("running", "pending"):
+                cost, done = costs.get(key), self._progress.get(key, (0.0, 0.0))[0]
+                left.append(None if cost is None else cost * (1 - done))
+        counts["finished"] += sum(trial.is_settled for trial in self.plan.trials)
+        counts["pending"] += sum(trial.key is None for trial in self.plan.trials)
+        return Load(
+            trials=counts,
+            tokens_per_s=sum(self._progress[key][1] for key in self._live if key in self._progress),
+            gpu_hours_used=self._budget.gpu_hours,
+            gpu_hours_left=None if None in left else sum(hours for hours in left if hours is not None),
+        )
+
     @property
     def watched(self) -> tuple[str, ...]:
         """Metrics that decide something as they come."""
@@ -156,6 +194,8 @@ class Agenda:
         """Takes a live training's step; whether it is to end, since nobody wants more of it."""
         self._live[key] = time.monotonic()
         training = self._trainings[key]
+        share = step / max(1, training.config.train.num_steps)
+        self._progress[key] = min(1.0, share), metrics.get("perf/tokens_per_s", 0.0)
         self._listen(replace(self._event("step", key), step=step, reward=metrics.get("reward/mean")))
         for trial in training.trials:
             self._judge(trial, step, metrics)
@@ -164,6 +204,7 @@ class Agenda:
     def ended(self, key: str, *, is_elsewhere: bool = False) -> bool:
         """Takes that a training's worker is free again; whether the training itself has ended, well or not."""
         self._live.pop(key, None)
+        self._progress.pop(key, None)
         training, folder = self._trainings[key], self._store.trial(key)
         result = folder.result()
         if not self._is_open(training):
@@ -221,10 +262,15 @@ class Agenda:
     def _is_open(self, training: Training) -> bool:
         """Whether the training has yet to be run, or run on."""
         if not self._is_wanted(training):
+            self._states[training.key] = "stopped"
             return False
         found = standing(self._wanted(training), self._store.trial(training.key), faults=self._faults)
         if found == "finished":
             self._has_finished = True
+        if found == "missing":
+            self._states.pop(training.key, None)
+        else:
+            self._states[training.key] = found
         return found == "missing"
 
     def _wanted(self, training: Training) -> Training:

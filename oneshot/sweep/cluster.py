@@ -23,6 +23,7 @@ MOST_AT_A_TIME = 1000
 NUM_TRIES = 3
 """To be let in by a cluster that is there, about a second each."""
 REACH_S = 10.0
+RAYLET_S = 2.0
 LOOK_S = 2.0
 """Between two looks at the cluster's nodes."""
 
@@ -143,8 +144,15 @@ def shapes() -> list[Shape]:
 
 
 def is_there(node_id: str) -> bool:
-    """Whether a node is alive."""
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    """Whether a node is alive: Ray says so, and its raylet answers. Ray learns of a death seconds after its victims."""
+    found = next((node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]), None)
+    if found is None:
+        return False
+    try:
+        socket.create_connection((found["NodeManagerAddress"], found["NodeManagerPort"]), timeout=RAYLET_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def bundle(resources: ResourceConfig, nodes: Sequence[Shape]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from oneshot.sweepconfig import GuardConfig, ResourceConfig
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training
 
-SHOWN = ("reward/mean", "perf/step_s")
+SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
 """Metrics that a wake-up carries to the live table; all others but those that are judged are read from the store."""
 
 

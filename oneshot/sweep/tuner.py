@@ -16,6 +16,7 @@ from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.cluster import MOST_AT_A_TIME, Nodes, bundle, check_feasible, is_there, joined
 from oneshot.sweep.events import Event, Listener
+from oneshot.sweep.gauges import Gauges
 from oneshot.sweep.preflight import absolute, preflight
 from oneshot.sweep.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
 from oneshot.sweep.trainable import TrialTrainable
@@ -63,6 +64,7 @@ def run_on_ray(
         def limit() -> int:
             return max_concurrent or nodes.room(agenda.outstanding)
 
+        driver = _Driver(agenda, store, tracking, nodes)
         # Tune asks for one trial at a time of a searcher that states no limit; ours moves with the cluster
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
         tuner = tune.Tuner(
@@ -77,13 +79,14 @@ def run_on_ray(
             run_config=tune.RunConfig(
                 name=agenda.plan.name,
                 storage_path=scratch,
-                callbacks=[_Driver(agenda, store, tracking, nodes)],
+                callbacks=[driver],
                 stop=AgendaStopper(agenda),
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
         )
         tuner.fit()
+        driver.close()
     return bool(agenda.halted) or not agenda.is_idle()
 
 
@@ -96,6 +99,7 @@ class _Driver(tune.Callback):
         self._killed: dict[str, str] = {}
         """Key -> why its worker was made to end."""
         self._leased: set[str] = set()
+        self._gauges = Gauges(agenda)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks in order to be restored, and it never is."""
@@ -103,6 +107,7 @@ class _Driver(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kills workers that hang, and all of them where somebody asked for it."""
+        self._gauges.show()
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
             return
@@ -113,6 +118,10 @@ class _Driver(tune.Callback):
                 continue
             self._killed[key] = "killed by hand" if self._agenda.kill else "stall"
             ray.kill(actor)
+
+    def close(self) -> None:
+        """Says once more where the sweep stands."""
+        self._gauges.show(now=True)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker takes a training."""

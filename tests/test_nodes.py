@@ -1,0 +1,157 @@
+"""Nodes come, go and die under a sweep: its trials end elsewhere, from their checkpoints, and nothing is run twice.
+
+One machine, several nodes by `ray.cluster_utils`, GPUs simulated; several hosts for real are in test_hosts.py.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from drivers import PATIENCE_S, Driver, start
+from nodes import Nodes, make_nodes
+from scripted import Lab, make_database, make_lab, nothing_lost, steps_of, sweep_text
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray]
+
+SLOW = {"script": "step_s: 0.5", "trial": "  train.num_steps: 24\n", "rest": "resources: {gpus: 1}\n"}
+"""Trials of twelve seconds, with a checkpoint after every second step."""
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="os", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(scratch: str) -> Iterator[Nodes]:
+    made = make_nodes(scratch)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_database(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, database: Path) -> Lab:
+    return make_lab(tmp_path / "lab", database)
+
+
+@pytest.fixture
+def drive(lab: Lab, nodes: Nodes) -> Iterator[Callable[[], Driver]]:
+    started: list[Driver] = []
+
+    def begin() -> Driver:
+        started.append(start(["run", "s.yaml", "--address", nodes.address], folder=lab.folder, scratch=nodes.scratch))
+        return started[-1]
+
+    yield begin
+    for driver in started:
+        driver.process.kill()
+        driver.process.join()
+
+
+def until(there: Callable[[], object], why: str) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not there():
+        assert time.monotonic() < deadline_s, why
+        time.sleep(0.05)
+
+
+def where(lab: Lab) -> dict[str, list[str]]:
+    """Label of a trial -> the node of each of its attempts."""
+    return {
+        label: [folder.attempt(number)["node"] for number in range(1, folder.last_attempt() + 1)]
+        for label, folder in lab.trainings().items()
+    }
+
+
+def is_under_way(lab: Lab, num_trials: int) -> bool:
+    """Whether so many trials have a checkpoint behind them."""
+    if not lab.store.sweep("s").read("plan.json"):
+        return False
+    return sum(folder.read("checkpoint.json") is not None for folder in lab.trainings().values()) >= num_trials
+
+
+def is_begun(lab: Lab, num_trials: int) -> bool:
+    """Whether so many trials have a step on record."""
+    if not lab.store.sweep("s").read("plan.json"):
+        return False
+    return sum(bool(folder.rows()) for folder in lab.trainings().values()) >= num_trials
+
+
+def test_trials_spread_and_those_of_a_node_that_dies_end_elsewhere_without_using_up_their_retries(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    first, second = nodes.add(), nodes.add()
+    # no crash is forgiven: a lost node has a budget of its own
+    lab.write(sweep_text(seeds="[0, 1, 2, 3]", **{**SLOW, "rest": SLOW["rest"] + "faults: {retries: 0}\n"}))
+    driver = drive()
+    until(lambda: is_under_way(lab, 4), "the trials do not begin")
+    assert sorted(nodes_[0] for nodes_ in where(lab).values()) == sorted([first, first, second, second])
+    nodes.kill(first)
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    tried = where(lab)
+    moved = {label: each for label, each in tried.items() if len(each) > 1}
+    assert len(moved) == 2
+    assert all(each == [first, second] for each in moved.values())
+    assert "preflight: passed" in driver.stderr
+    assert "node: the node was lost; tried again" in driver.stderr
+    for label in moved:  # from its checkpoint, and not from the start
+        again = steps_of(lab.trainings()[label])[2]
+        assert again[0] > 1
+    nodes.kill(second)
+
+
+def test_a_node_that_comes_while_a_sweep_runs_is_used(lab: Lab, nodes: Nodes, drive: Callable[[], Driver]) -> None:
+    first = nodes.add(num_cpus=1, num_gpus=1)
+    lab.write(sweep_text(seeds="[0, 1, 2, 3, 4, 5]", **SLOW))
+    driver = drive()
+    until(lambda: is_under_way(lab, 1), "no trial begins")
+    second = nodes.add()
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    used = {node for each in where(lab).values() for node in each}
+    assert used == {first, second}
+    nodes.kill(first)
+    nodes.kill(second)
+
+
+def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    first, second = nodes.add(), nodes.add()
+    text = sweep_text(seeds="[0, 1]", **SLOW).replace("checkpoint.every_steps: 2", "checkpoint.every_steps: 100")
+    lab.write(text.replace("resources: {gpus: 1}", "resources: {gpus: 2}\nfaults: {retries: 0, node_retries: 0}"))
+    driver = drive()
+    until(lambda: is_begun(lab, 2), "the trials do not begin")
+    assert nodes.drain(first)
+    until(lambda: any(len(each) > 1 for each in where(lab).values()), "the trial does not move")
+    nodes.kill(first)
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    (moved,) = (label for label, each in where(lab).items() if len(each) > 1)
+    assert where(lab)[moved] == [first, second]
+    steps = steps_of(lab.trainings()[moved])
+    assert sorted([*steps[1], *steps[2]]) == list(range(1, 25)), "no step was made twice"
+    assert "goes on elsewhere: its node is being drained" in driver.stderr
+    nodes.kill(second)
+
+
+def test_a_sweep_that_no_node_can_hold_is_refused_before_anything_starts(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    only = nodes.add()
+    lab.write(sweep_text(rest="resources: {gpus: 4}\n"))
+    driver = drive()
+    assert driver.wait() == 2
+    assert "trial seed 0 needs 1 CPU, 4 GPU on one node; the largest node has 2 CPU, 2 GPU" in driver.stderr
+    nodes.kill(only)
