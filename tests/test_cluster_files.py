@@ -6,6 +6,7 @@ Nothing here starts Ray, Docker, Kubernetes or Slurm.
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -14,10 +15,13 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import boto3
 import click
+import mlflow
 import pytest
 import typer
 from botocore.session import get_session
@@ -38,8 +42,10 @@ from oneshot.cli import app
 from oneshot.contexts import find_context
 from oneshot.errors import UserError
 
+pytest_plugins = ["stores"]
+
 CLUSTER = PROJECT / "cluster"
-FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 KUBERNETES = "1.34"
 README = (CLUSTER / "README.md").read_text()
 
@@ -95,7 +101,7 @@ GCE_DISK = {
             "additionalProperties": False,
             "properties": {
                 "diskSizeGb": {"type": "integer"},
-                "sourceImage": {"pattern": "^projects/.+/images/family/"},
+                "sourceImage": {"type": "string", "pattern": "^projects/.+/global/images/family/"},
             },
         },
     },
@@ -126,7 +132,7 @@ def ray_up(path: Path) -> list[str]:
     (config,) = documents(path)
     try:
         validate_config(prepare_config(config))
-    except (ValidationError, ValueError, KeyError, click.ClickException) as error:
+    except (ValidationError, ValueError, KeyError, AssertionError, click.ClickException) as error:
         return [str(error)]
     known = json.loads((Path(autoscaler.__file__).parent / "ray-schema.json").read_text())
     of_provider = known["properties"]["provider"]["properties"]
@@ -143,6 +149,7 @@ def ray_up(path: Path) -> list[str]:
     return found + [text for command in commands for text in ray_options(command)] + container(config)
 
 
+@cache
 def ec2() -> Any:
     return get_session().get_service_model("ec2")
 
@@ -211,14 +218,15 @@ def kubernetes_object(value: dict[str, Any]) -> list[str]:
     return found + [f"not in .env.example: {key}" for key in sorted(keys - env_names())]
 
 
-def made_claims() -> set[str]:
-    return {
+@cache
+def made_claims() -> frozenset[str]:
+    return frozenset(
         document["metadata"]["name"]
         for path in FILES
         if path.suffix == ".yaml" and path.parent.name in ("kuberay", "mlflow")
         for document in documents(path)
         if document.get("kind") == "PersistentVolumeClaim"
-    }
+    )
 
 
 def env_names() -> set[str]:
@@ -236,15 +244,12 @@ def compose(path: Path) -> list[str]:
         needed = set(service.get("depends_on", {})) - set(value["services"])
         volumes = {text.partition(":")[0] for text in service.get("volumes", ())} - set(value["volumes"])
         found += [f"{name}: there is no {one}" for one in sorted(needed | volumes)]
-        found += [
-            f"{name}: {port} is published to everybody" for port in service.get("ports", ()) if not is_local(port)
-        ]
+        published = [port for port in service.get("ports", ()) if not port.startswith(LOCAL)]
+        found += [f"{name}: {port} is published to everybody" for port in published]
     return found
 
 
-def is_local(port: str) -> bool:
-    return port.startswith(("127.0.0.1:", "${MLFLOW_BIND:-127.0.0.1}:"))
-
+LOCAL = ("127.0.0.1:", "${MLFLOW_BIND:-127.0.0.1}:")
 
 SBATCH = {"job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive", "time", "requeue"} | {
     "signal", "open-mode", "output", "partition", "account", "mem", "constraint",
@@ -293,21 +298,19 @@ def contexts(path: Path) -> list[str]:
 
 
 def ini(path: Path) -> list[str]:
-    from mlflow.server.auth.config import read_auth_config
-
+    """MLflow's own reader, without the server around it."""
+    source = Path(str(mlflow.__file__)).parent / "server" / "auth" / "config.py"
+    reader: dict[str, Any] = {"__file__": str(source), "__name__": "config"}
+    exec(compile(source.read_text(), source, "exec"), reader)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(path))
         try:
-            config = read_auth_config()
+            config = reader["read_auth_config"]()
         except KeyError as error:
             return [f"MLflow misses {error}"]
     known = {*config._fields, "admin_username", "admin_password"}
     keys = re.findall(r"^(\w+) *=", path.read_text(), flags=re.MULTILINE)
     return [f"MLflow knows no {key}" for key in keys if key not in known]
-
-
-def python_source(path: Path) -> list[str]:
-    return run(sys.executable, "-m", "py_compile", str(path))
 
 
 def readme(path: Path) -> list[str]:
@@ -365,7 +368,7 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
     "mlflow/.env.example": env_example,
     "mlflow/.gitignore": lambda path: [] if path.read_text().split() == [".env"] else [".env would be committed"],
     "mlflow/basic_auth.ini": ini,
-    "mlflow/bucket.py": python_source,
+    "mlflow/bucket.py": lambda path: [],  # it is run below
     "contexts.yaml": contexts,
     "README.md": readme,
 }
@@ -380,7 +383,7 @@ def complaints(path: Path) -> list[str]:
 # --- secrets, and who may come in
 
 SECRET = re.compile(r"(?i)password|secret|token|credential|access_key|private_key")
-TELLS = re.compile(r"^(\$\{[A-Z_]+:\?\}|\$\{?\w+\}?|\$\(.+\)|[~/].*|)$")
+TELLS = re.compile(r"^(\$(?!\{\w+:-[^$~/]).*|[~/].*|)$")
 """Where a secret is, not what it is: a variable, a command, a path."""
 
 
@@ -412,8 +415,9 @@ def unguarded(path: Path) -> list[str]:
     if "kind: Ray" in text:
         return [] if re.search(r"authOptions: \{mode: token\}", text) else ["Ray's ports are open to everybody"]
     if re.search(r"\bray (start|symmetric-run)", text):
-        guarded = "RAY_AUTH_MODE=token" in text and "--dashboard-host=0.0.0.0" not in text
-        return [] if guarded else ["Ray's ports are open to everybody"]
+        starts = 1 if "docker:" in text else len(re.findall(r"\bray (?:start|symmetric-run)", text))
+        guarded = text.count("RAY_AUTH_MODE=token") >= starts
+        return [] if guarded and "--dashboard-host=0.0.0.0" not in text else ["Ray's ports are open to everybody"]
     if "0.0.0.0" in text and "basic-auth" not in text:
         return ["listens on all addresses, without authentication"]
     return []
@@ -441,10 +445,11 @@ TYPOS = [
     ("ray/gcp.yaml", "project_id:", "project:", "project"),
     ("ray/gcp.yaml", "provisioningModel: SPOT", "provisioningModel: SPOTS", "SPOTS"),
     ("ray/gcp.yaml", "machineType: g2", "machine_type: g2", "machine_type"),
-    ("ray/gcp.yaml", "container_name:", "container-name:", "container-name"),
-    ("ray/hosts.yaml", "worker_ips:", "workers_ips:", ""),
+    ("ray/gcp.yaml", "container_name:", "container-name:", "container"),
+    ("ray/gcp.yaml", "worker_run_options:", "workers_run_options:", "workers_run_options"),
+    ("ray/hosts.yaml", "worker_ips:", "workers_ips:", "worker_ips"),
     ("ray/hosts.yaml", "ssh_user:", "ssh_usr:", "ssh_usr"),
-    ("ray/hosts.yaml", "RAY_AUTH_MODE=token; RAY_JOB", "RAY_JOB", ""),
+    ("ray/hosts.yaml", "RAY_AUTH_MODE=token; RAY_JOB", "RAY_JOB", "open to everybody"),
     ("kuberay/raycluster.yaml", "minReplicas:", "minReplica:", "minReplica"),
     ("kuberay/raycluster.yaml", "{mode: token}", "{mode: tokens}", "tokens"),
     ("kuberay/raycluster.yaml", "  authOptions: {mode: token}", "  suspend: false", "open to everybody"),
@@ -459,7 +464,7 @@ TYPOS = [
     ("kuberay/rayjob.yaml", "--address auto", "--adress auto", "--adress"),
     ("kuberay/rayjob.yaml", "ray.io/v1", "ray.io/v2", "ray.io/v1"),
     ("kuberay/storage.yaml", "accessModes:", "accessMode:", "accessMode"),
-    ("mlflow/kubernetes.yaml", "containerPort: 5000", "containerport: 5000", "containerport"),
+    ("mlflow/kubernetes.yaml", "containerPort: 5000", "containerport: 5000", "containerPort"),
     ("mlflow/kubernetes.yaml", "key: POSTGRES_PASSWORD", "key: POSTGRES_PASSWD", "POSTGRES_PASSWD"),
     ("mlflow/kubernetes.yaml", "selector: {app: mlflow}", "selector: {app: ml-flow}", "no pod has"),
     ("mlflow/kubernetes.yaml", "path: /health, port: http", "path: /health, port: htp", "no port"),
@@ -487,12 +492,7 @@ TYPOS = [
     ("contexts.yaml", "storage: /var", "storag: /var", "storag"),
     ("contexts.yaml", "http://127.0.0.1:8271", "127.0.0.1:8271", "address"),
     ("contexts.yaml", "ONESHOT_DATA: /mnt/oneshot/data}", "HF_TOKEN: hf_x}", "HF_TOKEN"),
-    (
-        "README.md",
-        "oneshot doctor sweeps/evening.yaml --address",
-        "oneshot doctor sweeps/evening.yaml --adress",
-        "--adress",
-    ),
+    ("README.md", "doctor sweeps/evening.yaml --address", "doctor sweeps/evening.yaml --adress", "--adress"),
     ("README.md", "ray up cluster/ray/aws.yaml", "ray up cluster/ray/asw.yaml", "asw.yaml"),
     ("README.md", "ray dashboard cluster/ray/gcp.yaml --port", "ray dashboard cluster/ray/gcp.yaml --prot", "--prot"),
     ("README.md", "oneshot fetch dsr_sub", "oneshot fech dsr_sub", "fech"),
@@ -545,6 +545,19 @@ def test_images_are_pinned_and_no_others_than_the_dockerfiles_build() -> None:
     assert {image.rpartition(":")[0] for image in used if "oneshot" not in image} == {"postgres", "versity/versitygw"}
 
 
+def test_mlflows_bucket_is_made_once(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    make_bucket = runpy.run_path(str(CLUSTER / "mlflow" / "bucket.py"))["make_bucket"]
+    for _ in range(2):
+        make_bucket("mlflow")
+    assert "mlflow" in [
+        bucket["Name"] for bucket in boto3.client("s3", endpoint_url=s3_endpoint).list_buckets()["Buckets"]
+    ]
+
+
 CONTEXTS = documents(CLUSTER / "contexts.yaml")[0]
 
 
@@ -562,7 +575,7 @@ def test_each_context_has_a_port_of_its_own_and_the_readme_tunnels_to_it() -> No
     ports = {name: context["address"].rpartition(":")[2] for name, context in CONTEXTS.items()}
     assert len(set(ports.values())) == len(ports)
     told = dict(re.findall(r"ray dashboard cluster/ray/(\w+)\.yaml --port (\d+)", README))
-    told |= {"kuberay": found[0] for found in [re.findall(r"port-forward service/oneshot-head-svc (\d+):8265", README)]}
+    (told["kuberay"],) = re.findall(r"port-forward service/oneshot-head-svc (\d+):8265", README)
     assert told == {name: port for name, port in ports.items() if name != "local"}
 
 
@@ -606,7 +619,8 @@ STANDINS = {
     "srun": 'echo "srun $*" >> "$CALLS"\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
     "ray": 'echo "ray $*" >> "$CALLS"\n[[ -n $HANG ]] && exec sleep 30\n'
     'while [[ $1 != -- ]]; do shift; done\nshift\n"$@"\nexit $?\n',
-    "oneshot": 'echo "oneshot $*" >> "$CALLS"\nenv > "$CALLS.env"\ntrap "echo checkpointed >> $CALLS; exit $ON_USR1" USR1\n'
+    "oneshot": 'echo "oneshot $*" >> "$CALLS"\nenv > "$CALLS.env"\n'
+    'trap "echo checkpointed >> $CALLS; exit $ON_USR1" USR1\n'
     '[[ -n $CODE ]] && exit "$CODE"\necho up >> "$CALLS"\nfor _ in {1..200}; do sleep 0.05; done\n',
     "scontrol": 'echo "scontrol $*" >> "$CALLS"\n',
     "hostname": 'echo "10.1.2.3 192.168.0.7"\n',
@@ -638,7 +652,10 @@ class Slurm:
             "SLURM_JOB_ID": f"t{os.getpid()}",
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_CPUS_PER_TASK": "32",
-            **{"CODE": "", "ON_USR1": "130", "HANG": "", **environment},
+            "CODE": "",
+            "ON_USR1": "130",
+            "HANG": "",
+            **environment,
         }
         command = ["bash", str(CLUSTER / "slurm" / "oneshot.sbatch"), "sweeps/evening.yaml"]
         return subprocess.Popen(command, cwd=self._folder, env=variables, text=True, stdout=subprocess.PIPE)

@@ -52,6 +52,20 @@ def test_a_finished_training_is_on_record(tiny_config: MakeConfig, grader: Grade
     assert table["columns"][:5] == ["problem", "answer", "completion", "strict", "lenient"]
 
 
+def test_a_checkpoint_is_due_by_steps_and_by_time(tiny_config: MakeConfig, grader: Grader, tmp_path: Path) -> None:
+    """After every step where a second is long ago, after none where a minute is not."""
+    left = {}
+    for every_s in (1e-6, 60.0, None):
+        made = training(tiny_config(train={"num_steps": 3}, checkpoint={"every_steps": 100, "every_s": every_s}))
+        folder = Store(str(tmp_path / str(every_s))).trial(made.key)
+        steps = record(made, folder, grader=grader, origin="test")
+        while next(steps).step < 2:
+            pass
+        left[every_s] = folder.read("checkpoint.json") is not None
+        steps.close()
+    assert left == {1e-6: True, 60.0: False, None: False}
+
+
 def test_a_training_that_is_closed_early_goes_on_where_it_was(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path
 ) -> None:

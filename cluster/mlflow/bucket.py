@@ -4,12 +4,16 @@ import os
 import sys
 
 import boto3
+from botocore.config import Config
 from botocore.exceptions import ClientError
+
+PATIENCE = Config(retries={"mode": "standard", "max_attempts": 10})
+"""A minute or two: the store may still be starting."""
 
 
 def make_bucket(name: str) -> None:
     """Make it; that it is there already is fine."""
-    s3 = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    s3 = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"], config=PATIENCE)
     try:
         s3.create_bucket(Bucket=name)
     except ClientError as error:
