@@ -35,7 +35,18 @@ def test_the_readmes_mistake_is_answered_as_it_says(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/design.md", "docs/grpo.md", "docs/log.md", "docs/paper.md", "docs/sweeps.md"]
+    "document",
+    [
+        "README.md",
+        "docs/design.md",
+        "docs/grpo.md",
+        "docs/log.md",
+        "docs/operations.md",
+        "docs/paper.md",
+        "docs/security.md",
+        "docs/sweeps.md",
+        "cluster/README.md",
+    ],
 )
 def test_every_file_that_a_document_links_to_is_there(document: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / document).read_text())

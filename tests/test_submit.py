@@ -28,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
+from oneshot.lease import holder
 from oneshot.store import Store
 from oneshot.sweepfile import load
 
@@ -93,7 +94,7 @@ class Site:
             timeout=timeout_s,
         )
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout if code == 0 else done.stderr
+        return done.stdout if code == 0 else done.stdout + done.stderr
 
     def submit(self, file: str, *arguments: str) -> str:
         chosen = ["--address", self.address, "--storage", self.store.path, "--mlflow", self.mlflow]
@@ -252,44 +253,51 @@ def _gauges(site: Site) -> dict[str, float]:
 
 
 def test_a_cell_is_stopped_from_afar(site: Site) -> None:
-    axes = "  script.step_s: [0.3, 0.31]\n"
-    lab_of(site).write(
-        sweep_text(name="cut", script="{}", trial="  train.num_steps: 20\n", axes=axes).replace(
-            "script: {{}}", "script: {}"
-        ),
-        "cut.yaml",
-    )
+    axes = "  pace: {slow: {set: {script: {step_s: 0.41}}}, quick: {set: {script: {step_s: 0.4}}}}\n"
+    text = sweep_text(name="cut", trial="  train.num_steps: 40\n", axes=axes)
+    lab_of(site).write(text, "cut.yaml")
     site.submit("cut.yaml")
-    said = site.oneshot("stop", "cut", "--cell", "script.step_s=0.31", "--address", site.address)
-    assert "told" in said
+    assert "told" in site.oneshot("stop", "cut", "--cell", "pace=slow", "--address", site.address)
     told = site.oneshot("logs", "cut", "--address", site.address, "--follow", code=0)
     assert "1 finished, 0 failed, 1 stopped, 0 missing" in told
 
 
+def test_data_files_beside_the_sweep_go_along(site: Site) -> None:
+    (site.folder / "own").mkdir()
+    shutil.copy(PROJECT / "tests" / "cases" / "two.jsonl", site.folder / "own")
+    text = "version: 1\nname: own\nquestion: Does it find its data?\ntrial:\n  model.path: tiny:qwen2\n"
+    text += "  prompt: {template: plain, train_suffix: ''}\n  train.num_steps: 0\n  rollout.max_tokens: 4\n"
+    text += "  eval: {suites: {two: {source: own/two.jsonl}}}\nseeds: [0]\n"
+    (site.folder / "own.yaml").write_text(text)
+    assert "1 finished, 0 failed, 0 missing" in site.submit("own.yaml", "--follow")
+
+
 # --- what is refused before a trial begins ---
+
+BAD = """\
+version: 1
+name: bad
+question: Is it refused?
+trial: {model.path: MODEL, examples: ["arithmetic:47+38"], train.num_steps: 1}
+seeds: [0]
+resources: {gpus: 8}
+"""
 
 
 def test_a_preflight_tells_of_everything_at_once_and_nothing_begins(site: Site) -> None:
-    trial = "version: 1\nname: bad\nquestion: Is it refused?\ntrial:\n  model.path: /nowhere/model\n"
-    trial += "  examples: ['dsr_sub:124']\n  train.num_steps: 1\nseeds: [0]\nresources: {gpus: 1}\n"
-    (site.folder / "bad.yaml").write_text(trial)
+    (site.folder / "bad.yaml").write_text(BAD.replace("MODEL", "/nowhere/model"))
     wrong = ["--address", site.address, "--storage", site.store.path, "--mlflow", "http://127.0.0.1:9"]
     said = site.oneshot("submit", "bad.yaml", *wrong, code=2)
-    assert "model.path: /nowhere/model: no such folder" in said  # the driver itself cannot plan
-    (site.folder / "bad.yaml").write_text(trial.replace("/nowhere/model", "tiny:qwen2").replace("gpus: 1", "gpus: 8"))
-    said = site.oneshot("doctor", "bad.yaml", *wrong, code=2)
-    assert said == ""
-    said = site.oneshot("submit", "bad.yaml", *wrong, code=2)
-    assert "no such file" in said or "dsr_sub" in said
-    (site.folder / "bad.yaml").write_text(
-        trial.replace("/nowhere/model", "tiny:qwen2").replace("dsr_sub:124", "arithmetic:47+38")
-    )
-    said = site.oneshot("submit", "bad.yaml", *wrong, code=2)
-    assert "preflight: mlflow: http://127.0.0.1:9 does not answer" in said
-    assert site.store.sweep("bad").list("attempts") != []  # a driver was there
-    assert site.store.trainings() == [] or not any(
-        site.store.trial(key).attempt(1).get("sweep") == "bad" for key in site.store.trainings()
-    )
+    assert "oneshot: cannot be planned on this machine, only there: bad.yaml:4: trial.model.path" in said
+    assert "oneshot: bad.yaml:4: trial.model.path: model.path: /nowhere/model: no such folder" in said  # nor there
+    (site.folder / "bad.yaml").write_text(BAD.replace("MODEL", "tiny:qwen2"))
+    for said in (
+        site.oneshot("submit", "bad.yaml", *wrong, code=2),
+        site.oneshot("doctor", "bad.yaml", *wrong, code=2),
+    ):
+        assert "trial seed 0 needs 1 CPU, 8 GPU on one node; the largest node has 2 CPU, 2 GPU" in said
+        assert "http://127.0.0.1:9 does not answer" in said
+    assert all(site.store.trial(key).attempt(1).get("sweep") != "bad" for key in site.store.trainings())
 
 
 def test_mlflows_refusals_are_explained(site: Site) -> None:
@@ -315,9 +323,10 @@ def test_the_quickstart_runs_through_jobs_and_no_secret_is_anywhere(site: Site) 
     lines: list[str] = []
     short = ["--set", "train.num_steps=4", "--set", "eval.every_steps=4"]
     site.submit("quickstart.yaml", *short)
-    while "RUNNING" in (told := site.oneshot("status", "--address", site.address)):
+    driver = site.store.sweep("quickstart")
+    while holder(driver) is not None:
         lines += _command_lines()
-    assert "SUCCEEDED" in next(line for line in told.splitlines() if "quickstart-1" in line)
+        time.sleep(0.5)
     said = site.oneshot("logs", "quickstart", "--address", site.address)
     assert "18 finished, 0 failed, 0 missing" in said
     runs = runs_of(site.client, "quickstart")

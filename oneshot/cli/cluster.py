@@ -44,6 +44,7 @@ def submit(
 ) -> None:
     """Have a cluster run a sweep, or what is missing of it: ships the file and this package through Ray Jobs."""
     from oneshot.contexts import find_context
+    from oneshot.sweep.package import bundle
 
     sweep = load_sweep(file, settings)
     context = find_context(address)
@@ -54,7 +55,7 @@ def submit(
         arguments += ["--mlflow", uri]
     cluster = cluster_at(address)
     name = sweep.config.name
-    submitted = cluster.submit(file, sweep.source.text, sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
+    submitted = cluster.submit(bundle(file, sweep), sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
     print(f"oneshot: submitted as {submitted}; looks the cluster over", file=sys.stderr)
     from oneshot.sweep.marks import PASSED
 
@@ -90,7 +91,9 @@ def _check_plan(sweep: "Sweep", root: str) -> int:
 
     try:
         planned = make_plan(with_known(sweep, Store(root)))
-    except (DataError, ModelError) as error:
+    except UserError as error:
+        if not isinstance(error, DataError | ModelError) and not isinstance(error.__cause__, DataError | ModelError):
+            raise
         print(f"oneshot: cannot be planned on this machine, only there: {error}", file=sys.stderr)
         return 0
     for warning in planned.warnings:
@@ -165,6 +168,7 @@ def doctor(
     sweep = load_sweep(file, settings)
     if address is not None and is_elsewhere(address):
         from oneshot.contexts import find_context
+        from oneshot.sweep.package import bundle
 
         context = find_context(address)
         root = _shared(sweep, storage or context.storage)
@@ -172,7 +176,7 @@ def doctor(
         arguments += [part for setting in settings or () for part in ("--set", setting)]
         if uri := mlflow or context.mlflow:
             arguments += ["--mlflow", uri]
-        code, said = cluster_at(address).ask(arguments, file=file, text=sweep.source.text)
+        code, said = cluster_at(address).ask(arguments, bundle=bundle(file, sweep))
         print(said, end="")
         raise typer.Exit(code)
     store = Store(storage or sweep.config.storage)

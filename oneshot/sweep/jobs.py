@@ -23,7 +23,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from oneshot.contexts import ContextConfig, token_of
 from oneshot.errors import OneshotError, UserError
 from oneshot.sweep.marks import BEGIN
-from oneshot.sweep.package import COMMIT, commit, packed
+from oneshot.sweep.package import COMMIT, Bundle, commit, packed
 
 STOP_WAIT_S = 60
 """From the signal to stop to the kill, at least."""
@@ -61,7 +61,7 @@ class Cluster:
 
     def __init__(self, context: ContextConfig, *, name: str) -> None:
         self._context, self._name = context, name
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # what is uploaded, and how a socket was closed
         token = token_of(context)
         with self._explained():
             self._client = JobSubmissionClient(
@@ -107,7 +107,7 @@ class Cluster:
             raise UserError(f"{sweep}: never submitted to {self._name}; {has}")
         return found[-1]
 
-    def submit(self, file: Path, text: str, *, sweep: str, storage: str, arguments: Sequence[str], wait_s: int) -> str:
+    def submit(self, bundle: Bundle, *, sweep: str, storage: str, arguments: Sequence[str], wait_s: int) -> str:
         """Has the head run `oneshot run FILE ...`; returns the submission's id.
 
         Raises:
@@ -121,8 +121,8 @@ class Cluster:
                 f"it, `oneshot stop {sweep} --address {self._name}` ends it"
             )
         attempt = max((one.attempt for one in known), default=0) + 1
-        command = ["run", file.name, "--address", "auto", "--check", "--storage", storage, *arguments]
-        with packed(file, text) as folder:
+        command = ["run", bundle.file.name, "--address", "auto", "--check", "--storage", storage, *arguments]
+        with packed(bundle) as folder:
             while True:
                 try:
                     return self._start(
@@ -142,9 +142,10 @@ class Cluster:
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": str(wait_s),
             "PYTHONUNBUFFERED": "1",
-            **({COMMIT: said} if (said := commit()) is not None else {}),
             **self._context.env,
         }
+        if (from_commit := commit()) is not None:
+            variables[COMMIT] = from_commit
         with self._explained():
             try:
                 return str(
@@ -160,10 +161,10 @@ class Cluster:
                     raise _TakenError from error
                 raise
 
-    def ask(self, arguments: Sequence[str], *, file: Path | None = None, text: str = "") -> tuple[int, str]:
+    def ask(self, arguments: Sequence[str], *, bundle: Bundle | None = None) -> tuple[int, str]:
         """Has the head run a verb, with a sweep file at hand, and waits; returns its exit code and what it said."""
         submission_id = f"oneshot-{arguments[0]}-{uuid.uuid4().hex[:8]}"
-        with packed(file, text) as folder:
+        with packed(bundle) as folder:
             self._start(submission_id, _entrypoint(arguments), folder, {"verb": arguments[0]})
         deadline_s = time.monotonic() + PATIENCE_S
         while (status := self._status(submission_id)) in LIVE:

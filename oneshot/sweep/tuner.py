@@ -53,9 +53,10 @@ def run_on_ray(
     say("starting Ray" if address is None else f"joining Ray at {address}")
     with joined(address), tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
         nodes = Nodes()
-        check_feasible(agenda.plan.trials, nodes.shapes())
         if check or (check is None and len(nodes.shapes()) > 1):
             preflight(agenda.plan, store, storage=absolute(store), reach=reach, say=say)
+        else:
+            check_feasible(agenda.plan.trials, nodes.shapes())
 
         def resources(config: dict[str, Any]) -> Any:
             needed = ResourceConfig.model_validate(config["resources"])
