@@ -30,6 +30,8 @@ from oneshot.store import Folder, now_ms, unfenced
 
 BEAT_S = 5.0
 LAPSE_S = 30.0
+ANY_BEAT = -1
+"""In place of a beat: whatever it beats."""
 LOOK_AGAIN_S = 0.05
 BORN_WITHIN_S = 1.5
 """Two readings of one process's age may differ by a tick of the machine's clock."""
@@ -122,6 +124,15 @@ def holder(folder: Folder) -> Holder | None:
     return _turn(folder).holder
 
 
+def known_dead(holder: Holder) -> Holder:
+    """A holder that nobody drives any more, as `over` for `take`.
+
+    Its process may go on beating, on a host that is cut off from its driver and not from the store; what it still
+    writes does not count.
+    """
+    return replace(holder, beat=ANY_BEAT)
+
+
 def is_here(holder: Holder) -> bool:
     """Whether the holder's process is on the machine that we are on, and alive."""
     return holder.host_id == _host_id() and not is_gone(holder)
@@ -191,7 +202,7 @@ def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], over: Holder |
     """Takes the folder's next attempt: records `facts` as its own, begins to beat, and fences the folder.
 
     `over` is a holder that a `Watch` found dead, of this process or of another: it is passed over unless it has beaten
-    since. One whose process is gone from this machine is passed over anyway.
+    since (`known_dead`: even then). One whose process is gone from this machine is passed over anyway.
 
     Raises:
         Leased: somebody holds the lease and may be alive.
@@ -208,7 +219,7 @@ def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], over: Holder |
 
 
 def _is_still(over: Holder | None, found: Holder) -> bool:
-    return over is not None and over.is_process(found) and over.beat == found.beat
+    return over is not None and over.is_process(found) and over.beat in (ANY_BEAT, found.beat)
 
 
 def _create_attempt(folder: Folder, own: Holder, facts: Mapping[str, Any]) -> bool:

@@ -132,7 +132,8 @@ class Host:
         _ip("-n", self._netns, "addr", "add", f"{address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _ip("-n", self._netns, "link", "set", link, "up")
-        self._is_frozen = False
+        self._doors: list[subprocess.Popen[bytes]] = []
+        """Of what was started in it: they stand outside, stop where what is inside stops, and bury it."""
         self.boot()
 
     def boot(self) -> None:
@@ -185,6 +186,7 @@ class Host:
                 stderr=err,
                 start_new_session=True,
             )
+        self._doors.append(popen)
         return Process(popen, log)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -235,6 +237,8 @@ class Host:
 
     def thaw(self) -> None:
         """Lets every process go on."""
+        for door in self._doors:
+            door.send_signal(signal.SIGCONT)
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -242,9 +246,11 @@ class Host:
     def kill(self) -> None:
         """Cuts its power: first the cable, for a kernel says goodbye for its processes."""
         self.cut()
-        self._unshare.kill()  # takes the init with it, and the init all others
-        self._unshare.wait()
-        until(lambda: not psutil.pid_exists(self._init), f"{self.name} does not end")
+        for one in (self._unshare, *self._doors):  # unshare takes the init with it, and the init all others
+            one.kill()
+            one.wait()
+        self._doors.clear()
+        until(lambda: not _ip("netns", "pids", self._netns).split(), f"{self.name} does not end")
 
 
 class Network:

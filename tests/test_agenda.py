@@ -214,6 +214,46 @@ def test_what_is_tried_again_goes_on_from_its_checkpoint(lab: Lab) -> None:
     assert [row.metrics["script/chain"] for row in folder.rows()] == [chain(0, step) for step in range(1, 7)]
 
 
+def test_whose_worker_is_dead_is_not_waited_for_though_its_process_goes_on_beating(lab: Lab) -> None:
+    """A host that is cut off from the driver, and not from the store."""
+    desk = sit_down(lab, sweep_text())
+    turn: Any = desk.agenda.next()
+    desk.agenda.begun(turn.training.key)
+    folder = lab.store.trial(turn.training.key)
+    cut_off = take(folder, sweep="s", facts={})
+    desk.agenda.is_dead(turn.training.key)
+    desk.agenda.ended(turn.training.key)
+    cut_off.beat()
+    again: Any = desk.agenda.next()
+    assert again.training.key == turn.training.key
+    assert take(lab.store.trial(again.training.key), sweep="s", facts={}, over=again.over).attempt == 2
+
+
+def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
+    desk = sit_down(lab, sweep_text(seeds="[0, 1, 2]"))
+    turn: Any = desk.agenda.next()
+    desk.agenda.begun(turn.training.key)
+    desk.agenda.moves(turn.training.key)
+    desk.agenda.ended(turn.training.key)
+    assert desk.agenda.outstanding()[0].key == turn.training.key
+    assert "goes on elsewhere: its node is being drained" in desk.said
+
+
+def test_what_is_done_and_under_way_is_counted(lab: Lab) -> None:
+    text = sweep_text(seeds="[0, 1, 2]", rest="resources: {gpus: 2}\nbudget: {gpu_hours: 9}\n")
+    desk = sit_down(lab, text.replace("script: {step_s: 0.02}", "script: {}"))
+    assert desk.agenda.load().trials == {"finished": 0, "failed": 0, "stopped": 0, "running": 0, "pending": 3}
+    desk.work(until_ended=1)
+    turn: Any = desk.agenda.next()
+    desk.agenda.begun(turn.training.key)
+    desk.agenda.reported(turn.training.key, 3, {"perf/tokens_per_s": 50.0})
+    load = desk.agenda.load()
+    assert load.trials == {"finished": 1, "failed": 0, "stopped": 0, "running": 1, "pending": 1}
+    assert load.tokens_per_s == 50.0
+    desk.agenda.ended(turn.training.key)
+    assert desk.agenda.load().tokens_per_s == 0.0
+
+
 # --- the first trainings die alike ---
 
 CRASHES = "script: {faults: [{at: 1, do: crash}]}"

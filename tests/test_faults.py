@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,23 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import PATIENCE_S, Cluster, Driver, Moment, end, make_cluster, start
+from drivers import Cluster, Driver, Moment, end, make_cluster, start
+from labs import until
 from mlflow import MlflowClient
-from scripted import Lab, files, make_database, make_lab, nothing_lost, runs_of, steps_of, sweep_text
+from scripted import Lab, files, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
 from oneshot.control import read_stops
 from oneshot.lease import holder
 from oneshot.store import TrialFolder
 
+pytest_plugins = ["labs"]
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[str]:
-    """A folder for Ray, whose sockets need a short path."""
-    folder = tempfile.mkdtemp(prefix="os", dir="/tmp")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +38,6 @@ def cluster(scratch: str) -> Iterator[Cluster]:
     made = make_cluster(scratch)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_database(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, database: Path) -> Lab:
-    return make_lab(tmp_path / "lab", database)
 
 
 Start = Callable[..., Driver]
@@ -81,14 +64,6 @@ def run(drive: Start, file: str = "s.yaml", *, code: int = 0) -> Driver:
     driver = drive(file)
     assert driver.wait() == code, driver.stderr
     return driver
-
-
-def until(there: Callable[[], object], why: str) -> None:
-    """Waits until something is the case."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not there():
-        assert time.monotonic() < deadline_s, why
-        time.sleep(0.02)
 
 
 def only(lab: Lab, name: str = "s") -> TrialFolder:
@@ -138,6 +113,7 @@ def test_drivers_killed_at_bad_moments_lose_nothing(lab: Lab, drive: Start, stor
     assert steps_of(only(lab)) == made
 
 
+@pytest.mark.slow  # it starts a Ray, and another one
 def test_a_driver_killed_together_with_its_own_ray_loses_nothing(lab: Lab, scratch: str) -> None:
     lab.write(sweep_text(script="step_s: 0.5"))
     killed = start(["run", "s.yaml"], folder=lab.folder, scratch=scratch, moment=BETWEEN)

@@ -34,7 +34,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.store import TrialFolder
+from oneshot.store import Row, Store, TrialFolder
 
 pytestmark = [
     pytest.mark.cluster,
@@ -102,7 +102,7 @@ class Site:
     def text(self, name: str, **parts: str) -> str:
         """A sweep file of scripted trials with a simulated GPU each."""
         rest = (
-            f"resources: {{gpus: 1, cpus: 1}}\nstorage: {self.lab.folder}/runs\n"
+            f"resources: {{gpus: 1, cpus: 1, max_concurrent: 4}}\nstorage: {self.lab.folder}/runs\n"
             f"mlflow: {{tracking_uri: '{self.mlflow}'}}\nfaults: {{stall_s: 120}}\n"
         )
         return sweep_text(name=name, rest=parts.pop("rest", "") + rest, **parts)
@@ -267,13 +267,14 @@ def test_a_sweep_spreads_over_the_hosts_and_all_of_it_is_in_mlflow(site: Site, s
     used = [hosts_of(folder) for folder in site.lab.trainings("spread").values()]
     assert {host for hosts in used for host in hosts} == {"worker-1", "worker-2"}
     assert failures(site, "spread") == {}
+    assert "Traceback" not in spread.said
 
 
 @pytest.mark.parametrize("how", ["cut off", "cut off and frozen", "without power"])
 def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None:
     name = how.replace(" ", "-")
     every = "  checkpoint.every_steps: 1\n  train.num_steps: 10\n"
-    driver = site.submit(site.text(name, script="step_s: 1.0", seeds=seeds(12), trial=every), name)
+    driver = site.submit(site.text(name, script="step_s: 2.0", seeds=seeds(8), trial=every), name)
     first, second = site.workers
     until(lambda: len(at(site, name, first)) == 2 and at(site, name, second), lambda: driver.said)
     if how == "without power":
@@ -285,8 +286,9 @@ def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None
     lost = at(site, name, first)
     assert len(lost) == 2
     until(lambda: first.name not in site.alive(), "Ray takes the node for dead")
-    if how == "cut off and frozen":
+    if how != "without power":  # while it is away, and though it may go on beating
         until(lambda: all(len(hosts_of(folder)) > 1 for folder in lost.values()), "they are taken over")
+    if how == "cut off and frozen":
         written = {label: metrics_of(folder, 1) for label, folder in lost.items()}
         first.thaw()
     if how == "without power":
@@ -302,6 +304,62 @@ def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None
     assert first.name in later, "it is used again"
     if how == "cut off and frozen":
         assert written == {label: metrics_of(folder, 1) for label, folder in lost.items()}
+
+
+GRPO = """\
+version: 1
+name: grpo
+question: Is anything lost?
+trial:
+  model.path: tiny:qwen2
+  prompt: {template: plain, train_suffix: ""}
+  examples: ["arithmetic:47+38"]
+  rollout: {num_groups: 4, group_size: 4, temperature: 1.0, max_tokens: 56}
+  loss: {kl_coef: 0.001, entropy_coef: 0.001}
+  optim: {lr: 1e-4, weight_decay: 0.0}
+  train.num_steps: 32
+  checkpoint.every_steps: 4
+  eval.suites: {arithmetic: {num_problems: 4, temperature: 1.0}}
+seeds: [0, 1]
+resources: {gpus: 2, cpus: 1}
+"""
+"""A training for each host."""
+
+
+def test_a_model_that_was_trained_on_two_hosts_is_that_of_one(site: Site) -> None:
+    text = f"{GRPO}storage: {site.lab.folder}/runs\nmlflow: {{tracking_uri: '{site.mlflow}'}}\n"
+    driver = site.submit(text, "grpo")
+    first, _ = site.workers
+
+    def kept() -> dict[str, TrialFolder]:
+        found = at(site, "grpo", first)
+        return {label: folder for label, folder in found.items() if folder.read_json("checkpoint.json") is not None}
+
+    until(kept, lambda: driver.said)
+    first.cut()
+    first.freeze()
+    ((label, folder),) = at(site, "grpo", first).items()
+    until(lambda: first.name not in site.alive(), "Ray takes the node for dead")
+    until(lambda: len(hosts_of(folder)) > 1, "it is taken over")
+    first.thaw()
+    first.mend()
+    driver.wait()
+    assert failures(site, "grpo") == {label: {"node": 1}}
+    assert hosts_of(folder) == ["worker-1", "worker-2"]
+    runs = site.laptop.call(lambda: runs_of(MlflowClient(site.mlflow), "grpo"))
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    seed = label.removeprefix("trial seed ")
+    alone = ("trial", f"{site.lab.folder}/grpo.yaml", "--seed", seed, "--out", f"{site.lab.folder}/alone")
+    said = site.laptop.run(*ONESHOT, *alone)
+    assert said.returncode == 0, said.stderr
+    rows, expected = folder.rows(), Store(f"{site.lab.folder}/alone").trial(Path(folder.path).name).rows()
+    assert [row.step for row in rows] == [row.step for row in expected] == list(range(33))
+    assert [measured(row) for row in rows] == [measured(row) for row in expected]
+
+
+def measured(row: Row) -> dict[str, float]:
+    """What a step gave, but for its times and its process."""
+    return {name: value for name, value in row.metrics.items() if not name.startswith(("perf/", "system/"))}
 
 
 def test_a_sweep_runs_on_when_the_laptop_is_cut_off(site: Site) -> None:
@@ -349,7 +407,6 @@ def test_an_mlflow_that_refuses_is_told_before_any_trial_begins(site: Site) -> N
     said = site.head.run(*ONESHOT, "run", str(file), "--address", address, "--check", env=wrong)
     assert said.returncode == 2, said.stderr
     assert "MLFLOW_TRACKING_PASSWORD" in said.stderr
-    assert not site.lab.store.sweep("refused").list("plan.json")
     assert [folder.last_attempt() for folder in site.lab.trainings("refused").values()] == [0]
 
 

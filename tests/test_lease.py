@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from oneshot import lease as leases
-from oneshot.lease import Holder, Lease, Leased, LeaseLost, Watch, holder, is_gone, take
+from oneshot.lease import Holder, Lease, Leased, LeaseLost, Watch, holder, is_gone, known_dead, take
 from oneshot.store import Folder, Row, Store, TrialFolder
 
 pytest_plugins = ["stores"]
@@ -334,6 +334,24 @@ def test_a_holder_that_was_passed_over_writes_nothing_any_more(
     assert found.is_process(new.holder)
     with pytest.raises(LeaseLost):  # to let go of what one has not does not open it
         folder.write("trial.json", "late")
+
+
+def test_a_holder_that_is_known_to_be_dead_is_passed_over_though_it_goes_on_beating(
+    folder: TrialFolder, taken: Callable[..., Lease]
+) -> None:
+    """A host that is cut off from its driver, and not from the store."""
+    cut_off = taken(folder)
+    seen = holder(folder)
+    assert seen is not None
+    cut_off.beat()
+    with pytest.raises(Leased):
+        take(again(folder), sweep="s", facts={}, over=seen)
+    new = taken(again(folder), over=known_dead(seen))
+    assert new.attempt == 2
+    with pytest.raises(LeaseLost):
+        folder.write("trial.json", "late")
+    with pytest.raises(Leased):  # of that process alone
+        take(again(folder), sweep="s", facts={}, over=known_dead(seen))
 
 
 def test_a_turn_is_lost_once_the_next_attempt_is_made_even_before_its_lease(

@@ -3,17 +3,15 @@
 One machine, several nodes by `ray.cluster_utils`, GPUs simulated; several hosts for real are in test_hosts.py.
 """
 
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from drivers import PATIENCE_S, Driver, start
+from drivers import Driver, start
+from labs import until
 from nodes import Nodes, make_nodes
-from scripted import Lab, make_database, make_lab, nothing_lost, steps_of, sweep_text
+from scripted import Lab, nothing_lost, steps_of, sweep_text
 
+pytest_plugins = ["labs"]
 pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 
 SLOW = {"script": "step_s: 0.5", "trial": "  train.num_steps: 24\n", "rest": "resources: {gpus: 1}\n"}
@@ -21,27 +19,10 @@ SLOW = {"script": "step_s: 0.5", "trial": "  train.num_steps: 24\n", "rest": "re
 
 
 @pytest.fixture(scope="module")
-def scratch() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="os", dir="/tmp")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
 def nodes(scratch: str) -> Iterator[Nodes]:
     made = make_nodes(scratch)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_database(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, database: Path) -> Lab:
-    return make_lab(tmp_path / "lab", database)
 
 
 @pytest.fixture
@@ -56,13 +37,6 @@ def drive(lab: Lab, nodes: Nodes) -> Iterator[Callable[[], Driver]]:
     for driver in started:
         driver.process.kill()
         driver.process.join()
-
-
-def until(there: Callable[[], object], why: str) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not there():
-        assert time.monotonic() < deadline_s, why
-        time.sleep(0.05)
 
 
 def where(lab: Lab) -> dict[str, list[str]]:

@@ -85,12 +85,11 @@ class Place:
 
     def table(self, experiment_id: str, name: str, run_id: str) -> Any:
         """A table as a person loads it; MLflow looks its run up under the process-wide address."""
-        before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.client.tracking_uri)
         try:
             return self.client.load_table(experiment_id, name, run_ids=[run_id])
         finally:
-            mlflow.set_tracking_uri(before)
+            mlflow.set_tracking_uri(None)  # any other is kept in the environment, of which drivers take heed
 
     def runs(self, experiment: str = "small") -> list[Any]:
         found = self.client.get_experiment_by_name(experiment)

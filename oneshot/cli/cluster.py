@@ -19,7 +19,6 @@ from oneshot.cli.options import (
     resolved,
     results,
     sweep_name,
-    with_known,
     with_mlflow,
 )
 from oneshot.errors import DataError, ModelError, UserError
@@ -49,10 +48,8 @@ def submit(
     sweep = load_sweep(file, settings)
     context = find_context(address)
     root = _shared(sweep, storage or context.storage)
-    wait_s = _check_plan(sweep, root)
-    arguments = [part for setting in settings or () for part in ("--set", setting)]
-    if uri := mlflow or context.mlflow:
-        arguments += ["--mlflow", uri]
+    wait_s = _check_plan(sweep)
+    arguments = _options(settings, mlflow or context.mlflow)
     cluster = cluster_at(address)
     name = sweep.config.name
     submitted = cluster.submit(bundle(file, sweep), sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
@@ -67,6 +64,12 @@ def submit(
         _follow(name, address, submitted)
     elif sys.stderr.isatty() or found.is_live:
         print(f"oneshot: `oneshot logs {name} --address {address} --follow` shows what it does", file=sys.stderr)
+
+
+def _options(settings: list[str] | None, mlflow: str | None) -> list[str]:
+    """What of the command line goes on to the driver's."""
+    chosen = [part for setting in settings or () for part in ("--set", setting)]
+    return [*chosen, *(["--mlflow", mlflow] if mlflow else [])]
 
 
 def _shared(sweep: "Sweep", storage: str | None) -> str:
@@ -84,13 +87,12 @@ def _shared(sweep: "Sweep", storage: str | None) -> str:
     )
 
 
-def _check_plan(sweep: "Sweep", root: str) -> int:
-    """Plans as far as this machine can; seconds that a step of the slowest trial takes, twice."""
+def _check_plan(sweep: "Sweep") -> int:
+    """Plans as far as this machine can, without the cluster's storage; seconds of two steps of the slowest trial."""
     from oneshot.plan import make_plan
-    from oneshot.store import Store
 
     try:
-        planned = make_plan(with_known(sweep, Store(root)))
+        planned = make_plan(sweep)
     except UserError as error:
         if not isinstance(error, DataError | ModelError) and not isinstance(error.__cause__, DataError | ModelError):
             raise
@@ -172,10 +174,8 @@ def doctor(
 
         context = find_context(address)
         root = _shared(sweep, storage or context.storage)
-        arguments = ["doctor", file.name, "--address", "auto", "--storage", root]
-        arguments += [part for setting in settings or () for part in ("--set", setting)]
-        if uri := mlflow or context.mlflow:
-            arguments += ["--mlflow", uri]
+        options = _options(settings, mlflow or context.mlflow)
+        arguments = ["doctor", file.name, "--address", "auto", "--storage", root, *options]
         code, said = cluster_at(address).ask(arguments, bundle=bundle(file, sweep))
         print(said, end="")
         raise typer.Exit(code)

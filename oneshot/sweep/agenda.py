@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from oneshot.control import Request, Stops, covers, heed, read_stops, write_stops
-from oneshot.lease import Holder, Watch, holder
+from oneshot.lease import Holder, Watch, holder, known_dead
 from oneshot.plan import Plan, Trial
 from oneshot.standing import standing, view
 from oneshot.store import Folder, Result, Store
@@ -113,7 +113,8 @@ class Agenda:
                 continue
             folder = self._store.trial(key)
             dead = self._dead.pop(key, None)
-            if (living := self._watch.living(folder)) is not None and living != dead:
+            living = self._watch.living(folder)
+            if living is not None and (dead is None or not living.is_process(dead)):
                 self._wait_for(key, living)
                 continue
             self._live[key] = None
@@ -183,7 +184,8 @@ class Agenda:
 
     def is_dead(self, key: str) -> None:
         """Takes that a training's worker has died: nobody needs to wait for its lease to lapse."""
-        self._dead[key] = holder(self._store.trial(key))
+        found = holder(self._store.trial(key))
+        self._dead[key] = None if found is None else known_dead(found)
 
     def moves(self, key: str) -> None:
         """Takes that a training left its worker with a checkpoint, to go on elsewhere."""

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,9 +14,8 @@ from ray._private import ray_constants
 from ray._private.state import state
 
 from oneshot.errors import UserError
-from oneshot.plan import Trial
+from oneshot.plan import Plan, Trial
 from oneshot.sweepconfig import ResourceConfig
-from oneshot.trainings import Training
 
 MOST_AT_A_TIME = 1000
 """Trials that are asked for ahead of workers, where the sweep sets no limit."""
@@ -104,17 +103,18 @@ class Nodes:
         self._shapes: list[Shape] = []
         self._leaving: frozenset[str] = frozenset()
         self._room: int | None = None
+        self._plan: Plan | None = None
 
     def shapes(self) -> list[Shape]:
         """Every node that is there, and what an autoscaler may add."""
         self._look()
         return self._shapes
 
-    def room(self, outstanding: Callable[[], Sequence[Training]]) -> int:
-        """Trials to have ready now."""
+    def room(self, plan: Plan) -> int:
+        """Trials to have ready now, those that run counted."""
         self._look()
-        if self._room is None:
-            self._room = room(outstanding(), self._shapes)
+        if self._room is None or plan is not self._plan:
+            self._plan, self._room = plan, room(plan.trials, self._shapes)
         return self._room
 
     def leaving(self) -> frozenset[str]:
@@ -169,11 +169,20 @@ def bundle(resources: ResourceConfig, nodes: Sequence[Shape]) -> dict[str, float
     return found
 
 
-def room(trainings: Sequence[Training], nodes: Sequence[Shape]) -> int:
-    """Trials to have ready: twice what fits, so that a worker never waits for its next one."""
-    smallest = min((one.resources.cpus for one in trainings), default=1.0)
-    num_cpus = sum(node.resources.get("CPU", 0) * node.count for node in nodes)
-    return min(MOST_AT_A_TIME, max(4, int(2 * num_cpus / smallest)))
+def room(trials: Sequence[Trial], nodes: Sequence[Shape]) -> int:
+    """Trials to have ready, those that run counted: what fits, and a few more, so that no worker waits for its next.
+
+    Few, since Tune takes them in order: what was lost with a node waits behind those that are ready already.
+    """
+    needs = {tuple(bundle(one.resources, nodes).items()) for one in trials}
+    most = max((sum(_copies(dict(need), node) for node in nodes) for need in needs), default=1)
+    return min(MOST_AT_A_TIME, most + max(2, most // 4))
+
+
+def _copies(needed: Mapping[str, float], node: Shape) -> int:
+    """How often a bundle fits a kind of node."""
+    of_one = min(node.resources.get(name, 0) / amount for name, amount in needed.items())
+    return int(of_one) * node.count
 
 
 def fits(needed: Mapping[str, float], node: Mapping[str, float]) -> bool:

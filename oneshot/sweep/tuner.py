@@ -63,7 +63,7 @@ def run_on_ray(
             return tune.PlacementGroupFactory([bundle(needed, nodes.shapes())])
 
         def limit() -> int:
-            return max_concurrent or nodes.room(agenda.outstanding)
+            return max_concurrent or nodes.room(agenda.plan)
 
         driver = _Driver(agenda, store, tracking, nodes)
         # Tune asks for one trial at a time of a searcher that states no limit; ours moves with the cluster
@@ -83,6 +83,8 @@ def run_on_ray(
                 callbacks=[driver],
                 stop=AgendaStopper(agenda),
                 failure_config=tune.FailureConfig(max_failures=0),
+                # checkpoints are the store's; for Tune's own, all nodes would have to share its scratch folder
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )

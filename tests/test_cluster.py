@@ -1,0 +1,49 @@
+"""Nodes and what fits them: how many trials are ready, and which are refused."""
+
+import pytest
+
+from oneshot.errors import UserError
+from oneshot.plan import Plan, make_plan
+from oneshot.sweep.cluster import Shape, bundle, check_feasible, room
+from oneshot.sweepconfig import ResourceConfig
+from oneshot.sweepfile import read
+
+EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
+
+
+def plan_of(resources: str) -> Plan:
+    text = "version: 1\nname: s\nquestion: Does it fit?\ntrial: {script: {}, train.num_steps: 1}\nseeds: [0]\n"
+    return make_plan(read(f"{text}resources: {{{resources}}}\n", name="s.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("resources", "shapes", "ready"),
+    [
+        ("cpus: 2, gpus: 1", [(EIGHT, 1)], 8 + 2),  # eight GPUs, though there are CPUs for 32
+        ("cpus: 2, gpus: 1", [(EIGHT, 4)], 32 + 8),  # three of them may come to be
+        ("gpus: 0.25", [(EIGHT, 1)], 32 + 8),
+        ("gpus: 3", [(EIGHT, 2)], 4 + 2),  # two a node, not five in all
+        ("cpus: 1", [({"CPU": 2.0}, 1)], 2 + 2),
+        ("gpus: 1", [({"CPU": 0.0}, 1)], 0 + 2),
+        ("cpus: 1", [({"CPU": 64.0}, 1000)], 1000),
+    ],
+)
+def test_what_fits_is_ready_and_a_few_more(
+    resources: str, shapes: list[tuple[dict[str, float], int]], ready: int
+) -> None:
+    nodes = [Shape(resources=each, count=count) for each, count in shapes]
+    assert room(plan_of(resources).trials, nodes) == ready
+
+
+def test_a_node_that_an_autoscaler_may_add_counts_as_one_that_fits() -> None:
+    head = Shape(resources={"CPU": 0.0}, count=1)
+    trials = plan_of("gpus: 4").trials
+    check_feasible(trials, [head, Shape(resources=EIGHT, count=2)])
+    with pytest.raises(UserError, match="needs 1 CPU, 4 GPU on one node; the largest node has 0 CPU, 0 GPU"):
+        check_feasible(trials, [head])
+
+
+def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:
+    needed = ResourceConfig(gpus=1, accelerator=["A100-80G", "H100"])
+    assert bundle(needed, [Shape(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
+    assert bundle(needed, [])["accelerator_type:A100-80G"] == 0.001
