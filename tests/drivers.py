@@ -149,6 +149,14 @@ def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | 
     return Driver(process=process, log=log)
 
 
+def until(there: Callable[[], object], why: str) -> None:
+    """Waits until something is the case."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not there():
+        assert time.monotonic() < deadline_s, why
+        time.sleep(0.02)
+
+
 # --- a Ray ---
 
 

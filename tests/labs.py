@@ -2,12 +2,10 @@
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drivers import PATIENCE_S
 from scripted import Lab, make_database, make_lab
 
 
@@ -27,11 +25,3 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lab(tmp_path: Path, database: Path) -> Lab:
     return make_lab(tmp_path / "lab", database)
-
-
-def until(there: Callable[[], object], why: str) -> None:
-    """Waits until something is the case."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not there():
-        assert time.monotonic() < deadline_s, why
-        time.sleep(0.02)

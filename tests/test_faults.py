@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import Cluster, Driver, Moment, end, make_cluster, start
-from labs import until
+from drivers import Cluster, Driver, Moment, end, make_cluster, start, until
 from mlflow import MlflowClient
 from scripted import Lab, files, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 

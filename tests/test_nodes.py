@@ -6,8 +6,7 @@ One machine, several nodes by `ray.cluster_utils`, GPUs simulated; several hosts
 from collections.abc import Callable, Iterator
 
 import pytest
-from drivers import Driver, start
-from labs import until
+from drivers import Driver, start, until
 from nodes import Nodes, make_nodes
 from scripted import Lab, nothing_lost, steps_of, sweep_text
 
