@@ -465,6 +465,14 @@ class Store:
         """The folder of one sweep."""
         return Folder(self.fs, posixpath.join(self.path, "sweeps", name))
 
+    def scratch(self, name: str) -> Folder:
+        """A folder for what is not kept, which `remove_scratch` removes."""
+        return Folder(self.fs, posixpath.join(self.path, f".scratch-{name}"))
+
+    def remove_scratch(self, name: str) -> None:
+        """Removes a folder that `scratch` named."""
+        Folder(self.fs, self.path).remove(f".scratch-{name}")
+
     def check_writable(self) -> None:
         """Creates, replaces and removes a file.
 

@@ -67,22 +67,22 @@ def findings(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]
     """What there is to say of the cluster that this process has joined. `reach`: why MLflow cannot be used, if so."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     found = [_fit(plan.trials), _mlflow(reach())]
-    folder, token = store.sweep(plan.name), secrets.token_hex(8)
-    folder.write(f"preflight/{token}/driver", token)
+    token = secrets.token_hex(8)
+    store.scratch(token).write("driver", token)
     try:
-        answers, silent = _ask(nodes, plan.trials, storage=storage, sweep=plan.name, token=token)
+        answers, silent = _ask(nodes, plan.trials, storage=storage, token=token)
         found += silent
         found += versions(answers)
-        found += _storage(answers, folder, token, root=store.root)
+        found += _storage(answers, store.scratch(token), token, root=store.root)
     finally:
-        folder.remove("preflight")
+        store.remove_scratch(token)
     found += _models(answers)
     found += _data(answers)
     return found
 
 
 def _ask(
-    nodes: Sequence[Mapping[str, object]], trials: Sequence[Trial], *, storage: str, sweep: str, token: str
+    nodes: Sequence[Mapping[str, object]], trials: Sequence[Trial], *, storage: str, token: str
 ) -> tuple[dict[str, Answer], list[Finding]]:
     """Node id -> its answer; and those that gave none."""
     cloudpickle.register_pickle_by_value(probe)
@@ -91,7 +91,7 @@ def _ask(
         running = {
             ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=str(node["NodeID"]), soft=False)
-            ).remote(asdict(_question(node, trials, storage=storage, sweep=sweep, token=token))): node
+            ).remote(asdict(_question(node, trials, storage=storage, token=token))): node
             for node in nodes
         }
     finally:
@@ -109,7 +109,7 @@ def _ask(
     return answers, silent or [Finding(check="nodes", text="every node answers", is_bad=False)]
 
 
-def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, sweep: str, token: str) -> Question:
+def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, token: str) -> Question:
     resources = node["Resources"]
     assert isinstance(resources, Mapping), "Ray tells what a node has"
     here = [Shape(resources=resources, count=1)]
@@ -119,7 +119,6 @@ def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: s
         working_directory=os.getcwd(),
         data_folder=os.environ.get("ONESHOT_DATA"),
         storage=storage,
-        sweep=sweep,
         node=str(node["NodeID"]),
         token=token,
         models=tuple(dict.fromkeys((one.config.model.path, one.config.model.revision) for one in those)),
@@ -176,7 +175,7 @@ def _storage(answers: Mapping[str, Answer], folder: Folder, token: str, *, root:
     found = []
     for node, one in answers.items():
         why = one.storage
-        if not why and one.versions["oneshot"] != "missing" and folder.read(f"preflight/{token}/{node}") != token:
+        if not why and one.versions["oneshot"] != "missing" and folder.read(node) != token:
             why = "what it wrote there does not reach the driver: it is another folder"
         if why:
             text = f"{root} on {one.host}: {why}; {mend}"
@@ -209,16 +208,16 @@ def _data(answers: Mapping[str, Answer]) -> list[Finding]:
 
 def here(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) -> list[Finding]:
     """The same of this machine alone, without Ray."""
-    folder, token = store.sweep(plan.name), secrets.token_hex(8)
+    token = secrets.token_hex(8)
     everything = {"CPU": float("inf"), "GPU": float("inf"), "memory": float("inf")}
     node = {"NodeID": "here", "Resources": everything}
     trials = [replace(one, resources=one.resources.model_copy(update={"accelerator": None})) for one in plan.trials]
     try:
-        folder.write(f"preflight/{token}/driver", token)
-        one = probe.answer(_question(node, trials, storage=storage, sweep=plan.name, token=token))
+        store.scratch(token).write("driver", token)
+        one = probe.answer(_question(node, trials, storage=storage, token=token))
         answers = {"here": one}
-        found = [_mlflow(reach()), *versions(answers), *_storage(answers, folder, token, root=store.root)]
-        folder.remove("preflight")
+        found = [_mlflow(reach()), *versions(answers), *_storage(answers, store.scratch(token), token, root=store.root)]
+        store.remove_scratch(token)
     except (OSError, OneshotError) as error:
         return [Finding(check="storage", text=f"{store.root}: {error}", is_bad=True)]
     return [*found, *_models(answers), *_data(answers)]

@@ -24,11 +24,10 @@ class Question:
     working_directory: str
     data_folder: str | None
     storage: str
-    sweep: str
     node: str
     """Id of the node that is asked."""
     token: str
-    """Of a file in the sweep's folder, which the driver wrote."""
+    """Names a folder of the storage for this, and is what its files say."""
     models: tuple[tuple[str, str | None], ...] = ()
     """(path, revision) of models that trials of this node load."""
     configs: tuple[dict[str, Any], ...] = ()
@@ -100,10 +99,10 @@ def _read_back(question: Question) -> str:
     from oneshot.store import Store
 
     try:
-        folder = Store(question.storage).sweep(question.sweep)
-        if folder.read(f"preflight/{question.token}/driver") != question.token:
+        folder = Store(question.storage).scratch(question.token)
+        if folder.read("driver") != question.token:
             return "what the driver wrote there is not to be seen: it is another folder"
-        folder.write(f"preflight/{question.token}/{question.node}", question.token)
+        folder.write(question.node, question.token)
     except Exception as error:  # whatever is wrong with a storage is what is asked for here
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
