@@ -9,10 +9,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from oneshot.config import Config
 from oneshot.errors import SweepFileError, UserError, nearest
+from oneshot.sweepconfig import has_password
 from oneshot.sweepfile import explain, parse_yaml
 
 FILE = Path("cluster/contexts.yaml")
-SECRET_NAME = re.compile(r"token|secret|passw|credential|api_?key|access_?key", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"token|secret|pass|credential|(api|access|storage|account|private)_?key|connection_string", re.IGNORECASE
+)
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -26,11 +29,20 @@ class ContextConfig(Config):
     token_path: str | None = Field(None, min_length=1, description="file with the cluster's authentication token")
     env: dict[EnvName, str] = Field(default_factory=dict, description="variables of driver and workers; no secrets")
 
+    @field_validator("storage", "mlflow")
+    @classmethod
+    def _no_password(cls, url: str | None) -> str | None:
+        if url is not None and has_password(url):
+            raise ValueError(
+                "a password does not belong into a URL, which jobs show; set it for the cluster's `ray start`"
+            )
+        return url
+
     @field_validator("env")
     @classmethod
     def _no_secret(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
-            if SECRET_NAME.search(name):
+        for name, value in env.items():
+            if SECRET_NAME.search(name) or has_password(value):
                 raise ValueError(
                     f"{name} looks like a secret, and jobs show theirs; set it for the cluster's `ray start`"
                 )

@@ -277,7 +277,7 @@ class FaultsConfig(Config):
 
 def has_password(url: str) -> bool:
     """Whether a URL says a user's password."""
-    return re.search(r"://[^/@]*:[^/@]*@", url) is not None
+    return re.search(r"://[^@?#\s/]*:(?!\d+/)[^@?#\s]*@", url) is not None
 
 
 class CellConfig(Config):

@@ -239,6 +239,15 @@ def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
     assert "goes on elsewhere: its node is being drained" in desk.said
 
 
+def test_a_training_for_whose_like_there_is_no_room_is_passed_and_keeps_its_place(lab: Lab) -> None:
+    axes = "  size: {large: {set: {script: {step_s: 0.1}}, resources: {gpus: 1}}, small: {set: {script: {}}}}\n"
+    desk = sit_down(lab, sweep_text(axes=axes, seeds="[0, 1]"))
+    turn: Any = desk.agenda.next(lambda training: training.resources.gpus > 0)
+    assert turn.training.label == "small seed 0"
+    assert desk.agenda.next(lambda training: True) == "wait"
+    assert [one.label for one in desk.agenda.outstanding()] == ["large seed 0", "large seed 1", "small seed 1"]
+
+
 def test_what_is_done_and_under_way_is_counted(lab: Lab) -> None:
     text = sweep_text(seeds="[0, 1, 2]", rest="resources: {gpus: 2}\nbudget: {gpu_hours: 9}\n")
     desk = sit_down(lab, text.replace("script: {step_s: 0.02}", "script: {}"))

@@ -32,7 +32,8 @@ def test_what_fits_is_ready_and_a_few_more(
     resources: str, shapes: list[tuple[dict[str, float], int]], ready: int
 ) -> None:
     nodes = [Shape(resources=each, count=count) for each, count in shapes]
-    assert room(plan_of(resources).trials, nodes) == ready
+    (trial,) = plan_of(resources).trials
+    assert room(trial.resources, nodes) == ready
 
 
 def test_a_node_that_an_autoscaler_may_add_counts_as_one_that_fits() -> None:

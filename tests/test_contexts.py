@@ -7,6 +7,7 @@ from verbs import oneshot
 
 from oneshot.contexts import find_context, token_of
 from oneshot.errors import UserError
+from oneshot.sweepconfig import has_password
 
 LAB = """\
 lab:
@@ -52,6 +53,8 @@ def test_a_context_is_found_in_the_working_directory_or_where_the_variable_says(
         ("", "lab", "cluster/contexts.yaml"),
         (LAB.replace("storage", "storag"), "lab", "contexts.yaml:3: lab.storag: unknown key; did you mean 'storage'?"),
         (LAB.replace("HF_HOME", "HF_TOKEN"), "lab", "lab.env: HF_TOKEN looks like a secret"),
+        (LAB.replace("/mnt/hf", "db://me:pw@host"), "lab", "lab.env: HF_HOME looks like a secret"),
+        (LAB.replace("/mnt/oneshot", "s3://AKIA:ab/cd@bucket"), "lab", "lab.storage: a password does not belong"),
         (LAB.replace("http://", "http://me:pw@"), "lab", "lab.address"),
         ("- lab\n", "lab", "cluster/contexts.yaml:1: the file: it must be a mapping"),
         (LAB + "lab: {address: http://x:1}\n", "lab", "duplicate key"),
@@ -151,11 +154,19 @@ def test_a_password_in_a_sweep_file_is_refused(line: str, said: str, tmp_path: P
 
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(SWEEP)
-    for option, url in (("--storage", "s3://key:hunter2@bucket"), ("--mlflow", "http://me:hunter2@mlflow:5000")):
-        said = oneshot("run", "s.yaml", option, url, cwd=tmp_path)
-        assert said.code == 2
-        assert "a password does not belong into a URL" in said.err
-        assert "hunter2" not in said.err + said.out
+    for verb in (["run", "s.yaml"], ["submit", "s.yaml", "--address", "http://127.0.0.1:9"]):
+        for option, url in (("--storage", "s3://key:hunter2@bucket"), ("--mlflow", "http://me:hunter2@mlflow:5000")):
+            said = oneshot(*verb, "--storage", "/shared", option, url, cwd=tmp_path)
+            assert said.code == 2
+            assert "a password does not belong into a URL" in said.err
+            assert "hunter2" not in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:8265/a@b", "abfs://container@account.dfs.core.windows.net/x", "s3://bucket/x"]
+)
+def test_a_url_without_a_password_is_one(url: str) -> None:
+    assert not has_password(url)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".", "", "a\nb"])

@@ -7,14 +7,23 @@ is wrong, 130 interrupted.
 import logging
 import os
 import sys
+import time
 from importlib import import_module
 
 from oneshot.cli.options import app
 from oneshot.errors import OneshotError, UserError
-from oneshot.logs import JsonLines, printable, wants_json
+from oneshot.logs import JsonLines, json_line, printable, wants_json
 
 for _verbs in ("sweeps", "cluster", "store", "data"):  # in the order of `--help`
     import_module(f"oneshot.cli.{_verbs}")
+
+
+def _say(text: str) -> None:
+    """Puts an error on stderr, as people or machines read it."""
+    if wants_json():
+        print(json_line("error", text, time_s=time.time()), file=sys.stderr)
+    else:
+        print(f"oneshot: {printable(text)}", file=sys.stderr)
 
 
 def main() -> None:
@@ -25,7 +34,7 @@ def main() -> None:
     try:
         app()
     except OneshotError as error:
-        print(f"oneshot: {printable(str(error))}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # `oneshot plan FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

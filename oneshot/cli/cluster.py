@@ -1,5 +1,6 @@
 """Verbs about clusters: submit a sweep through Ray Jobs, read its driver's log, look a cluster over."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,9 @@ import typer
 
 from oneshot.cli.options import (
     ClusterOption,
+    FarStorageOption,
     File,
-    MlflowOption,
     SetOption,
-    StorageOption,
     app,
     cluster_at,
     is_elsewhere,
@@ -37,7 +37,7 @@ def submit(
     settings: SetOption = None,
     *,
     address: JobsOption,
-    storage: StorageOption = None,
+    storage: FarStorageOption = None,
     mlflow: Annotated[str | None, typer.Option(help="tracking server; above the context's and the file's")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="show the driver's log until the sweep ends")] = False,
 ) -> None:
@@ -48,6 +48,7 @@ def submit(
     sweep = load_sweep(file, settings)
     context = find_context(address)
     root = _shared(sweep, storage or context.storage)
+    with_mlflow(sweep, mlflow)  # refuses a password
     wait_s = _check_plan(sweep)
     arguments = _options(settings, mlflow or context.mlflow)
     cluster = cluster_at(address)
@@ -112,13 +113,18 @@ def _show(line: str) -> None:
 
 
 def _complain(text: str) -> None:
-    print(f"oneshot: {text}", file=sys.stderr, flush=True)
+    print(f"oneshot: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def _tell_end(found: "Submission") -> None:
+    """Says why a driver ended that could not say so itself."""
+    if not found.is_live and found.exit_code is None and found.message:
+        _complain(f"{found.id}: {found.message.strip().splitlines()[0]}")
 
 
 def _code(found: "Submission") -> int:
     """The driver's exit code; one that was stopped is interrupted."""
-    if found.exit_code is None and found.message:
-        _complain(f"{found.id}: {found.message.strip().splitlines()[0]}")
+    _tell_end(found)
     return 130 if found.status == "STOPPED" else found.exit_code if found.exit_code is not None else 1
 
 
@@ -137,12 +143,13 @@ def _follow(name: str, address: str, submission_id: str) -> None:
 def logs(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep")],
     address: JobsOption,
+    storage: FarStorageOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="until the sweep ends")] = False,
 ) -> None:
     """Show what a submitted sweep's driver has said."""
     sweep = sweep_name(name)
     cluster = cluster_at(address)
-    last = cluster.last(sweep)
+    last = cluster.last(sweep, storage=storage)
     if follow:
         _follow(sweep, address, last.id)
         return
@@ -150,8 +157,7 @@ def logs(
 
     for line in own_words(cluster.logs(last.id).splitlines()):
         _show(line)
-    if not last.is_live and last.message and last.exit_code is None:
-        _complain(f"{last.id}: {last.message.strip().splitlines()[0]}")
+    _tell_end(last)
 
 
 @app.command()
@@ -159,8 +165,8 @@ def doctor(
     file: File,
     settings: SetOption = None,
     address: ClusterOption = None,
-    storage: StorageOption = None,
-    mlflow: MlflowOption = None,
+    storage: FarStorageOption = None,
+    mlflow: Annotated[str | None, typer.Option(help="tracking server; above the context's and the file's")] = None,
 ) -> None:
     """Look over whatever a sweep would run on, without running it: nodes, versions, storage, MLflow, models, data."""
     from oneshot.display import findings_table
@@ -170,17 +176,19 @@ def doctor(
     sweep = load_sweep(file, settings)
     if address is not None and is_elsewhere(address):
         from oneshot.contexts import find_context
+        from oneshot.sweep.marks import ANSWER_S
         from oneshot.sweep.package import bundle
 
         context = find_context(address)
         root = _shared(sweep, storage or context.storage)
+        with_mlflow(sweep, mlflow)  # refuses a password
         options = _options(settings, mlflow or context.mlflow)
         arguments = ["doctor", file.name, "--address", "auto", "--storage", root, *options]
-        code, said = cluster_at(address).ask(arguments, bundle=bundle(file, sweep))
-        print(said, end="")
+        code, said = cluster_at(address).ask(arguments, bundle=bundle(file, sweep), patience_s=2 * ANSWER_S)
+        print(printable(said), end="")
         raise typer.Exit(code)
-    store = Store(storage or sweep.config.storage)
-    sweep, planned = resolved(with_mlflow(sweep, mlflow), store)
+    store = Store(storage or os.environ.get("ONESHOT_STORAGE") or sweep.config.storage)
+    sweep, planned = resolved(with_mlflow(sweep, mlflow or os.environ.get("MLFLOW_TRACKING_URI")), store)
     uri, _ = mlflow_location(sweep, store)
     from oneshot.sweep.preflight import absolute, findings, here
     from oneshot.sweep.reach import asking

@@ -1,5 +1,6 @@
 """What verbs share: the application, options, and finding a sweep by its file or its name."""
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -47,6 +48,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALU
 StorageOption = Annotated[
     str | None,
     typer.Option("--storage", envvar="ONESHOT_STORAGE", callback=_no_password, help="above the file's `storage`"),
+]
+FarStorageOption = Annotated[
+    str | None,
+    typer.Option("--storage", callback=_no_password, help="as the cluster sees it; above the context's and the file's"),
 ]
 MlflowOption = Annotated[
     str | None,
@@ -97,16 +102,18 @@ def is_elsewhere(address: str) -> bool:
     return "://" in address or (":" not in address and address != "auto")
 
 
-def check_ray(address: str | None, *, instead: str) -> None:
+def check_ray(address: str | None, *, instead: str | None) -> None:
     """Refuses an address of Ray Jobs where this process itself is to join Ray.
 
     Raises:
         UserError: says what to call instead.
     """
     if address is not None and is_elsewhere(address):
+        elsewhere = (
+            f"from elsewhere: `oneshot {instead} --address {address}`" if instead else "there is no other way yet"
+        )
         raise UserError(
-            f"--address {address}: give host:port of a Ray that this machine is part of, or auto; from elsewhere: "
-            f"`oneshot {instead} --address {address}`"
+            f"--address {address}: give host:port of a Ray that this machine is part of, or auto; {elsewhere}"
         )
 
 
@@ -116,6 +123,11 @@ def cluster_at(address: str) -> "Cluster":
     from oneshot.sweep.jobs import Cluster
 
     return Cluster(find_context(address), name=address)
+
+
+def far_storage(storage: str | None) -> str | None:
+    """`--storage` of a verb about a cluster elsewhere, for which this machine's ONESHOT_STORAGE says nothing."""
+    return None if storage == os.environ.get("ONESHOT_STORAGE") else storage
 
 
 def sweep_name(name: str) -> str:

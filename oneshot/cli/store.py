@@ -14,6 +14,7 @@ from oneshot.cli.options import (
     StorageOption,
     app,
     cluster_at,
+    far_storage,
     find_name,
     load_sweep,
     read_cells,
@@ -95,9 +96,9 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
 def _relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
     """Has the head of a cluster, which sees the storage, run a verb about a sweep that was submitted to it."""
     sweep = sweep_name(name)
-    root = storage or cluster.last(sweep).storage
+    root = cluster.last(sweep, storage=far_storage(storage)).storage
     code, said = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(said, end="")
+    print(printable(said), end="")
     if code:
         raise typer.Exit(code)
 
@@ -138,7 +139,7 @@ def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, addres
     if cell or now:
         _relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
         return
-    last = cluster.last(sweep_name(name))
+    last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
         raise UserError(f"{last.sweep}: {last.id} has ended ({last.status}); nothing to stop")
     cluster.stop(last.id)

@@ -215,7 +215,7 @@ def evaluate(
     from oneshot.config import SuiteConfig
     from oneshot.standing import with_suites
 
-    check_ray(address, instead="--help")
+    check_ray(address, instead=None)
     sweep, store = find_sweep(name, storage, settings)
     sweep, planned = resolved(with_mlflow(sweep, mlflow), store)
     given = {"samples": samples, "temperature": temperature, "num_problems": num_problems}

@@ -103,12 +103,22 @@ class Agenda:
 
     # --- what is next ---
 
-    def next(self) -> Turn | Literal["wait", "done"]:
-        """The next training; `wait` while live ones, or other sweeps', may still matter."""
+    def next(self, is_full: Callable[[Training], bool] | None = None) -> Turn | Literal["wait", "done"]:
+        """The next training, of those for whose like there is room; `wait` while others may still matter."""
         self.look()
+        aside: list[str] = []
+        try:
+            return self._next(is_full, aside)
+        finally:
+            self._queue.extendleft(reversed(aside))
+
+    def _next(self, is_full: Callable[[Training], bool] | None, aside: list[str]) -> Turn | Literal["wait", "done"]:
         while self._queue and not self.halted:
             key = self._queue.popleft()
             training = self._trainings[key]
+            if is_full is not None and is_full(training):
+                aside.append(key)
+                continue
             if not self._is_open(training):
                 continue
             folder = self._store.trial(key)
@@ -120,7 +130,7 @@ class Agenda:
             self._live[key] = None
             self.num_started += 1
             return Turn(training=training, over=dead or self._watch.lapsed(folder))
-        if self._live or (self._elsewhere and not self.halted):
+        if self._live or aside or (self._elsewhere and not self.halted):
             return "wait"
         return "done"
 

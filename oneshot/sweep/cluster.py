@@ -14,7 +14,7 @@ from ray._private import ray_constants
 from ray._private.state import state
 
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial
+from oneshot.plan import Trial
 from oneshot.sweepconfig import ResourceConfig
 
 MOST_AT_A_TIME = 1000
@@ -25,6 +25,9 @@ REACH_S = 10.0
 RAYLET_S = 2.0
 LOOK_S = 2.0
 """Between two looks at the cluster's nodes."""
+
+
+Need = tuple[float, float, float | None, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,20 +105,20 @@ class Nodes:
         self._looked_s = float("-inf")
         self._shapes: list[Shape] = []
         self._leaving: frozenset[str] = frozenset()
-        self._room: int | None = None
-        self._plan: Plan | None = None
+        self._rooms: dict[Need, int] = {}
 
     def shapes(self) -> list[Shape]:
         """Every node that is there, and what an autoscaler may add."""
         self._look()
         return self._shapes
 
-    def room(self, plan: Plan) -> int:
-        """Trials to have ready now, those that run counted."""
+    def room(self, resources: ResourceConfig) -> int:
+        """Trials of this need to have ready now, those that run counted."""
         self._look()
-        if self._room is None or plan is not self._plan:
-            self._plan, self._room = plan, room(plan.trials, self._shapes)
-        return self._room
+        need = need_of(resources)
+        if need not in self._rooms:
+            self._rooms[need] = room(resources, self._shapes)
+        return self._rooms[need]
 
     def leaving(self) -> frozenset[str]:
         """Ids of nodes that are being drained: a spot machine that is taken back, one that is scaled away."""
@@ -128,7 +131,7 @@ class Nodes:
             self._looked_s = now_s
             self._shapes = shapes()
             self._leaving = frozenset(state.get_draining_nodes())
-            self._room = None
+            self._rooms.clear()
 
 
 def shapes() -> list[Shape]:
@@ -169,13 +172,18 @@ def bundle(resources: ResourceConfig, nodes: Sequence[Shape]) -> dict[str, float
     return found
 
 
-def room(trials: Sequence[Trial], nodes: Sequence[Shape]) -> int:
+def need_of(resources: ResourceConfig) -> Need:
+    """By which trials compete."""
+    return resources.cpus, resources.gpus, resources.memory_gib, tuple(resources.accelerator or ())
+
+
+def room(resources: ResourceConfig, nodes: Sequence[Shape]) -> int:
     """Trials to have ready, those that run counted: what fits, and a few more, so that no worker waits for its next.
 
     Few, since Tune takes them in order: what was lost with a node waits behind those that are ready already.
     """
-    needs = {tuple(bundle(one.resources, nodes).items()) for one in trials}
-    most = max((sum(_copies(dict(need), node) for node in nodes) for need in needs), default=1)
+    needed = bundle(resources, nodes)
+    most = sum(_copies(needed, node) for node in nodes)
     return min(MOST_AT_A_TIME, most + max(2, most // 4))
 
 

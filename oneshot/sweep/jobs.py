@@ -5,6 +5,7 @@ is shown to whoever may ask; what the driver needs of that kind is in the enviro
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import shlex
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -28,6 +30,8 @@ from oneshot.sweep.package import COMMIT, Bundle, commit, packed
 STOP_WAIT_S = 60
 """From the signal to stop to the kill, at least."""
 LOOK_S = 1.0
+QUIET_S = 60.0
+"""Without a word, after which the log is asked for anew."""
 PATIENCE_S = 120.0
 """For a verb that is run on the head."""
 RAYS = "Running entrypoint for job"
@@ -74,7 +78,7 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
-            raise UserError(
+            raise TokenError(
                 f"--address {self._name}: the cluster asks for a token, or for another one than this: set "
                 "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with that of its "
                 "head, where `ray get-auth-token` prints it"
@@ -85,7 +89,7 @@ class Cluster:
                 "started with --dashboard-host, and is there a way to it (`ray dashboard`, kubectl port-forward)?"
             ) from error
         except RuntimeError as error:
-            raise OneshotError(f"--address {self._name}: {_first_line(str(error))}") from error
+            raise OneshotError(f"--address {self._name}: {_last_line(str(error))}") from error
 
     def submissions(self, sweep: str | None = None) -> list[Submission]:
         """Every submission of a sweep, or of all, by time."""
@@ -94,13 +98,13 @@ class Cluster:
         found = [one for job in jobs if (one := _submission(job)) is not None and sweep in (None, one.sweep)]
         return sorted(found, key=lambda one: one.started_ms)
 
-    def last(self, sweep: str) -> Submission:
-        """The latest submission of a sweep.
+    def last(self, sweep: str, *, storage: str | None = None) -> Submission:
+        """The latest submission of a sweep, of those with a storage if one is given.
 
         Raises:
             UserError: there is none.
         """
-        found = self.submissions(sweep)
+        found = [one for one in self.submissions(sweep) if storage in (None, one.storage)]
         if not found:
             there = sorted({one.sweep for one in self.submissions()})
             has = f"it has had {', '.join(there)}" if there else "it has had none"
@@ -161,24 +165,40 @@ class Cluster:
                     raise _TakenError from error
                 raise
 
-    def ask(self, arguments: Sequence[str], *, bundle: Bundle | None = None) -> tuple[int, str]:
-        """Has the head run a verb, with a sweep file at hand, and waits; returns its exit code and what it said."""
+    def ask(
+        self, arguments: Sequence[str], *, bundle: Bundle | None = None, patience_s: float = PATIENCE_S
+    ) -> tuple[int, str]:
+        """Has the head run a verb, with a sweep file at hand, and waits; returns its exit code and what it said.
+
+        Raises:
+            OneshotError: the head does not say anything in time.
+        """
         submission_id = f"oneshot-{arguments[0]}-{uuid.uuid4().hex[:8]}"
         with packed(bundle) as folder:
             self._start(submission_id, _entrypoint(arguments), folder, {"verb": arguments[0]})
-        deadline_s = time.monotonic() + PATIENCE_S
-        while (status := self._status(submission_id)) in LIVE:
-            if time.monotonic() > deadline_s:
-                self.stop(submission_id)
-                raise OneshotError(f"--address {self._name}: the head has not answered within {PATIENCE_S:.0f} s")
-            time.sleep(LOOK_S)
-        with self._explained():
-            said = "".join(f"{line}\n" for line in own_words(self._client.get_job_logs(submission_id).splitlines()))
-            details = self._client.get_job_info(submission_id)
-            self._client.delete_job(submission_id)
+        deadline_s = time.monotonic() + patience_s
+        status = JobStatus.PENDING
+        try:
+            while (status := self._status(submission_id)) in LIVE:
+                if time.monotonic() > deadline_s:
+                    raise OneshotError(f"--address {self._name}: the head has not answered within {patience_s:.0f} s")
+                time.sleep(LOOK_S)
+            said = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
+            with self._explained():
+                details = self._client.get_job_info(submission_id)
+        finally:
+            self._forget(submission_id, is_live=status in LIVE)
         if status != JobStatus.SUCCEEDED and details.driver_exit_code is None:
             raise OneshotError(f"--address {self._name}: {_first_line(details.message or '')}")
         return details.driver_exit_code or 0, said
+
+    def _forget(self, submission_id: str, *, is_live: bool) -> None:
+        """Takes a verb's job off the list; one that still runs is stopped, and stays there."""
+        with contextlib.suppress(OneshotError), self._explained():
+            if is_live:
+                self._client.stop_job(submission_id)
+            else:
+                self._client.delete_job(submission_id)
 
     def _status(self, submission_id: str) -> JobStatus:
         with self._explained():
@@ -204,22 +224,33 @@ class Cluster:
         while True:
             try:
                 asyncio.run(self._tail(submission_id, tail))
-                found = next(one for one in self.submissions() if one.id == submission_id)
+                found = next((one for one in self.submissions() if one.id == submission_id), None)
+                if found is None:
+                    raise ForgottenError(
+                        f"{submission_id}: the cluster knows it no more: was its head started anew? `oneshot submit` "
+                        "goes on where the sweep stands"
+                    )
                 if tail.is_over or not found.is_live:
                     tail.rest(self.logs(submission_id) if not tail.is_over else "")
                     return found
                 is_cut = False
-            except (TimeoutError, RuntimeError, OSError, UserError) as error:  # aiohttp's are OSErrors
+            except (TokenError, ForgottenError):
+                raise
+            except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
                     complain(f"lost the way to the head ({_first_line(str(error))}); the sweep goes on, and so do we")
                 is_cut = True
             time.sleep(LOOK_S)
 
     async def _tail(self, submission_id: str, tail: "_Tail") -> None:
+        """Reads on until the log ends, or nothing has come for a while: a way that is cut may say nothing at all."""
         tail.begin()
-        async for words in self._client.tail_job_logs(submission_id):
-            tail.take(words)
-            if tail.is_over:
+        words = aiter(self._client.tail_job_logs(submission_id))
+        while not tail.is_over:
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    tail.take(await anext(words))
+            except (StopAsyncIteration, TimeoutError):
                 return
 
 
@@ -230,6 +261,14 @@ def own_words(lines: Iterable[str]) -> Iterator[str]:
         if has_begun and not line.startswith(RAYS):
             yield line
         has_begun = has_begun or line == BEGIN
+
+
+class TokenError(UserError):
+    """The cluster does not let us in."""
+
+
+class ForgottenError(UserError):
+    """The cluster has lost what was submitted to it."""
 
 
 class _TakenError(Exception):
@@ -293,6 +332,12 @@ def _submission(job: JobDetails) -> Submission | None:
 
 def _entrypoint(arguments: Sequence[str]) -> str:
     return f"echo '{BEGIN}'; exec python -m oneshot {shlex.join(arguments)}"
+
+
+def _last_line(text: str) -> str:
+    """Of a server's traceback, what it was about."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return re.sub(r"\s+", " ", lines[-1]) if lines else "no reason was given"
 
 
 def _first_line(text: str) -> str:

@@ -48,7 +48,7 @@ def bundle(file: Path, sweep: Sweep) -> Bundle:
 
 
 def data_files(said: Any) -> list[Path]:
-    """Files beside a sweep that it names by relative paths: sets, suites, histories.
+    """Files that a sweep names by paths relative to the working directory: sets, suites, histories.
 
     Raises:
         UserError: they are too large to be sent.

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from oneshot.errors import OneshotError, UserError
+from oneshot.errors import UserError
 from oneshot.plan import Plan, Trial
 from oneshot.store import Folder, Store
 from oneshot.sweep import probe
 from oneshot.sweep.cluster import Shape, bundle, check_feasible, fits, shapes
-from oneshot.sweep.marks import PASSED
+from oneshot.sweep.marks import ANSWER_S, PASSED
 from oneshot.sweep.probe import Answer, Question
-
-ANSWER_S = 180.0
-"""A node has to start a worker, fetch the package, and read the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +61,16 @@ def absolute(store: Store) -> str:
 
 
 def findings(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) -> list[Finding]:
-    """What there is to say of the cluster that this process has joined. `reach`: why MLflow cannot be used, if so."""
+    """What there is to say of the cluster that this process has joined. `reach`: why MLflow cannot be used, if so.
+
+    Raises:
+        UserError: the driver itself cannot write the storage.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    found = [_fit(plan.trials), _mlflow(reach())]
     token = secrets.token_hex(8)
+    store.check_writable()
     store.scratch(token).write("driver", token)
+    found = [_fit(plan.trials), _mlflow(reach())]
     try:
         answers, silent = _ask(nodes, plan.trials, storage=storage, token=token)
         found += silent
@@ -102,11 +104,19 @@ def _ask(
         name = str(node["NodeManagerHostname"])
         try:
             answers[str(node["NodeID"])] = Answer(**ray.get(reference, timeout=0.1))
+        except RayTaskError as error:
+            text = f"{name}: looking failed ({_last_line(error)})"
+            silent.append(Finding(check="nodes", text=text, is_bad=True))
         except (RayError, TimeoutError) as error:
-            why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            why = _last_line(error)
             text = f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); look at Ray's logs there"
             silent.append(Finding(check="nodes", text=text, is_bad=True))
     return answers, silent or [Finding(check="nodes", text="every node answers", is_bad=False)]
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, token: str) -> Question:
@@ -213,11 +223,13 @@ def here(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) ->
     node = {"NodeID": "here", "Resources": everything}
     trials = [replace(one, resources=one.resources.model_copy(update={"accelerator": None})) for one in plan.trials]
     try:
-        store.scratch(token).write("driver", token)
-        one = probe.answer(_question(node, trials, storage=storage, token=token))
-        answers = {"here": one}
+        store.check_writable()
+    except UserError as error:
+        return [Finding(check="storage", text=str(error), is_bad=True)]
+    store.scratch(token).write("driver", token)
+    try:
+        answers = {"here": probe.answer(_question(node, trials, storage=storage, token=token))}
         found = [_mlflow(reach()), *versions(answers), *_storage(answers, store.scratch(token), token, root=store.root)]
+    finally:
         store.remove_scratch(token)
-    except (OSError, OneshotError) as error:
-        return [Finding(check="storage", text=f"{store.root}: {error}", is_bad=True)]
     return [*found, *_models(answers), *_data(answers)]

@@ -44,7 +44,7 @@ class Answer:
     """python, ray, oneshot (a digest of its files), and the libraries; `missing` where there is none."""
     storage: str = ""
     models: dict[str, str] = field(default_factory=dict)
-    """Model path -> what identifies its files here, or why it is not at hand."""
+    """Model path and revision -> what identifies its files here, or why it is not at hand."""
     data: str = ""
 
 
@@ -69,7 +69,7 @@ def answer(question: Question) -> Answer:
         host=host,
         versions=versions,
         storage=_read_back(question),
-        models={path: _model(path, revision) for path, revision in question.models},
+        models={_named(path, revision): _model(path, revision) for path, revision in question.models},
         data=_data(question.configs),
     )
 
@@ -106,6 +106,10 @@ def _read_back(question: Question) -> str:
     except Exception as error:  # whatever is wrong with a storage is what is asked for here
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def _named(path: str, revision: str | None) -> str:
+    return f"{path}@{revision}" if revision else path
 
 
 def _model(path: str, revision: str | None) -> str:

@@ -1,5 +1,6 @@
 """The agenda's next training -> Tune's next trial; what Tune reports -> the agenda."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from oneshot.plan import Plan
 from oneshot.sweep.agenda import Agenda
+from oneshot.sweep.cluster import MOST_AT_A_TIME, Need, need_of
 from oneshot.sweep.trainable import to_tune_config
+from oneshot.sweepconfig import ResourceConfig
 
 
 class _Unsaved:
@@ -21,10 +25,15 @@ class _Unsaved:
 class AgendaSearcher(_Unsaved, Searcher):
     """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
 
-    def __init__(self, agenda: Agenda, *, storage: str, limit: Callable[[], int]) -> None:
+    def __init__(
+        self, agenda: Agenda, *, storage: str, room: Callable[[ResourceConfig], int], most: int | None
+    ) -> None:
         super().__init__()
-        self._agenda, self._storage, self._limit = agenda, storage, limit
-        self._live: set[str] = set()
+        self._agenda, self._storage, self._room, self._most = agenda, storage, room, most
+        self._live: dict[str, Need] = {}
+        self._counts: Counter[Need] = Counter()
+        self._kinds: dict[Need, ResourceConfig] = {}
+        self._of_plan: Plan | None = None
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         """Accepts that Tune knows no metric: what chooses is ours."""
@@ -32,14 +41,15 @@ class AgendaSearcher(_Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """The next training; None while there are enough of them, or live ones may still matter."""
-        if len(self._live) >= self._limit():
+        if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
             return None
-        turn = self._agenda.next()
+        turn = self._agenda.next(lambda training: self._is_full(training.resources))
         if turn == "done":
             return str(Searcher.FINISHED)
         if turn == "wait":
             return None
-        self._live.add(trial_id)
+        self._live[trial_id] = need_of(turn.training.resources)
+        self._counts[self._live[trial_id]] += 1
         return to_tune_config(
             turn.training,
             storage=self._storage,
@@ -50,7 +60,17 @@ class AgendaSearcher(_Unsaved, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Makes room for the next; the driver's callback tells the agenda, by key."""
-        self._live.discard(trial_id)
+        self._counts[self._live.pop(trial_id)] -= 1
+
+    def _is_full(self, resources: ResourceConfig) -> bool:
+        return self._most is None and self._counts[need_of(resources)] >= self._room(resources)
+
+    def _is_all_full(self) -> bool:
+        """Whether there is no room for any: then nobody needs to look through the queue."""
+        if self._agenda.plan is not self._of_plan:
+            self._of_plan = self._agenda.plan
+            self._kinds = {need_of(trial.resources): trial.resources for trial in self._of_plan.trials}
+        return all(self._is_full(resources) for resources in self._kinds.values())
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a sweep is rebuilt from its store, Tune is never restored."""

@@ -71,16 +71,13 @@ class TrialTrainable(tune.Trainable):
         self._node = ray.get_runtime_context().get_node_id()
         self._grader: Grader | None = None
         self._steps: Generator[StepMetrics] | None = None
-        self._take(config)
+        self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next one."""
         self._end_steps()
-        self._take(new_config)
+        self._config = new_config
         return True
-
-    def _take(self, config: dict[str, Any]) -> None:
-        self._config = config
 
     def step(self) -> dict[str, Any]:
         """Runs one step."""

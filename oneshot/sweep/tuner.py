@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from oneshot.lease import LeaseError, take
 from oneshot.store import FailureKind, Store
@@ -62,16 +63,13 @@ def run_on_ray(
             needed = ResourceConfig.model_validate(config["resources"])
             return tune.PlacementGroupFactory([bundle(needed, nodes.shapes())])
 
-        def limit() -> int:
-            return max_concurrent or nodes.room(agenda.plan)
-
         driver = _Driver(agenda, store, tracking, nodes)
         # Tune asks for one trial at a time of a searcher that states no limit; ours moves with the cluster
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=AgendaSearcher(agenda, storage=absolute(store), limit=limit),
+                search_alg=AgendaSearcher(agenda, storage=absolute(store), room=nodes.room, most=max_concurrent),
                 scheduler=AgendaScheduler(agenda),
                 num_samples=-1,
                 reuse_actors=True,  # between trials of equal resources, by their placement group
@@ -133,7 +131,8 @@ class _Driver(tune.Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A step was made."""
         key = trial.config["key"]
-        if result.get("node") in self._nodes.leaving() and key not in self._killed:
+        is_leaving = result.get("node") in self._nodes.leaving()
+        if is_leaving and not result.get("done") and key not in self._killed:
             self._killed[key] = MOVED
             trial.temporary_state.ray_actor.leave.remote()
         if result.get("leased"):
@@ -147,6 +146,7 @@ class _Driver(tune.Callback):
         key = trial.config["key"]
         self._end(key, is_elsewhere=key in self._leased)
         self._leased.discard(key)
+        self._killed.pop(key, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A worker died."""
@@ -169,7 +169,8 @@ class _Driver(tune.Callback):
 
 def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
     """Whether a worker died with its node, or of a node that was taken back."""
-    if getattr(trial.get_pickled_error(), "preempted", False):
+    error = trial.get_pickled_error()
+    if isinstance(error, RayActorError) and error.preempted:
         return True
     return "node" in attempt and not is_there(attempt["node"])
 
