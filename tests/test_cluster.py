@@ -4,7 +4,7 @@ import pytest
 
 from oneshot.errors import UserError
 from oneshot.plan import Plan, make_plan
-from oneshot.sweep.cluster import Shape, bundle, check_feasible, room
+from oneshot.sweep.cluster import Shape, bundle, check_feasible, node_types, room
 from oneshot.sweepconfig import ResourceConfig
 from oneshot.sweepfile import read
 
@@ -42,6 +42,22 @@ def test_a_node_that_an_autoscaler_may_add_counts_as_one_that_fits() -> None:
     check_feasible(trials, [head, Shape(resources=EIGHT, count=2)])
     with pytest.raises(UserError, match="needs 1 CPU, 4 GPU on one node; the largest node has 0 CPU, 0 GPU"):
         check_feasible(trials, [head])
+
+
+def test_what_an_autoscaler_may_add_is_said_by_a_variable() -> None:
+    first, second = node_types("CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64")
+    assert dict(first.resources) == {"CPU": 8.0, "GPU": 1.0, "memory": 48 * 2.0**30, "accelerator_type:L4": 1.0}
+    assert (first.count, dict(second.resources)) == (8, {"CPU": 64.0, "memory": float("inf")})
+    check_feasible(plan_of("gpus: 1, memory_gib: 40, accelerator: [L4]").trials, [first])
+    with pytest.raises(UserError, match="or say in ONESHOT_NODE_TYPES what its autoscaler may add"):
+        check_feasible(plan_of("gpus: 2").trials, [first])
+    assert node_types("") == []
+
+
+@pytest.mark.parametrize("text", ["CPUs=8", "CPU=many", "8", "CPU=8,count=x"])
+def test_a_node_type_that_is_written_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"ONESHOT_NODE_TYPES: .*: write node types as CPU=8,GPU=1,count=8"):
+        node_types(text)
 
 
 def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:

@@ -10,6 +10,8 @@ import pytest
 from clusterfiles import CLUSTER, FILES, complaints, documents, with_typo
 from conftest import PROJECT
 
+from oneshot.sweep.cluster import NODE_TYPES, node_types
+
 pytest_plugins = ["stores"]
 
 README = (CLUSTER / "README.md").read_text()
@@ -148,8 +150,29 @@ def test_a_context_names_paths_that_its_clusters_nodes_have(name: str) -> None:
     there = {"hosts": "test -w /mnt/oneshot\n", "kuberay": "mountPath: /mnt/oneshot}"}
     assert there.get(name, "--volume /mnt/oneshot:/mnt/oneshot\n") in file.read_text()
     context = CONTEXTS[name]
-    for path in (context["storage"], *context["env"].values()):
+    paths = [value for variable, value in context["env"].items() if variable != NODE_TYPES]
+    for path in (context["storage"], *paths):
         assert path.startswith("/mnt/oneshot/")
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp", "kuberay"])
+def test_a_context_says_what_its_clusters_autoscaler_may_add(name: str) -> None:
+    (told,) = node_types(CONTEXTS[name]["env"][NODE_TYPES])
+    if name == "kuberay":
+        for file in ("raycluster.yaml", "rayjob.yaml"):
+            (whole,) = documents(CLUSTER / "kuberay" / file)
+            spec = whole["spec"].get("rayClusterSpec", whole["spec"])
+            (group,) = spec["workerGroupSpecs"]
+            (container,) = group["template"]["spec"]["containers"]
+            limits, count = container["resources"]["limits"], group["maxReplicas"]
+            added = {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])}
+            assert (added, count) == ({"CPU": told.resources["CPU"], "GPU": told.resources["GPU"]}, told.count), file
+        assert CONTEXTS[name]["env"][NODE_TYPES] in (CLUSTER / "kuberay" / "rayjob.yaml").read_text()
+        return
+    (config,) = documents(CLUSTER / "ray" / f"{name}.yaml")
+    (worker,) = (kind for key, kind in config["available_node_types"].items() if key != config["head_node_type"])
+    assert worker["resources"] == {"CPU": told.resources["CPU"], "GPU": told.resources["GPU"]}
+    assert worker["max_workers"] == told.count
 
 
 def test_each_context_has_a_port_of_its_own_and_the_readme_tunnels_to_it() -> None:

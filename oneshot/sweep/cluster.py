@@ -1,6 +1,7 @@
 """A Ray to run on: joined or started here, its nodes now and those it may grow to, and whether each trial fits one."""
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from oneshot.sweepconfig import ResourceConfig
 
 MOST_AT_A_TIME = 1000
 """Trials that are asked for ahead of workers, where the sweep sets no limit."""
+NODE_TYPES = "ONESHOT_NODE_TYPES"
 NUM_TRIES = 3
 """To be let in by a cluster that is there, about a second each."""
 REACH_S = 10.0
@@ -137,13 +139,35 @@ class Nodes:
 def shapes() -> list[Shape]:
     """Every node that is there, and what an autoscaler may add."""
     there = [Shape(resources=node["Resources"], count=1) for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
-    return there + [
-        Shape(resources=dict(group.resources), count=MOST_AT_A_TIME if group.max_count < 0 else group.max_count)
-        for group in groups
-        if group.max_count
-    ]
+    return there + node_types(os.environ.get(NODE_TYPES, ""))
+
+
+def node_types(text: str) -> list[Shape]:
+    """`CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64` -> what an autoscaler may add: Ray does not tell.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    found = []
+    for one in filter(None, (part.strip() for part in text.split(";"))):
+        resources, count = {}, MOST_AT_A_TIME
+        for part in one.split(","):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            try:
+                if name == "accelerator" and value:
+                    resources[f"accelerator_type:{value}"] = 1.0
+                elif name == "count":
+                    count = int(value)
+                else:
+                    resources[{"CPU": "CPU", "GPU": "GPU", "memory_gib": "memory"}[name]] = float(value)
+            except (KeyError, ValueError) as error:
+                raise UserError(
+                    f"{NODE_TYPES}: {part.strip()!r}: write node types as CPU=8,GPU=1,count=8, a semicolon between two "
+                    "(there is also memory_gib, accelerator)"
+                ) from error
+        resources["memory"] = resources.get("memory", float("inf")) * 2**30
+        found.append(Shape(resources=resources, count=count))
+    return found
 
 
 def is_there(node_id: str) -> bool:
@@ -225,7 +249,8 @@ def check_feasible(trials: Sequence[Trial], nodes: Sequence[Shape]) -> None:
             there = {name: largest.resources.get(name, 0) for name in needed}
             raise UserError(
                 f"{trial.label} needs {_amounts(needed)} on one node; the largest node has "
-                f"{_amounts(there)}: lower `resources`, or use another cluster"
+                f"{_amounts(there)}: lower `resources`, use another cluster, or say in {NODE_TYPES} what its "
+                "autoscaler may add"
             )
 
 

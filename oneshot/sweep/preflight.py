@@ -78,9 +78,10 @@ def findings(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]
         found += _storage(answers, store.scratch(token), token, root=store.root)
     finally:
         store.remove_scratch(token)
-    found += _models(answers)
-    found += _data(answers)
-    return found
+    if any(_held(node, plan.trials) for node in nodes):
+        return [*found, *_models(answers), *_data(answers)]
+    text = "no node is up yet that may hold a trial; they are looked for when one begins"
+    return [*found, Finding(check="models and data", text=text, is_bad=False, is_warning=True)]
 
 
 def _ask(
@@ -120,10 +121,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, token: str) -> Question:
-    resources = node["Resources"]
-    assert isinstance(resources, Mapping), "Ray tells what a node has"
-    here = [Shape(resources=resources, count=1)]
-    those = [one for one in trials if fits(bundle(one.resources, here), resources) and one.config.script is None]
+    those = [one for one in _held(node, trials) if one.config.script is None]
     configs = {one.config.model_dump_json(include={"examples", "prompt", "eval"}): one.config for one in those}
     return Question(
         working_directory=os.getcwd(),
@@ -135,6 +133,14 @@ def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: s
         configs=tuple(config.model_dump(mode="json") for config in configs.values()),
         needs_libraries=bool(those),
     )
+
+
+def _held(node: Mapping[str, object], trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that a node may hold."""
+    resources = node["Resources"]
+    assert isinstance(resources, Mapping), "Ray tells what a node has"
+    here = [Shape(resources=resources, count=1)]
+    return [one for one in trials if fits(bundle(one.resources, here), resources)]
 
 
 def _fit(trials: Sequence[Trial]) -> Finding:
