@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from conftest import PROJECT
 
 T = TypeVar("T")
 
@@ -39,10 +40,15 @@ WAIT_S = 120.0
 """For what takes seconds, on a machine that is busy with other things."""
 _CLONE_NEWNET = 0x40000000
 
+KEPT = sorted({str(path) for path in (PROJECT, Path(sys.prefix)) if path.is_relative_to("/tmp")})
+"""What hosts need of the machine's own /tmp: a checkout, or its environment."""
 _INIT = """
 set -e
 hostname "$1"
+kept=$(dirname "$2")/kept-$1
+for at in "${@:3}"; do mkdir -p "$kept$at"; mount --bind "$at" "$kept$at"; done
 mount -t tmpfs tmpfs /tmp
+for at in "${@:3}"; do mkdir -p "$at"; mount --bind "$kept$at" "$at"; done
 mount -t tmpfs tmpfs /dev/shm
 mount --bind "$2" /etc/hosts
 mount --bind /dev/null /etc/resolv.conf
@@ -140,7 +146,7 @@ class Host:
         """Starts its init, with an empty /tmp."""
         enter = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._netns]  # it goes when the tests do
         spaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        init = ["bash", "-c", _INIT, "init", self.name, str(self._folder / "hosts")]
+        init = ["bash", "-c", _INIT, "init", self.name, str(self._folder / "hosts"), *KEPT]
         self._unshare = subprocess.Popen([*enter, *spaces, *init], start_new_session=True)
         own = psutil.Process(self._unshare.pid)
         self._init: int = until(lambda: [child.pid for child in own.children()], f"{self.name} does not start")[0]

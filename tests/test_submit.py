@@ -386,12 +386,19 @@ def test_without_the_token_nothing_is_told(site: Site) -> None:
     assert said.count("\n") == 1
 
 
+def heeding() -> None:
+    """Undoes what a shell does to programs in the background: there Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupting_what_follows_leaves_the_sweep_alone(site: Site) -> None:
     lab_of(site).write(sweep_text(name="alone", script="step_s: 0.5", trial="  train.num_steps: 16\n"), "alone.yaml")
     site.submit("alone.yaml")
     env = {**os.environ, "HOME": str(site.folder / "laptop"), "RAY_AUTH_TOKEN": site.token}
     command = [sys.executable, "-m", "oneshot", "logs", "alone", "--address", site.address, "--follow"]
-    following = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    following = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    )
     assert following.stdout is not None
     following.stdout.readline()
     following.send_signal(signal.SIGINT)
