@@ -178,6 +178,8 @@ def _start_head(site: Site) -> subprocess.Popen[bytes]:
     command = ["ray", "start", "--head", "--block", "--num-cpus", "2", "--num-gpus", "2", "--port", str(free_port())]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(site.port)]
     command += ["--temp-dir", str(site.folder / "r"), "--disable-usage-stats"]
+    # the agent that takes jobs has a fixed port otherwise, which any other Ray of this machine may have
+    command += ["--dashboard-agent-listen-port", str(free_port())]
     with open(site.folder / "head" / "log", "wb") as log:
         return subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=site.folder)
 

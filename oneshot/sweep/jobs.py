@@ -30,6 +30,14 @@ from oneshot.sweep.package import COMMIT, Bundle, commit, packed
 STOP_WAIT_S = 60
 """From the signal to stop to the kill, at least."""
 LOOK_S = 1.0
+READY_S = 60.0
+"""A head that has just been started takes jobs some seconds after it answers."""
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Ray's loggers that tell what is uploaded, and how a socket was closed."""
 QUIET_S = 60.0
 """Without a word, after which the log is asked for anew."""
 PATIENCE_S = 120.0
@@ -65,7 +73,8 @@ class Cluster:
 
     def __init__(self, context: ContextConfig, *, name: str) -> None:
         self._context, self._name = context, name
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # what is uploaded, and how a socket was closed
+        for logger in CHATTY:
+            logging.getLogger(logger).setLevel(logging.WARNING)
         token = token_of(context)
         with self._explained():
             self._client = JobSubmissionClient(
@@ -150,20 +159,24 @@ class Cluster:
         }
         if (from_commit := commit()) is not None:
             variables[COMMIT] = from_commit
+        deadline_s = time.monotonic() + READY_S
         with self._explained():
-            try:
-                return str(
-                    self._client.submit_job(
-                        entrypoint=entrypoint,
-                        submission_id=submission_id,
-                        runtime_env={"working_dir": str(folder), "env_vars": variables},
-                        metadata={f"oneshot.{name}": value for name, value in facts.items()},
+            while True:
+                try:
+                    return str(
+                        self._client.submit_job(
+                            entrypoint=entrypoint,
+                            submission_id=submission_id,
+                            runtime_env={"working_dir": str(folder), "env_vars": variables},
+                            metadata={f"oneshot.{name}": value for name, value in facts.items()},
+                        )
                     )
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    raise _TakenError from error
-                raise
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        raise _TakenError from error
+                    if "No available agent" not in str(error) or time.monotonic() > deadline_s:
+                        raise
+                time.sleep(LOOK_S)
 
     def ask(
         self, arguments: Sequence[str], *, bundle: Bundle | None = None, patience_s: float = PATIENCE_S
