@@ -213,7 +213,8 @@ def test_a_second_driver_is_refused_and_the_first_is_undisturbed(lab: Lab, drive
 @pytest.mark.slow
 def test_a_training_that_another_live_sweep_is_at_is_waited_for(lab: Lab, drive: Start) -> None:
     for name in ("one", "two"):
-        lab.write(sweep_text(name=name, script="step_s: 0.4"), f"{name}.yaml")
+        # long enough for the second driver to come before the first is through, on a machine that is busy
+        lab.write(sweep_text(name=name, script="step_s: 1.5"), f"{name}.yaml")
     drivers = [drive(f"{name}.yaml") for name in ("one", "two")]
     for driver in drivers:
         assert driver.wait() == 0, driver.stderr
