@@ -449,6 +449,11 @@ class Store:
         """Whether it is a folder of this machine."""
         return isinstance(self.fs, LocalFileSystem)
 
+    @property
+    def absolute(self) -> str:
+        """Its root as a process in another working directory finds it."""
+        return str(Path(self.path).resolve()) if self.is_local else self.root
+
     def trial(self, key: str) -> TrialFolder:
         """The folder of one training."""
         return TrialFolder(self.fs, posixpath.join(self.path, "trials", key))

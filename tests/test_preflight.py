@@ -75,7 +75,7 @@ seeds: [0]
 def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_path: Path, no_data: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example=example), name="s.yaml"))
     store = Store(str(tmp_path / "runs"))
-    found = here(plan, store, storage=str(tmp_path / "runs"), reach=lambda: "")
+    found = here(plan, store, reach=lambda: "")
     assert {one.check: one.text[: len(bad.get(one.check, ""))] for one in found if one.is_bad} == bad
     assert {one.check for one in found} == {"mlflow", "versions", "storage", "models", "data"}
     assert list((tmp_path / "runs").iterdir()) == [], "nothing is left behind"
@@ -84,7 +84,7 @@ def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_
 def test_a_storage_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example="'arithmetic:47+38'"), name="s.yaml"))
     (tmp_path / "runs").write_text("a file")
-    (found,) = here(plan, Store(str(tmp_path / "runs")), storage=str(tmp_path / "runs"), reach=lambda: "")
+    (found,) = here(plan, Store(str(tmp_path / "runs")), reach=lambda: "")
     assert (found.check, found.is_bad) == ("storage", True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -190,16 +191,16 @@ def doctor(
     store = Store(storage or os.environ.get("ONESHOT_STORAGE") or sweep.config.storage)
     sweep, planned = resolved(with_mlflow(sweep, mlflow or os.environ.get("MLFLOW_TRACKING_URI")), store)
     uri, _ = mlflow_location(sweep, store)
-    from oneshot.sweep.preflight import absolute, findings, here
-    from oneshot.sweep.reach import asking
+    from oneshot.sweep.preflight import findings, here
+    from oneshot.sweep.reach import why_not
 
     if address is None:
-        found = here(planned, store, storage=absolute(store), reach=asking(uri))
+        found = here(planned, store, reach=partial(why_not, uri))
     else:
         from oneshot.sweep.cluster import joined
 
         with joined(address):
-            found = findings(planned, store, storage=absolute(store), reach=asking(uri))
+            found = findings(planned, store, reach=partial(why_not, uri))
     results().print(findings_table(found))
     if any(finding.is_bad for finding in found):
         raise typer.Exit(2)

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +150,7 @@ def _run(
 
         def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
             # Ray takes seconds to import, and a sweep that is done needs none of it
-            from oneshot.sweep.reach import asking
+            from oneshot.sweep.reach import why_not
             from oneshot.sweep.tuner import run_on_ray
 
             return run_on_ray(
@@ -160,7 +161,7 @@ def _run(
                 max_concurrent=sweep.config.resources.max_concurrent,
                 listen=progress,
                 check=check,
-                reach=asking(uri),
+                reach=partial(why_not, uri),
             )
 
         summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)

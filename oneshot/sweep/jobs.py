@@ -269,11 +269,20 @@ class Cluster:
 
 def own_words(lines: Iterable[str]) -> Iterator[str]:
     """What a driver said, of a log in which Ray speaks first, and now and then between."""
-    has_begun = False
-    for line in lines:
-        if has_begun and not line.startswith(RAYS):
-            yield line
-        has_begun = has_begun or line == BEGIN
+    is_own = _OwnWords()
+    return (line for line in lines if is_own(line))
+
+
+class _OwnWords:
+    """Tells the driver's lines of a log from Ray's, taken one after another."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def __call__(self, line: str) -> bool:
+        is_own = self._has_begun and not line.startswith(RAYS)
+        self._has_begun = self._has_begun or line == BEGIN
+        return is_own
 
 
 class TokenError(UserError):
@@ -296,7 +305,7 @@ class _Tail:
         self._num_said = 0
         self._num_seen = 0
         self._line = ""
-        self._has_begun = False
+        self._is_own = _OwnWords()
         self.is_over = False
 
     def begin(self) -> None:
@@ -320,10 +329,9 @@ class _Tail:
             self._line = ""
 
     def _pass_on(self, line: str) -> None:
-        if self._has_begun and not self.is_over and not line.startswith(RAYS):
+        if self._is_own(line) and not self.is_over:
             self._say(line)
             self.is_over = self._until is not None and self._until in line
-        self._has_begun = self._has_begun or line == BEGIN
 
 
 def _submission(job: JobDetails) -> Submission | None:

@@ -5,7 +5,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import ray
 from ray import cloudpickle
@@ -38,13 +37,13 @@ class PreflightError(UserError):
     """The cluster cannot run the sweep; one line for each finding."""
 
 
-def preflight(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str], say: Callable[[str], None]) -> None:
+def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callable[[str], None]) -> None:
     """Looks at everything, and says in one line what was found good.
 
     Raises:
         PreflightError: a line with its mend for each thing that is not as it must be.
     """
-    found = findings(plan, store, storage=storage, reach=reach)
+    found = findings(plan, store, reach=reach)
     for finding in found:
         if finding.is_warning:
             say(f"warning: {finding}")
@@ -55,12 +54,7 @@ def preflight(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str
     say(f"{PASSED} ({good}; nodes: {sum(node['Alive'] for node in ray.nodes())})")
 
 
-def absolute(store: Store) -> str:
-    """The storage as a worker, which has another working directory, finds it."""
-    return str(Path(store.path).resolve()) if store.is_local else store.root
-
-
-def findings(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) -> list[Finding]:
+def findings(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
     """What there is to say of the cluster that this process has joined. `reach`: why MLflow cannot be used, if so.
 
     Raises:
@@ -72,7 +66,7 @@ def findings(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]
     store.scratch(token).write("driver", token)
     found = [_fit(plan.trials), _mlflow(reach())]
     try:
-        answers, silent = _ask(nodes, plan.trials, storage=storage, token=token)
+        answers, silent = _ask(nodes, plan.trials, storage=store.absolute, token=token)
         found += silent
         found += versions(answers)
         found += _storage(answers, store.scratch(token), token, root=store.root)
@@ -222,7 +216,7 @@ def _data(answers: Mapping[str, Answer]) -> list[Finding]:
     return found or [Finding(check="data", text="at hand", is_bad=False)]
 
 
-def here(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) -> list[Finding]:
+def here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
     """The same of this machine alone, without Ray."""
     token = secrets.token_hex(8)
     everything = {"CPU": float("inf"), "GPU": float("inf"), "memory": float("inf")}
@@ -234,7 +228,7 @@ def here(plan: Plan, store: Store, *, storage: str, reach: Callable[[], str]) ->
         return [Finding(check="storage", text=str(error), is_bad=True)]
     store.scratch(token).write("driver", token)
     try:
-        answers = {"here": probe.answer(_question(node, trials, storage=storage, token=token))}
+        answers = {"here": probe.answer(_question(node, trials, storage=store.absolute, token=token))}
         found = [_mlflow(reach()), *versions(answers), *_storage(answers, store.scratch(token), token, root=store.root)]
     finally:
         store.remove_scratch(token)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -54,8 +53,3 @@ def _explain(uri: str, error: MlflowException) -> str:
 
 def _line(text: str) -> str:
     return text.strip().splitlines()[0][:300]
-
-
-def asking(uri: str) -> Callable[[], str]:
-    """`why_not` of a URI, to be asked later."""
-    return lambda: why_not(uri)

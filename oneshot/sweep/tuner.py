@@ -18,7 +18,7 @@ from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.cluster import MOST_AT_A_TIME, Nodes, bundle, check_feasible, is_there, joined
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.gauges import Gauges
-from oneshot.sweep.preflight import absolute, preflight
+from oneshot.sweep.preflight import preflight
 from oneshot.sweep.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
 from oneshot.sweep.trainable import TrialTrainable
 from oneshot.sweepconfig import ResourceConfig
@@ -55,7 +55,7 @@ def run_on_ray(
     with joined(address), tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
         nodes = Nodes()
         if check or (check is None and len(nodes.shapes()) > 1):
-            preflight(agenda.plan, store, storage=absolute(store), reach=reach, say=say)
+            preflight(agenda.plan, store, reach=reach, say=say)
         else:
             check_feasible(agenda.plan.trials, nodes.shapes())
 
@@ -69,7 +69,7 @@ def run_on_ray(
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=AgendaSearcher(agenda, storage=absolute(store), room=nodes.room, most=max_concurrent),
+                search_alg=AgendaSearcher(agenda, storage=store.absolute, room=nodes.room, most=max_concurrent),
                 scheduler=AgendaScheduler(agenda),
                 num_samples=-1,
                 reuse_actors=True,  # between trials of equal resources, by their placement group
