@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from oneshot.config import Config
 from oneshot.errors import SweepFileError, UserError, nearest
-from oneshot.sweepconfig import has_password
+from oneshot.sweepconfig import has_password, without_password
 from oneshot.sweepfile import explain, parse_yaml
 
 FILE = Path("cluster/contexts.yaml")
@@ -32,11 +32,7 @@ class ContextConfig(Config):
     @field_validator("storage", "mlflow")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        if url is not None and has_password(url):
-            raise ValueError(
-                "a password does not belong into a URL, which jobs show; set it for the cluster's `ray start`"
-            )
-        return url
+        return without_password(url, "set it for the cluster's `ray start`")
 
     @field_validator("env")
     @classmethod

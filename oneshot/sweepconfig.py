@@ -275,6 +275,21 @@ class FaultsConfig(Config):
     )
 
 
+STORAGE_MEND = "set what fsspec's driver reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+MLFLOW_MEND = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+
+
+def without_password(url: str | None, mend: str) -> str | None:
+    """The URL itself.
+
+    Raises:
+        ValueError: it says a password, which would be logged and kept.
+    """
+    if url is not None and has_password(url):
+        raise ValueError(f"a password does not belong into a URL, which is logged and kept; {mend}")
+    return url
+
+
 def has_password(url: str) -> bool:
     """Whether a URL says a user's password."""
     return re.search(r"://[^@?#\s/]*:(?!\d+/)[^@?#\s]*@", url) is not None
@@ -315,12 +330,7 @@ class MlflowConfig(Config):
     @field_validator("tracking_uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
-        if uri is not None and has_password(uri):
-            raise ValueError(
-                "a password does not belong into a URL, which is logged and kept; name an MLflow server, and set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-            )
-        return uri
+        return without_password(uri, MLFLOW_MEND)
 
 
 class NotifyConfig(Config):
@@ -360,13 +370,8 @@ class SweepConfig(Config):
 
     @field_validator("storage")
     @classmethod
-    def _no_password(cls, storage: str) -> str:
-        if has_password(storage):
-            raise ValueError(
-                "a password does not belong into a URL, which is logged and kept; set what fsspec's driver reads from "
-                "the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        return storage
+    def _no_password(cls, storage: str) -> str | None:
+        return without_password(storage, STORAGE_MEND)
 
     @field_validator("grid", mode="before")
     @classmethod

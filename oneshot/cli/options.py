@@ -33,14 +33,12 @@ app = typer.Typer(
 
 def _no_password(storage: str | None) -> str | None:
     """Refuses `--storage` with a password: it is shown, logged and kept."""
-    from oneshot.sweepconfig import has_password
+    from oneshot.sweepconfig import STORAGE_MEND, without_password
 
-    if storage is not None and has_password(storage):
-        raise UserError(
-            "--storage: a password does not belong into a URL, which is logged and kept; set what fsspec's driver "
-            "reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return storage
+    try:
+        return without_password(storage, STORAGE_MEND)
+    except ValueError as error:
+        raise UserError(f"--storage: {error}") from error
 
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file")]
@@ -85,13 +83,12 @@ def with_mlflow(sweep: "Sweep", uri: str | None) -> "Sweep":
     """The sweep with another tracking server than the file's."""
     if uri is None:
         return sweep
-    from oneshot.sweepconfig import has_password
+    from oneshot.sweepconfig import MLFLOW_MEND, without_password
 
-    if has_password(uri):
-        raise UserError(
-            "--mlflow: a password does not belong into a URL, which is logged; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
-        )
+    try:
+        without_password(uri, MLFLOW_MEND)
+    except ValueError as error:
+        raise UserError(f"--mlflow: {error}") from error
     config = sweep.config
     mlflow = config.mlflow.model_copy(update={"tracking_uri": uri})
     return replace(sweep, config=config.model_copy(update={"mlflow": mlflow}))
