@@ -6,29 +6,30 @@ seeds may be none of the grid's, and problems that are for choosing may not be t
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from oneshot.cells import Axes, Cell
+from oneshot.cells import Cell
+from oneshot.claims import comparisons, trained_categories
 from oneshot.config import TrialConfig
 from oneshot.errors import nearest
-from oneshot.settings import Where
-from oneshot.sweepconfig import ClaimConfig
+from oneshot.settings import SettingError, Where
+from oneshot.sweepconfig import ClaimConfig, PublishedConfig
 from oneshot.sweepfile import Sweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
 
 VAL_SUITES = ("val", "arithmetic-val")
-AT = ("start", "last", "best")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
 
 
-def check_choices(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, searched: Sequence[Cell]) -> None:
-    """Refuses to choose by what is judged, or by what is trained on; `searched`: those of `cells` that choose.
+def check_choices(sweep: Sweep, *, grid: Sequence[Cell], searched: Sequence[Cell]) -> None:
+    """Refuses to choose by what is judged, or by what is trained on; the grid is judged, `searched` cells choose.
 
     Raises:
         SweepFileError: names the place and the mend.
     """
+    cells = [*grid, *searched]
     _refuse_val(sweep, cells)
     _check_metrics(sweep, cells, searched)
-    _check_claims(sweep, axes)
+    _check_claims(sweep, grid)
     config = sweep.config
     if config.allow_selection_on_test:
         return
@@ -121,23 +122,54 @@ def _nearest_metric(metric: str, suites: Collection[str]) -> str:
     return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
 
 
-def _check_claims(sweep: Sweep, axes: Axes) -> None:
-    for number, claim in enumerate(sweep.config.claims):
-        for side, selection in (("a", claim.a), ("b", claim.b)):
-            for axis, cell in selection.items():
-                where: Where = ("claims", number, side, axis)
-                if axis == "at":
-                    if cell not in AT:
-                        raise sweep.source.error(where, f"{cell!r} is no step{nearest(str(cell), AT)}")
-                elif axis not in axes:
-                    raise sweep.source.error(where, f"unknown axis{nearest(axis, [*axes, 'at'])}")
-                elif str(cell) not in {*axes[axis], *(name.partition("#")[0] for name in axes[axis])}:
-                    raise sweep.source.error(where, f"unknown cell {cell!r}{nearest(str(cell), list(axes[axis]))}")
-        for place, axis in enumerate(claim.for_each):
-            if axis not in axes:
-                raise sweep.source.error(
-                    ("claims", number, "for_each", place), f"unknown axis{nearest(axis, list(axes))}"
-                )
+def _check_claims(sweep: Sweep, grid: Sequence[Cell]) -> None:
+    """Every claim can be judged, were all trials to finish: its cells, steps, suites and categories are there."""
+    cells = {tuple(cell.names.items()): cell for cell in grid}
+    if sweep.config.claims and not grid:
+        raise sweep.source.error(("claims",), "claims are about the grid, of which there is none")
+    try:
+        found = comparisons(sweep.config.claims, [cell.names for cell in grid])
+    except SettingError as error:
+        raise sweep.source.error(error.where, error.message) from error
+    for comparison in found:
+        where: Where = ("claims", comparison.number)
+        for side, at in (("a", comparison.at_a), ("b", comparison.at_b)):
+            selected = [cells[tuple(names.items())] for pair in comparison.pairs for names in getattr(pair, side)]
+            for cell in selected:
+                if complaint := _cannot_judge(comparison.claim, cell, at=at):
+                    raise sweep.source.error((*where, side), f"{cell.label}: {complaint}")
+    for number, published in enumerate(sweep.config.published):
+        _check_published(sweep, published, ("published", number), grid)
+
+
+def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
+    """Why a cell can have no part in a claim, empty where it can."""
+    suite = _suite(claim.metric)
+    if suite is None:
+        return "" if claim.categories == "all" else f"{claim.metric} has no categories"
+    if suite not in cell.config.eval.suites:
+        return f"it is not evaluated on {suite}; give all cells of a claim the suite"
+    if (claim.of == "gain" or at == "start") and not cell.config.eval.at_start:
+        return "it is not evaluated at the start; set eval.at_start: true"
+    is_known = cell.waits_for is None or "category" in cell.labels
+    if claim.categories != "all" and is_known and not trained_categories(cell.labels, cell.config):
+        return f"categories: {claim.categories}: its examples' category is not said; add labels: {{category: ...}}"
+    return ""
+
+
+def _check_published(sweep: Sweep, published: PublishedConfig, where: Where, grid: Sequence[Cell]) -> None:
+    suites = {name for cell in grid for name in cell.config.eval.suites}
+    for place, suite in enumerate(published.columns):
+        if suite not in suites:
+            raise sweep.source.error(
+                (*where, "columns", place), f"no trial has the suite{nearest(suite, sorted(suites))}"
+            )
+    for place, row in enumerate(published.rows):
+        for axis, name in row.cell.items():
+            names = list(dict.fromkeys(cell.names[axis] for cell in grid if axis in cell.names))
+            if str(name) not in names:
+                what = f"unknown cell {str(name)!r}" if names else f"unknown axis {axis!r}"
+                raise sweep.source.error((*where, "rows", place, "cell", axis), f"{what}{nearest(str(name), names)}")
 
 
 def _refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:

@@ -140,7 +140,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     by_cell = [made.trials(place, sweep.config.seeds) for place in grid]
     trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
     studied = [cell for study in studies for cell in study.cells]
-    check_choices(sweep, axes, [*cells, *studied], searched=studied)
+    check_choices(sweep, grid=cells, searched=studied)
     warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
     several = sorted({cell.label for cell in every if cell.resources.gpus > 1})
     if several:

@@ -212,17 +212,56 @@ class ExpectConfig(Config):
         return self
 
 
+class PowerConfig(Config):
+    """What `plan` assumes where it says how small a difference a claim could show."""
+
+    seed_sd: float = Field(0.02, ge=0, le=1, description="SD of the difference between seeds; 0.02 is two points")
+    discordance: float = Field(0.3, gt=0, le=1, description="share of problems on which one side alone is right")
+    effect: float | None = Field(None, gt=0, description="a difference whose chance to be shown is asked")
+
+
 class ClaimConfig(Config):
     """A comparison of two selections, written down before the run."""
 
     name: str = Field(min_length=1, description="what it says")
     metric: str = Field(min_length=1, description="as eval/math500/pass_at_1")
     of: Literal["value", "gain"] = Field("value", description="the metric, or its change since the start")
-    a: dict[str, Any] = Field(description="axis -> cell, and `at`: start, last or best")
+    a: dict[str, Any] = Field(
+        description="axis -> cell or list of cells, and `at`: start, last, best (on `val`) or saturation"
+    )
     b: dict[str, Any] = Field(description="what it is compared with; an axis left out is as in `a`")
     for_each: list[str] = Field(default_factory=list, description="axes with a verdict for every cell")
-    categories: Literal["all", "trained", "untrained"] = Field("all", description="of the suite's problems")
+    categories: Literal["all", "trained", "untrained"] = Field(
+        "all", description="of the suite's problems: those of the examples' categories, or the others"
+    )
     expect: ExpectConfig = Field(description="of the difference a - b")
+    power: PowerConfig = Field(default_factory=PowerConfig, description="what `plan` assumes")
+
+
+class PublishedRow(Config):
+    """One line of a published table."""
+
+    cell: dict[str, Any] = Field(default_factory=dict, description="axis -> cell that it stands beside")
+    at: Literal["start", "last"] = Field("last", description="before training, or after")
+    values: list[float | None] = Field(min_length=1, description="accuracies, 0 to 1, one a column; null where none is")
+
+
+class PublishedConfig(Config):
+    """Numbers that others published, to stand beside the sweep's own."""
+
+    by: str = Field(min_length=1, description="whom, and where")
+    how: str = Field(min_length=1, description="how they came about, as `best checkpoint on the test set, one seed`")
+    columns: list[str] = Field(min_length=1, description="suites; pass@1")
+    rows: list[PublishedRow] = Field(min_length=1, description="a line for each cell")
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> "PublishedConfig":
+        for number, row in enumerate(self.rows):
+            if len(row.values) != len(self.columns):
+                raise ValueError(f"row {number} has {len(row.values)} values for {len(self.columns)} columns")
+            if any(value is not None and not 0 <= value <= 1 for value in row.values):
+                raise ValueError(f"row {number}: an accuracy is between 0 and 1; write 72.8 percent as 0.728")
+        return self
 
 
 class BudgetConfig(Config):
@@ -358,6 +397,9 @@ class SweepConfig(Config):
     early_stop: EarlyStopConfig | None = Field(None, description="of search trials")
     guards: list[GuardConfig] = Field(default_factory=list, description="what fails a trial")
     claims: list[ClaimConfig] = Field(default_factory=list, description="what is expected, written before the run")
+    published: list[PublishedConfig] = Field(
+        default_factory=list, description="others' numbers, which the report shows beside the sweep's"
+    )
     allow_selection_on_test: bool = Field(
         False, description="let a claim be about a metric, or a seed, that also chose; verdicts say so"
     )

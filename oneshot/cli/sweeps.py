@@ -139,6 +139,7 @@ def _run(
 
     from oneshot.display import Progress, cells_table
     from oneshot.report.cells import cell_lines
+    from oneshot.report.runs import read_runs
     from oneshot.sweep.run import mlflow_location
     from oneshot.sweep.run import run as run_sweep
 
@@ -165,7 +166,7 @@ def _run(
             )
 
         summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
-    lines = cell_lines(planned, store)
+    lines = cell_lines(read_runs(planned, store, faults=sweep.config.faults))
     if lines:
         results().print(cells_table(lines))
     print(f"\n{_counts(summary)}; store: {store.root}")

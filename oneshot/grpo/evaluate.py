@@ -16,7 +16,7 @@ from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grader
-from oneshot.tasks.measures import measures, pass_at_k
+from oneshot.tasks.measures import category_key, measures, pass_at_k
 from oneshot.tasks.prompts import Shot
 
 
@@ -130,8 +130,3 @@ def summary(records: Sequence[Record], *, samples: int) -> dict[str, float]:
     for part, those in sorted(by_part.items()):
         metrics[f"{part}/pass_at_1"] = fmean(those)
     return metrics
-
-
-def category_key(category: str) -> str:
-    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `."""
-    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)

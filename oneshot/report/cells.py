@@ -1,12 +1,10 @@
-"""A plan and its store -> one line a cell and suite: accuracy before and after, and the gain with its interval."""
+"""Runs -> one line a cell and suite: accuracy before and after, and the gain with its interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oneshot.plan import Plan, Trial
+from oneshot.report.runs import Run
 from oneshot.report.stats import Interval, mean_interval
-from oneshot.standing import trial_standing, view
-from oneshot.store import Row, Store
 
 COLUMNS = ("suite", "n", "start", "last", "last_low", "last_high", "gain", "gain_low", "gain_high", "num_planned")
 
@@ -23,47 +21,42 @@ class CellLine:
     gain: Interval | None
 
 
-def cell_lines(plan: Plan, store: Store) -> list[CellLine]:
-    """A line for each cell with at least one finished trial, in the plan's order."""
-    finished: dict[tuple[str, ...], list[tuple[Trial, list[Row]]]] = {}
-    planned: dict[tuple[str, ...], int] = {}
-    for trial in plan.grid:
-        name = tuple(trial.cell.values())
-        planned[name] = planned.get(name, 0) + 1
-        if trial.key is None or not trial.config.eval.suites:
-            continue
-        folder = store.trial(trial.key)
-        if trial_standing(trial, folder.result()) == "finished":
-            finished.setdefault(name, []).append((trial, view(trial, folder)))
+def by_cell(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that share a cell, in the grid's order."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(tuple(run.cell.values()), []).append(run)
+    return list(found.values())
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """Those that came to their end."""
+    return [run for run in runs if run.state == "finished"]
+
+
+def cell_lines(runs: Sequence[Run]) -> list[CellLine]:
+    """A line for each cell with at least one finished trial, in the grid's order."""
     return [
         line
-        for name, those in finished.items()
-        for suite in those[0][0].config.eval.suites
-        if (line := _line(those, suite, planned[name])) is not None
+        for those in by_cell(runs)
+        for suite in those[0].suites
+        if (line := _line(finished(those), suite.name, len(those))) is not None
     ]
 
 
-def _line(those: Sequence[tuple[Trial, list[Row]]], suite: str, num_planned: int) -> CellLine | None:
-    starts, lasts, gains = [], [], []
-    for trial, rows in those:
-        by_step = {row.step: row.metrics for row in rows}
-        last = by_step.get(trial.config.train.num_steps, {}).get(f"eval/{suite}/pass_at_1")
-        start = by_step.get(0, {}).get(f"eval/{suite}/pass_at_1")
-        if last is None:
-            continue
-        lasts.append(last)
-        if start is not None:
-            starts.append(start)
-            gains.append(last - start)
+def _line(those: Sequence[Run], suite: str, num_planned: int) -> CellLine | None:
+    ends = [(run.measure(suite, 0), run.measure(suite, run.num_steps)) for run in those]
+    lasts = [last for _, last in ends if last is not None]
+    pairs = [(start, last) for start, last in ends if start is not None and last is not None]
     if not lasts:
         return None
     return CellLine(
-        cell=those[0][0].cell,
+        cell=those[0].cell,
         suite=suite,
         num_planned=num_planned,
-        start=mean_interval(starts) if starts else None,
+        start=mean_interval([start for start, _ in pairs]) if pairs else None,
         last=mean_interval(lasts),
-        gain=mean_interval(gains) if gains else None,
+        gain=mean_interval([last - start for start, last in pairs]) if pairs else None,
     )
 
 

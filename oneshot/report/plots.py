@@ -1,17 +1,41 @@
-"""Rows of trials -> matplotlib figures. One axis each, no chart without its unit."""
+"""Runs -> matplotlib figures, and figures -> SVG that follows a page's light and dark. No chart without its unit."""
 
+import io
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import cycle
+from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oneshot.plan import Plan
-from oneshot.report.stats import mean_interval
-from oneshot.standing import view
-from oneshot.store import Row, Store
+from oneshot.report.cells import by_cell, finished
+from oneshot.report.runs import Run
+from oneshot.report.stats import Interval, mean_interval
+from oneshot.report.steps import saturation
+from oneshot.store import Row
 
 INK, FAINT = "#22303c", "#d7dee4"
-PALETTE = ("#0b6e99", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#3f4a56")
+PALETTE = ("#0b6e99", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")
+"""Each is told from paper and from ink, on white and on near black."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.facecolor": "none",
+    "legend.labelcolor": INK,
+    "font.size": 9,
+}
+MAX_LINES = 8
+"""Of one panel, in colours; more are drawn faintly."""
+MAX_COLUMNS = 3
+MAX_BARS = 60
+"""Cells of one forest plot."""
 
 
 def has_curve(row: Row) -> bool:
@@ -21,76 +45,224 @@ def has_curve(row: Row) -> bool:
 
 def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
     """Training reward, and held-out accuracy of each suite, by step."""
-    figure, axes = _figure(7.0, 3.6)
-    rewards = [(row.step, row.metrics["reward/mean"]) for row in rows if "reward/mean" in row.metrics]
-    if rewards:
-        axes.plot(*zip(*rewards, strict=True), color=PALETTE[4], linewidth=1.2, label="training reward")
-    suites = sorted({name.split("/")[1] for row in rows for name in row.metrics if name.endswith("/pass_at_1")})
-    for index, suite in enumerate(suites):
-        name = f"eval/{suite}/pass_at_1"
-        points = [(row.step, row.metrics[name]) for row in rows if name in row.metrics]
-        axes.plot(*zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=f"{suite}, held out")
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("step")
-    axes.set_ylabel("reward, accuracy (pass@1)")
-    axes.set_ylim(-0.02, 1.02)
-    if rewards or suites:
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def sweep_curves(plan: Plan, store: Store, *, suite: str) -> Figure:
-    """Mean accuracy by step of every cell, one panel for each cell of the first axis, with 95% intervals over seeds."""
-    curves: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for trial in plan.grid:
-        if trial.key is None or suite not in trial.config.eval.suites:
-            continue
-        panel, *rest = trial.cell.values() or ("all",)
-        by_step = curves.setdefault(panel, {}).setdefault(" / ".join(rest) or "trials", {})
-        for row in view(trial, store.trial(trial.key)):
-            accuracy = row.metrics.get(f"eval/{suite}/pass_at_1")
-            if accuracy is not None:
-                by_step.setdefault(row.step, []).append(accuracy)
-    return _panels(curves, ylabel=f"accuracy on {suite} (pass@1)", title=plan.name)
-
-
-def _panels(curves: Mapping[str, Mapping[str, Mapping[int, list[float]]]], *, ylabel: str, title: str) -> Figure:
-    figure = Figure(figsize=(4.6 * max(1, len(curves)), 3.8), layout="constrained")
-    panels = figure.subplots(1, max(1, len(curves)), sharey=True, squeeze=False)[0]
-    for axes, (panel, lines) in zip(panels, curves.items(), strict=False):
-        _dress(axes)
-        for index, (name, by_step) in enumerate(lines.items()):
-            steps = sorted(by_step)
-            intervals = [mean_interval(by_step[step]) for step in steps]
-            color = PALETTE[index % len(PALETTE)]
-            axes.plot(steps, [i.mean for i in intervals], color=color, marker="o", markersize=4, label=name)
-            axes.fill_between(
-                steps,
-                [i.low if i.low is not None else i.mean for i in intervals],
-                [i.high if i.high is not None else i.mean for i in intervals],
-                color=color,
-                alpha=0.15,
-                linewidth=0,
-            )
-        axes.set_title(panel, loc="left", fontsize=10, color=INK)
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(7.0, 3.6)
+        rewards = [(row.step, row.metrics["reward/mean"]) for row in rows if "reward/mean" in row.metrics]
+        if rewards:
+            axes.plot(*zip(*rewards, strict=True), color=PALETTE[4], linewidth=1.2, label="training reward")
+        suites = sorted({name.split("/")[1] for row in rows for name in row.metrics if name.endswith("/pass_at_1")})
+        for index, suite in enumerate(suites):
+            name = f"eval/{suite}/pass_at_1"
+            points = [(row.step, row.metrics[name]) for row in rows if name in row.metrics]
+            axes.plot(*zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=f"{suite}, held out")
+        axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
+        axes.set_ylabel("reward, accuracy (pass@1)")
         axes.set_ylim(-0.02, 1.02)
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
-    panels[0].set_ylabel(ylabel)
-    figure.suptitle(f"{title}: mean over seeds, 95% t interval", fontsize=10, color=INK, x=0.01, ha="left")
+        if rewards or suites:
+            axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    _dress(axes)
-    return figure, axes
+def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
+    """Held-out accuracy by step, mean over seeds with 95% t intervals, and training reward (dotted) with t_sat marked.
+
+    One panel for each cell of the first axis.
+    """
+    panels: dict[str, list[list[Run]]] = {}
+    for those in by_cell(runs):
+        if those[0].suite(suite) is not None:
+            panels.setdefault(next(iter(those[0].cell.values()), "all"), []).append(those)
+    with mpl.rc_context(STYLE):
+        figure, all_axes = _figure(4.4, 3.4, num=len(panels))
+        for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
+            for index, those in enumerate(cells):
+                _draw_cell(axes, those, suite, index=index)
+            axes.set_title(panel, loc="left", fontsize=10)
+            axes.set_xlabel("step")
+            axes.set_ylim(-0.02, 1.02)
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(frameon=False, fontsize=7, loc="best")
+        all_axes[0].set_ylabel(f"accuracy on {suite} (pass@1)")
+        title = f"{name}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward; triangle: t_sat"
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return figure
 
 
-def _dress(axes: Axes) -> None:
-    axes.grid(True, color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def _draw_cell(axes: Axes, those: Sequence[Run], suite: str, *, index: int) -> None:
+    """One cell's accuracy with its interval, its training reward, and where that saturates."""
+    color, is_faint = PALETTE[index % len(PALETTE)], index >= MAX_LINES
+    label = " / ".join(list(those[0].cell.values())[1:]) or "trials"
+    accuracies = _by_step(
+        [{step: numbers["pass_at_1"] for step, numbers in run.measured.get(suite, {}).items()} for run in those]
+    )
+    _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
+    if is_faint:
+        return
+    rewards = _by_step(
+        [{row.step: row.metrics["reward/mean"] for row in run.rows if "reward/mean" in row.metrics} for run in those]
+    )
+    steps = sorted(rewards)
+    axes.plot(steps, [rewards[step].mean for step in steps], color=color, linewidth=0.9, linestyle=":")
+    turns = [found.step for run in finished(those) if (found := saturation(run)) is not None and found.is_seen]
+    if turns:
+        axes.plot([sum(turns) / len(turns)], [1.0], color=color, marker="v", markersize=6, linestyle="none")
+
+
+def _by_step(series: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
+    """Numbers of several runs by step -> their mean and interval at each step."""
+    values: dict[int, list[float]] = {}
+    for one in series:
+        for step, number in one.items():
+            values.setdefault(step, []).append(number)
+    return {step: mean_interval(numbers) for step, numbers in sorted(values.items())}
+
+
+def _draw_band(axes: Axes, points: Mapping[int, Interval], *, color: str, label: str, marker: str = "") -> None:
+    steps = list(points)
+    axes.plot(
+        steps, [points[s].mean for s in steps], color=color, marker=marker, markersize=3.5, label=label or "_hidden"
+    )
+    lows, highs = ([_end(points[s], which) for s in steps] for which in ("low", "high"))
+    axes.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
+
+
+def _end(interval: Interval, which: str) -> float:
+    end = interval.low if which == "low" else interval.high
+    return interval.mean if end is None else end
+
+
+def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
+    """Entropy and length of training completions by step, mean over seeds with 95% t intervals."""
+    cells = by_cell(runs)
+    with mpl.rc_context(STYLE):
+        figure, all_axes = _figure(6.0, 3.2, num=2)
+        for axes, metric, unit in zip(
+            all_axes,
+            ("rollout/entropy", "rollout/length_mean"),
+            ("entropy (nats a token)", "length (tokens)"),
+            strict=True,
+        ):
+            for index, those in enumerate(cells):
+                series = [{row.step: row.metrics[metric] for row in run.rows if metric in row.metrics} for run in those]
+                is_faint = index >= MAX_LINES
+                color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
+                label = "" if is_faint else " / ".join(those[0].cell.values())
+                _draw_band(axes, _by_step(series), color=color, label=label)
+            axes.set_xlabel("step")
+            axes.set_ylabel(unit)
+        if all_axes[0].get_legend_handles_labels()[1]:
+            all_axes[0].legend(frameon=False, fontsize=7)
+        figure.suptitle(f"{name}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> Figure:
+    """Means with their intervals, one below the other, and a line at no difference."""
+    shown = list(lines[:MAX_BARS])
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
+        places = range(len(shown), 0, -1)
+        for place, (_, interval) in zip(places, shown, strict=True):
+            axes.plot([interval.mean], [place], "o", color=PALETTE[0], markersize=4.5)
+            if interval.low is not None and interval.high is not None:
+                axes.plot([interval.low, interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(list(places), [label for label, _ in shown])
+        axes.set_ylim(0.4, len(shown) + 0.6)
+        axes.set_xlabel(unit)
+        more = f"; {len(lines) - len(shown)} more cells are in the table" if len(lines) > len(shown) else ""
+        axes.set_title(f"{title}{more}", loc="left", fontsize=9)
+    return figure
+
+
+def heatmap(
+    values: Mapping[tuple[str, str], Interval], *, rows: Sequence[str], columns: Sequence[str], title: str
+) -> Figure:
+    """A matrix of gains in points, each written out with its interval."""
+    largest = max((abs(one.mean) for one in values.values()), default=1.0) or 1.0
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(1.6 + 1.35 * len(columns), 1.3 + 0.62 * len(rows))
+        axes.grid(visible=False)
+        for y, row in enumerate(rows):
+            for x, column in enumerate(columns):
+                if (one := values.get((row, column))) is None:
+                    continue
+                strength = 0.55 * abs(one.mean) / largest
+                color = PALETTE[0] if one.mean >= 0 else PALETTE[1]
+                axes.fill(
+                    [x - 0.5, x + 0.5, x + 0.5, x - 0.5],
+                    [y - 0.5, y - 0.5, y + 0.5, y + 0.5],
+                    color=color,
+                    alpha=strength,
+                    linewidth=0,
+                )
+                interval = (
+                    "" if one.low is None or one.high is None else f"\n[{100 * one.low:.0f}, {100 * one.high:.0f}]"
+                )
+                axes.text(x, y, f"{100 * one.mean:+.1f}{interval}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=30 if len(columns) > 4 else 0,
+            ha="right" if len(columns) > 4 else "center",
+        )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, title: str) -> Figure:
+    """Gain against hours, a point for each cell."""
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = _figure(6.0, 3.4)
+        for (label, hours, gained), color in zip(points, cycle(PALETTE), strict=False):
+            axes.plot(
+                [hours], [100 * gained.mean], "o", color=color, label=label if len(points) <= MAX_LINES else "_hidden"
+            )
+            if gained.low is not None and gained.high is not None:
+                axes.plot([hours, hours], [100 * gained.low, 100 * gained.high], color=color, linewidth=1.2)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("gain (points)")
+        if 0 < len(points) <= MAX_LINES:
+            axes.legend(frameon=False, fontsize=7)
+        axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def as_svg(figure: Figure, *, name: str) -> str:
+    """The figure as a file of its own, the same each time it is made."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
+
+
+def inline(svg: str, *, label: str) -> str:
+    """An SVG as part of a page: its ink is the page's, and a reader that does not see it is told what it is."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = body.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    body = re.sub(r'(<svg[^>]*?) width="([^"]*)"', r'\1 style="width: \2"', body, count=1)
+    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    return body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _figure(width: float, height: float, *, num: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels, three beside each other."""
+    num = max(1, num)
+    columns = min(num, MAX_COLUMNS)
+    rows = -(-num // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
+    for axes in panels[num:]:
+        axes.remove()
+    for axes in panels[:num]:
+        axes.grid(visible=True, color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels[:num]

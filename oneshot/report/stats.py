@@ -1,10 +1,27 @@
-"""Numbers of replicates -> means with intervals, on SciPy."""
+"""Numbers of replicates -> means, differences and shares with intervals, and verdicts on what was claimed; on SciPy.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Shapes: S seeds, P problems. Which interval stands where, and why, is in docs/statistics.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
 from statistics import fmean
+from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from scipy import stats
+
+Array = npt.NDArray[np.float64]
+Verdict = Literal["supported", "contradicted", "inconclusive"]
+
+LEVEL = 0.05  # of every interval and test below
+MIN_SEEDS = 3  # t with one degree of freedom is 12.7 errors wide: two seeds make no statement
+NUM_RESAMPLES = 9_999
+ROUNDING = 1e-12  # what is smaller, relative to what it is made of, is zero
+MAX_BATCH = 1_000_000  # resampled differences held at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +50,341 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
         return Interval(mean=mean, low=mean, high=mean, num=len(values))
     low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
     return Interval(mean=mean, low=float(low), high=float(high), num=len(values))
+
+
+def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
+    """Share of right completions with its score interval (Wilson, JASA 22, 1927): for one completion a problem.
+
+    Several completions of one problem are not independent, and the interval would be too narrow.
+
+    Raises:
+        ValueError: no completions, or more right than there are.
+    """
+    found = stats.binomtest(num_right, num).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(mean=num_right / num, low=float(found.low), high=float(found.high), num=num)
+
+
+class Evidence(Protocol):
+    """What an interval and its p-values both come from."""
+
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the true difference."""
+
+    def p_value(self, bound: float) -> float:
+        """Two-sided, that the true difference is `bound`: below 0.05 exactly where the interval leaves it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentT:
+    """A normal mean, its standard error, and the degrees of freedom of that error."""
+
+    effect: float
+    error: float
+    df: float
+
+    def interval(self) -> tuple[float, float]:
+        """Effect -+ t(0.975, df) errors."""
+        half = float(half_width(self.error, self.df))
+        return self.effect - half, self.effect + half
+
+    def p_value(self, bound: float) -> float:
+        """Both tails beyond `bound`; without any error 0, or 1 for the effect itself."""
+        if self.error == 0.0:
+            return float(bound == self.effect)
+        return float(2 * stats.t.sf(abs(self.effect - bound) / self.error, self.df))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """The intervals of a resampled mean at any level in (0, 1)."""
+
+    interval_at: Callable[[float], tuple[float, float]]
+
+    def interval(self) -> tuple[float, float]:
+        """Quantiles of the resampled means, corrected for bias and skew."""
+        return self.interval_at(LEVEL)
+
+    def p_value(self, bound: float) -> float:
+        """The least level whose interval leaves `bound` out, by halving to half a percent; at least 2 in 10,000."""
+        in_level, out_level = (2 / (NUM_RESAMPLES + 1), LEVEL) if self._leaves_out(bound, LEVEL) else (LEVEL, 1.0)
+        while out_level - in_level > 0.005 * out_level:
+            level = (in_level + out_level) / 2
+            if self._leaves_out(bound, level):
+                out_level = level
+            else:
+                in_level = level
+        return (in_level + out_level) / 2
+
+    def _leaves_out(self, bound: float, level: float) -> bool:
+        low, high = self.interval_at(level)
+        return not low <= bound <= high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A mean paired difference, with its 95% interval where the replicates allow one."""
+
+    effect: float
+    low: float | None
+    high: float | None
+    num_seeds: int
+    num_problems: int | None  # None: the metric is not counted over problems
+    test: str
+    error: float | None
+    df: float | None  # None: no interval, or the bootstrap's
+    evidence: tuple[Evidence, ...] = field(repr=False, compare=False)
+
+    def p_value(self, bound: float = 0.0) -> float | None:
+        """Two-sided, that the true difference is `bound`: below 0.05 exactly where the interval leaves it out.
+
+        Of several tests the largest p-value, as the interval is the widest. None where there is no interval.
+        """
+        return max((each.p_value(bound) for each in self.evidence), default=None)
+
+
+def paired_difference(differences_SP: Array) -> Difference:
+    """Mean of differences between two cells, each on one seed and one problem: the wider of two intervals.
+
+    One is t over the seeds' means, the other that of seeds crossed with problems (`paired_errors`). The first knows
+    nothing of the problems' spread, the second leans on few degrees of freedom: docs/statistics.md has their coverage.
+
+    Raises:
+        ValueError: no seeds or no problems.
+    """
+    num_seeds, num_problems = differences_SP.shape
+    if not num_problems:
+        raise ValueError("paired_difference needs at least one problem")
+    if num_seeds < MIN_SEEDS or num_problems == 1:
+        return replace(seed_difference(differences_SP.mean(1)), num_problems=num_problems)
+    errors = paired_errors(differences_SP)
+    effect = float(errors.effect)
+    seeds = StudentT(effect=effect, error=float(errors.seeds), df=num_seeds - 1)
+    crossed = StudentT(effect=effect, error=float(errors.crossed), df=float(errors.crossed_df))
+    by_crossed = f"crossed {num_seeds} seeds x {num_problems} problems, Satterthwaite df {crossed.df:.1f}"
+    by_seeds = f"paired t over {num_seeds} seeds"
+    used, test = (crossed, by_crossed) if crossed.interval()[1] > seeds.interval()[1] else (seeds, by_seeds)
+    return _by_t(used, (seeds, crossed), num_seeds=num_seeds, num_problems=num_problems, test=test)
+
+
+def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
+    """Mean of the seeds' differences in a metric that is not counted over problems, by t.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    num_seeds = len(differences_S)
+    if not num_seeds:
+        raise ValueError("seed_difference needs at least one seed")
+    effect, centred_S = _centred(np.asarray(differences_S), axis=(-1,))
+    if num_seeds < MIN_SEEDS:
+        seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
+        test = f"{seeds}: fewer than {MIN_SEEDS}, no interval"
+        return _without_interval(float(effect), num_seeds=num_seeds, num_problems=None, test=test)
+    error = _without_rounding(centred_S.std(ddof=1) / np.sqrt(num_seeds), np.asarray(differences_S), axis=(-1,))
+    used = StudentT(effect=float(effect), error=float(error), df=num_seeds - 1)
+    return _by_t(used, (used,), num_seeds=num_seeds, num_problems=None, test=f"paired t over {num_seeds} seeds")
+
+
+def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
+    """Mean over problems of a difference between given checkpoints, by the bootstrap.
+
+    `differences_P` are means over `num_seeds` checkpoints; it says nothing of another training. The resamples are the
+    same each time; their interval is BCa, Efron, JASA 82 (1987).
+
+    Raises:
+        ValueError: no problems.
+    """
+    num_problems = len(differences_P)
+    if not num_problems:
+        raise ValueError("problem_difference needs at least one problem")
+    effect, centred_P = _centred(differences_P, axis=(-1,))
+    if num_problems == 1:
+        test = "1 problem: no interval"
+        return _without_interval(float(effect), num_seeds=num_seeds, num_problems=1, test=test)
+    test = f"bootstrap over {num_problems} problems"
+    if not _without_rounding(centred_P.std(), differences_P, axis=(-1,)):
+        same = StudentT(effect=float(effect), error=0.0, df=np.inf)
+        return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
+    run = partial(
+        stats.bootstrap,
+        (differences_P,),
+        np.mean,
+        vectorized=True,
+        batch=max(1, MAX_BATCH // num_problems),
+    )
+    resampled = run(n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0))
+
+    def interval_at(level: float) -> tuple[float, float]:
+        low, high = run(n_resamples=0, bootstrap_result=resampled, confidence_level=1 - level).confidence_interval
+        return float(low), float(high)
+
+    evidence = Bootstrap(interval_at=interval_at)
+    low, high = evidence.interval()
+    return Difference(
+        effect=float(effect),
+        low=low,
+        high=high,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        test=test,
+        error=float(resampled.standard_error),
+        df=None,
+        evidence=(evidence,),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedErrors:
+    """Means of S x P differences and their two standard errors; each of the leading shape."""
+
+    effect: Array
+    seeds: Array  # with S - 1 degrees of freedom
+    crossed: Array
+    crossed_df: Array
+
+
+def paired_errors(differences_SP: Array) -> PairedErrors:
+    """Standard errors over seeds, and over seeds crossed with problems; any shape before S x P, both at least 2.
+
+    Two-way layout without replication, both random: Brennan, Generalizability Theory (2001), ch. 2. Degrees of freedom
+    by Satterthwaite, Biometrics Bulletin 2 (1946). Where we differ: of a sum of squares they are never fewer than the
+    smallest part's, but the residual is taken away here, they come near 0, and intervals get 10^150 points wide. We
+    keep that bound.
+    """
+    num_seeds, num_problems = differences_SP.shape[-2:]
+    num = num_seeds * num_problems
+    residual_df = (num_seeds - 1) * (num_problems - 1)
+    effect, centred_SP = _centred(differences_SP, axis=(-2, -1))
+    seed_square = num_problems * centred_SP.mean(-1).var(-1, ddof=1)
+    problem_square = num_seeds * centred_SP.mean(-2).var(-1, ddof=1)
+    total = np.square(centred_SP).sum((-2, -1))
+    rest = total - (num_seeds - 1) * seed_square - (num_problems - 1) * problem_square
+    residual_square = np.maximum(rest, 0.0) / residual_df
+
+    combined = seed_square + problem_square - residual_square
+    combined = np.where(combined > ROUNDING * (seed_square + problem_square), combined, 0.0)
+    spread = (
+        seed_square**2 / (num_seeds - 1) + problem_square**2 / (num_problems - 1) + residual_square**2 / residual_df
+    )
+    df = np.divide(combined**2, spread, out=np.zeros_like(spread), where=spread > 0)
+    return PairedErrors(
+        effect=effect,
+        seeds=_without_rounding(np.sqrt(seed_square / num), differences_SP, axis=(-2, -1)),
+        crossed=_without_rounding(np.sqrt(combined / num), differences_SP, axis=(-2, -1)),
+        crossed_df=np.maximum(df, min(num_seeds, num_problems) - 1),
+    )
+
+
+def half_width(error: float | Array, df: float | Array) -> Array:
+    """Half of the 95% interval of t."""
+    return np.asarray(stats.t.ppf(1 - LEVEL / 2, df) * error)
+
+
+def _centred(differences: Array, *, axis: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean, and the differences around it; taken from the first of them, so that equal ones leave exact zeros."""
+    first = differences[..., :1] if axis == (-1,) else differences[..., :1, :1]
+    rest = differences - first
+    offset = rest.mean(axis, keepdims=True)
+    return np.squeeze(first + offset, axis), rest - offset
+
+
+def _without_rounding(error: Array, differences: Array, *, axis: tuple[int, ...]) -> Array:
+    """Zero where an error is no more than what rounding leaves of equal differences."""
+    return np.where(error > ROUNDING * np.abs(differences).max(axis), error, 0.0)
+
+
+def _by_t(
+    used: StudentT, evidence: tuple[StudentT, ...], *, num_seeds: int, num_problems: int | None, test: str
+) -> Difference:
+    low, high = used.interval()
+    return Difference(
+        effect=used.effect,
+        low=low,
+        high=high,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        test=test,
+        error=used.error,
+        df=used.df,
+        evidence=evidence,
+    )
+
+
+def _without_interval(effect: float, *, num_seeds: int, num_problems: int | None, test: str) -> Difference:
+    return Difference(
+        effect=effect,
+        low=None,
+        high=None,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        test=test,
+        error=None,
+        df=None,
+        evidence=(),
+    )
+
+
+def judge(
+    difference: Difference,
+    *,
+    greater_by: float | None = None,
+    less_by: float | None = None,
+    within: float | None = None,
+) -> tuple[Verdict, float | None]:
+    """Verdict on one expectation of a difference a - b, by its interval alone, and the p-value that Holm is to correct.
+
+    `greater_by`: a is above b by more than this; `less_by`: below b by more than this; `within`: no further apart than
+    this, which is two one-sided tests (Schuirmann 1987), their p-value doubled to match the 95% interval. Only where
+    Holm's p-value is at most 0.05, too, may a verdict other than inconclusive stand.
+    """
+    assert sum(expected is not None for expected in (greater_by, less_by, within)) == 1, "one expectation a claim"
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return "inconclusive", None
+    if greater_by is not None:
+        return _verdict(low > greater_by, high < greater_by), difference.p_value(greater_by)
+    if less_by is not None:
+        return _verdict(high < -less_by, low > -less_by), difference.p_value(-less_by)
+    assert within is not None and within > 0, "no difference is within nothing"
+    # inside, both bounds must be out of the question; outside, the nearer one: either way the larger p-value
+    by_bound = [p for bound in (-within, within) if (p := difference.p_value(bound)) is not None]
+    return _verdict(-within < low and high < within, low > within or high < -within), max(by_bound)
+
+
+def _verdict(supported: bool, contradicted: bool) -> Verdict:
+    return "supported" if supported else "contradicted" if contradicted else "inconclusive"
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's corrected p-values (Scandinavian Journal of Statistics 6, 1979) of all claims of a sweep.
+
+    A claim without a p-value was planned all the same: it counts as one more test, with p 1, and stays None.
+    """
+    if not p_values:
+        return []
+    # half a second, for the few sweeps that make claims
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = multipletests([1.0 if p is None else p for p in p_values], alpha=LEVEL, method="holm")[1]
+    return [None if p is None else float(one) for p, one in zip(p_values, corrected, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStability:
+    """How alike two seeds rank the same names: Kendall's tau-b over pairs of seeds."""
+
+    mean: float
+    low: float  # of the least alike pair
+    num_pairs: int
+
+
+def kendall(scores_by_seed: Sequence[Mapping[str, float]]) -> RankStability | None:
+    """Tau-b (Kendall 1945) of each two seeds on the names that both have; a pair that ranks nothing is left out."""
+    taus = []
+    for one, other in combinations(scores_by_seed, 2):
+        names = sorted(one.keys() & other.keys())
+        if len({one[name] for name in names}) > 1 and len({other[name] for name in names}) > 1:
+            taus.append(
+                float(stats.kendalltau([one[name] for name in names], [other[name] for name in names]).statistic)
+            )
+    return RankStability(mean=fmean(taus), low=min(taus), num_pairs=len(taus)) if taus else None

@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow import MlflowClient
@@ -20,12 +22,14 @@ from oneshot.control import Stops, read_stops
 from oneshot.plan import Plan, Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import has_curve, sweep_curves, trial_curve
+from oneshot.report.runs import read_runs
 from oneshot.settings import flat
 from oneshot.standing import trial_standing, view
 from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
 from oneshot.studies import FOLDER as SEARCH
 from oneshot.sweep.package import commit
 from oneshot.sweep.told import told_of
+from oneshot.sweep.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
 
@@ -33,6 +37,9 @@ TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
 """Columns of an evaluation's table in MLflow; the store keeps more."""
 TAG_LENGTH = 7500
 """Of a tag's 8,000 characters, past which MLflow cuts without a word."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a description, in Markdown."""
+CUT = "*Cut here: the rest is under Artifacts, in `report/`.*"
 TRIAL = "oneshot.trial"
 MEASURES = "measures.json"
 ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
@@ -63,6 +70,8 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        # else a line on stdout for every run that ends
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._plan = plan
         self._store = store
         self._client = MlflowClient(tracking_uri=tracking_uri)
@@ -72,6 +81,9 @@ class Tracker:
         self._is_open = False
         self._studies: dict[str, Any] = {}
         """What MLflow has of each study."""
+        self._description = ""
+        self._published: dict[str, str] = {}
+        """Name of a file -> digest of what was sent of it."""
 
     def replan(self, plan: Plan) -> None:
         """The sweep has trials that it had not."""
@@ -87,10 +99,8 @@ class Tracker:
         experiment_id = self._client.create_experiment(name, artifact_location=artifacts)
         # said, for the UI guesses otherwise, and takes tables of completions for an LLM application's
         self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
-        for suite in list(self._plan.trials[0].config.eval.suites)[:1]:
-            self._client.set_experiment_tag(
-                experiment_id, "mlflow.experiment.primaryMetric.name", f"eval/{suite}/pass_at_1"
-            )
+        for metric in accuracies(self._plan)[:1]:
+            self._client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", metric)
             self._client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.greaterIsBetter", "True")
         return str(experiment_id)
 
@@ -130,20 +140,41 @@ class Tracker:
             run = self._client.create_run(
                 self._experiment_id,
                 run_name=self._plan.name,
-                tags={
-                    "sweep": self._plan.name,
-                    "phase": "sweep",
-                    "mlflow.note.content": f"{question}\n\n{self._plan.num_cells} cells, "
-                    f"{len(self._plan.trials)} trials",
-                    **_source_tags(),
-                },
+                tags={"sweep": self._plan.name, "phase": "sweep", **_source_tags()},
             )
             self._parent_id = str(run.info.run_id)
+            self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
         else:
             self._client.update_run(self._parent_id, status="RUNNING")
         self._client.log_text(self._parent_id, sweep_yaml, "sweep.yaml")
         self._client.log_dict(self._parent_id, self._plan.to_json(), "plan.json")
+        for name, value in views(self._plan, time_ms=now_ms()).items():
+            self._client.set_experiment_tag(self._experiment_id, name, value)
         self._is_open = True
+
+    def describe(self, text: str) -> None:
+        """Says what the sweep has found, in Markdown, where the parent run opens; cut by lines to what MLflow keeps."""
+        assert self._parent_id is not None
+        if text == self._description:
+            return
+        where = links(self._plan, self._experiment_id)
+        self._client.set_tag(self._parent_id, NOTE, f"{_cut(text, TAG_LENGTH - len(where) - 2)}\n\n{where}")
+        self._description = text
+
+    def publish(self, files: Mapping[str, str | bytes]) -> None:
+        """Puts files by name under `report/` of the parent's artifacts; what it sent before is not sent again."""
+        assert self._parent_id is not None
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            digest = sha256(data).hexdigest()
+            if self._published.get(name) == digest:
+                continue
+            target = PurePosixPath("report", name)
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder, target.name)
+                local.write_bytes(data)
+                self._client.log_artifact(self._parent_id, str(local), str(target.parent))
+            self._published[name] = digest
 
     def is_complete(self) -> bool:
         """Whether the parent and every trial's run are there and ended as the store says."""
@@ -214,6 +245,7 @@ class Tracker:
         identity = _identity(trial)
         if identity not in self._children:
             tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
+            tags[NOTE] = self._note(trial)
             run = self._client.create_run(
                 self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
             )
@@ -244,6 +276,14 @@ class Tracker:
         if datasets:
             self._client.log_inputs(child.run_id, datasets=datasets)
         child.is_described = True
+
+    def _note(self, trial: Trial) -> str:
+        """What a trial's run is, in one line."""
+        cell = "".join(f", {axis} **{name}**" for axis, name in trial.cell.items())
+        parent = f"[{self._plan.name}](#/experiments/{self._experiment_id}/runs/{self._parent_id})"
+        return (
+            f"A trial of {parent}{cell}, seed **{trial.seed}**. Curves: Model metrics. Completions: Artifacts, `eval/`."
+        )
 
     def _tags(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> dict[str, str]:
         tags = {
@@ -301,11 +341,14 @@ class Tracker:
     def refresh_cells(self) -> None:
         """Writes the parent's `cells` table and figures anew."""
         assert self._parent_id is not None
-        lines = cell_lines(self._plan, self._store)
+        runs = read_runs(self._plan, self._store)
+        lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
         self._list_tables(self._parent_id, ["cells.json"])
         for suite in sorted({line.suite for line in lines}):
-            self._client.log_figure(self._parent_id, sweep_curves(self._plan, self._store, suite=suite), f"{suite}.png")
+            self._client.log_figure(
+                self._parent_id, sweep_curves(runs, suite=suite, name=self._plan.name), f"{suite}.png"
+            )
 
     def refresh_studies(self) -> None:
         """Writes what each study that is through has found to the parent: its points, its winner, its pictures."""
@@ -338,6 +381,14 @@ class Tracker:
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
         self._client.set_terminated(self._parent_id, status, end_time=now_ms())
+
+
+def _cut(text: str, length: int) -> str:
+    """The text, or as many of its whole lines as there is room for with a word on the rest."""
+    if len(text) <= length:
+        return text
+    kept = text[: length - len(CUT) - 2]
+    return f"{kept.rpartition(chr(10))[0] or kept}\n\n{CUT}"
 
 
 def _tag_name(text: str) -> str:

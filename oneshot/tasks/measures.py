@@ -43,3 +43,8 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     Chen et al. 2021, arXiv 2107.03374.
     """
     return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
+
+
+def category_key(category: str) -> str:
+    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `."""
+    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)

@@ -1,0 +1,135 @@
+"""Gathered runs -> the report's figures, as SVG files by name, each with what it shows in a sentence."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from oneshot.report.cells import by_cell, finished
+from oneshot.report.phenomena import cell_label, gains, over_seeds, primary_suite
+from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, sweep_curves, training_curves
+from oneshot.report.runs import Gathered, Run
+from oneshot.report.stats import Interval
+from oneshot.report.verdicts import Judged
+
+MAX_SIDE = 24
+"""Rows or columns of one heatmap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One figure of the report."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+def pictures(gathered: Gathered, judged: list[Judged]) -> list[Picture]:
+    """All that there is something to draw for."""
+    return [
+        Picture(name=name, caption=caption, svg=as_svg(figure, name=name))
+        for name, caption, figure in _drawn(gathered, judged)
+    ]
+
+
+def _drawn(gathered: Gathered, judged: list[Judged]) -> Iterator[tuple[str, str, Figure]]:
+    runs, suite = gathered.runs, primary_suite(gathered)
+    bars = [
+        (
+            _claim_label(one),
+            Interval(mean=100 * one.effect, low=_points(one.low), high=_points(one.high), num=one.num_seeds),
+        )
+        for one in judged
+        if one.effect is not None and is_share(one.metric)
+    ]
+    if bars:
+        yield (
+            "claims",
+            "Every claim's effect with its 95% interval.",
+            forest(bars, title="claims: a - b", unit="difference (points of accuracy)"),
+        )
+    if suite is not None and any(suite in run.measured for run in runs):
+        yield (
+            f"curves-{suite}",
+            "Held-out accuracy by step, mean over seeds, 95% t intervals; dotted: training reward; triangle: t_sat.",
+            sweep_curves(runs, suite=suite, name=gathered.name),
+        )
+        lines = [
+            (
+                cell_label(those[0]),
+                Interval(mean=100 * one.mean, low=_points(one.low), high=_points(one.high), num=one.num),
+            )
+            for those in by_cell(finished(runs))
+            if (one := gains(those, suite)) is not None
+        ]
+        if lines:
+            yield (
+                "gains",
+                "Every cell's gain, mean over seeds with its 95% t interval.",
+                forest(lines, title=f"gain on {suite}, last step less start", unit="gain (points of accuracy)"),
+            )
+        yield from _matrices(gathered, suite)
+        yield from _cost(gathered, suite)
+    if any("rollout/entropy" in row.metrics for run in runs for row in run.rows):
+        yield (
+            "training",
+            "Entropy and length of training completions.",
+            training_curves(runs, name=gathered.name),
+        )
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of completions or problems, and so told in points."""
+    return metric.startswith("eval/") and not metric.endswith("length_mean")
+
+
+def _points(end: float | None) -> float | None:
+    return None if end is None else 100 * end
+
+
+def _claim_label(judged: Judged) -> str:
+    where = ", ".join(judged.cells.values())
+    return f"{judged.name} ({where})" if where else judged.name
+
+
+def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:
+    """Transfer: models by examples, where both have several cells or one of them has; a matrix for each other cell."""
+    axes = list(gathered.runs[0].cell)
+    if len(axes) < 2:
+        return
+    first = "model" if "model" in axes else axes[0]
+    second = "example" if "example" in axes else next(axis for axis in axes if axis != first)
+    groups: dict[tuple[str, ...], list[list[Run]]] = {}
+    for those in by_cell(finished(gathered.runs)):
+        rest = tuple(name for axis, name in those[0].cell.items() if axis not in (first, second))
+        groups.setdefault(rest, []).append(those)
+    for number, (rest, cells) in enumerate(groups.items()):
+        rows = list(dict.fromkeys(those[0].cell[first] for those in cells))
+        columns = list(dict.fromkeys(those[0].cell[second] for those in cells))
+        if len(rows) * len(columns) < 2 or max(len(rows), len(columns)) > MAX_SIDE:
+            continue
+        values = {
+            (those[0].cell[first], those[0].cell[second]): one
+            for those in cells
+            if (one := gains(those, suite)) is not None
+        }
+        where = f", {' / '.join(rest)}" if rest else ""
+        yield (
+            f"transfer-{number}",
+            f"Transfer{where}: gain on {suite} in points by {first} and {second}, with 95% t intervals over seeds.",
+            heatmap(values, rows=rows, columns=columns, title=f"gain on {suite} (points){where}"),
+        )
+
+
+def _cost(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:
+    has_gpus = any(run.gpus for run in gathered.runs)
+    points = []
+    for those in by_cell(finished(gathered.runs)):
+        hours = over_seeds(those, lambda run: run.gpu_hours if has_gpus else run.spent_h)
+        gained = gains(those, suite)
+        if hours is not None and gained is not None:
+            points.append((cell_label(those[0]), hours.mean, gained))
+    if len(points) > 1:
+        unit = "GPU-hours a trial" if has_gpus else "hours a trial, on the CPU"
+        yield "cost", f"Gain on {suite} against {unit}.", cost_scatter(points, unit=unit, title=f"gain on {suite}")

@@ -1,0 +1,442 @@
+"""Gathered runs -> the paper's phenomena as tables of numbers with intervals over seeds.
+
+Each function gives a table, or None where the sweep says nothing of it. What each measures, and after whom, is its
+`about`. Gains are strict pass@1 at the last step less that at the start, unless the table says otherwise.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from oneshot.choosing import VAL_SUITES
+from oneshot.report.cells import by_cell, finished
+from oneshot.report.runs import Gathered, Run
+from oneshot.report.stats import Interval, kendall, mean_interval
+from oneshot.report.steps import evaluated_after, saturation
+from oneshot.report.verdicts import suite_of
+from oneshot.tasks.measures import REFLECTION_WORDS, category_key
+
+Value = str | float | Interval | None
+OfRun = Callable[[Run], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Columns and rows, with what they are about."""
+
+    name: str
+    title: str
+    about: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    form: str = "points"
+    """How numbers are written: `points` of accuracy (a difference of shares x 100), `share`, `number`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json has it."""
+
+        def plain(value: Value) -> Any:
+            if isinstance(value, Interval):
+                return {"mean": value.mean, "low": value.low, "high": value.high, "num": value.num}
+            return value
+
+        return {
+            "name": self.name,
+            "title": self.title,
+            "about": self.about,
+            "columns": list(self.columns),
+            "rows": [[plain(value) for value in row] for row in self.rows],
+        }
+
+
+def primary_suite(gathered: Gathered) -> str | None:
+    """The first claim's suite, else the first that is not for choosing."""
+    for claim in gathered.frozen.claims:
+        if (suite := suite_of(claim.metric)) is not None:
+            return suite
+    suites = [suite for run in gathered.runs for suite in run.suites]
+    judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
+    return next(iter([*judging, *(suite.name for suite in suites)]), None)
+
+
+def tables(gathered: Gathered) -> list[Table]:
+    """All that the sweep has something to say of."""
+    suite = primary_suite(gathered)
+    if suite is None:
+        return []
+    found = [make(gathered, suite) for make in TABLES]
+    return [table for table in found if table is not None and table.rows]
+
+
+def cell_label(run: Run) -> str:
+    """`tiny-qwen2 / sum / outcome`."""
+    return " / ".join(run.cell.values()) or "the only cell"
+
+
+def gain(run: Run, suite: str, *, measure: str = "pass_at_1") -> float | None:
+    """Change of a measure from the start to the last step."""
+    return _change(run, suite, 0, run.num_steps, measure=measure)
+
+
+def _change(run: Run, suite: str, start: int, end: int, *, measure: str = "pass_at_1") -> float | None:
+    before, after = run.measure(suite, start, measure), run.measure(suite, end, measure)
+    return None if before is None or after is None else after - before
+
+
+def over_seeds(runs: Sequence[Run], value: OfRun) -> Interval | None:
+    """Mean and interval of a number of each run, of those that have it."""
+    found = [number for run in runs if (number := value(run)) is not None and math.isfinite(number)]
+    return mean_interval(found) if found else None
+
+
+def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Interval | None:
+    """Mean gain over seeds."""
+    return over_seeds(runs, lambda run: gain(run, suite, measure=measure))
+
+
+def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
+    """Mean over seeds at `start` or `last`."""
+    return over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
+
+
+def _apart(runs: Sequence[Run], value: OfRun, less: OfRun) -> Interval | None:
+    """Mean over seeds of a difference within each run."""
+
+    def difference(run: Run) -> float | None:
+        one, other = value(run), less(run)
+        return None if one is None or other is None else one - other
+
+    return over_seeds(runs, difference)
+
+
+def _ended_cells(gathered: Gathered) -> Iterator[list[Run]]:
+    for those in by_cell(gathered.runs):
+        if ended := finished(those):
+            yield ended
+
+
+def saturation_table(gathered: Gathered, suite: str) -> Table | None:
+    """When training reward saturates, and what is gained before and after."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in _ended_cells(gathered):
+        found = [(run, saturated) for run in runs if (saturated := saturation(run)) is not None]
+        if not found:
+            continue
+        steps = [saturated.step for _, saturated in found]
+        turns = {run.label: evaluated_after(run, suite, saturated.step) for run, saturated in found}
+
+        def before(run: Run, turns: Mapping[str, int | None] = turns) -> float | None:
+            turn = turns.get(run.label)
+            return None if turn is None else _change(run, suite, 0, turn)
+
+        def after(run: Run, turns: Mapping[str, int | None] = turns) -> float | None:
+            turn = turns.get(run.label)
+            return None if turn is None else _change(run, suite, turn, run.num_steps)
+
+        rows.append(
+            (
+                cell_label(runs[0]),
+                f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0]),
+                f"{sum(saturated.is_seen for _, saturated in found)} of {len(runs)}",
+                over_seeds(runs, before),
+                over_seeds(runs, after),
+            )
+        )
+    return Table(
+        name="saturation",
+        title="Saturation",
+        about=(
+            "t_sat: the first step whose training reward is at least 0.99 of the run's maximum (arXiv 2604.18574). "
+            "Seen: runs in which 50 steps follow it (of a run shorter than 200 steps, a quarter of it); in the others "
+            f"the reward was still rising. Gains on {suite} are split at the first evaluation from t_sat on."
+        ),
+        columns=("cell", "t_sat", "seen", "gain before t_sat", "gain after t_sat"),
+        rows=tuple(rows),
+    )
+
+
+def category_table(gathered: Gathered, suite: str) -> Table | None:
+    """Gain on each category of problems, by what was trained on."""
+    cells = list(_ended_cells(gathered))
+    names = {
+        name.removesuffix("/pass_at_1")
+        for runs in cells
+        for numbers in runs[0].measured.get(suite, {}).values()
+        for name in numbers
+        if name.endswith("/pass_at_1") and not name.startswith("level ")
+    }
+    if len(names) < 2:
+        return None
+    rows: list[tuple[Value, ...]] = []
+    for runs in cells:
+        trained = {category_key(name) for name in runs[0].trained}
+        each = [gains(runs, suite, measure=f"{name}/pass_at_1") for name in sorted(names)]
+        rows.append((cell_label(runs[0]), ", ".join(sorted(trained)) or "not said", *each))
+    return Table(
+        name="categories",
+        title="Gain by category of problem",
+        about=f"Gain on each category of {suite}; the paper reads transfer from those that were not trained on.",
+        columns=("cell", "trained on", *sorted(names)),
+        rows=tuple(rows),
+    )
+
+
+def format_table(gathered: Gathered, suite: str) -> Table | None:
+    """The share of the outcome arm's gain that the format arm has."""
+    rows: list[tuple[Value, ...]] = []
+    for outcome, control in _partners(gathered, lambda config: config["reward"]["kind"] == "format"):
+        shares = _share(outcome, control, suite)
+        rows.append(
+            (
+                cell_label(outcome[0]),
+                cell_label(control[0]),
+                gains(outcome, suite),
+                gains(control, suite),
+                "not told: the gain is not clear of 0" if shares is None else _as_percent(shares),
+            )
+        )
+    return Table(
+        name="format",
+        title="How much of the gain is format",
+        about=(
+            "The format arm pays for a box, whatever is in it. Share: its mean gain over the outcome arm's, with a "
+            "jackknife interval over seeds; not told where the outcome arm's own gain is not clear of 0."
+        ),
+        columns=("outcome arm", "format arm", "gain, outcome", "gain, format", "share"),
+        rows=tuple(rows),
+    )
+
+
+def _as_percent(share: Interval) -> str:
+    if share.low is None or share.high is None:
+        return f"{share.mean:.0%}"
+    return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def _share(outcome: Sequence[Run], control: Sequence[Run], suite: str) -> Interval | None:
+    """Ratio of mean gains, by the jackknife over seeds that both have."""
+    mine = {run.seed: number for run in outcome if (number := gain(run, suite)) is not None}
+    theirs = {run.seed: number for run in control if (number := gain(run, suite)) is not None}
+    seeds = sorted(mine.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return None
+    spread = mean_interval([mine[seed] for seed in seeds])
+    if spread.low is None or spread.low <= 0:
+        return None
+    whole = fmean(theirs[seed] for seed in seeds) / spread.mean
+    pseudo = []
+    for left_out in seeds:
+        rest = [seed for seed in seeds if seed != left_out]
+        ratio = fmean(theirs[seed] for seed in rest) / fmean(mine[seed] for seed in rest)
+        pseudo.append(len(seeds) * whole - (len(seeds) - 1) * ratio)
+    return mean_interval(pseudo)
+
+
+def _partners(
+    gathered: Gathered, is_control: Callable[[Mapping[str, Any]], bool]
+) -> Iterator[tuple[list[Run], list[Run]]]:
+    """Cells paid for right answers, each with the controls that differ from it in the cell of one axis."""
+    cells = list(_ended_cells(gathered))
+    controls = [runs for runs in cells if is_control(runs[0].config)]
+    for runs in cells:
+        if is_control(runs[0].config):
+            continue
+        for control in controls:
+            differing = [axis for axis, name in runs[0].cell.items() if control[0].cell[axis] != name]
+            if len(differing) == 1:
+                yield runs, control
+
+
+def strictness_table(gathered: Gathered, suite: str) -> Table | None:
+    """Gain by both verdicts on an answer."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in _ended_cells(gathered):
+        strict, lenient = gains(runs, suite), gains(runs, suite, measure="pass_at_1_lenient")
+        apart = _apart(
+            runs,
+            lambda run: gain(run, suite),
+            lambda run: gain(run, suite, measure="pass_at_1_lenient"),
+        )
+        if strict is not None and lenient is not None:
+            rows.append((cell_label(runs[0]), strict, lenient, apart))
+    return Table(
+        name="strictness",
+        title="Strict against lenient",
+        about=(
+            "Strict: the last box is right. Lenient: any answer that can be read is right. What strict gains beyond "
+            "lenient is learning to put a known answer into a box."
+        ),
+        columns=("cell", "strict gain", "lenient gain", "strict - lenient"),
+        rows=tuple(rows),
+    )
+
+
+def pass_at_k_table(gathered: Gathered, _suite: str) -> Table | None:
+    """pass@k before and after, on suites with several completions a problem."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in _ended_cells(gathered):
+        for facts in runs[0].suites:
+            if facts.samples == 1:
+                continue
+            powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < facts.samples]
+            for k, measure in [*((k, f"pass_at_{k}") for k in powers), (facts.samples, "pass_at_k")]:
+                ends = [level(runs, facts.name, at, measure=measure) for at in ("start", "last")]
+                rows.append((cell_label(runs[0]), facts.name, str(k), *ends, gains(runs, facts.name, measure=measure)))
+    return Table(
+        name="pass_at_k",
+        title="pass@k before and after",
+        about="Unbiased estimate that any of k completions is right (arXiv 2107.03374): RL that only sharpens gains at "
+        "k = 1 and loses at large k.",
+        columns=("cell", "suite", "k", "start", "last", "gain"),
+        rows=tuple(rows),
+    )
+
+
+def text_table(gathered: Gathered, suite: str) -> Table | None:
+    """What completions look like before and after."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in _ended_cells(gathered):
+        for measure, title in (
+            ("boxed", "boxed"),
+            ("reflection", "reflection words"),
+            ("repetition", "repetition"),
+            ("code", "code"),
+            ("truncated", "truncated"),
+            ("length_mean", "tokens"),
+        ):
+            start, last = (level(runs, suite, at, measure=measure) for at in ("start", "last"))
+            is_empty = all(one is None or one.mean == 0 for one in (start, last))
+            if not is_empty:
+                rows.append((cell_label(runs[0]), title, start, last))
+    return Table(
+        name="texts",
+        title="What completions look like",
+        about=f"Shares of completions on {suite}: with a box, with a reflection word ({', '.join(REFLECTION_WORDS)}; "
+        "the paper's Figure 4), with a repetition, with code, truncated; and their mean length. Measures that are 0 "
+        "before and after are left out.",
+        columns=("cell", "measure", "start", "last"),
+        rows=tuple(rows),
+        form="number",
+    )
+
+
+def label_table(gathered: Gathered, suite: str) -> Table | None:
+    """Gain with other labels than the rows' own."""
+    rows: list[tuple[Value, ...]] = []
+    for own, other in _partners(gathered, _is_relabelled):
+        by_seed = {run.seed: gain(run, suite) for run in own}
+        apart = _apart(other, lambda run: gain(run, suite), lambda run, of=by_seed: of.get(run.seed))  # type: ignore[misc]
+        examples = ", ".join(other[0].examples)
+        rows.append((cell_label(own[0]), cell_label(other[0]), examples, gains(own, suite), gains(other, suite), apart))
+    return Table(
+        name="labels",
+        title="Label robustness",
+        about="Cells whose examples carry another label than their own, beside the cell that differs in one axis.",
+        columns=("own label", "other label", "examples", "gain, own", "gain, other", "other - own"),
+        rows=tuple(rows),
+    )
+
+
+def _is_relabelled(config: Mapping[str, Any]) -> bool:
+    """Whether an example carries another label than its own, written or drawn."""
+    named = [one for one in config["examples"] if isinstance(one, dict)]
+    return any(one.get("wrong") or ("row" in one and one.get("answer") is not None) for one in named)
+
+
+def ranking_table(gathered: Gathered, suite: str) -> Table | None:
+    """Whether seeds agree on which example is best."""
+    axis = "example" if gathered.runs and "example" in gathered.runs[0].cell else None
+    if axis is None:
+        return None
+    groups: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}
+    for run in finished(gathered.runs):
+        number = gain(run, suite)
+        if number is not None:
+            rest = tuple(name for one, name in run.cell.items() if one != axis)
+            groups.setdefault(rest, {}).setdefault(run.seed, {})[run.cell[axis]] = number
+    rows: list[tuple[Value, ...]] = []
+    for rest, by_seed in groups.items():
+        found = kendall(list(by_seed.values()))
+        if found is not None:
+            num_examples = len({name for scores in by_seed.values() for name in scores})
+            rows.append((" / ".join(rest) or "all", str(num_examples), str(len(by_seed)), found.mean, found.low))
+    return Table(
+        name="ranking",
+        title="Do seeds rank the examples alike?",
+        about="Kendall's tau-b between the gains of examples at two seeds, over all pairs of seeds: 1 is the same "
+        "order, 0 none in common.",
+        columns=("cells", "examples", "seeds", "mean tau", "least tau"),
+        rows=tuple(rows),
+        form="number",
+    )
+
+
+def cost_table(gathered: Gathered, suite: str) -> Table | None:
+    """What a gain cost."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in _ended_cells(gathered):
+        hours = over_seeds(runs, lambda run: run.gpu_hours if run.gpus else run.spent_h)
+        gained = gains(runs, suite)
+        if hours is not None and gained is not None:
+            unit = "GPU" if runs[0].gpus else "CPU worker"
+            per = gained.mean * 100 / hours.mean if hours.mean > 0 else None
+            rows.append((cell_label(runs[0]), unit, f"{hours.mean:.3g}", gained, None if per is None else f"{per:.3g}"))
+    return Table(
+        name="cost",
+        title="Hours against gain",
+        about="Hours that a trial held its GPUs (its worker, where it had none), all attempts, mean over seeds.",
+        columns=("cell", "of", "hours a trial", "gain", "points an hour"),
+        rows=tuple(rows),
+    )
+
+
+def published_tables(gathered: Gathered) -> list[Table]:
+    """Others' numbers beside ours."""
+    found, ended = [], finished(gathered.runs)
+    for number, published in enumerate(gathered.published, 1):
+        rows: list[tuple[Value, ...]] = []
+        for row in published.rows:
+            wanted = {axis: str(name) for axis, name in row.cell.items()}
+            runs = [run for run in ended if wanted.items() <= run.cell.items()]
+            for suite, theirs in zip(published.columns, row.values, strict=True):
+                if theirs is None:
+                    continue
+                ours = level(runs, suite, row.at)
+                rows.append(
+                    (" / ".join(wanted.values()) or "all cells", suite, row.at, theirs, ours, _less(ours, theirs))
+                )
+        found.append(
+            Table(
+                name=f"published_{number}",
+                title=f"Beside {published.by}",
+                about=f"Published by {published.by}: {published.how}. Ours: mean over seeds at the fixed step, with "
+                "its interval; the difference takes the published number as it stands, without an error of its own.",
+                columns=("cell", "suite", "at", "published", "ours", "ours - published"),
+                rows=tuple(rows),
+                form="points",
+            )
+        )
+    return [table for table in found if table.rows]
+
+
+def _less(ours: Interval | None, theirs: float) -> Interval | None:
+    """An interval moved by a fixed number."""
+    if ours is None:
+        return None
+    low, high = (None if end is None else end - theirs for end in (ours.low, ours.high))
+    return Interval(mean=ours.mean - theirs, low=low, high=high, num=ours.num)
+
+
+TABLES: tuple[Callable[[Gathered, str], Table | None], ...] = (
+    saturation_table,
+    category_table,
+    format_table,
+    strictness_table,
+    pass_at_k_table,
+    text_table,
+    label_table,
+    ranking_table,
+    cost_table,
+)

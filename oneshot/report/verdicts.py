@@ -1,0 +1,414 @@
+"""Gathered runs and the claims that were frozen -> verdicts: effect, interval, p, and everything against them.
+
+Runs are matched on seed and on problem. A seed counts where every run that the claim needs of it is there; what is left
+out is said. The rule (docs/statistics.md): a verdict that is not `inconclusive` needs an interval that is clear of what
+was expected, and a p-value that is still below 0.05 after Holm's correction over all verdicts of the sweep.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot.claims import Comparison, comparisons
+from oneshot.report.runs import Gathered, Grades, Run
+from oneshot.report.stats import (
+    LEVEL,
+    Difference,
+    Verdict,
+    holm,
+    judge,
+    paired_difference,
+    problem_difference,
+    seed_difference,
+)
+from oneshot.report.steps import NoStepError, find_step, saturation
+from oneshot.sweepconfig import ClaimConfig, ExpectConfig
+from oneshot.tasks.measures import category_key, pass_at_k
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One claim's verdict, or that of one cell of its `for_each`."""
+
+    name: str
+    cells: dict[str, str]
+    """Of the axes of `for_each`."""
+    verdict: Verdict
+    effect: float | None
+    """Mean of a - b; None where no seed has all of its runs."""
+    low: float | None
+    high: float | None
+    p_value: float | None
+    """Two-sided, of the bound that was expected."""
+    p_holm: float | None
+    """Corrected over all verdicts of the sweep."""
+    num_seeds: int
+    num_problems: int | None
+    test: str
+    metric: str
+    of: str
+    categories: str
+    at: tuple[str, str]
+    expect: str
+    is_amended: bool
+    """Written after the sweep began."""
+    notes: tuple[str, ...]
+    """What a reader must know beside the numbers."""
+    environments: tuple[dict[str, Any], ...] = field(default=())
+    """Of the runs, where they are not all the same."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `report --json` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Values:
+    """A metric of one run: over problems where it can be, else one number."""
+
+    mean: float
+    problems_P: Array | None
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What is known of one comparison."""
+
+    difference: Difference | None
+    notes: tuple[str, ...]
+    environments: tuple[dict[str, Any], ...]
+
+
+class _Unknown(Exception):  # noqa: N818 - nothing went wrong: a run has not come so far
+    """A run lacks what a claim needs of it; says what."""
+
+
+def verdicts(gathered: Gathered) -> list[Judged]:
+    """A verdict on every comparison of every claim, those that were added later last."""
+    frozen = comparisons(gathered.frozen.claims, gathered.cells)
+    later = comparisons(gathered.amended, gathered.cells)
+    asked = [(one, False) for one in frozen] + [(one, True) for one in later]
+    measured = [_measure(one, gathered) for one, _ in asked]
+    alone = [_alone(one.claim.expect, found.difference) for (one, _), found in zip(asked, measured, strict=True)]
+    corrected = holm([p_value for _, p_value in alone])
+    return [
+        _judged(one, found, verdict, p_value, p_holm, num=len(asked), is_amended=is_amended)
+        for (one, is_amended), found, (verdict, p_value), p_holm in zip(asked, measured, alone, corrected, strict=True)
+    ]
+
+
+def _alone(expect: ExpectConfig, difference: Difference | None) -> tuple[Verdict, float | None]:
+    """The verdict by the interval alone, with the p-value that it goes with."""
+    if difference is None:
+        return "inconclusive", None
+    return judge(difference, **expect.model_dump())
+
+
+def _judged(
+    asked: Comparison,
+    found: _Measured,
+    alone: Verdict,
+    p_value: float | None,
+    p_holm: float | None,
+    *,
+    num: int,
+    is_amended: bool,
+) -> Judged:
+    notes, verdict = list(found.notes), alone
+    if alone != "inconclusive" and (p_holm is None or p_holm > LEVEL):
+        verdict = "inconclusive"
+        notes.insert(0, f"{alone} if it were the only claim; not after Holm's correction over {num} verdicts")
+    if is_amended:
+        notes.insert(0, "amended: written after the sweep began")
+    difference = found.difference
+    claim = asked.claim
+    return Judged(
+        name=claim.name,
+        cells=asked.cells,
+        verdict=verdict,
+        effect=None if difference is None else difference.effect,
+        low=None if difference is None else difference.low,
+        high=None if difference is None else difference.high,
+        p_value=p_value,
+        p_holm=p_holm,
+        num_seeds=0 if difference is None else difference.num_seeds,
+        num_problems=None if difference is None else difference.num_problems,
+        test="none: no seed has all of its runs" if difference is None else difference.test,
+        metric=claim.metric,
+        of=claim.of,
+        categories=claim.categories,
+        at=(asked.at_a, asked.at_b),
+        expect=expectation(claim.expect),
+        is_amended=is_amended,
+        notes=tuple(notes),
+        environments=found.environments,
+    )
+
+
+def expectation(expect: ExpectConfig) -> str:
+    """What was expected of a - b, as a formula."""
+    if expect.greater_by is not None:
+        return f"a - b > {expect.greater_by:g}"
+    if expect.less_by is not None:
+        return f"a - b < {-expect.less_by:g}"
+    return f"|a - b| < {expect.within:g}"
+
+
+# --- from runs to differences ---
+
+
+def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
+    by_seed: dict[int, list[tuple[_Values, _Values]]] = {}
+    left_out: list[str] = []
+    used: list[Run] = []
+    for seed in gathered.seeds:
+        try:
+            found = [_difference(asked, pair.a, pair.b, seed, gathered) for pair in asked.pairs]
+        except _Unknown as unknown:
+            left_out.append(f"seed {seed}: {unknown}")
+            continue
+        by_seed[seed] = [values for values, _ in found]
+        used += [run for _, runs in found for run in runs]
+    notes = _notes(asked, gathered, used, left_out)
+    environments = _environments(used)
+    if not by_seed:
+        return _Measured(difference=None, notes=notes, environments=environments)
+    differences_SP = _over_problems(list(by_seed.values()))
+    if differences_SP is None:
+        notes += _why_not_over_problems(asked.claim, by_seed)
+        means = [float(np.mean([a.mean - b.mean for a, b in pairs])) for pairs in by_seed.values()]
+        difference = seed_difference(np.array(means))
+    elif asked.at_a == asked.at_b == "start" or all(run.num_steps == 0 for run in used):
+        difference = problem_difference(differences_SP.mean(axis=0), num_seeds=len(by_seed))
+    else:
+        difference = paired_difference(differences_SP)
+    return _Measured(difference=difference, notes=notes, environments=environments)
+
+
+def _over_problems(seeds: Sequence[Sequence[tuple[_Values, _Values]]]) -> Array | None:
+    """Differences [seeds, problems], each the mean over matched pairs; None where sides were asked other problems.
+
+    Pairs may be asked different problems (those of categories that *they* did not train on). Every pair weighs the same,
+    so a problem weighs by the pairs that were asked it: its column is the mean m plus its weighted deviations from m,
+    by which each row's mean is that seed's effect, and weights alone make no spread.
+    """
+    first = [(a.ids, b.ids) for a, b in seeds[0]]
+    if any(a != b or not a or len(set(a)) < len(a) for a, b in first):
+        return None
+    if any([(a.ids, b.ids) for a, b in pairs] != first for pairs in seeds):
+        return None
+    found = [[_subtract(a, b) for a, b in pairs] for pairs in seeds]
+    if len(set(first)) == 1:
+        return np.array([np.mean(pairs, axis=0) for pairs in found])
+    mean = float(np.mean([np.mean([one.mean() for one in pairs]) for pairs in found]))
+    places = {name: place for place, name in enumerate(dict.fromkeys(name for ids, _ in first for name in ids))}
+    differences_SP = np.full((len(seeds), len(places)), mean)
+    for row_P, pairs in zip(differences_SP, found, strict=True):
+        for (ids, _), one in zip(first, pairs, strict=True):
+            weight = len(places) / (len(pairs) * len(ids))
+            row_P[[places[name] for name in ids]] += weight * (one - mean)
+    return differences_SP
+
+
+def _subtract(a: _Values, b: _Values) -> Array:
+    assert a.problems_P is not None and b.problems_P is not None, "values with ids are over problems"
+    return a.problems_P - b.problems_P
+
+
+def _why_not_over_problems(
+    claim: ClaimConfig, by_seed: Mapping[int, Sequence[tuple[_Values, _Values]]]
+) -> tuple[str, ...]:
+    values = [one for pairs in by_seed.values() for pair in pairs for one in pair]
+    if suite_of(claim.metric) is None or all(one.problems_P is None for one in values):
+        return ()
+    return ("not the same problems on both sides or at all seeds: compared by means, over seeds alone",)
+
+
+def _difference(
+    asked: Comparison,
+    side_a: Sequence[Mapping[str, str]],
+    side_b: Sequence[Mapping[str, str]],
+    seed: int,
+    gathered: Gathered,
+) -> tuple[tuple[_Values, _Values], list[Run]]:
+    """Both sides of one matched pair at one seed, each the mean over its cells."""
+    used: list[Run] = []
+    trained = _trained(side_a, seed, gathered) if asked.claim.categories != "all" else frozenset()
+
+    def side(cells: Sequence[Mapping[str, str]], at: str) -> _Values:
+        found = []
+        for cell in cells:
+            run = gathered.run_of(cell, seed)
+            if run is None:
+                raise _Unknown("no such trial")
+            found.append(_value(asked.claim, run, at, trained=trained, gathered=gathered))
+            used.append(run)
+        return _average(found)
+
+    return (side(side_a, asked.at_a), side(side_b, asked.at_b)), used
+
+
+def _trained(cells: Sequence[Mapping[str, str]], seed: int, gathered: Gathered) -> frozenset[str]:
+    runs = [gathered.run_of(cell, seed) for cell in cells]
+    return frozenset(name for run in runs if run is not None for name in run.trained)
+
+
+def _average(values: Sequence[_Values]) -> _Values:
+    problems = [one.problems_P for one in values if one.problems_P is not None]
+    ids = {one.ids for one in values}
+    is_whole = len(problems) == len(values) and len(ids) == 1
+    return _Values(
+        mean=float(np.mean([one.mean for one in values])),
+        problems_P=np.mean(problems, axis=0) if is_whole else None,
+        ids=ids.pop() if is_whole else (),
+    )
+
+
+def _value(claim: ClaimConfig, run: Run, at: str, *, trained: frozenset[str], gathered: Gathered) -> _Values:
+    """The claim's metric of one run, or its change since the start.
+
+    Raises:
+        _Unknown: the run has not come so far, or lacks the metric there.
+    """
+    suite = suite_of(claim.metric)
+    if run.key is None:
+        raise _Unknown(f"{run.label} waits for {run.reason}")
+    if at != "start" and run.state != "finished":
+        raise _Unknown(f"{run.label} is {run.state}" + (f" ({run.reason})" if run.reason else ""))
+    try:
+        step = find_step(run, at, suite=suite, metric=claim.metric, selects_on_test=gathered.selects_on_test)
+    except NoStepError as error:
+        raise _Unknown(f"{run.label}: {error}") from error
+    found = _at(claim, run, step, trained=trained, gathered=gathered)
+    if claim.of == "value":
+        return found
+    start = _at(claim, run, 0, trained=trained, gathered=gathered)
+    is_whole = found.problems_P is not None and start.problems_P is not None and found.ids == start.ids
+    return _Values(
+        mean=found.mean - start.mean,
+        problems_P=found.problems_P - start.problems_P if is_whole else None,  # type: ignore[operator]
+        ids=found.ids if is_whole else (),
+    )
+
+
+def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gathered: Gathered) -> _Values:
+    suite = suite_of(claim.metric)
+    if suite is None:
+        rows = [row for row in run.rows if claim.metric in row.metrics and row.step >= step]
+        if not rows:
+            raise _Unknown(f"{run.label} has no {claim.metric} at step {step}")
+        return _Values(mean=rows[0].metrics[claim.metric], problems_P=None, ids=())
+    measure = claim.metric.split("/", 2)[2]
+    grades = gathered.record.grades(run, suite, step)
+    if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
+        problems_P, ids = values
+        if not ids:
+            raise _Unknown(
+                f"{suite} has no problem of the {claim.categories} categories ({', '.join(sorted(trained))})"
+            )
+        return _Values(mean=float(problems_P.mean()), problems_P=problems_P, ids=ids)
+    number = run.measure(suite, step, measure)
+    if number is None or claim.categories != "all":
+        raise _Unknown(f"{run.label} has no {claim.metric} at step {step}")
+    return _Values(mean=number, problems_P=None, ids=())
+
+
+def suite_of(metric: str) -> str | None:
+    """The suite that a metric is of; None for one of training."""
+    parts = metric.split("/")
+    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
+
+
+_MEASURES: dict[str, Callable[[Grades], Array]] = {
+    "pass_at_1": lambda grades: grades.strict_PK.mean(axis=1),
+    "avg_at_k": lambda grades: grades.strict_PK.mean(axis=1),
+    "pass_at_1_lenient": lambda grades: grades.lenient_PK.mean(axis=1),
+    "pass_at_k": lambda grades: _any_of(grades, grades.strict_PK.shape[1]),
+    "length_mean": lambda grades: grades.num_tokens_PK.mean(axis=1),
+    "boxed": lambda grades: grades.boxed_PK.mean(axis=1),
+}
+"""What has a value for each problem."""
+
+
+def _any_of(grades: Grades, k: int) -> Array:
+    samples = grades.strict_PK.shape[1]
+    return np.array([pass_at_k(samples, int(right), k) for right in grades.strict_PK.sum(axis=1)])
+
+
+def over_problems(
+    grades: Grades, measure: str, *, categories: Literal["all", "trained", "untrained"], trained: frozenset[str]
+) -> tuple[Array, tuple[str, ...]] | None:
+    """A measure of each problem, [problems], with their ids; None where it has no value for one problem.
+
+    `<category>/pass_at_1` is of that category's problems alone.
+    """
+    category, _, name = measure.rpartition("/")
+    power = name.removeprefix("pass_at_")
+    if name in _MEASURES:
+        values_P = _MEASURES[name](grades)
+    elif power.isdigit() and int(power) <= grades.strict_PK.shape[1]:
+        values_P = _any_of(grades, int(power))
+    else:
+        return None
+    if category.startswith("level "):
+        return None
+    chosen = [
+        (not category or category_key(one) == category)
+        and (categories == "all" or (one in trained) == (categories == "trained"))
+        for one in grades.categories
+    ]
+    ids = tuple(name for name, is_chosen in zip(grades.ids, chosen, strict=True) if is_chosen)
+    return values_P[np.array(chosen, dtype=bool)], ids
+
+
+# --- what must be said beside the numbers ---
+
+
+def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out: Sequence[str]) -> tuple[str, ...]:
+    notes = [f"left out: {reason}" for reason in left_out]
+    if gathered.selects_on_test:
+        notes.append("allow_selection_on_test: what chose may also judge here")
+    before = {run.key for run in used if _was_known(run, gathered.frozen.frozen_ms)}
+    if before:
+        notes.append(
+            f"{len(before)} of {len({run.key for run in used})} trainings had ended before the claim was frozen"
+        )
+    if gathered.frozen.frozen_ms is None:
+        notes.append("the claims were not frozen when the sweep began")
+    elif not gathered.frozen.is_intact:
+        notes.append("the frozen claims do not have the digest that they say: they were changed by hand")
+    if len(_environments(used)) > 1:
+        notes.append(f"{len(_environments(used))} environments: {_in_words(_environments(used))}")
+    unsure = {run.label for run in used if "saturation" in (asked.at_a, asked.at_b) and not _is_saturated(run)}
+    if unsure:
+        notes.append(f"still rising near the end, so not seen to saturate: {', '.join(sorted(unsure))}")
+    return tuple(notes)
+
+
+def _is_saturated(run: Run) -> bool:
+    found = saturation(run)
+    return found is not None and found.is_seen
+
+
+def _was_known(run: Run, frozen_ms: int | None) -> bool:
+    return frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms
+
+
+def _environments(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        found += [one for one in run.environments if one not in found]
+    return tuple(found)
+
+
+def _in_words(environments: Sequence[Mapping[str, Any]]) -> str:
+    """What differs between environments."""
+    facts = [{**one["versions"], "gpu": one["gpu"] or "none", "platform": one["platform"]} for one in environments]
+    differing = [name for name in facts[0] if len({str(one.get(name)) for one in facts}) > 1]
+    return "; ".join(f"{name} {' or '.join(sorted({str(one.get(name)) for one in facts}))}" for name in differing)
