@@ -174,6 +174,8 @@ class Frozen:
     """By the driver's clock, before any trial began; None where nothing was frozen."""
     is_intact: bool
     """Whether the file still has the digest that it says."""
+    written: tuple[dict[str, Any], ...]
+    """As they stand in the record, word for word."""
 
     @property
     def frozen_at(self) -> str | None:
@@ -207,7 +209,13 @@ def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
     """The claims on record; `claims` themselves, without a time, where none are."""
     fields = folder.read_json(FILE)
     if fields is None:
-        return Frozen(claims=tuple(claims), digest=claims_digest(claims), frozen_ms=None, is_intact=True)
+        return Frozen(
+            claims=tuple(claims),
+            digest=claims_digest(claims),
+            frozen_ms=None,
+            is_intact=True,
+            written=tuple(_as_json(claims)),
+        )
     return thaw(fields)
 
 
@@ -219,9 +227,10 @@ def thaw(fields: Mapping[str, Any]) -> Frozen:
         digest=fields["digest"],
         frozen_ms=fields["frozen_ms"],
         is_intact=digest == fields["digest"],
+        written=tuple(fields["claims"]),
     )
 
 
-def amended(record: Frozen, claims: Sequence[ClaimConfig]) -> list[ClaimConfig]:
-    """Claims that a file has, and the record has not: written after the sweep began."""
-    return [claim for claim in claims if claim not in record.claims]
+def record_of(record: Frozen) -> dict[str, Any]:
+    """As `thaw` reads it."""
+    return {"claims": record.written, "digest": record.digest, "frozen_ms": record.frozen_ms}

@@ -17,8 +17,6 @@ from oneshot.sweepconfig import BudgetConfig
 if TYPE_CHECKING:  # SciPy and the store, which `plan` needs not
     from oneshot.edits import Edits
     from oneshot.garbage import Holding
-    from oneshot.report.cells import CellLine
-    from oneshot.report.stats import Interval
     from oneshot.select import Ranked
     from oneshot.status import SweepStatus
     from oneshot.sweep.events import Event
@@ -236,33 +234,6 @@ def ranking_table(ranked: Sequence["Ranked"]) -> Table:
         numbers = (one.score, one.variance, one.std, one.mean)
         table.add_row(str(place + 1), one.example, *(f"{value:.4f}" for value in numbers), str(one.num_visits))
     return table
-
-
-def cells_table(lines: Sequence["CellLine"]) -> Table:
-    """The cells of a sweep: accuracy before and after, and gain with its interval."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    axes = list(lines[0].cell) if lines else []
-    for axis in [*axes, "suite"]:
-        table.add_column(axis)
-    for number in ("seeds", "start", "last", "gain", "95% interval"):
-        table.add_column(number, justify="right")
-    for line in lines:
-        table.add_row(
-            *line.cell.values(),
-            line.suite,
-            f"{line.last.num}/{line.num_planned}",
-            f"{line.start.mean:.3f}" if line.start else "-",
-            f"{line.last.mean:.3f}",
-            f"{line.gain.mean:+.3f}" if line.gain else "-",
-            _interval(line.gain),
-        )
-    return table
-
-
-def _interval(interval: "Interval | None") -> str:
-    if interval is None or interval.low is None or interval.high is None:
-        return "-"
-    return f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
 def status_table(found: "SweepStatus") -> Table:

@@ -11,7 +11,7 @@ from oneshot.grpo.evaluate import summary
 from oneshot.grpo.metrics import Record
 from oneshot.plan import Plan, Trial, make_plan
 from oneshot.runner import describe
-from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store, TrialFolder
+from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store, TrialFolder, now_ms
 from oneshot.sweepfile import Sweep, load
 from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
@@ -22,7 +22,6 @@ Accuracy = Callable[[Trial, int, int], float]
 
 HOSTILE = "<script>document.title = 'taken'</script> <b>bold</b> & \"quoted\" "
 """How the completion of every evaluation's first problem begins."""
-STARTED_MS = 1_780_000_000_000
 STEP_MS = 4_000
 NUM_SAMPLED = 8
 
@@ -89,7 +88,8 @@ def _write(
 ) -> None:
     draw = random.Random(f"{seed} {training.label}")
     folder.write_json("trial.json", describe(training))
-    facts = {"sweep": sweep, "started_ms": STARTED_MS, "gpu": "", "env_digest": "0" * 16, "host": "synthetic", "pid": 1}
+    started_ms = now_ms() - STEP_MS * training.config.train.num_steps
+    facts = {"sweep": sweep, "started_ms": started_ms, "gpu": "", "env_digest": "0" * 16, "host": "synthetic", "pid": 1}
     attempt = folder.begin_attempt(facts)
     due = due_evaluations(training.config)
     baseline: dict[str, float] = {}
@@ -108,7 +108,7 @@ def _write(
             if step:
                 _write_sampled(folder, step, draw)
         if metrics:
-            rows.append(Row(step=step, time_ms=STARTED_MS + step * STEP_MS, metrics=metrics))
+            rows.append(Row(step=step, time_ms=started_ms + step * STEP_MS, metrics=metrics))
     if rows:
         folder.write_segment(attempt, rows)
     if is_failed:

@@ -137,9 +137,11 @@ def _run(
     """Runs what is missing of a plan (`work`: of these trials alone), and shows what came of it."""
     from rich.console import Console
 
-    from oneshot.display import Progress, cells_table
+    from oneshot.cli.report import keep_and_publish, show_verdict
+    from oneshot.display import Progress
     from oneshot.report.cells import cell_lines
-    from oneshot.report.runs import read_runs
+    from oneshot.report.page import make_report
+    from oneshot.report.runs import gather
     from oneshot.sweep.run import mlflow_location
     from oneshot.sweep.run import run as run_sweep
 
@@ -166,8 +168,11 @@ def _run(
             )
 
         summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
-    lines = cell_lines(read_runs(planned, store, faults=sweep.config.faults))
+    gathered = gather(sweep, planned, store)
+    lines = cell_lines(gathered.runs)
     if lines:
+        from oneshot.tables import cells_table
+
         results().print(cells_table(lines))
     print(f"\n{_counts(summary)}; store: {store.root}")
     where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
@@ -178,6 +183,11 @@ def _run(
         _tell_failures(sweep, planned, store)
     if summary.halted:
         print(f"oneshot: {summary.halted}; `oneshot run {file}` goes on", file=sys.stderr)
+    if not summary.interrupted or summary.halted:
+        made = make_report(gathered)
+        print()
+        show_verdict(made)
+        print(f"report: {keep_and_publish(made, sweep, planned, store)}/report.html")
     return summary
 
 

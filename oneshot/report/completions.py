@@ -46,7 +46,7 @@ def side_by_side(gathered: Gathered, suite: str) -> tuple[list[Beside], int]:
         tables = [(name, step, gathered.record.shown(run, suite, step)) for name, step in shown_steps(run, suite)]
         if any(not table for _, _, table in tables):
             continue
-        for place, why in _chosen([table for _, _, table in tables]):
+        for place, why in chosen([table for _, _, table in tables]):
             first = tables[0][2][place]
             answers = tuple((f"{name}, step {step}", table[place]) for name, step, table in tables)
             found.append(
@@ -62,7 +62,7 @@ def side_by_side(gathered: Gathered, suite: str) -> tuple[list[Beside], int]:
     return found, max(0, len(ended) - MAX_CELLS)
 
 
-def _chosen(tables: Sequence[Sequence[Shown]]) -> list[tuple[int, str]]:
+def chosen(tables: Sequence[Sequence[Shown]]) -> list[tuple[int, str]]:
     """The first problem that turned right, and the first that is still not, or turned wrong."""
     start, end = tables[0], tables[-1]
     turned = [place for place in range(len(start)) if not start[place].strict and end[place].strict]

@@ -22,6 +22,7 @@ PALETTE = ("#0b6e99", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")
 """Each is told from paper and from ink, on white and on near black."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,

@@ -194,8 +194,8 @@ def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
 def _over_problems(seeds: Sequence[Sequence[tuple[_Values, _Values]]]) -> Array | None:
     """Differences [seeds, problems], each the mean over matched pairs; None where sides were asked other problems.
 
-    Pairs may be asked different problems (those of categories that *they* did not train on). Every pair weighs the same,
-    so a problem weighs by the pairs that were asked it: its column is the mean m plus its weighted deviations from m,
+    Pairs may be asked different problems (of categories that *they* did not train on). Every pair weighs the same, so a
+    problem weighs by the pairs that were asked it: its column is the mean m plus its weighted deviations from m,
     by which each row's mean is that seed's effect, and weights alone make no spread.
     """
     first = [(a.ids, b.ids) for a, b in seeds[0]]

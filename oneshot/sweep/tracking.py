@@ -25,7 +25,7 @@ from oneshot.report.plots import has_curve, sweep_curves, trial_curve
 from oneshot.report.runs import read_runs
 from oneshot.settings import flat
 from oneshot.standing import trial_standing, view
-from oneshot.store import EVALUATION_COLUMNS, Result, Row, Store, TrialFolder, now_ms
+from oneshot.store import Result, Row, Store, TrialFolder, now_ms
 from oneshot.studies import FOLDER as SEARCH
 from oneshot.sweep.package import commit
 from oneshot.sweep.told import told_of
@@ -33,13 +33,15 @@ from oneshot.sweep.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
 
-TABLE_COLUMNS = EVALUATION_COLUMNS[:5]
-"""Columns of an evaluation's table in MLflow; the store keeps more."""
+TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
+"""Columns of an evaluation's table in MLflow, which compares runs by the second; the store keeps more."""
 TAG_LENGTH = 7500
 """Of a tag's 8,000 characters, past which MLflow cuts without a word."""
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a description, in Markdown."""
 CUT = "*Cut here: the rest is under Artifacts, in `report/`.*"
+BATCH = 1000
+"""Points that MLflow takes at once."""
 TRIAL = "oneshot.trial"
 MEASURES = "measures.json"
 ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
@@ -152,13 +154,27 @@ class Tracker:
             self._client.set_experiment_tag(self._experiment_id, name, value)
         self._is_open = True
 
+    @property
+    def has_parent(self) -> bool:
+        """Whether the sweep has a run."""
+        return self._parent_id is not None
+
     def describe(self, text: str) -> None:
-        """Says what the sweep has found, in Markdown, where the parent run opens; cut by lines to what MLflow keeps."""
+        """Says what the sweep has found, in Markdown, on the parent's page; cut by lines to what MLflow keeps.
+
+        The first paragraph also stands over the list of runs, where the experiment is the sweep's alone.
+        """
         assert self._parent_id is not None
         if text == self._description:
             return
         where = links(self._plan, self._experiment_id)
         self._client.set_tag(self._parent_id, NOTE, f"{_cut(text, TAG_LENGTH - len(where) - 2)}\n\n{where}")
+        experiment = self._client.get_experiment(self._experiment_id)
+        note = experiment.tags.get(NOTE, "")
+        if experiment.name == self._plan.name and (not note or where in note):  # the sweep's own, and ours still
+            first = _cut(text, TAG_LENGTH // 2).split("\n\n")[0]
+            run = f"[The sweep's run](#/experiments/{self._experiment_id}/runs/{self._parent_id})."
+            self._client.set_experiment_tag(self._experiment_id, NOTE, f"{first} {run} {where}")
         self._description = text
 
     def publish(self, files: Mapping[str, str | bytes]) -> None:
@@ -222,16 +238,16 @@ class Tracker:
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder, read=child.read)
         self._describe(trial, child)
-        for row in rows:
-            fresh = {
-                name: value
-                for name, value in row.metrics.items()
-                if (name, row.step) not in child.sent and is_curve(name)
-            }
-            if fresh:
-                metrics = [Metric(name, value, row.time_ms, row.step) for name, value in fresh.items()]
-                self._client.log_batch(child.run_id, metrics=metrics)
-                child.sent.update((name, row.step) for name in fresh)
+        fresh = [
+            Metric(name, value, row.time_ms, row.step)
+            for row in rows
+            for name, value in row.metrics.items()
+            if (name, row.step) not in child.sent and is_curve(name)
+        ]
+        for start in range(0, len(fresh), BATCH):
+            batch = fresh[start : start + BATCH]
+            self._client.log_batch(child.run_id, metrics=batch)
+            child.sent.update((metric.key, metric.step) for metric in batch)
         if result is not None:
             self._end(trial, folder, result, rows, child)
         elif stopped:
@@ -308,13 +324,14 @@ class Tracker:
                 completions = folder.completions(f"eval-{suite.digest}-{step}")
                 assert completions is not None, "an evaluation on record has its completions"
                 path = f"eval/{suite.name}/step_{step}.json"
-                data = [row[: len(TABLE_COLUMNS)] for row in completions["data"]]
+                places = [completions["columns"].index(name) for name in TABLE_COLUMNS]
+                data = [[row[place] for place in places] for row in completions["data"]]
                 self._client.log_dict(child.run_id, {"columns": list(TABLE_COLUMNS), "data": data}, path)
                 tables.append(path)
         measures = measures_table(rows)
         if measures["data"]:
             self._client.log_dict(child.run_id, measures, MEASURES)
-            tables.append(MEASURES)
+            tables.insert(0, MEASURES)
         if tables:
             self._list_tables(child.run_id, tables)
         if any(has_curve(row) for row in rows):
@@ -332,10 +349,10 @@ class Tracker:
         child.read.clear()
 
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
-        """Tells MLflow which artifacts are tables: of very many, those of the latest steps, for a tag has an end."""
-        tables = [{"path": path, "type": "table"} for path in paths]
+        """Tells MLflow which artifacts are tables, the last first; of very many, not the first: a tag has an end."""
+        tables = [{"path": path, "type": "table"} for path in reversed(paths)]
         while len(json.dumps(tables)) > TAG_LENGTH:
-            tables.pop(0)
+            tables.pop()
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
 
     def refresh_cells(self) -> None:
@@ -427,7 +444,8 @@ def _identity(trial: Trial) -> str:
 
 
 def _params(trial: Trial) -> list[tuple[str, str]]:
-    params = {f"cell.{axis}": name for axis, name in trial.cell.items()}
+    # whole, too: MLflow groups runs by one name better than by several
+    params = {"cell": "/".join(trial.cell.values())} | {f"cell.{axis}": name for axis, name in trial.cell.items()}
     params |= {"seed": str(trial.seed), "phase": trial.phase}
     if trial.phase == "search":
         params |= {"study": trial.study, "point": str(trial.point)}

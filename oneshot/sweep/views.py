@@ -35,7 +35,7 @@ def key(plan: Plan, which: str) -> str:
 
 
 def links(plan: Plan, experiment_id: str) -> str:
-    """Markdown that leads to the views, as charts."""
+    """Markdown that leads to the views, as charts; to wherever the page that shows it comes from."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey="
     return f"Charts: [cells]({page}{key(plan, CELLS)}), [trials]({page}{key(plan, TRIALS)})."
 
@@ -47,7 +47,7 @@ def accuracies(plan: Plan) -> list[str]:
 
 
 def _state(plan: Plan, which: str) -> dict[str, Any]:
-    axes = [f"cell.{axis}" for axis in dict.fromkeys(axis for trial in plan.trials for axis in trial.cell)]
+    axes = dict.fromkeys(f"cell.{axis}" for trial in plan.trials for axis in trial.cell)
     curves = accuracies(plan)
     gains = [f"{curve.rpartition('/')[0]}/gain" for curve in curves]
     state: dict[str, Any] = {
@@ -57,14 +57,14 @@ def _state(plan: Plan, which: str) -> dict[str, Any]:
             *(f"metrics.`{name}`" for name in (*curves, *gains)),
         ],
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunSections": [_section("Held-out accuracy")],
-        "compareRunCharts": [*map(_curve, curves), _parallel([*axes, "seed"], curves)],
     }
-    if curves:  # and not by time: the page would nest trials under the sweep's run, and draw no curve of them
-        state |= {"orderByKey": f"metrics.`{curves[0]}`", "orderByAsc": False}
+    if curves:
+        # not by time: the page would nest trials under the sweep's run, and draw no curve of them
+        state |= {"orderByKey": f"metrics.`{curves[0]}`", "orderByAsc": False, "isAccordionReordered": True}
+        state["compareRunSections"] = [_section("Held-out accuracy")]
+        state["compareRunCharts"] = [*map(_curve, curves), _parallel([*axes, "seed"], curves)]
     if which == CELLS and axes:
-        groups = [{"mode": "param", "groupByData": axis} for axis in axes]
-        state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": groups}
+        state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "cell"}]}
     return state
 
 
@@ -82,7 +82,9 @@ def _curve(metric: str) -> dict[str, Any]:
     axis = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear"}
     line = {"lineSmoothness": 0, "yAxisKey": "metric", "yAxisExpressions": [], "range": {}, "ignoreOutliers": False}
     own = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
-    return _card("LINE", metric, metricKey=metric, selectedMetricKeys=[metric], **axis, **line, **own)
+    return _card(
+        "LINE", metric.removeprefix("eval/"), metricKey=metric, selectedMetricKeys=[metric], **axis, **line, **own
+    )
 
 
 def _parallel(params: list[str], metrics: list[str]) -> dict[str, Any]:
