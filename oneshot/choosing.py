@@ -166,10 +166,12 @@ def _check_published(sweep: Sweep, published: PublishedConfig, where: Where, gri
             )
     for place, row in enumerate(published.rows):
         for axis, name in row.cell.items():
-            names = list(dict.fromkeys(cell.names[axis] for cell in grid if axis in cell.names))
+            at: Where = (*where, "rows", place, "cell", axis)
+            if axis not in sweep.config.axes:
+                raise sweep.source.error(at, f"unknown axis{nearest(axis, list(sweep.config.axes))}")
+            names = list(dict.fromkeys(cell.names[axis] for cell in grid))
             if str(name) not in names:
-                what = f"unknown cell {str(name)!r}" if names else f"unknown axis {axis!r}"
-                raise sweep.source.error((*where, "rows", place, "cell", axis), f"{what}{nearest(str(name), names)}")
+                raise sweep.source.error(at, f"unknown cell {str(name)!r}{nearest(str(name), names)}")
 
 
 def _refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:

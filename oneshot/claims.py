@@ -2,7 +2,7 @@
 
 A claim compares two selections of cells, each after a step. In `b`, an axis that is left out is as in `a`. Cells are
 matched on the axes that neither side names: a comparison is a list of matched pairs, and one verdict. `for_each` makes
-one comparison of every cell of an axis.
+one of every cell of an axis; those of `for_all` are parts of one verdict.
 """
 
 import json
@@ -36,22 +36,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One verdict to be."""
+    """One verdict to be, or a part of one."""
 
     claim: ClaimConfig
     number: int
     """Of the claim in its list, from 0."""
     cells: dict[str, str]
     """Of the axes of `for_each`."""
+    part: dict[str, str]
+    """Of the axes of `for_all`: parts of one claim and `cells` make one verdict."""
     at_a: str
     at_b: str
     pairs: tuple[Pair, ...]
-
-    @property
-    def name(self) -> str:
-        """The claim's, with the cell that this one is of."""
-        where = ", ".join(f"{axis} {cell}" for axis, cell in self.cells.items())
-        return f"{self.claim.name} ({where})" if where else self.claim.name
 
 
 def comparisons(claims: Sequence[ClaimConfig], cells: Sequence[Names]) -> list[Comparison]:
@@ -74,32 +70,40 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
             known.setdefault(axis, [])
             if name not in known[axis]:
                 known[axis].append(name)
-    for place, axis in enumerate(claim.for_each):
-        if axis not in known:
-            raise SettingError((*where, "for_each", place), f"unknown axis{nearest(axis, list(known))}")
+    for field, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
+        for place, axis in enumerate(axes):
+            if axis not in known:
+                raise SettingError((*where, field, place), f"unknown axis{nearest(axis, list(known))}")
+            if field == "for_all" and axis in claim.for_each:
+                raise SettingError((*where, field, place), f"{axis} is in for_each already; name it once")
+    each = [*claim.for_each, *claim.for_all]
     at_a, own_a = _side(claim.a, known, (*where, "a"))
     at_b, own_b = _side(claim.b, known, (*where, "b"), at=at_a)
     chosen_a, chosen_b = {**known, **own_a}, {**known, **own_a, **own_b}
     side_a = [cell for cell in cells if all(cell[axis] in chosen_a[axis] for axis in cell)]
     if not side_a:
         raise SettingError((*where, "a"), "selects no cell of the grid")
-    if at_a == at_b and chosen_a == chosen_b:
-        raise SettingError((*where, "b"), "selects what `a` does: name another cell, or another step by `at`")
     found = []
-    for group in dict.fromkeys(tuple(cell[axis] for axis in claim.for_each) for cell in side_a):
-        named = dict(zip(claim.for_each, group, strict=True))
+    for group in dict.fromkeys(tuple(cell[axis] for axis in each) for cell in side_a):
+        named = dict(zip(each, group, strict=True))
         kept = {axis: [name] for axis, name in named.items() if axis not in own_b}
         chosen = {**chosen_b, **kept}
         mine = [cell for cell in side_a if all(cell[axis] == name for axis, name in named.items())]
         other = [cell for cell in cells if all(cell[axis] in chosen[axis] for axis in cell)]
         if not other:
             raise SettingError((*where, "b"), f"selects no cell of the grid to compare {_label(mine[0])} with")
-        free = [axis for axis in known if axis not in {*own_a, *own_b, *claim.for_each}]
+        if at_a == at_b and mine == other:
+            which = f", where {_label(named)}" if named else ""
+            raise SettingError(
+                (*where, "b"), f"selects what `a` does{which}: name another cell, or another step by `at`"
+            )
+        free = [axis for axis in known if axis not in {*own_a, *own_b, *each}]
         found.append(
             Comparison(
                 claim=claim,
                 number=number,
-                cells=named,
+                cells={axis: named[axis] for axis in claim.for_each},
+                part={axis: named[axis] for axis in claim.for_all},
                 at_a=at_a,
                 at_b=at_b,
                 pairs=tuple(_pairs(mine, other, free=free, where=where)),

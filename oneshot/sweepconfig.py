@@ -231,6 +231,9 @@ class ClaimConfig(Config):
     )
     b: dict[str, Any] = Field(description="what it is compared with; an axis left out is as in `a`")
     for_each: list[str] = Field(default_factory=list, description="axes with a verdict for every cell")
+    for_all: list[str] = Field(
+        default_factory=list, description="axes on every cell of which it must hold: one verdict, the weakest cell's"
+    )
     categories: Literal["all", "trained", "untrained"] = Field(
         "all", description="of the suite's problems: those of the examples' categories, or the others"
     )

@@ -3,6 +3,7 @@
 The browser reaches this machine alone, and keeps the address of all that it asks for.
 """
 
+import base64
 import importlib.util
 import json
 import os
@@ -13,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import pytest
 
 T = TypeVar("T")
 
@@ -118,8 +117,6 @@ class Browser:
 
     def screenshot(self, path: Path | str, *, whole: bool = False) -> None:
         """Writes what is seen as PNG; `whole`: of the page, not of the window alone."""
-        import base64
-
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole, "format": "png"})
         Path(path).write_bytes(base64.b64decode(shot["data"]))
 
@@ -180,12 +177,3 @@ def started(*, width: int = 1400, height: int = 1000) -> Iterator[Browser]:
             driver.quit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser; the tests that need it are skipped where there is none."""
-    if reason := why_not():
-        pytest.skip(reason)
-    with started() as made:
-        yield made

@@ -4,8 +4,10 @@ What is written goes through the store's own functions, and an evaluation's metr
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from oneshot.grpo.evaluate import summary
 from oneshot.grpo.metrics import Record
@@ -19,6 +21,8 @@ from oneshot.trainings import Training, trainings
 
 Accuracy = Callable[[Trial, int, int], float]
 """(trial, step, index of the problem) -> whether it is right, or with what probability."""
+Reward = Callable[[Trial, int], float]
+"""(trial, step) -> mean reward of training."""
 
 HOSTILE = "<script>document.title = 'taken'</script> <b>bold</b> & \"quoted\" "
 """How the completion of every evaluation's first problem begins."""
@@ -62,11 +66,14 @@ def make_store(
     seed: int = 0,
     missing: Collection[str] = (),
     failed: Collection[str] = (),
+    reward: Reward | None = None,
+    facts: Callable[[Trial], Mapping[str, Any]] = lambda trial: {},
 ) -> tuple[Sweep, Plan, Store]:
     """Writes `folder/sweep.yaml` and the store `folder/runs`, in which every trial is finished.
 
     Trials that share a training are what `accuracy` says of the first. `missing`, `failed`: labels of trials that have
-    not begun, or broke after half of their steps.
+    not begun, or broke after half of their steps. `reward`: in place of one that rises with some noise. `facts`: more of
+    what an attempt notes of where it runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.yaml").write_text(text)
@@ -79,23 +86,41 @@ def make_store(
     record.write_json("plan.json", plan.to_json())
     for training in trainings(plan.trials):
         if training.label not in missing:
-            _write(training, store.trial(training.key), plan.name, accuracy, seed, is_failed=training.label in failed)
+            first = training.trials[0]
+            _write(
+                training,
+                store.trial(training.key),
+                {"sweep": plan.name, **facts(first)},
+                accuracy,
+                None if reward is None else partial(reward, first),
+                seed,
+                is_failed=training.label in failed,
+            )
     return sweep, plan, store
 
 
 def _write(
-    training: Training, folder: TrialFolder, sweep: str, accuracy: Accuracy, seed: int, *, is_failed: bool
+    training: Training,
+    folder: TrialFolder,
+    noted: Mapping[str, Any],
+    accuracy: Accuracy,
+    reward: Callable[[int], float] | None,
+    seed: int,
+    *,
+    is_failed: bool,
 ) -> None:
     draw = random.Random(f"{seed} {training.label}")
     folder.write_json("trial.json", describe(training))
     started_ms = now_ms() - STEP_MS * training.config.train.num_steps
-    facts = {"sweep": sweep, "started_ms": started_ms, "gpu": "", "env_digest": "0" * 16, "host": "synthetic", "pid": 1}
-    attempt = folder.begin_attempt(facts)
+    facts = {"started_ms": started_ms, "gpu": "", "env_digest": "0" * 16, "host": "synthetic", "pid": 1}
+    attempt = folder.begin_attempt({**facts, **noted})
     due = due_evaluations(training.config)
     baseline: dict[str, float] = {}
     rows = []
     for step in range(training.config.train.num_steps // (2 if is_failed else 1) + 1):
         metrics = _train_metrics(step, training.config.train.num_steps, draw) if step else {}
+        if step and reward is not None:
+            metrics["reward/mean"] = reward(step)
         for suite in load_suites(training.config):
             if (suite.digest, step) not in due:
                 continue

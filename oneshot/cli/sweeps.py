@@ -66,12 +66,19 @@ def plan(
 
     edits = find_edits(sweep, planned, store)
     scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
+    foreseen = []
+    if sweep.config.claims:
+        from oneshot.prospects import prospect_lines, prospects
+
+        foreseen = prospects(planned, sweep.config.claims, num_seeds=len(sweep.config.seeds))
     if address is not None:
         from oneshot.sweep.cluster import check_cluster
 
         check_cluster(address, planned.trials)
     if as_json:
         facts = planned.to_json()
+        if foreseen:
+            facts["claims"] = [one.to_json() for one in foreseen]
         if edits is not None:
             facts["edits"] = edits.to_json()
         if scheduled is not None:
@@ -84,6 +91,7 @@ def plan(
     lines = cost_lines(planned)
     if gpus is not None:
         lines += schedule_lines(scheduled, sweep.config.budget, gpus=gpus)
+    lines += prospect_lines(foreseen) if foreseen else []
     for line in [*lines, *edit_lines(edits)]:
         console.print(line, highlight=False)
 

@@ -6,7 +6,7 @@ was expected, and a p-value that is still below 0.05 after Holm's correction ove
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +85,15 @@ class _Measured:
     environments: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part(_Measured):
+    """One comparison, and what its interval alone says."""
+
+    asked: Comparison
+    alone: Verdict
+    p_value: float | None
+
+
 class _Unknown(Exception):  # noqa: N818 - nothing went wrong: a run has not come so far
     """A run lacks what a claim needs of it; says what."""
 
@@ -93,40 +102,75 @@ def verdicts(gathered: Gathered) -> list[Judged]:
     """A verdict on every comparison of every claim, those that were added later last."""
     frozen = comparisons(gathered.frozen.claims, gathered.cells)
     later = comparisons(gathered.amended, gathered.cells)
-    asked = [(one, False) for one in frozen] + [(one, True) for one in later]
-    measured = [_measure(one, gathered) for one, _ in asked]
-    alone = [_alone(one.claim.expect, found.difference) for (one, _), found in zip(asked, measured, strict=True)]
-    corrected = holm([p_value for _, p_value in alone])
+    groups: dict[tuple[bool, int, tuple[str, ...]], list[Comparison]] = {}
+    for one, is_amended in [*((one, False) for one in frozen), *((one, True) for one in later)]:
+        groups.setdefault((is_amended, one.number, tuple(one.cells.values())), []).append(one)
+    found = [_weakest(parts, gathered) for parts in groups.values()]
+    corrected = holm([part.p_value for part in found])
     return [
-        _judged(one, found, verdict, p_value, p_holm, num=len(asked), is_amended=is_amended)
-        for (one, is_amended), found, (verdict, p_value), p_holm in zip(asked, measured, alone, corrected, strict=True)
+        _judged(part, p_holm, num=len(found), is_amended=is_amended)
+        for (is_amended, _, _), part, p_holm in zip(groups, found, corrected, strict=True)
     ]
 
 
-def _alone(expect: ExpectConfig, difference: Difference | None) -> tuple[Verdict, float | None]:
-    """The verdict by the interval alone, with the p-value that it goes with."""
-    if difference is None:
-        return "inconclusive", None
-    return judge(difference, **expect.model_dump())
+def _weakest(parts: Sequence[Comparison], gathered: Gathered) -> _Part:
+    """Of the parts of a verdict the one that decides it.
+
+    Supported where all are (the intersection-union test, whose p is the largest: Berger, Technometrics 24, 1982);
+    contradicted where one is, at its p times their number.
+    """
+    measured = [_part(one, gathered) for one in parts]
+    if len(measured) == 1:
+        return measured[0]
+    contradicted = [part for part in measured if part.alone == "contradicted"]
+    if contradicted:
+        worst = min(contradicted, key=_p_or_1)
+        p_value: float | None = min(1.0, len(measured) * _p_or_1(worst))
+    else:
+        worst = max(measured, key=_p_or_1)
+        p_value = worst.p_value
+    where = ", ".join(f"{axis} {cell}" for axis, cell in worst.asked.part.items())
+    notes = list(dict.fromkeys(note for part in measured for note in part.notes))
+    notes.insert(0, f"the weakest of {len(measured)}, whose numbers these are: {where}")
+    environments = [one for part in measured for one in part.environments]
+    return replace(
+        worst,
+        p_value=p_value,
+        notes=tuple(notes),
+        environments=tuple(one for place, one in enumerate(environments) if one not in environments[:place]),
+    )
 
 
-def _judged(
-    asked: Comparison,
-    found: _Measured,
-    alone: Verdict,
-    p_value: float | None,
-    p_holm: float | None,
-    *,
-    num: int,
-    is_amended: bool,
-) -> Judged:
-    notes, verdict = list(found.notes), alone
-    if alone != "inconclusive" and (p_holm is None or p_holm > LEVEL):
+def _p_or_1(part: _Part) -> float:
+    """What could not be judged is the weakest."""
+    return 2.0 if part.p_value is None else part.p_value
+
+
+def _part(asked: Comparison, gathered: Gathered) -> _Part:
+    """One comparison, with the verdict by its interval alone and the p-value that goes with it."""
+    found = _measure(asked, gathered)
+    alone: Verdict = "inconclusive"
+    p_value = None
+    if found.difference is not None:
+        alone, p_value = judge(found.difference, **asked.claim.expect.model_dump())
+    return _Part(
+        asked=asked,
+        difference=found.difference,
+        alone=alone,
+        p_value=p_value,
+        notes=found.notes,
+        environments=found.environments,
+    )
+
+
+def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) -> Judged:
+    asked, notes, verdict = part.asked, list(part.notes), part.alone
+    if verdict != "inconclusive" and (p_holm is None or p_holm > LEVEL):
+        notes.insert(0, f"{verdict} if it were the only claim; not after Holm's correction over {num} verdicts")
         verdict = "inconclusive"
-        notes.insert(0, f"{alone} if it were the only claim; not after Holm's correction over {num} verdicts")
     if is_amended:
         notes.insert(0, "amended: written after the sweep began")
-    difference = found.difference
+    difference = part.difference
     claim = asked.claim
     return Judged(
         name=claim.name,
@@ -135,7 +179,7 @@ def _judged(
         effect=None if difference is None else difference.effect,
         low=None if difference is None else difference.low,
         high=None if difference is None else difference.high,
-        p_value=p_value,
+        p_value=part.p_value,
         p_holm=p_holm,
         num_seeds=0 if difference is None else difference.num_seeds,
         num_problems=None if difference is None else difference.num_problems,
@@ -147,7 +191,7 @@ def _judged(
         expect=expectation(claim.expect),
         is_amended=is_amended,
         notes=tuple(notes),
-        environments=found.environments,
+        environments=part.environments,
     )
 
 

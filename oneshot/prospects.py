@@ -1,0 +1,94 @@
+"""A sweep's claims, before it runs -> how small a difference each could show, under assumptions that are said."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from oneshot.claims import Comparison, comparisons, trained_categories
+from oneshot.errors import DataError
+from oneshot.plan import Plan, Trial
+from oneshot.report.power import detectable, power
+from oneshot.sweepconfig import ClaimConfig
+from oneshot.tasks.benchmarks import load_suites
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What one verdict may be able to say."""
+
+    name: str
+    cells: dict[str, str]
+    num_seeds: int
+    num_problems: int | None
+    """None: the metric is not counted over problems, or they are not at hand."""
+    seed_sd: float
+    discordance: float
+    detectable: float | None
+    """Smallest true difference that is told from the bound with power 0.8; None: none is."""
+    effect: float | None
+    power: float | None
+    """Of `effect`, where the claim states one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `plan --json` prints it."""
+        return asdict(self)
+
+
+def prospects(plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int) -> list[Prospect]:
+    """One for every verdict to be, in the claims' order."""
+    trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
+    found: dict[tuple[int, tuple[str, ...]], Prospect] = {}
+    for one in comparisons(claims, list({names: dict(names) for names in trials}.values())):
+        trial = trials[tuple(one.pairs[0].a[0].items())]
+        found.setdefault((one.number, tuple(one.cells.values())), _prospect(one, trial, num_seeds=num_seeds))
+    return list(found.values())
+
+
+def _prospect(asked: Comparison, trial: Trial, *, num_seeds: int) -> Prospect:
+    claim = asked.claim
+    num_problems, assumed, effect = _num_problems(claim, trial), claim.power, claim.power.effect
+    model = {"seed_sd": assumed.seed_sd, "discordance": assumed.discordance}
+    return Prospect(
+        name=claim.name,
+        cells=asked.cells,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        seed_sd=assumed.seed_sd,
+        discordance=assumed.discordance,
+        detectable=detectable(num_seeds=num_seeds, num_problems=num_problems, **model),
+        effect=effect,
+        power=None if effect is None else power(effect, num_seeds=num_seeds, num_problems=num_problems, **model),
+    )
+
+
+def _num_problems(claim: ClaimConfig, trial: Trial) -> int | None:
+    parts = claim.metric.split("/")
+    suite = next((one for one in load_suites(trial.config) if parts[0] == "eval" and one.name == parts[1]), None)
+    if suite is None:
+        return None
+    try:
+        problems = suite.problems
+    except DataError:  # not fetched yet
+        return None
+    trained = trained_categories(trial.labels, trial.config) if claim.categories != "all" else frozenset()
+    is_wanted = {"all": True, "trained": True, "untrained": False}[claim.categories]
+    return sum(claim.categories == "all" or (one.category in trained) == is_wanted for one in problems)
+
+
+def prospect_lines(found: Sequence[Prospect]) -> list[str]:
+    """A line for all that are alike."""
+    said: dict[str, list[str]] = {}
+    for one in found:
+        over = f" x {one.num_problems} problems" if one.num_problems is not None else ""
+        if one.num_seeds < 3:
+            says = "fewer than 3 seeds give no interval: the verdict will be inconclusive"
+        elif one.detectable is None:
+            says = "no difference could be told"
+        else:
+            says = f"{100 * one.detectable:.1f} points or more are told in 4 sweeps of 5"
+        if one.power is not None and one.effect is not None:
+            says += f", {100 * one.effect:g} points in {one.power:.0%}"
+        assumed = f"seed SD {100 * one.seed_sd:g} points, discordance {one.discordance:.0%}"
+        said.setdefault(f"{one.num_seeds} seeds{over} ({assumed}): {says}", []).append(one.name)
+    lines = [f"{text}  [{'; '.join(dict.fromkeys(names))}]" for text, names in said.items()]
+    return ["claims, by a cautious model (docs/statistics.md):", *lines] if lines else []
