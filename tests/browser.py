@@ -91,8 +91,8 @@ class Browser:
             time.sleep(0.1)
 
     def wait_for(self, text: str, *, timeout_s: float = WAIT_S) -> None:
-        """Waits for a text to be on the page."""
-        self.until(lambda: text in self.text, f"{text!r}", timeout_s=timeout_s)
+        """Waits for a text to be on the page, however its words are broken into lines."""
+        self.until(lambda: text in " ".join(self.text.split()), f"{text!r}", timeout_s=timeout_s)
 
     def find(self, css: str, *, text: str = "", timeout_s: float = WAIT_S) -> Any:
         """Waits for the first visible element of a selector that has a text in it."""

@@ -1,6 +1,8 @@
 """The store as MLflow shows it, without Ray: retries, longer requests, outages; a real sqlite store."""
 
+import json
 import logging
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from synthetic import SMALL, make_store
 from test_sweepfile import BASE
 
 from oneshot.plan import Plan, make_plan
@@ -17,10 +20,12 @@ from oneshot.store import Result, Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.run import run as run_sweep
-from oneshot.sweep.tracking import Tracker
+from oneshot.sweep.tracking import CUT, NOTE, Tracker
 from oneshot.sweepfile import Sweep, load
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training, trainings
+
+pytest_plugins = ["labs"]
 
 TEXT = BASE.replace("seeds: [0, 1]", "grid: [{example: sum, arm: outcome}]\nseeds: [0]")
 
@@ -147,16 +152,98 @@ def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: p
     assert lab.points()["reward/mean"] == [1, 2]
 
 
-def test_of_very_many_tables_the_latest_are_listed(lab: Lab) -> None:
-    sweep = lab.sweep()
-    plan = make_plan(sweep)
+@pytest.fixture
+def tracker(lab: Lab, database: Path) -> Tracker:
+    """Of a sweep that has begun, in an experiment of its own."""
+    shutil.copy(database, lab.folder / "m.db")
+    plan = make_plan(lab.sweep())
+    return _opened(lab, plan, experiment=plan.name)
+
+
+def _opened(lab: Lab, plan: Plan, *, experiment: str) -> Tracker:
+    uri, artifacts = f"sqlite:///{lab.folder}/m.db", (lab.folder / "artifacts").as_uri()
+    made = Tracker(plan, lab.store, tracking_uri=uri, experiment=experiment, artifacts=artifacts)
+    made.open(question="Is it so?", sweep_yaml="")
+    return made
+
+
+def parent(tracker: Tracker) -> Any:
+    return tracker._client.get_run(tracker._parent_id)
+
+
+def experiment_tags(tracker: Tracker) -> dict[str, str]:
+    return dict(tracker._client.get_experiment(tracker._experiment_id).tags)
+
+
+def test_a_description_too_long_for_mlflow_is_cut_between_lines_and_says_so(tracker: Tracker) -> None:
+    lines = [f"| claim {number} | holds |" for number in range(1000)]
+    tracker.describe("\n".join(["**Held.**", "", "| claim | verdict |", "|---|---|", *lines]))
+    note = parent(tracker).data.tags[NOTE]
+    assert len(note) <= 8000
+    kept, cut, links = note.rsplit("\n\n", 2)
+    assert kept.startswith("**Held.**")
+    assert set(kept.splitlines()[4:]) < set(lines)
+    assert (cut, links[:8]) == (CUT, "Charts: ")
+    tracker.describe("**Held.**")
+    assert parent(tracker).data.tags[NOTE] == f"**Held.**\n\n{links}"
+
+
+def test_the_first_paragraph_stands_over_the_runs_of_an_experiment_that_is_the_sweeps_alone(
+    lab: Lab, tracker: Tracker
+) -> None:
+    assert experiment_tags(tracker)[NOTE].startswith("Is it so? [The sweep's run](")
+    tracker.describe("**Held.**\n\nAnd more.")
+    assert experiment_tags(tracker)[NOTE].startswith("**Held.** [The sweep's run](")
+    shared = _opened(lab, make_plan(lab.sweep()), experiment="many sweeps")
+    assert NOTE not in experiment_tags(shared)
+
+
+def test_what_a_person_wrote_of_an_experiment_stays(tracker: Tracker) -> None:
+    tracker._client.set_experiment_tag(tracker._experiment_id, NOTE, "Mine.")
+    tracker.describe("**Held.**")
+    assert experiment_tags(tracker)[NOTE] == "Mine."
+
+
+def test_files_are_published_under_report_and_sent_again_only_where_they_changed(lab: Lab, tracker: Tracker) -> None:
+    tracker.publish({"report.html": "<p>ä</p>", "figures/one.png": b"\x89PNG"})
+    (page,) = lab.folder.rglob("artifacts/report/report.html")
+    assert page.read_text() == "<p>ä</p>"
+    assert (page.parent / "figures" / "one.png").read_bytes() == b"\x89PNG"
+    page.write_text("as it was")
+    tracker.publish({"report.html": "<p>ä</p>", "figures/one.png": b"other"})
+    assert page.read_text() == "as it was"
+    assert (page.parent / "figures" / "one.png").read_bytes() == b"other"
+
+
+def test_views_of_cells_and_trials_are_offered(tracker: Tracker) -> None:
+    tags = experiment_tags(tracker)
+    views = [json.loads(value) for name, value in tags.items() if name.startswith("mlflow.sharedViewState.")]
+    assert sorted(view["name"] for view in views) == ["base: cells", "base: trials"]
+    states = {view["name"]: json.loads(view["state"]) for view in views}
+    assert states["base: cells"]["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "cell"}]
+    assert states["base: trials"]["orderByKey"] == "metrics.`eval/arithmetic/pass_at_1`"
+    assert all(len(value) < 5000 for value in tags.values())  # what older servers take
+
+
+def test_more_points_than_mlflow_takes_at_once_all_arrive(tmp_path: Path, database: Path) -> None:
+    shutil.copy(database, tmp_path / "m.db")
+    text = SMALL.replace("num_steps: 12", "num_steps: 120").replace("[0, 1, 2]", "[0]")
+    _, plan, store = make_store(tmp_path, text)
     tracker = Tracker(
-        plan, lab.store, tracking_uri=f"sqlite:///{lab.folder}/m.db", experiment="e", artifacts=lab.folder.as_uri()
+        plan, store, tracking_uri=f"sqlite:///{tmp_path}/m.db", experiment="e", artifacts=(tmp_path / "a").as_uri()
     )
     tracker.open(question="?", sweep_yaml="")
+    tracker.sync(plan.trials[0])
+    (child,) = tracker._children.values()
+    for name, steps in (("reward/mean", range(1, 121)), ("eval/arithmetic/pass_at_1", range(0, 121, 4))):
+        points = tracker._client.get_metric_history(child.run_id, name)
+        assert sorted(point.step for point in points) == list(steps)
+
+
+def test_of_very_many_tables_the_latest_are_listed(tracker: Tracker) -> None:
     assert tracker._parent_id is not None
     tracker._list_tables(tracker._parent_id, [f"eval/arithmetic/step_{step}.json" for step in range(500)])
-    tag = tracker._client.get_run(tracker._parent_id).data.tags["mlflow.loggedArtifacts"]
+    tag = parent(tracker).data.tags["mlflow.loggedArtifacts"]
     assert len(tag) <= 8000
-    assert "step_499.json" in tag
+    assert json.loads(tag)[0]["path"] == "eval/arithmetic/step_499.json"  # what MLflow shows first
     assert "step_0.json" not in tag

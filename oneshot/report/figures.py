@@ -52,7 +52,8 @@ def _drawn(gathered: Gathered, judged: list[Judged]) -> Iterator[tuple[str, str,
     if suite is not None and any(suite in run.measured for run in runs):
         yield (
             f"curves-{suite}",
-            "Held-out accuracy by step, mean over seeds, 95% t intervals; dotted: training reward; triangle: t_sat.",
+            "Held-out accuracy by step, mean over seeds, 95% t intervals. Dotted: training reward. Triangle: t_sat, "
+            "hollow where the reward was still rising near the end of some run.",
             sweep_curves(runs, suite=suite, name=gathered.name),
         )
         lines = [

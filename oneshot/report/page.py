@@ -209,7 +209,7 @@ def _value(value: Value, column: str, form: str) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    is_change = "gain" in column or " - " in column
+    is_change = form == "change" or "gain" in column or " - " in column
 
     def number(one: float) -> str:
         if form == "number":

@@ -32,7 +32,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     form: str = "points"
-    """How numbers are written: `points` of accuracy (a difference of shares x 100), `share`, `number`."""
+    """How numbers are written: `points` (shares x 100), `change` (the same, with a sign), `number`."""
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it."""
@@ -125,32 +125,24 @@ def saturation_table(gathered: Gathered, suite: str) -> Table | None:
         if not found:
             continue
         steps = [saturated.step for _, saturated in found]
-        turns = {run.label: evaluated_after(run, suite, saturated.step) for run, saturated in found}
-
-        def before(run: Run, turns: Mapping[str, int | None] = turns) -> float | None:
-            turn = turns.get(run.label)
-            return None if turn is None else _change(run, suite, 0, turn)
-
-        def after(run: Run, turns: Mapping[str, int | None] = turns) -> float | None:
-            turn = turns.get(run.label)
-            return None if turn is None else _change(run, suite, turn, run.num_steps)
-
-        rows.append(
-            (
-                cell_label(runs[0]),
-                f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0]),
-                f"{sum(saturated.is_seen for _, saturated in found)} of {len(runs)}",
-                over_seeds(runs, before),
-                over_seeds(runs, after),
-            )
-        )
+        turns = {
+            run.label: turn
+            for run, saturated in found
+            if saturated.is_seen and (turn := evaluated_after(run, suite, saturated.step)) is not None
+        }
+        split = [run for run, _ in found if run.label in turns]
+        before = over_seeds(split, lambda run, at=turns: _change(run, suite, 0, at[run.label]))  # type: ignore[misc]
+        after = over_seeds(split, lambda run, at=turns: _change(run, suite, at[run.label], run.num_steps))  # type: ignore[misc]
+        span = f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0])
+        rows.append((cell_label(runs[0]), span, f"{len(split)} of {len(runs)}", before, after))
     return Table(
         name="saturation",
         title="Saturation",
         about=(
             "t_sat: the first step whose training reward is at least 0.99 of the run's maximum (arXiv 2604.18574). "
             "Seen: runs in which 50 steps follow it (of a run shorter than 200 steps, a quarter of it); in the others "
-            f"the reward was still rising. Gains on {suite} are split at the first evaluation from t_sat on."
+            f"the reward was still rising. Gains on {suite}, of the runs that were seen, are split at the first "
+            "evaluation from t_sat on."
         ),
         columns=("cell", "t_sat", "seen", "gain before t_sat", "gain after t_sat"),
         rows=tuple(rows),
@@ -180,6 +172,7 @@ def category_table(gathered: Gathered, suite: str) -> Table | None:
         about=f"Gain on each category of {suite}; the paper reads transfer from those that were not trained on.",
         columns=("cell", "trained on", *sorted(names)),
         rows=tuple(rows),
+        form="change",
     )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import cycle
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +19,7 @@ from oneshot.report.steps import saturation
 from oneshot.store import Row
 
 INK, FAINT = "#22303c", "#d7dee4"
-PALETTE = ("#0b6e99", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")
+PALETTE = ("#2489b8", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")
 """Each is told from paper and from ink, on white and on near black."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -85,7 +86,7 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(frameon=False, fontsize=7, loc="best")
         all_axes[0].set_ylabel(f"accuracy on {suite} (pass@1)")
-        title = f"{name}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward; triangle: t_sat"
+        title = f"{name}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -105,9 +106,11 @@ def _draw_cell(axes: Axes, those: Sequence[Run], suite: str, *, index: int) -> N
     )
     steps = sorted(rewards)
     axes.plot(steps, [rewards[step].mean for step in steps], color=color, linewidth=0.9, linestyle=":")
-    turns = [found.step for run in finished(those) if (found := saturation(run)) is not None and found.is_seen]
+    turns = [found for run in finished(those) if (found := saturation(run)) is not None]
     if turns:
-        axes.plot([sum(turns) / len(turns)], [1.0], color=color, marker="v", markersize=6, linestyle="none")
+        place, is_seen = fmean(found.step for found in turns), all(found.is_seen for found in turns)
+        fill = color if is_seen else "none"
+        axes.plot([place], [1.0], color=color, markerfacecolor=fill, marker="v", markersize=6, linestyle="none")
 
 
 def _by_step(series: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
@@ -153,7 +156,7 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
             axes.set_xlabel("step")
             axes.set_ylabel(unit)
         if all_axes[0].get_legend_handles_labels()[1]:
-            all_axes[0].legend(frameon=False, fontsize=7)
+            figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(f"{name}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
     return figure
 

@@ -1,5 +1,6 @@
 """A run and `start`, `last`, `best` or `saturation` -> the step that it stands for in that run."""
 
+import math
 from dataclasses import dataclass
 
 from oneshot.choosing import VAL_SUITES
@@ -33,7 +34,7 @@ def saturation(run: Run) -> Saturation | None:
     if highest <= 0:
         return None
     step, reward = next((step, reward) for step, reward in rewards if reward >= SATURATED * highest)
-    tail = min(TAIL_STEPS, run.num_steps // 4)
+    tail = min(TAIL_STEPS, math.ceil(run.num_steps / 4))
     return Saturation(step=step, reward=reward, is_seen=step <= run.num_steps - tail)
 
 

@@ -353,9 +353,12 @@ def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gat
     if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
         problems_P, ids = values
         if not ids:
-            raise _Unknown(
-                f"{suite} has no problem of the {claim.categories} categories ({', '.join(sorted(trained))})"
+            of = (
+                ""
+                if claim.categories == "all"
+                else f" of the {claim.categories} categories ({', '.join(sorted(trained))})"
             )
+            raise _Unknown(f"{suite} has no problem for {measure}{of}")
         return _Values(mean=float(problems_P.mean()), problems_P=problems_P, ids=ids)
     number = run.measure(suite, step, measure)
     if number is None or claim.categories != "all":
@@ -454,5 +457,6 @@ def _environments(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
 def _in_words(environments: Sequence[Mapping[str, Any]]) -> str:
     """What differs between environments."""
     facts = [{**one["versions"], "gpu": one["gpu"] or "none", "platform": one["platform"]} for one in environments]
-    differing = [name for name in facts[0] if len({str(one.get(name)) for one in facts}) > 1]
-    return "; ".join(f"{name} {' or '.join(sorted({str(one.get(name)) for one in facts}))}" for name in differing)
+    names = dict.fromkeys(name for one in facts for name in one)
+    found = {name: {str(one.get(name, "none")) for one in facts} for name in names}
+    return "; ".join(f"{name} {' or '.join(sorted(values))}" for name, values in found.items() if len(values) > 1)
