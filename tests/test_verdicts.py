@@ -106,7 +106,7 @@ def test_problems_that_differ_make_the_crossed_interval_stand() -> None:
     assert found.verdict == "inconclusive"
 
 
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(
     st.lists(st.lists(st.integers(0, 1), min_size=6, max_size=6), min_size=3, max_size=5),
     st.lists(st.integers(0, 1), min_size=6, max_size=6),
@@ -264,7 +264,7 @@ def test_pairs_that_trained_on_other_categories_weigh_the_same_by_hand() -> None
     assert found.num_problems == 6
 
 
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(*[st.lists(st.integers(0, 1), min_size=6, max_size=6)] * 2), min_size=3, max_size=3),
     st.sampled_from(["trained", "untrained"]),

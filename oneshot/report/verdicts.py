@@ -353,12 +353,10 @@ def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gat
     if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
         problems_P, ids = values
         if not ids:
-            of = (
-                ""
-                if claim.categories == "all"
-                else f" of the {claim.categories} categories ({', '.join(sorted(trained))})"
+            which = f"{claim.categories} categories ({', '.join(sorted(trained))})"
+            raise _Unknown(
+                f"{suite} has no problem for {measure}" + ("" if claim.categories == "all" else f", {which}")
             )
-            raise _Unknown(f"{suite} has no problem for {measure}{of}")
         return _Values(mean=float(problems_P.mean()), problems_P=problems_P, ids=ids)
     number = run.measure(suite, step, measure)
     if number is None or claim.categories != "all":
