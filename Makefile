@@ -13,7 +13,7 @@ help:
 	@echo "make laptop      one-shot GRPO on SmolLM2-135M-Instruct, downloaded first; half an hour"
 	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
 	@echo "make check       ruff, mypy, import-linter"
-	@echo "make bench       a GRPO step against TRL's, sweeps against plain Tune; each ends with its ratio"
+	@echo "make bench       a GRPO step against TRL's, sweeps against plain Tune, a report of 500 trials"
 	@echo "make docs        writes the generated documents anew"
 
 # A torch that is in .venv already is kept; TORCH=... picks another one for a new environment.
@@ -71,6 +71,7 @@ docs: .venv/ready-dev
 bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/orchestration.py
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf .venv runs

@@ -72,8 +72,8 @@ def make_store(
     """Writes `folder/sweep.yaml` and the store `folder/runs`, in which every trial is finished.
 
     Trials that share a training are what `accuracy` says of the first. `missing`, `failed`: labels of trials that have
-    not begun, or broke after half of their steps. `reward`: in place of one that rises with some noise. `facts`: more of
-    what an attempt notes of where it runs.
+    not begun, or broke after half of their steps. `reward`: in place of one that rises with some noise. `facts`: more
+    of what an attempt notes of where it runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.yaml").write_text(text)

@@ -15,7 +15,7 @@ COMPLETIONS = """\
 {"completion": "I do not know.", "answer": "12.8"}
 """
 
-HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "scipy.stats", "matplotlib")
 
 
 def oneshot(*arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:

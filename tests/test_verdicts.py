@@ -1,7 +1,8 @@
 """Runs and claims -> verdicts: numbers worked by hand, other implementations, and what is said beside them."""
 
+import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from oneshot.report.verdicts import Judged, over_problems, verdicts
 from oneshot.store import Row, Store
 from oneshot.sweepconfig import ClaimConfig
 from oneshot.sweepfile import load
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_to_collect() -> Iterator[None]:
+    """statsmodels collects garbage at every correction: half a second each with all libraries loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 ARMS = [{"arm": "outcome"}, {"arm": "format"}]
 AGAINST_FORMAT = claim({"arm": "outcome"}, {"arm": "format"})
@@ -106,7 +116,7 @@ def test_problems_that_differ_make_the_crossed_interval_stand() -> None:
     assert found.verdict == "inconclusive"
 
 
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, 1), min_size=6, max_size=6), min_size=3, max_size=5),
     st.lists(st.integers(0, 1), min_size=6, max_size=6),
@@ -264,7 +274,7 @@ def test_pairs_that_trained_on_other_categories_weigh_the_same_by_hand() -> None
     assert found.num_problems == 6
 
 
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(*[st.lists(st.integers(0, 1), min_size=6, max_size=6)] * 2), min_size=3, max_size=3),
     st.sampled_from(["trained", "untrained"]),
@@ -317,10 +327,8 @@ def test_a_suite_without_a_problem_of_the_categories_cannot_be_judged() -> None:
     asked = claim({"example": "sum", "arm": "outcome"}, {"arm": "format"}, categories="untrained")
     found = judged(with_categories(last([[1] * 6] * 3), asked, categories=["addition"] * 6))
     assert (found.effect, found.num_seeds, found.verdict) == (None, 0, "inconclusive")
-    assert (
-        "left out: seed 0: arithmetic has no problem for pass_at_1 of the untrained categories (addition)"
-        in found.notes[0]
-    )
+    note = "left out: seed 0: arithmetic has no problem for pass_at_1, untrained categories (addition)"
+    assert found.notes[0] == note
 
 
 # metrics

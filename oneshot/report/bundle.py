@@ -7,6 +7,7 @@ weights, no logs, no host names. Nobody's bundle is trusted: it is read as data,
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -14,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from numpy.typing import NDArray
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from oneshot.claims import FILE as CLAIMS
-from oneshot.claims import record_of, thaw
+from oneshot.claims import comparisons, record_of, thaw
 from oneshot.errors import UserError
 from oneshot.report.cells import by_cell, finished
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
 from oneshot.report.phenomena import primary_suite
-from oneshot.report.runs import Gathered, Grades, Record, Run, Shown, SuiteFacts
+from oneshot.report.runs import Gathered, Grades, Record, Run, Shown
 from oneshot.report.verdicts import verdicts
-from oneshot.store import Row
+from oneshot.settings import SettingError
 from oneshot.sweepconfig import ClaimConfig, PublishedConfig
 
 SUFFIX = ".oneshot.zip"
@@ -136,6 +138,56 @@ def _to_show(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
 # --- and back ---
 
 
+_RUNS = TypeAdapter(tuple[Run, ...])
+_SHOWN = TypeAdapter(tuple[Shown, ...])
+_UNREADABLE = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What a file of a zip archive may fail with: damaged, encrypted, no JSON, nested too deep."""
+
+
+class _Facts(BaseModel):
+    """bundle.json, of this format."""
+
+    name: str
+    question: str
+    reproduces: str | None
+    seeds: tuple[int, ...]
+    amended: tuple[ClaimConfig, ...]
+    published: tuple[PublishedConfig, ...]
+    selects_on_test: bool
+    warnings: tuple[str, ...]
+
+
+class _Claims(BaseModel):
+    """claims.json."""
+
+    claims: list[dict[str, Any]]
+    digest: str
+    frozen_ms: int | None
+
+
+class _Grades(BaseModel):
+    """grades/*.json."""
+
+    ids: tuple[str, ...]
+    categories: tuple[str, ...]
+    strict_PK: list[list[int]]
+    lenient_PK: list[list[int]]
+    num_tokens_PK: list[list[int]]
+    boxed_PK: list[list[int]]
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """By name; as many rows as there are problems, as many columns as completions of each.
+
+        Raises:
+            ValueError: there are others.
+        """
+        found = {name: np.array(getattr(self, name), dtype=np.float64) for name in ARRAYS}
+        shape = (len(self.ids), *found["strict_PK"].shape[1:])
+        if len(self.categories) != len(self.ids) or any(array.shape != shape for array in found.values()):
+            raise ValueError("grades of as many problems and completions in every column are wanted")
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Archive:
     """The record of a bundle."""
@@ -143,77 +195,73 @@ class _Archive:
     path: Path
 
     def _read(self, name: str) -> Any:
+        """A file's JSON; None where there is none."""
         with zipfile.ZipFile(self.path) as archive:
             try:
                 return json.loads(archive.read(name))
             except KeyError:
                 return None
+            except _UNREADABLE as error:
+                raise _broken(self.path, error) from error
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Of one evaluation."""
-        facts = self._read(f"grades/{_name(run, suite, step)}") if run.suite(suite) is not None else None
-        if facts is None:
+        found = self._read(f"grades/{_name(run, suite, step)}") if run.suite(suite) is not None else None
+        if found is None:
             return None
-        arrays = {name: np.array(facts[name], dtype=np.float64) for name in ARRAYS}
-        return Grades(ids=tuple(facts["ids"]), categories=tuple(facts["categories"]), **arrays)
+        try:
+            grades = _Grades.model_validate(found)
+            return Grades(ids=grades.ids, categories=grades.categories, **grades.arrays())
+        except ValueError as error:
+            raise _broken(self.path, error) from error
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
         """Completions to look at."""
-        lines = self._read(f"shown/{_name(run, suite, step)}") if run.suite(suite) is not None else None
-        return [Shown(**line) for line in lines or ()]
+        found = self._read(f"shown/{_name(run, suite, step)}") if run.suite(suite) is not None else None
+        try:
+            return _SHOWN.validate_python(found or ())
+        except ValueError as error:
+            raise _broken(self.path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        finding = error.errors()[0]
+        what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
+    return UserError(f"{path}: a broken bundle: {what}".splitlines()[0])
 
 
 def read_bundle(path: Path) -> Gathered:
-    """What was gathered when the bundle was written.
+    """What was gathered when the bundle was written; its numbers are what they were, to the last bit.
 
     Raises:
         UserError: it is no bundle, or of a version that this one cannot read.
     """
     archive = _Archive(path)
-    with zipfile.ZipFile(path) as file:
-        if sum(info.file_size for info in file.infolist()) > MAX_BYTES:
-            raise UserError(f"{path}: unpacks to more than {MAX_BYTES // 2**30} GiB: no bundle of oneshot's")
-        try:
-            yaml = file.read("sweep.yaml").decode()
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{path}: no bundle: it has no sweep.yaml; `oneshot report NAME --bundle` makes one"
-            ) from error
     try:
-        facts, claims, runs = (archive._read(name) for name in ("bundle.json", CLAIMS, "runs.json"))
-        if facts["format"] != FORMAT:
-            raise UserError(
-                f"{path}: a bundle of format {facts['format']}, by oneshot {facts['oneshot']}; this one reads {FORMAT}"
-            )
-        return Gathered(
-            name=facts["name"],
-            question=facts["question"],
-            reproduces=facts["reproduces"],
+        with zipfile.ZipFile(path) as file:
+            num_bytes = sum(info.file_size for info in file.infolist())
+            yaml = file.read("sweep.yaml").decode() if num_bytes <= MAX_BYTES else ""
+    except KeyError as error:
+        raise UserError(f"{path}: no bundle: it has no sweep.yaml; `oneshot report NAME --bundle` makes one") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: no bundle: {error}; `oneshot report NAME --bundle` makes one") from error
+    if num_bytes > MAX_BYTES:
+        raise UserError(f"{path}: unpacks to more than {MAX_BYTES // 2**30} GiB: no bundle of oneshot's")
+    facts, claims, runs = (archive._read(name) for name in ("bundle.json", CLAIMS, "runs.json"))
+    if isinstance(facts, dict) and facts.get("format") != FORMAT:
+        made_by = f"format {facts.get('format')}, by oneshot {facts.get('oneshot')}"
+        raise UserError(f"{path}: a bundle of {made_by}; this one reads {FORMAT}")
+    try:
+        found = Gathered(
+            **dict(_Facts.model_validate(facts)),
             yaml=yaml,
-            seeds=tuple(facts["seeds"]),
-            runs=tuple(_run(run) for run in runs),
-            frozen=thaw(claims),
-            amended=tuple(ClaimConfig.model_validate(claim) for claim in facts["amended"]),
-            published=tuple(PublishedConfig.model_validate(one) for one in facts["published"]),
-            selects_on_test=facts["selects_on_test"],
-            warnings=tuple(facts["warnings"]),
+            runs=_RUNS.validate_python(runs),
+            frozen=thaw(_Claims.model_validate(claims).model_dump()),
             record=archive,
         )
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise UserError(f"{path}: a broken bundle: {type(error).__name__}: {error}".splitlines()[0]) from error
-
-
-def _run(fields: dict[str, Any]) -> Run:
-    """JSON -> a run; its numbers are what they were, to the last bit."""
-    return Run(
-        **{
-            **fields,
-            **{name: tuple(fields[name]) for name in ("trained", "examples", "environments")},
-            "suites": tuple(SuiteFacts(**{**one, "steps": tuple(one["steps"])}) for one in fields["suites"]),
-            "rows": tuple(Row(**row) for row in fields["rows"]),
-            "measured": {
-                suite: {int(step): numbers for step, numbers in by_step.items()}
-                for suite, by_step in fields["measured"].items()
-            },
-        }
-    )
+        comparisons((*found.frozen.claims, *found.amended), found.cells)
+    except (ValueError, SettingError) as error:
+        raise _broken(path, error) from error
+    return found

@@ -82,9 +82,7 @@ def _curve(metric: str) -> dict[str, Any]:
     axis = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear"}
     line = {"lineSmoothness": 0, "yAxisKey": "metric", "yAxisExpressions": [], "range": {}, "ignoreOutliers": False}
     own = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
-    return _card(
-        "LINE", metric.removeprefix("eval/"), metricKey=metric, selectedMetricKeys=[metric], **axis, **line, **own
-    )
+    return _card("LINE", metric, metricKey=metric, selectedMetricKeys=[metric], **axis, **line, **own)
 
 
 def _parallel(params: list[str], metrics: list[str]) -> dict[str, Any]:

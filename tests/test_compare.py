@@ -1,0 +1,161 @@
+"""Two sweeps side by side on the cells that both have."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from synthetic import SMALL, make_store
+from told import gathered, grades, run, suite
+from verbs import oneshot
+
+from oneshot.report.bundle import read_bundle, write_bundle
+from oneshot.report.compare import Line, compare
+from oneshot.report.runs import Gathered, gather
+
+CELLS = [{"arm": "outcome"}, {"arm": "format"}]
+Right = Callable[[Mapping[str, str], int], Sequence[int]]
+
+
+def sweep(
+    right: Right,
+    *,
+    cells: Sequence[Mapping[str, str]] = CELLS,
+    seeds: Sequence[int] = (0, 1, 2),
+    first: int = 0,
+    key: str = "",
+    num_steps: int = 8,
+    states: Mapping[int, str] | None = None,
+) -> Gathered:
+    """Runs with so many completions of each problem right at the end; `key`: of the version that trained them."""
+    runs, tables = [], {}
+    for cell in cells:
+        for seed in seeds:
+            counts = right(cell, seed)
+            one = run(
+                cell,
+                seed,
+                num_steps=num_steps,
+                state=(states or {}).get(seed, "finished"),
+                suites=(suite(digest=str(first)),),
+                measured={"arithmetic": {num_steps: {"pass_at_1": sum(counts) / len(counts)}}},
+                key=f"{key} {cell} {seed}",
+            )
+            runs.append(one)
+            tables[one.label, "arithmetic", num_steps] = grades(counts, first=first)
+    return gathered(runs, tables=tables)
+
+
+def half(cell: Mapping[str, str], seed: int) -> list[int]:
+    return [1, 1, 1, 0, 0, 0]
+
+
+def only(a: Gathered, b: Gathered) -> Line:
+    (line,) = compare(a, b).lines
+    return line
+
+
+def test_a_sweep_beside_itself_differs_by_nothing_and_says_why() -> None:
+    found = compare(sweep(half), sweep(half))
+    assert [line.cell for line in found.lines] == ["outcome", "format"]
+    for line in found.lines:
+        assert line.difference is not None
+        assert (line.difference.effect, line.difference.low, line.difference.high) == (0.0, 0.0, 0.0)
+        assert (line.p_value, line.p_holm, line.note) == (1.0, 1.0, "the same trainings by key")
+        assert line.a == line.b
+    assert (found.only_a, found.only_b) == ((), ())
+
+
+def test_the_difference_is_that_of_b_less_a_by_hand() -> None:
+    # of six problems a has 3 at each seed, b 3, 4 and 5 of them: 0, 1/6, 2/6; mean 1/6, error 1/6 / sqrt(3),
+    # t(0.975, 2) = 4.302653: -+ 0.414023
+    line = only(
+        sweep(half, cells=CELLS[:1]),
+        sweep(lambda cell, seed: [1] * (3 + seed) + [0] * (3 - seed), cells=CELLS[:1], key="new"),
+    )
+    assert line.difference is not None
+    assert line.difference.effect == pytest.approx(1 / 6)
+    assert line.difference.high == pytest.approx(1 / 6 + 0.414023, abs=1e-6)
+    assert (line.difference.num_seeds, line.difference.num_problems, line.note) == (3, 6, "")
+    assert line.p_value == pytest.approx(stats.ttest_rel([3, 4, 5], [3, 3, 3]).pvalue)
+    assert (line.a.mean, line.b.mean) == (pytest.approx(0.5), pytest.approx(4 / 6))
+
+
+def test_only_finished_trials_of_common_seeds_are_paired() -> None:
+    a = sweep(half, cells=CELLS[:1], seeds=[0, 1, 2, 3, 4], states={1: "failed"})
+    b = sweep(half, cells=CELLS[:1], seeds=[1, 2, 3, 4, 5], states={4: "missing"})
+    line = only(a, b)
+    assert line.difference is not None
+    assert line.difference.num_seeds == 2  # 2 and 3
+    assert line.difference.low is None
+    assert (line.a.num, line.b.num, line.p_value) == (4, 4, None)
+
+
+def test_without_a_common_seed_both_stand_without_a_difference() -> None:
+    line = only(sweep(half, cells=CELLS[:1], seeds=[0, 1, 2]), sweep(half, cells=CELLS[:1], seeds=[3, 4, 5]))
+    assert (line.difference, line.p_value, line.note) == (None, None, "no seed in common")
+    assert line.a.mean == line.b.mean == 0.5
+
+
+def test_other_problems_are_compared_by_means() -> None:
+    line = only(
+        sweep(half, cells=CELLS[:1]),
+        sweep(lambda cell, seed: [1] * 6, cells=CELLS[:1], first=100, key="new"),
+    )
+    assert line.difference is not None
+    assert (line.difference.effect, line.difference.num_problems) == (0.5, None)
+    assert line.note == "not the same problems: compared by means"
+
+
+def test_another_length_is_told() -> None:
+    line = only(sweep(half, cells=CELLS[:1]), sweep(half, cells=CELLS[:1], num_steps=4, key="new"))
+    assert line.note == "other numbers of steps"
+
+
+def test_cells_of_one_side_are_named() -> None:
+    found = compare(sweep(half), sweep(half, cells=[CELLS[1], {"arm": "random"}]))
+    assert [line.cell for line in found.lines] == ["format"]
+    assert (found.only_a, found.only_b) == (("outcome",), ("random",))
+
+
+def test_an_axis_more_makes_other_cells() -> None:
+    found = compare(sweep(half, cells=CELLS[:1]), sweep(half, cells=[{"model": "small", "arm": "outcome"}]))
+    assert (found.lines, found.only_a, found.only_b) == ((), ("outcome",), ("small / outcome",))
+
+
+def test_the_order_of_axes_makes_no_other_cells() -> None:
+    found = compare(
+        sweep(half, cells=[{"model": "small", "arm": "outcome"}]),
+        sweep(half, cells=[{"arm": "outcome", "model": "small"}]),
+    )
+    assert len(found.lines) == 1
+
+
+def test_all_lines_are_corrected_together() -> None:
+    def more(cell: Mapping[str, str], seed: int) -> list[int]:
+        return [1] * (4 + seed % 2) + [0] * (2 - seed % 2) if cell["arm"] == "outcome" else half(cell, seed)
+
+    found = compare(sweep(half), sweep(more, key="new"))
+    outcome, control = found.lines
+    assert outcome.p_value is not None
+    assert outcome.p_holm == pytest.approx(2 * outcome.p_value)
+    assert control.p_holm == 1.0
+
+
+def test_it_survives_json() -> None:
+    found = compare(sweep(half), sweep(half, seeds=[0, 7], cells=[*CELLS, {"arm": "random"}])).to_json()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert set(found) == {"lines", "only_a", "only_b"}
+    assert set(found["lines"][0]) == {"cell", "suite", "a", "b", "difference", "p_value", "p_holm", "note"}
+
+
+def test_a_store_and_its_bundle_differ_by_nothing(tmp_path: Path) -> None:
+    made = gather(*make_store(tmp_path, SMALL.replace("num_problems: 20", "num_problems: 2")))
+    write_bundle(made, tmp_path / "small.zip")
+    found = compare(made, read_bundle(tmp_path / "small.zip"))
+    assert len(found.lines) == 4
+    assert all(line.difference is not None and line.difference.effect == 0 for line in found.lines)
+    said = oneshot("compare", "small", "small.zip", "--json", cwd=tmp_path)
+    assert said.code == 0
+    assert json.loads(said.out) == json.loads(json.dumps(found.to_json()))
