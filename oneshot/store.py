@@ -9,7 +9,7 @@
                            checkpoint/<id>/        weights, optimiser, step; checkpoint.json says which
                            log/<attempt>.txt
                            result.json             how the last attempt that ended did; written last
-    <root>/sweeps/<name>/  sweep.yaml  plan.json  report/  attempts/  lease
+    <root>/sweeps/<name>/  sweep.yaml  claims.json  plan.json  report/  attempts/  lease
 
 Nothing is ever appended to: a file is written whole, under a temporary name that is renamed, or as one object where the
 store is made of objects. Whatever a store fails with is an OSError.

@@ -14,6 +14,7 @@ from verbs import oneshot
 
 from oneshot.claims import claims_digest, freeze
 from oneshot.errors import UserError
+from oneshot.plan import make_plan
 from oneshot.report import bundle
 from oneshot.report.bundle import is_bundle, read_bundle, write_bundle
 from oneshot.report.page import DATA, PAGE, make_report
@@ -56,8 +57,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def from_store(folder: Path) -> Gathered:
-    from oneshot.plan import make_plan
-
     sweep = load(folder / "sweep.yaml")
     return gather(sweep, make_plan(sweep), Store(str(folder / "runs")))
 

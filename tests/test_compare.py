@@ -78,7 +78,9 @@ def test_the_difference_is_that_of_b_less_a_by_hand() -> None:
     assert line.difference.effect == pytest.approx(1 / 6)
     assert line.difference.high == pytest.approx(1 / 6 + 0.414023, abs=1e-6)
     assert (line.difference.num_seeds, line.difference.num_problems, line.note) == (3, 6, "")
-    assert line.p_value == pytest.approx(stats.ttest_rel([3, 4, 5], [3, 3, 3]).pvalue)
+    # the larger of both tests' p: at 0 that of seeds crossed with problems
+    assert line.p_value is not None
+    assert line.p_value > stats.ttest_rel([3, 4, 5], [3, 3, 3]).pvalue
     assert (line.a.mean, line.b.mean) == (pytest.approx(0.5), pytest.approx(4 / 6))
 
 

@@ -64,9 +64,10 @@ def rewards(*values: float) -> tuple[Row, ...]:
 
 
 def test_what_is_gained_before_and_after_saturation_by_hand() -> None:
-    # seed 0 saturates at 3, evaluated at 4: 0.2 -> 0.5 -> 0.6; seed 1 at 8, where it ends: 0.2 -> 0.4 -> 0.4
-    scores = [{0: 0.2, 4: 0.5, 8: 0.6}, {0: 0.2, 4: 0.3, 8: 0.4}]
-    curves = [(0.1, 0.1, 1, 1, 1, 1, 1, 1), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    # seed 0 saturates at 3, evaluated at 4: 0.2 -> 0.5 -> 0.6; seed 1 at 5, evaluated at 8: 0.2 -> 0.4 -> 0.4;
+    # seed 2 is still rising as it ends
+    scores = [{0: 0.2, 4: 0.5, 8: 0.6}, {0: 0.2, 4: 0.3, 8: 0.4}, {0: 0.0, 4: 0.0, 8: 1.0}]
+    curves = [(0.1, 0.1, 1, 1, 1, 1, 1, 1), (0.1, 0.1, 0.1, 0.1, 1, 1, 1, 1), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
     runs = [
         run(
             OUTCOME,
@@ -74,10 +75,10 @@ def test_what_is_gained_before_and_after_saturation_by_hand() -> None:
             rows=rewards(*curves[seed]),
             measured={"arithmetic": {step: {"pass_at_1": score} for step, score in scores[seed].items()}},
         )
-        for seed in (0, 1)
+        for seed in range(3)
     ]
     (row,) = made(saturation_table(gathered(runs), "arithmetic")).rows
-    assert row[:3] == ("outcome", "3 to 8", "1 of 2")
+    assert row[:3] == ("outcome", "3 to 8", "2 of 3")
     assert ends(row[3])[0] == pytest.approx((0.3 + 0.2) / 2)
     assert ends(row[4])[0] == pytest.approx((0.1 + 0.0) / 2)
 

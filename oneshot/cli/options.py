@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.errors import UserError, nearest
+from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,3 +223,13 @@ def choose_trial(sweep: "Sweep", cell: str, seed: int) -> "Trial":
         found = f"names {len(matching)} cells" if matching else "names no cell of the grid"
         raise UserError(f"--cell {cell or '(none)'}: {found}; choose one of\n  {there}")
     return with_seed(matching[0], seed)
+
+
+def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
+    """Has the head of a cluster, which sees the storage, run a verb about a sweep that was submitted to it."""
+    sweep = sweep_name(name)
+    root = cluster.last(sweep, storage=far_storage(storage)).storage
+    code, said = cluster.ask([verb, sweep, "--storage", root, *arguments])
+    print(printable(said), end="")
+    if code:
+        raise typer.Exit(code)

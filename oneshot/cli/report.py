@@ -39,10 +39,14 @@ def report(
     mlflow: MlflowOption = None,
     out: Annotated[Path | None, typer.Option(help="also put page, JSON and figures into this folder")] = None,
     bundle: Annotated[bool, typer.Option("--bundle", help="write NAME.oneshot.zip, for a reviewer, instead")] = False,
+    address: ClusterOption = None,
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="show the report in MLflow")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a sweep's claims, and write its report: one page that needs nothing else; also while it still runs."""
+    if address is not None:
+        _report_elsewhere(name, storage, address, local=bundle or out is not None, as_json=as_json)
+        return
     from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
 
@@ -74,6 +78,13 @@ def report(
         names = ", ".join(dict.fromkeys(one.name for one in made.cannot_judge))
         print(f"oneshot: no seed has all the runs that these claims need: {printable(names)}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _report_elsewhere(name: str, storage: str | None, address: str, *, local: bool, as_json: bool) -> None:
+    """The head of a cluster, which sees the storage, makes the report; it is in MLflow and in the storage then."""
+    if local:
+        raise UserError("--address: the report is made where the storage is seen; --out and --bundle work there")
+    relay(cluster_at(address), "report", name, storage, *(["--json"] if as_json else []))
 
 
 def _begun(name: str, storage: str | None) -> tuple["Sweep", "Plan", "Store"]:

@@ -18,6 +18,7 @@ from oneshot.cli.options import (
     find_name,
     load_sweep,
     read_cells,
+    relay,
     results,
     sweep_name,
 )
@@ -26,7 +27,6 @@ from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.store import Store
-    from oneshot.sweep.jobs import Cluster
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")]
@@ -84,23 +84,13 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
 
     cluster = cluster_at(address)
     if name is not None:
-        _relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
+        relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
         return
     found = cluster.submissions()
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=2))
     else:
         results().print(submissions_table(found))
-
-
-def _relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
-    """Has the head of a cluster, which sees the storage, run a verb about a sweep that was submitted to it."""
-    sweep = sweep_name(name)
-    root = cluster.last(sweep, storage=far_storage(storage)).storage
-    code, said = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(printable(said), end="")
-    if code:
-        raise typer.Exit(code)
 
 
 @app.command()
@@ -137,7 +127,7 @@ def stop(
 def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
     cluster = cluster_at(address)
     if cell or now:
-        _relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
+        relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
         return
     last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
@@ -157,7 +147,7 @@ def retry(
     """Take the results of failed trials away, and stops of cells back, so that they are run again."""
     if address is not None:
         chosen = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
-        _relay(cluster_at(address), "retry", name, storage, *chosen)
+        relay(cluster_at(address), "retry", name, storage, *chosen)
         return
     from oneshot.control import Request, ask, covers
     from oneshot.lease import holder

@@ -148,7 +148,6 @@ def _run(
     from oneshot.cli.report import keep_and_publish, show_verdict
     from oneshot.display import Progress
     from oneshot.report.cells import cell_lines
-    from oneshot.report.page import make_report
     from oneshot.report.runs import gather
     from oneshot.sweep.run import mlflow_location
     from oneshot.sweep.run import run as run_sweep
@@ -191,7 +190,10 @@ def _run(
         _tell_failures(sweep, planned, store)
     if summary.halted:
         print(f"oneshot: {summary.halted}; `oneshot run {file}` goes on", file=sys.stderr)
-    if not summary.interrupted or summary.halted:
+    is_evaluated = any(one.suites for one in gathered.runs)  # of scripts alone there is nothing to say
+    if (is_evaluated or sweep.config.claims) and (not summary.interrupted or summary.halted):
+        from oneshot.report.page import make_report
+
         made = make_report(gathered)
         print()
         show_verdict(made)

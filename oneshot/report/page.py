@@ -176,7 +176,7 @@ def frozen_text(gathered: Gathered) -> str:
 
 def description(gathered: Gathered, judged: Sequence[Judged]) -> str:
     """Markdown for MLflow: question, verdict, where the rest is."""
-    lines = [f"**{_cell(gathered.question)}**", "", f"{standing(gathered.runs)}.", ""]
+    lines = [f"**{in_short(judged)}** {_cell(gathered.question)} {standing(gathered.runs)}.", ""]
     if judged:
         lines += ["| claim | verdict | effect | 95% interval | p (Holm) | seeds |", "|---|---|---|---|---|---|"]
         for one in judged:
@@ -187,6 +187,15 @@ def description(gathered: Gathered, judged: Sequence[Judged]) -> str:
     else:
         lines.append("The sweep has no claims: nothing is judged.")
     return "\n".join([*lines, "", "The whole report: artifact `report/report.html`; numbers: `report/report.json`."])
+
+
+def in_short(judged: Sequence[Judged]) -> str:
+    """`Verdict: 6 of 7 claims supported, 1 inconclusive.`"""
+    if not judged:
+        return "No claims, so no verdict."
+    counts = Counter(one.verdict for one in judged)
+    others = [f"{counts[verdict]} {verdict}" for verdict in ("contradicted", "inconclusive") if counts[verdict]]
+    return "Verdict: " + ", ".join([f"{counts['supported']} of {len(judged)} supported", *others]) + "."
 
 
 def _cell(text: str) -> str:
