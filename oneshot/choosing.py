@@ -15,6 +15,7 @@ from oneshot.sweepconfig import ClaimConfig, PublishedConfig
 from oneshot.sweepfile import Sweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
+from oneshot.tasks.measures import MEASURES, is_measure, is_over_problems
 
 VAL_SUITES = ("val", "arithmetic-val")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
@@ -115,10 +116,15 @@ def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]
 
 
 def _has(metric: str, suites: Collection[str]) -> bool:
-    return not metric.startswith("eval/") or _suite(metric) in suites
+    if not metric.startswith("eval/"):
+        return True
+    return _suite(metric) in suites and is_measure(metric.split("/", 2)[2])
 
 
 def _nearest_metric(metric: str, suites: Collection[str]) -> str:
+    suite = _suite(metric)
+    if suite in suites:
+        return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
     return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
 
 
@@ -133,6 +139,8 @@ def _check_claims(sweep: Sweep, grid: Sequence[Cell]) -> None:
         raise sweep.source.error(error.where, error.message) from error
     for comparison in found:
         where: Where = ("claims", comparison.number)
+        if comparison.claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
+            raise sweep.source.error((*where, "of"), "nothing is gained at the start; leave `of: gain` out")
         for side, at in (("a", comparison.at_a), ("b", comparison.at_b)):
             selected = [cells[tuple(names.items())] for pair in comparison.pairs for names in getattr(pair, side)]
             for cell in selected:
@@ -147,6 +155,11 @@ def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
     suite = _suite(claim.metric)
     if suite is None:
         return "" if claim.categories == "all" else f"{claim.metric} has no categories"
+    measure = claim.metric.split("/", 2)[2]
+    if measure == "gain":
+        return f"{claim.metric} is one number a run; write metric: eval/{suite}/pass_at_1 with of: gain"
+    if claim.categories != "all" and ("/" in measure or not is_over_problems(measure)):
+        return f"{claim.metric} has no value for each problem, and so no categories"
     if suite not in cell.config.eval.suites:
         return f"it is not evaluated on {suite}; give all cells of a claim the suite"
     if (claim.of == "gain" or at == "start") and not cell.config.eval.at_start:

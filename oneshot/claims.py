@@ -1,7 +1,7 @@
 """A claim and the grid's cells -> the comparisons that it stands for; and claims, frozen as a sweep begins.
 
-A claim compares two selections of cells, each after a step. In `b`, an axis that is left out is as in `a`. Cells are
-matched on the axes that neither side names: a comparison is a list of matched pairs, and one verdict. `for_each` makes
+A claim compares two selections of cells, each after a step. In `b`, an axis that is left out is as in `a`: cells are
+matched on the axes that `b` does not name; a comparison is a list of matched pairs, and one verdict. `for_each` makes
 one of every cell of an axis; those of `for_all` are parts of one verdict.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from oneshot.cells import matches
 from oneshot.config import TrialConfig
-from oneshot.errors import DataError, nearest
+from oneshot.errors import DataError, UserError, nearest
 from oneshot.settings import SettingError, Where
 from oneshot.store import Folder, now_ms
 from oneshot.sweepconfig import ClaimConfig
@@ -97,7 +97,7 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
             raise SettingError(
                 (*where, "b"), f"selects what `a` does{which}: name another cell, or another step by `at`"
             )
-        free = [axis for axis in known if axis not in {*own_a, *own_b, *each}]
+        free = [axis for axis in known if axis not in {*own_b, *each}]
         found.append(
             Comparison(
                 claim=claim,
@@ -142,7 +142,7 @@ def _pairs(side_a: Sequence[Names], side_b: Sequence[Names], *, free: Sequence[s
                 raise SettingError(
                     (*where, name),
                     f"{_label(cells[0])} has no partner in `{other}`, which has no cell with "
-                    f"{_label(dict(zip(free, match, strict=True)))}; name its axis on one side, or add the cell",
+                    f"{_label(dict(zip(free, match, strict=True)))}; name its axis in `b`, or add the cell",
                 )
     return [Pair(a=tuple(cells), b=tuple(by_b[match])) for match, cells in by_a.items()]
 
@@ -211,16 +211,19 @@ def freeze(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
 
 def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
     """The claims on record; `claims` themselves, without a time, where none are."""
-    fields = folder.read_json(FILE)
-    if fields is None:
-        return Frozen(
-            claims=tuple(claims),
-            digest=claims_digest(claims),
-            frozen_ms=None,
-            is_intact=True,
-            written=tuple(_as_json(claims)),
-        )
-    return thaw(fields)
+    try:
+        fields = folder.read_json(FILE)
+        if fields is not None:
+            return thaw(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder.path}/{FILE}: not what was frozen: {type(error).__name__}; restore it") from error
+    return Frozen(
+        claims=tuple(claims),
+        digest=claims_digest(claims),
+        frozen_ms=None,
+        is_intact=True,
+        written=tuple(_as_json(claims)),
+    )
 
 
 def thaw(fields: Mapping[str, Any]) -> Frozen:

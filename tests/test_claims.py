@@ -78,10 +78,16 @@ def test_b_may_name_what_a_leaves_out() -> None:
 
 
 def test_a_list_of_cells_is_averaged() -> None:
+    assert compared({"arm": "outcome", "example": "sum"}, {"arm": "format", "model": ["small", "large"]}) == [
+        ["small/sum/outcome + large/sum/outcome - small/sum/format + large/sum/format"]
+    ]
+
+
+def test_what_only_a_names_is_matched_cell_by_cell() -> None:
     assert compared({"arm": "outcome", "example": ["sum", "product"]}, {"arm": "format", "model": "small"}) == [
         [
-            "small/sum/outcome + small/product/outcome + large/sum/outcome + large/product/outcome"
-            " - small/sum/format + small/product/format"
+            "small/sum/outcome + large/sum/outcome - small/sum/format",
+            "small/product/outcome + large/product/outcome - small/product/format",
         ]
     ]
 
@@ -308,10 +314,22 @@ def test_a_claim_that_could_not_be_judged_is_refused_before_the_run(name: str) -
 
 @pytest.mark.parametrize(
     "metric",
-    ["eval/arithmetic/pass_at_1", "eval/arithmetic/addition/pass_at_1", "eval/arithmetic/gain", "reward/mean"],
+    ["eval/arithmetic/pass_at_1", "eval/arithmetic/addition/pass_at_1", "eval/arithmetic/boxed", "reward/mean"],
 )
 def test_what_is_measured_may_be_claimed(metric: str) -> None:
     assert plan(edited("eval/arithmetic/pass_at_1", metric, CLAIMED)).grid
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/pas_at_1", "did you mean 'eval/arithmetic/pass_at_1'?"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/gain", "write metric: eval/arithmetic/pass_at_1 with of: gain"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/truncated\n    categories: untrained", "has no value for each"),
+    ],
+)
+def test_what_could_not_be_judged_after_all_is_refused_before(old: str, new: str, says: str) -> None:
+    assert says in complaint(edited(old, new, CLAIMED))
 
 
 def test_every_side_of_a_claim_is_looked_at_in_all_its_cells() -> None:

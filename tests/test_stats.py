@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from oneshot.report.judging import holm, judge
 from oneshot.report.stats import (
     Array,
     Difference,
-    holm,
-    judge,
     kendall,
     mean_interval,
     paired_difference,

@@ -212,7 +212,7 @@ def test_a_suite_for_choosing_that_is_judged_itself_is_chosen_by_another() -> No
 
 
 def test_without_a_step_that_both_have_there_is_no_best() -> None:
-    with pytest.raises(NoStepError, match="no step is evaluated on both val and arithmetic"):
+    with pytest.raises(NoStepError, match="no step is evaluated on val and on arithmetic"):
         best({"arithmetic": {0: 0.5, 12: 0.5}, "val": {6: 0.5}})
 
 

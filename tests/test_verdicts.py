@@ -18,7 +18,8 @@ from verbs import oneshot
 
 from oneshot.claims import freeze
 from oneshot.report.runs import Gathered, gather
-from oneshot.report.verdicts import Judged, over_problems, verdicts
+from oneshot.report.values import over_problems
+from oneshot.report.verdicts import Judged, verdicts
 from oneshot.store import Row, Store
 from oneshot.sweepconfig import ClaimConfig
 from oneshot.sweepfile import load

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.cli.options import (
+    ClusterOption,
     JsonOption,
     MlflowOption,
     StorageOption,
     app,
+    cluster_at,
     find_name,
     load_sweep,
+    relay,
     results,
     with_mlflow,
 )

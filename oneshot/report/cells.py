@@ -1,12 +1,15 @@
-"""Runs -> one line a cell and suite: accuracy before and after, and the gain with its interval."""
+"""Runs -> cells, and their numbers over seeds: accuracy before and after, gains with intervals, a table of all."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from oneshot.report.runs import Run
 from oneshot.report.stats import Interval, mean_interval
 
 COLUMNS = ("suite", "n", "start", "last", "last_low", "last_high", "gain", "gain_low", "gain_high", "num_planned")
+
+OfRun = Callable[[Run], float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,55 @@ def by_cell(runs: Sequence[Run]) -> list[list[Run]]:
 def finished(runs: Sequence[Run]) -> list[Run]:
     """Those that came to their end."""
     return [run for run in runs if run.state == "finished"]
+
+
+def cell_label(run: Run) -> str:
+    """`tiny-qwen2 / sum / outcome`."""
+    return " / ".join(run.cell.values()) or "the only cell"
+
+
+def gain(run: Run, suite: str, *, measure: str = "pass_at_1") -> float | None:
+    """Change of a measure from the start to the last step."""
+    return change(run, suite, 0, run.num_steps, measure=measure)
+
+
+def change(run: Run, suite: str, start: int, end: int, *, measure: str = "pass_at_1") -> float | None:
+    """What a measure at one step is more than at another; None where a run lacks one of them."""
+    before, after = run.measure(suite, start, measure), run.measure(suite, end, measure)
+    return None if before is None or after is None else after - before
+
+
+def over_seeds(runs: Sequence[Run], value: OfRun) -> Interval | None:
+    """Mean and interval of a number of each run, of those that have it."""
+    found = [number for run in runs if (number := value(run)) is not None and math.isfinite(number)]
+    return mean_interval(found) if found else None
+
+
+def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Interval | None:
+    """Mean gain over seeds."""
+    return over_seeds(runs, lambda run: gain(run, suite, measure=measure))
+
+
+def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
+    """Mean over seeds at `start` or `last`."""
+    return over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
+
+
+def apart(runs: Sequence[Run], value: OfRun, less: OfRun) -> Interval | None:
+    """Mean over seeds of a difference within each run."""
+
+    def difference(run: Run) -> float | None:
+        one, other = value(run), less(run)
+        return None if one is None or other is None else one - other
+
+    return over_seeds(runs, difference)
+
+
+def ended_cells(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Finished runs of each cell that has some."""
+    for those in by_cell(runs):
+        if ended := finished(those):
+            yield ended
 
 
 def cell_lines(runs: Sequence[Run]) -> list[CellLine]:

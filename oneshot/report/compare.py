@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.report.cells import by_cell, finished
-from oneshot.report.phenomena import cell_label, level
+from oneshot.report.cells import by_cell, cell_label, finished, level
+from oneshot.report.judging import holm
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import Difference, Interval, holm, paired_difference, seed_difference
-from oneshot.report.verdicts import over_problems
+from oneshot.report.stats import Difference, Interval, paired_difference, seed_difference
+from oneshot.report.values import over_problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,8 @@ def _difference(
         notes.append("the same trainings by key")
     if any(one.num_steps != other.num_steps for one, other in pairs):
         notes.append("other numbers of steps")
+    if any(_digest(one, suite) != _digest(other, suite) for one, other in pairs):
+        notes.append("the suite was not asked in the same way: other problems, prompts or sampling")
     rows = []
     for one, other in pairs:
         values = [_problems(each, run, suite) for each, run in ((a, one), (b, other))]
@@ -105,6 +107,11 @@ def _difference(
             return seed_difference(np.array(means)), "; ".join(notes)
         rows.append(values[1][0] - values[0][0])
     return paired_difference(np.array(rows)), "; ".join(notes)
+
+
+def _digest(run: Run, suite: str) -> str | None:
+    facts = run.suite(suite)
+    return None if facts is None else facts.digest
 
 
 def _problems(gathered: Gathered, run: Run, suite: str) -> tuple[Any, tuple[str, ...]] | None:

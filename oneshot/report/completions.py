@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oneshot.report.cells import by_cell, finished
-from oneshot.report.phenomena import cell_label
+from oneshot.report.cells import by_cell, cell_label, finished
 from oneshot.report.runs import Gathered, Run, Shown
 from oneshot.report.steps import evaluated_after, saturation
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from oneshot.report.cells import by_cell, finished
-from oneshot.report.phenomena import cell_label, gains, over_seeds, primary_suite
+from oneshot.report.cells import by_cell, cell_label, finished, gains, over_seeds
+from oneshot.report.phenomena import primary_suite
 from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, sweep_curves, training_curves
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval

@@ -11,11 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from oneshot.report.cells import by_cell, finished
+from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, is_share, pictures
-from oneshot.report.phenomena import Table, Value, cell_label, level, primary_suite, published_tables, tables
-from oneshot.report.phenomena import gains as gains_of
+from oneshot.report.phenomena import Table, Value, primary_suite, published_tables, tables
 from oneshot.report.plots import inline
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
@@ -62,7 +61,7 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
             start, last = (level(ended, suite.name, at) for at in ("start", "last"))
             if last is not None:
                 seeds = f"{len(ended)} of {len(those)}"
-                rows.append((cell_label(those[0]), suite.name, seeds, start, last, gains_of(ended, suite.name)))
+                rows.append((cell_label(those[0]), suite.name, seeds, start, last, gains(ended, suite.name)))
     if not rows:
         return None
     return Table(
@@ -221,7 +220,7 @@ def _value(value: Value, column: str, form: str) -> str:
     is_change = form == "change" or "gain" in column or " - " in column
 
     def number(one: float) -> str:
-        if form == "number":
+        if form == "number" or column.startswith(("hours", "points")):
             return f"{one:.3g}"
         return f"{100 * one:{'+' if is_change else ''}.1f}"
 

@@ -4,22 +4,20 @@ Each function gives a table, or None where the sweep says nothing of it. What ea
 `about`. Gains are strict pass@1 at the last step less that at the start, unless the table says otherwise.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from oneshot.choosing import VAL_SUITES
-from oneshot.report.cells import by_cell, finished
+from oneshot.report.cells import apart, cell_label, change, ended_cells, finished, gain, gains, level, over_seeds
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval, kendall, mean_interval
 from oneshot.report.steps import evaluated_after, saturation
-from oneshot.report.verdicts import suite_of
+from oneshot.report.values import suite_of
 from oneshot.tasks.measures import REFLECTION_WORDS, category_key
 
 Value = str | float | Interval | None
-OfRun = Callable[[Run], float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,57 +68,10 @@ def tables(gathered: Gathered) -> list[Table]:
     return [table for table in found if table is not None and table.rows]
 
 
-def cell_label(run: Run) -> str:
-    """`tiny-qwen2 / sum / outcome`."""
-    return " / ".join(run.cell.values()) or "the only cell"
-
-
-def gain(run: Run, suite: str, *, measure: str = "pass_at_1") -> float | None:
-    """Change of a measure from the start to the last step."""
-    return _change(run, suite, 0, run.num_steps, measure=measure)
-
-
-def _change(run: Run, suite: str, start: int, end: int, *, measure: str = "pass_at_1") -> float | None:
-    before, after = run.measure(suite, start, measure), run.measure(suite, end, measure)
-    return None if before is None or after is None else after - before
-
-
-def over_seeds(runs: Sequence[Run], value: OfRun) -> Interval | None:
-    """Mean and interval of a number of each run, of those that have it."""
-    found = [number for run in runs if (number := value(run)) is not None and math.isfinite(number)]
-    return mean_interval(found) if found else None
-
-
-def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Interval | None:
-    """Mean gain over seeds."""
-    return over_seeds(runs, lambda run: gain(run, suite, measure=measure))
-
-
-def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
-    """Mean over seeds at `start` or `last`."""
-    return over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
-
-
-def _apart(runs: Sequence[Run], value: OfRun, less: OfRun) -> Interval | None:
-    """Mean over seeds of a difference within each run."""
-
-    def difference(run: Run) -> float | None:
-        one, other = value(run), less(run)
-        return None if one is None or other is None else one - other
-
-    return over_seeds(runs, difference)
-
-
-def _ended_cells(gathered: Gathered) -> Iterator[list[Run]]:
-    for those in by_cell(gathered.runs):
-        if ended := finished(those):
-            yield ended
-
-
 def saturation_table(gathered: Gathered, suite: str) -> Table | None:
     """When training reward saturates, and what is gained before and after."""
     rows: list[tuple[Value, ...]] = []
-    for runs in _ended_cells(gathered):
+    for runs in ended_cells(gathered.runs):
         found = [(run, saturated) for run in runs if (saturated := saturation(run)) is not None]
         if not found:
             continue
@@ -131,8 +82,8 @@ def saturation_table(gathered: Gathered, suite: str) -> Table | None:
             if saturated.is_seen and (turn := evaluated_after(run, suite, saturated.step)) is not None
         }
         split = [run for run, _ in found if run.label in turns]
-        before = over_seeds(split, lambda run, at=turns: _change(run, suite, 0, at[run.label]))  # type: ignore[misc]
-        after = over_seeds(split, lambda run, at=turns: _change(run, suite, at[run.label], run.num_steps))  # type: ignore[misc]
+        before = over_seeds(split, lambda run, at=turns: change(run, suite, 0, at[run.label]))  # type: ignore[misc]
+        after = over_seeds(split, lambda run, at=turns: change(run, suite, at[run.label], run.num_steps))  # type: ignore[misc]
         span = f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0])
         rows.append((cell_label(runs[0]), span, f"{len(split)} of {len(runs)}", before, after))
     return Table(
@@ -151,7 +102,7 @@ def saturation_table(gathered: Gathered, suite: str) -> Table | None:
 
 def category_table(gathered: Gathered, suite: str) -> Table | None:
     """Gain on each category of problems, by what was trained on."""
-    cells = list(_ended_cells(gathered))
+    cells = list(ended_cells(gathered.runs))
     names = {
         name.removesuffix("/pass_at_1")
         for runs in cells
@@ -187,7 +138,7 @@ def format_table(gathered: Gathered, suite: str) -> Table | None:
                 cell_label(control[0]),
                 gains(outcome, suite),
                 gains(control, suite),
-                "not told: the gain is not clear of 0" if shares is None else _as_percent(shares),
+                shares,
             )
         )
     return Table(
@@ -195,17 +146,11 @@ def format_table(gathered: Gathered, suite: str) -> Table | None:
         title="How much of the gain is format",
         about=(
             "The format arm pays for a box, whatever is in it. Share: its mean gain over the outcome arm's, with a "
-            "jackknife interval over seeds; not told where the outcome arm's own gain is not clear of 0."
+            "jackknife interval over seeds, in percent; none where the outcome arm's own gain is not clear of 0."
         ),
         columns=("outcome arm", "format arm", "gain, outcome", "gain, format", "share"),
         rows=tuple(rows),
     )
-
-
-def _as_percent(share: Interval) -> str:
-    if share.low is None or share.high is None:
-        return f"{share.mean:.0%}"
-    return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _share(outcome: Sequence[Run], control: Sequence[Run], suite: str) -> Interval | None:
@@ -231,7 +176,7 @@ def _partners(
     gathered: Gathered, is_control: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[list[Run], list[Run]]]:
     """Cells paid for right answers, each with the controls that differ from it in the cell of one axis."""
-    cells = list(_ended_cells(gathered))
+    cells = list(ended_cells(gathered.runs))
     controls = [runs for runs in cells if is_control(runs[0].config)]
     for runs in cells:
         if is_control(runs[0].config):
@@ -245,15 +190,15 @@ def _partners(
 def strictness_table(gathered: Gathered, suite: str) -> Table | None:
     """Gain by both verdicts on an answer."""
     rows: list[tuple[Value, ...]] = []
-    for runs in _ended_cells(gathered):
+    for runs in ended_cells(gathered.runs):
         strict, lenient = gains(runs, suite), gains(runs, suite, measure="pass_at_1_lenient")
-        apart = _apart(
+        difference = apart(
             runs,
             lambda run: gain(run, suite),
             lambda run: gain(run, suite, measure="pass_at_1_lenient"),
         )
         if strict is not None and lenient is not None:
-            rows.append((cell_label(runs[0]), strict, lenient, apart))
+            rows.append((cell_label(runs[0]), strict, lenient, difference))
     return Table(
         name="strictness",
         title="Strict against lenient",
@@ -269,7 +214,7 @@ def strictness_table(gathered: Gathered, suite: str) -> Table | None:
 def pass_at_k_table(gathered: Gathered, _suite: str) -> Table | None:
     """pass@k before and after, on suites with several completions a problem."""
     rows: list[tuple[Value, ...]] = []
-    for runs in _ended_cells(gathered):
+    for runs in ended_cells(gathered.runs):
         for facts in runs[0].suites:
             if facts.samples == 1:
                 continue
@@ -290,7 +235,7 @@ def pass_at_k_table(gathered: Gathered, _suite: str) -> Table | None:
 def text_table(gathered: Gathered, suite: str) -> Table | None:
     """What completions look like before and after."""
     rows: list[tuple[Value, ...]] = []
-    for runs in _ended_cells(gathered):
+    for runs in ended_cells(gathered.runs):
         for measure, title in (
             ("boxed", "boxed"),
             ("reflection", "reflection words"),
@@ -320,9 +265,11 @@ def label_table(gathered: Gathered, suite: str) -> Table | None:
     rows: list[tuple[Value, ...]] = []
     for own, other in _partners(gathered, _is_relabelled):
         by_seed = {run.seed: gain(run, suite) for run in own}
-        apart = _apart(other, lambda run: gain(run, suite), lambda run, of=by_seed: of.get(run.seed))  # type: ignore[misc]
+        difference = apart(other, lambda run: gain(run, suite), lambda run, of=by_seed: of.get(run.seed))  # type: ignore[misc]
         examples = ", ".join(other[0].examples)
-        rows.append((cell_label(own[0]), cell_label(other[0]), examples, gains(own, suite), gains(other, suite), apart))
+        rows.append(
+            (cell_label(own[0]), cell_label(other[0]), examples, gains(own, suite), gains(other, suite), difference)
+        )
     return Table(
         name="labels",
         title="Label robustness",
@@ -369,13 +316,13 @@ def ranking_table(gathered: Gathered, suite: str) -> Table | None:
 def cost_table(gathered: Gathered, suite: str) -> Table | None:
     """What a gain cost."""
     rows: list[tuple[Value, ...]] = []
-    for runs in _ended_cells(gathered):
+    for runs in ended_cells(gathered.runs):
         hours = over_seeds(runs, lambda run: run.gpu_hours if run.gpus else run.spent_h)
         gained = gains(runs, suite)
         if hours is not None and gained is not None:
             unit = "GPU" if runs[0].gpus else "CPU worker"
             per = gained.mean * 100 / hours.mean if hours.mean > 0 else None
-            rows.append((cell_label(runs[0]), unit, f"{hours.mean:.3g}", gained, None if per is None else f"{per:.3g}"))
+            rows.append((cell_label(runs[0]), unit, hours.mean, gained, per))
     return Table(
         name="cost",
         title="Hours against gain",

@@ -83,5 +83,5 @@ def _best(run: Run, suite: str | None, metric: str, *, selects_on_test: bool) ->
         if measure in numbers and (judged is None or step in judged)
     }
     if not scores:
-        raise NoStepError(f"no step is evaluated on both {choosers[0]} and {suite}")
+        raise NoStepError(f"no step is evaluated on {' and on '.join(filter(None, [choosers[0], suite]))}")
     return max(scores, key=lambda step: (scores[step], -step))

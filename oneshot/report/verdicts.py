@@ -5,28 +5,26 @@ out is said. The rule (docs/statistics.md): a verdict that is not `inconclusive`
 was expected, and a p-value that is still below 0.05 after Holm's correction over all verdicts of the sweep.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot.claims import Comparison, comparisons
-from oneshot.report.runs import Gathered, Grades, Run
+from oneshot.report.judging import Verdict, holm, judge
+from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import (
     LEVEL,
     Difference,
-    Verdict,
-    holm,
-    judge,
     paired_difference,
     problem_difference,
     seed_difference,
 )
-from oneshot.report.steps import NoStepError, find_step, saturation
+from oneshot.report.steps import saturation
+from oneshot.report.values import Unknown, Values, average, suite_of, value_of
 from oneshot.sweepconfig import ClaimConfig, ExpectConfig
-from oneshot.tasks.measures import category_key, pass_at_k
 
 Array = NDArray[np.float64]
 
@@ -60,20 +58,11 @@ class Judged:
     notes: tuple[str, ...]
     """What a reader must know beside the numbers."""
     environments: tuple[dict[str, Any], ...] = field(default=())
-    """Of the runs, where they are not all the same."""
+    """Of the runs that were used, each once."""
 
     def to_json(self) -> dict[str, Any]:
         """As `report --json` prints it."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Values:
-    """A metric of one run: over problems where it can be, else one number."""
-
-    mean: float
-    problems_P: Array | None
-    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +81,6 @@ class _Part(_Measured):
     asked: Comparison
     alone: Verdict
     p_value: float | None
-
-
-class _Unknown(Exception):  # noqa: N818 - nothing went wrong: a run has not come so far
-    """A run lacks what a claim needs of it; says what."""
 
 
 def verdicts(gathered: Gathered) -> list[Judged]:
@@ -208,13 +193,13 @@ def expectation(expect: ExpectConfig) -> str:
 
 
 def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
-    by_seed: dict[int, list[tuple[_Values, _Values]]] = {}
+    by_seed: dict[int, list[tuple[Values, Values]]] = {}
     left_out: list[str] = []
     used: list[Run] = []
     for seed in gathered.seeds:
         try:
             found = [_difference(asked, pair.a, pair.b, seed, gathered) for pair in asked.pairs]
-        except _Unknown as unknown:
+        except Unknown as unknown:
             left_out.append(f"seed {seed}: {unknown}")
             continue
         by_seed[seed] = [values for values, _ in found]
@@ -235,7 +220,7 @@ def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
     return _Measured(difference=difference, notes=notes, environments=environments)
 
 
-def _over_problems(seeds: Sequence[Sequence[tuple[_Values, _Values]]]) -> Array | None:
+def _over_problems(seeds: Sequence[Sequence[tuple[Values, Values]]]) -> Array | None:
     """Differences [seeds, problems], each the mean over matched pairs; None where sides were asked other problems.
 
     Pairs may be asked different problems (of categories that *they* did not train on). Every pair weighs the same, so a
@@ -260,13 +245,13 @@ def _over_problems(seeds: Sequence[Sequence[tuple[_Values, _Values]]]) -> Array 
     return differences_SP
 
 
-def _subtract(a: _Values, b: _Values) -> Array:
+def _subtract(a: Values, b: Values) -> Array:
     assert a.problems_P is not None and b.problems_P is not None, "values with ids are over problems"
     return a.problems_P - b.problems_P
 
 
 def _why_not_over_problems(
-    claim: ClaimConfig, by_seed: Mapping[int, Sequence[tuple[_Values, _Values]]]
+    claim: ClaimConfig, by_seed: Mapping[int, Sequence[tuple[Values, Values]]]
 ) -> tuple[str, ...]:
     values = [one for pairs in by_seed.values() for pair in pairs for one in pair]
     if suite_of(claim.metric) is None or all(one.problems_P is None for one in values):
@@ -280,20 +265,20 @@ def _difference(
     side_b: Sequence[Mapping[str, str]],
     seed: int,
     gathered: Gathered,
-) -> tuple[tuple[_Values, _Values], list[Run]]:
+) -> tuple[tuple[Values, Values], list[Run]]:
     """Both sides of one matched pair at one seed, each the mean over its cells."""
     used: list[Run] = []
     trained = _trained(side_a, seed, gathered) if asked.claim.categories != "all" else frozenset()
 
-    def side(cells: Sequence[Mapping[str, str]], at: str) -> _Values:
+    def side(cells: Sequence[Mapping[str, str]], at: str) -> Values:
         found = []
         for cell in cells:
             run = gathered.run_of(cell, seed)
             if run is None:
-                raise _Unknown("no such trial")
-            found.append(_value(asked.claim, run, at, trained=trained, gathered=gathered))
+                raise Unknown("no such trial")
+            found.append(value_of(asked.claim, run, at, trained=trained, gathered=gathered))
             used.append(run)
-        return _average(found)
+        return average(found)
 
     return (side(side_a, asked.at_a), side(side_b, asked.at_b)), used
 
@@ -301,115 +286,6 @@ def _difference(
 def _trained(cells: Sequence[Mapping[str, str]], seed: int, gathered: Gathered) -> frozenset[str]:
     runs = [gathered.run_of(cell, seed) for cell in cells]
     return frozenset(name for run in runs if run is not None for name in run.trained)
-
-
-def _average(values: Sequence[_Values]) -> _Values:
-    problems = [one.problems_P for one in values if one.problems_P is not None]
-    ids = {one.ids for one in values}
-    is_whole = len(problems) == len(values) and len(ids) == 1
-    return _Values(
-        mean=float(np.mean([one.mean for one in values])),
-        problems_P=np.mean(problems, axis=0) if is_whole else None,
-        ids=ids.pop() if is_whole else (),
-    )
-
-
-def _value(claim: ClaimConfig, run: Run, at: str, *, trained: frozenset[str], gathered: Gathered) -> _Values:
-    """The claim's metric of one run, or its change since the start.
-
-    Raises:
-        _Unknown: the run has not come so far, or lacks the metric there.
-    """
-    suite = suite_of(claim.metric)
-    if run.key is None:
-        raise _Unknown(f"{run.label} waits for {run.reason}")
-    if at != "start" and run.state != "finished":
-        raise _Unknown(f"{run.label} is {run.state}" + (f" ({run.reason})" if run.reason else ""))
-    try:
-        step = find_step(run, at, suite=suite, metric=claim.metric, selects_on_test=gathered.selects_on_test)
-    except NoStepError as error:
-        raise _Unknown(f"{run.label}: {error}") from error
-    found = _at(claim, run, step, trained=trained, gathered=gathered)
-    if claim.of == "value":
-        return found
-    start = _at(claim, run, 0, trained=trained, gathered=gathered)
-    is_whole = found.problems_P is not None and start.problems_P is not None and found.ids == start.ids
-    return _Values(
-        mean=found.mean - start.mean,
-        problems_P=found.problems_P - start.problems_P if is_whole else None,  # type: ignore[operator]
-        ids=found.ids if is_whole else (),
-    )
-
-
-def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gathered: Gathered) -> _Values:
-    suite = suite_of(claim.metric)
-    if suite is None:
-        rows = [row for row in run.rows if claim.metric in row.metrics and row.step >= step]
-        if not rows:
-            raise _Unknown(f"{run.label} has no {claim.metric} at step {step}")
-        return _Values(mean=rows[0].metrics[claim.metric], problems_P=None, ids=())
-    measure = claim.metric.split("/", 2)[2]
-    grades = gathered.record.grades(run, suite, step)
-    if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
-        problems_P, ids = values
-        if not ids:
-            which = f"{claim.categories} categories ({', '.join(sorted(trained))})"
-            raise _Unknown(
-                f"{suite} has no problem for {measure}" + ("" if claim.categories == "all" else f", {which}")
-            )
-        return _Values(mean=float(problems_P.mean()), problems_P=problems_P, ids=ids)
-    number = run.measure(suite, step, measure)
-    if number is None or claim.categories != "all":
-        raise _Unknown(f"{run.label} has no {claim.metric} at step {step}")
-    return _Values(mean=number, problems_P=None, ids=())
-
-
-def suite_of(metric: str) -> str | None:
-    """The suite that a metric is of; None for one of training."""
-    parts = metric.split("/")
-    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
-
-
-_MEASURES: dict[str, Callable[[Grades], Array]] = {
-    "pass_at_1": lambda grades: grades.strict_PK.mean(axis=1),
-    "avg_at_k": lambda grades: grades.strict_PK.mean(axis=1),
-    "pass_at_1_lenient": lambda grades: grades.lenient_PK.mean(axis=1),
-    "pass_at_k": lambda grades: _any_of(grades, grades.strict_PK.shape[1]),
-    "length_mean": lambda grades: grades.num_tokens_PK.mean(axis=1),
-    "boxed": lambda grades: grades.boxed_PK.mean(axis=1),
-}
-"""What has a value for each problem."""
-
-
-def _any_of(grades: Grades, k: int) -> Array:
-    samples = grades.strict_PK.shape[1]
-    return np.array([pass_at_k(samples, int(right), k) for right in grades.strict_PK.sum(axis=1)])
-
-
-def over_problems(
-    grades: Grades, measure: str, *, categories: Literal["all", "trained", "untrained"], trained: frozenset[str]
-) -> tuple[Array, tuple[str, ...]] | None:
-    """A measure of each problem, [problems], with their ids; None where it has no value for one problem.
-
-    `<category>/pass_at_1` is of that category's problems alone.
-    """
-    category, _, name = measure.rpartition("/")
-    power = name.removeprefix("pass_at_")
-    if name in _MEASURES:
-        values_P = _MEASURES[name](grades)
-    elif power.isdigit() and int(power) <= grades.strict_PK.shape[1]:
-        values_P = _any_of(grades, int(power))
-    else:
-        return None
-    if category.startswith("level "):
-        return None
-    chosen = [
-        (not category or category_key(one) == category)
-        and (categories == "all" or (one in trained) == (categories == "trained"))
-        for one in grades.categories
-    ]
-    ids = tuple(name for name, is_chosen in zip(grades.ids, chosen, strict=True) if is_chosen)
-    return values_P[np.array(chosen, dtype=bool)], ids
 
 
 # --- what must be said beside the numbers ---
@@ -430,6 +306,10 @@ def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out:
         notes.append("the frozen claims do not have the digest that they say: they were changed by hand")
     if len(_environments(used)) > 1:
         notes.append(f"{len(_environments(used))} environments: {_in_words(_environments(used))}")
+    suite = suite_of(asked.claim.metric)
+    digests = {facts.digest for run in used for facts in run.suites if facts.name == suite}
+    if len(digests) > 1:
+        notes.append(f"{suite} was not asked in the same way everywhere: other problems, prompts or sampling")
     unsure = {run.label for run in used if "saturation" in (asked.at_a, asked.at_b) and not _is_saturated(run)}
     if unsure:
         notes.append(f"still rising near the end, so not seen to saturate: {', '.join(sorted(unsure))}")

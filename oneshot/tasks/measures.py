@@ -15,7 +15,38 @@ REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
 """Of the paper's Figure 4."""
 RUN_LENGTH, RUN_TIMES = 20, 3
 """A completion repeats itself where some run of 20 words stands in it three times."""
+MEASURES = (
+    "pass_at_1",
+    "pass_at_1_lenient",
+    "gain",
+    "avg_at_k",
+    "pass_at_k",
+    "boxed",
+    "truncated",
+    "length_mean",
+    "ungraded",
+    "repetition",
+    "reflection",
+    *(f"reflection_{word}" for word in REFLECTION_WORDS),
+    "code",
+)
+"""What an evaluation measures, besides pass@k for single k, and accuracy by category and level."""
+OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
+"""Of these, what has a value for each problem."""
+_POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)
+
+
+def is_measure(name: str) -> bool:
+    """Whether an evaluation may have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
+    part, _, last = name.rpartition("/")
+    return last == "pass_at_1" if part else last in MEASURES or _POWER.fullmatch(last) is not None
+
+
+def is_over_problems(name: str) -> bool:
+    """Whether a measure has a value for each problem."""
+    part, _, last = name.rpartition("/")
+    return not part.startswith("level ") and (last in OVER_PROBLEMS or _POWER.fullmatch(last) is not None)
 
 
 def measures(completions: Sequence[str]) -> dict[str, float]:
