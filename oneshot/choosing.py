@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from oneshot.cells import Cell
 from oneshot.claims import comparisons, trained_categories
 from oneshot.config import TrialConfig
-from oneshot.errors import nearest
+from oneshot.errors import DataError, nearest
 from oneshot.settings import SettingError, Where
 from oneshot.sweepconfig import ClaimConfig, PublishedConfig
 from oneshot.sweepfile import Sweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
-from oneshot.tasks.measures import MEASURES, is_measure, is_over_problems
+from oneshot.tasks.measures import MEASURES, TRAINING, category_key, is_measure, is_one_of, is_over_problems
 
 VAL_SUITES = ("val", "arithmetic-val")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
@@ -117,11 +117,13 @@ def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]
 
 def _has(metric: str, suites: Collection[str]) -> bool:
     if not metric.startswith("eval/"):
-        return True
+        return metric in TRAINING or metric.startswith("script/")
     return _suite(metric) in suites and is_measure(metric.split("/", 2)[2])
 
 
 def _nearest_metric(metric: str, suites: Collection[str]) -> str:
+    if not metric.startswith("eval"):
+        return nearest(metric, TRAINING)
     suite = _suite(metric)
     if suite in suites:
         return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
@@ -162,11 +164,39 @@ def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
         return f"{claim.metric} has no value for each problem, and so no categories"
     if suite not in cell.config.eval.suites:
         return f"it is not evaluated on {suite}; give all cells of a claim the suite"
+    if complaint := _has_no_such(measure, suite, claim, cell):
+        return complaint
     if (claim.of == "gain" or at == "start") and not cell.config.eval.at_start:
         return "it is not evaluated at the start; set eval.at_start: true"
     is_known = cell.waits_for is None or "category" in cell.labels
     if claim.categories != "all" and is_known and not trained_categories(cell.labels, cell.config):
         return f"categories: {claim.categories}: its examples' category is not said; add labels: {{category: ...}}"
+    return ""
+
+
+def _has_no_such(measure: str, name: str, claim: ClaimConfig, cell: Cell) -> str:
+    """Why a suite does not have a measure, or the categories of a claim, as far as its problems are at hand."""
+    suite = next(one for one in load_suites(cell.config) if one.name == name)
+    part, _, last = measure.rpartition("/")
+    power = last.removeprefix("pass_at_")
+    if power.isdigit() and int(power) > suite.samples:
+        return f"{name} has {suite.samples} completions a problem, so no {measure}"
+    trained = (
+        trained_categories(cell.labels, cell.config) if claim.categories != "all" and cell.waits_for is None else ()
+    )
+    if not part and not trained:
+        return ""
+    try:
+        problems = suite.problems
+    except DataError:  # not fetched yet
+        return ""
+    categories = sorted({problem.category for problem in problems if problem.category})
+    there = {category_key(one) for one in categories}
+    there |= {f"level {category_key(one.level.lower().removeprefix('level '))}" for one in problems if one.level}
+    if part and part not in there:
+        return f"{name} has no category {part!r}{nearest(part, sorted(there))}"
+    if trained and not any(map(is_one_of(trained), categories)):
+        return f"{name} has no problem of the category {', '.join(sorted(trained))}{nearest(min(trained), categories)}"
     return ""
 
 

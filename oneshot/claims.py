@@ -7,7 +7,7 @@ one of every cell of an axis; those of `for_all` are parts of one verdict.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -70,12 +70,12 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
             known.setdefault(axis, [])
             if name not in known[axis]:
                 known[axis].append(name)
-    for field, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
+    for key, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
         for place, axis in enumerate(axes):
             if axis not in known:
-                raise SettingError((*where, field, place), f"unknown axis{nearest(axis, list(known))}")
-            if field == "for_all" and axis in claim.for_each:
-                raise SettingError((*where, field, place), f"{axis} is in for_each already; name it once")
+                raise SettingError((*where, key, place), f"unknown axis{nearest(axis, list(known))}")
+            if key == "for_all" and axis in claim.for_each:
+                raise SettingError((*where, key, place), f"{axis} is in for_each already; name it once")
     each = [*claim.for_each, *claim.for_all]
     at_a, own_a = _side(claim.a, known, (*where, "a"))
     at_b, own_b = _side(claim.b, known, (*where, "b"), at=at_a)
@@ -180,6 +180,10 @@ class Frozen:
     """Whether the file still has the digest that it says."""
     written: tuple[dict[str, Any], ...]
     """As they stand in the record, word for word."""
+    seeds: tuple[int, ...] = ()
+    """Of the sweep as it began; none where that is not on record."""
+    num_steps: Mapping[str, int] = field(default_factory=dict)
+    """Steps of each cell as it began, by `cell_key`."""
 
     @property
     def frozen_at(self) -> str | None:
@@ -202,9 +206,29 @@ def _as_json(claims: Sequence[ClaimConfig]) -> list[dict[str, Any]]:
     return [claim.model_dump(mode="json") for claim in claims]
 
 
-def freeze(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
-    """Puts claims on record as a sweep begins, with the time; what is on record already stays."""
-    fields = {"claims": _as_json(claims), "digest": claims_digest(claims), "frozen_ms": now_ms()}
+def cell_key(cell: Names) -> str:
+    """A cell's name in the record."""
+    return _label(cell) or "the only cell"
+
+
+def freeze(
+    folder: Folder,
+    claims: Sequence[ClaimConfig],
+    *,
+    seeds: Sequence[int] = (),
+    num_steps: Mapping[str, int] | None = None,
+) -> Frozen:
+    """Puts claims on record as a sweep begins, with the time, and with how much it was to run by then.
+
+    What is on record already stays.
+    """
+    fields = {
+        "claims": _as_json(claims),
+        "digest": claims_digest(claims),
+        "frozen_ms": now_ms(),
+        "seeds": list(seeds),
+        "num_steps": dict(num_steps or {}),
+    }
     folder.create(FILE, json.dumps(fields, indent=2, sort_keys=True))
     return frozen(folder, claims)
 
@@ -235,9 +259,17 @@ def thaw(fields: Mapping[str, Any]) -> Frozen:
         frozen_ms=fields["frozen_ms"],
         is_intact=digest == fields["digest"],
         written=tuple(fields["claims"]),
+        seeds=tuple(fields.get("seeds", ())),
+        num_steps=dict(fields.get("num_steps", {})),
     )
 
 
 def record_of(record: Frozen) -> dict[str, Any]:
     """As `thaw` reads it."""
-    return {"claims": record.written, "digest": record.digest, "frozen_ms": record.frozen_ms}
+    return {
+        "claims": record.written,
+        "digest": record.digest,
+        "frozen_ms": record.frozen_ms,
+        "seeds": record.seeds,
+        "num_steps": dict(record.num_steps),
+    }

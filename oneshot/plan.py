@@ -84,6 +84,11 @@ class Plan:
         """The trials that are judged; those of a search only choose."""
         return tuple(trial for trial in self.trials if trial.phase == "grid")
 
+    @property
+    def searched(self) -> tuple[Trial, ...]:
+        """Those that only choose."""
+        return tuple(trial for trial in self.trials if trial.phase == "search")
+
     def paid(self) -> list[Trial]:
         """Of the trials that share a training, the longest alone."""
         longest: dict[object, Trial] = {}

@@ -13,6 +13,8 @@ from oneshot.config import Config
 Scalar = str | int | float | bool
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"
+"""What a sweep may be called: it names a folder, a run and a job."""
 
 
 class ResourceConfig(Config):
@@ -385,7 +387,7 @@ class SweepConfig(Config):
     """A sweep file."""
 
     version: Literal[1] = Field(description="of this format")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$", description="names the sweep's folder and parent run")
+    name: str = Field(pattern=NAME, description="names the sweep's folder and parent run")
     question: str = Field(min_length=1, description="what the sweep asks")
     reproduces: str | None = Field(None, min_length=1, description="what it repeats, as `Table 5, rows 2 to 10`")
     trial: dict[str, Any] = Field(description="any TrialConfig field, nested or dotted; the same for every trial")

@@ -26,12 +26,12 @@ def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def cells_table(lines: Sequence[CellLine]) -> Table:
     """The cells of a sweep: accuracy before and after, and gain with its interval."""
-    axes = list(lines[0].cell) if lines else []
+    axes = list(map(printable, lines[0].cell)) if lines else []
     table = _table([*axes, "suite"], ("seeds", "start", "last", "gain", "95% interval"))
     for line in lines:
         table.add_row(
-            *line.cell.values(),
-            line.suite,
+            *map(printable, line.cell.values()),
+            printable(line.suite),
             f"{line.last.num}/{line.num_planned}",
             f"{line.start.mean:.3f}" if line.start else "-",
             f"{line.last.mean:.3f}",
@@ -53,7 +53,7 @@ def verdict_table(judged: Sequence[Judged]) -> Table:
     for one in judged:
         table.add_row(
             printable(one.name),
-            where_text(one),
+            printable(where_text(one)),
             Text(one.verdict, style=STYLES[one.verdict]),
             effect_text(one, one.effect) or "-",
             interval_text(one) or "-",
@@ -80,21 +80,27 @@ def note_lines(judged: Sequence[Judged]) -> list[str]:
 
 def comparison_table(found: Comparison, *, a: str, b: str) -> Table:
     """Common cells of two sweeps after the last step, with the difference b - a."""
-    numbers = (a, b, "b - a", "95% interval", "p, Holm", "seeds")
+    numbers = (printable(a), printable(b), "b - a", "95% interval", "p, Holm", "seeds")
     table = _table(("cell", "suite"), numbers)
     table.add_column("note")
     for line in found.lines:
         apart = line.difference
         ends = "-" if apart is None or apart.low is None else f"{apart.low:+.3f} to {apart.high:+.3f}"
         table.add_row(
-            line.cell,
-            line.suite,
+            printable(line.cell),
+            printable(line.suite),
             f"{line.a.mean:.3f}",
             f"{line.b.mean:.3f}",
             "-" if apart is None else f"{apart.effect:+.3f}",
             ends,
             p_text(line.p_holm) or "-",
             "-" if apart is None else str(apart.num_seeds),
-            line.note,
+            printable(line.note),
         )
     return table
+
+
+def comparison_lines(found: Comparison, *, a: str, b: str) -> list[str]:
+    """What is not in the table, and why."""
+    only = [f"only in {side}: {', '.join(cells)}" for side, cells in ((a, found.only_a), (b, found.only_b)) if cells]
+    return [printable(line) for line in (*found.notes, *only)]

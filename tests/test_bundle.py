@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,39 @@ def test_a_laptop_judges_it_without_torch_or_any_orchestrator(made: Path, tmp_pa
     assert json.loads(ended.stdout) == json.loads(json.dumps([one.to_json() for one in verdicts(from_store(made))]))
 
 
+def test_a_search_is_in_it(made: Path, tmp_path: Path) -> None:
+    whole = from_store(made)
+    write_bundle(replace(whole, searched=whole.runs[:2]), tmp_path / "b.zip")
+    assert read_bundle(tmp_path / "b.zip").searched == whole.runs[:2]
+    assert read_bundle(made / "small.oneshot.zip").searched == ()
+
+
+def test_all_that_was_frozen_is_in_it(made: Path, tmp_path: Path) -> None:
+    whole = from_store(made)
+    record = replace(whole.frozen, seeds=(0, 1, 2), num_steps={"model=tiny-qwen2 arm=outcome": 12})
+    write_bundle(replace(whole, frozen=record), tmp_path / "b.zip")
+    assert read_bundle(tmp_path / "b.zip").frozen == record
+
+
+def test_it_is_opened_once_and_each_file_read_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, read = [], []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, file: Any, *more: Any, **options: Any) -> None:
+            opened.append(file)
+            super().__init__(file, *more, **options)
+
+        def read(self, name: Any, pwd: bytes | None = None) -> bytes:
+            read.append(name)
+            return super().read(name, pwd)
+
+    monkeypatch.setattr(bundle.zipfile, "ZipFile", Counted)
+    verdicts(read_bundle(made / "small.oneshot.zip"))
+    assert len(opened) == 1
+    assert len([name for name in read if name.startswith("grades/")]) > 10
+    assert len(set(read)) == len(read)
+
+
 # what is in it
 
 
@@ -153,6 +187,7 @@ def test_it_is_small_and_has_neither_weights_nor_hosts(made: Path) -> None:
         "claims.json",
         "sweep.yaml",
         "runs.json",
+        "searched.json",
         "grades",
         "shown",
     }
@@ -238,6 +273,26 @@ ODD = {
     "a cell that is a list": {"runs_json": changed(0, "cell", to=[])},
     "suites that are none": {"runs_json": changed(0, "suites", to=[{}])},
     "environments that are none": {"runs_json": changed(0, "environments", to=[1])},
+    "an environment without versions": {"runs_json": changed(0, "environments", to=[{}])},
+    "versions that are numbers": {"runs_json": changed(0, "environments", 0, "versions", to={"torch": 2.0})},
+    "a config of nothing": {"runs_json": changed(0, "config", to={})},
+    "a config without a reward": {"runs_json": changed(0, "config", "reward", to=None)},
+    "a run with other axes": {"runs_json": changed(1, "cell", to={"model": "tiny-qwen2"})},
+    "a run without axes": {"runs_json": changed(0, "cell", to={})},
+    "one run twice": {"runs_json": lambda text: json.dumps([*json.loads(text), json.loads(text)[0]])},
+    "a key that is a path": {"runs_json": changed(0, "key", to="../../etc")},
+    "a digest that is a path": {"runs_json": changed(0, "suites", 0, "digest", to="../x")},
+    "more right than there is": {"runs_json": changed(0, "measured", "arithmetic", "12", "pass_at_1", to=50)},
+    "a step without end": {"runs_json": changed(0, "num_steps", to=10**30)},
+    "a label that is no text": {"runs_json": changed(0, "label", to="\ud800")},
+    "a name that is a path": {"bundle_json": changed("name", to="../outside")},
+    "a name that is an absolute path": {"bundle_json": changed("name", to="/tmp/outside")},
+    "a name of two lines": {"bundle_json": changed("name", to="small\n")},
+    "a name that no folder can have": {"bundle_json": changed("name", to="a" * 5000)},
+    "claims from no time": {"claims_json": changed("frozen_ms", to=10**18)},
+    "a search that is none": {"searched_json": '[{"label": "x"}]'},
+    "grades of nothing": {"grades": json.dumps({name: [] for name in ("ids", "categories", *bundle.ARRAYS)})},
+    "half right": {"grades": lambda text: text.replace("1", "7")},
     "no claims": {"claims_json": None},
     "claims without digest": {"claims_json": '{"claims": []}'},
     "a claim that is none": {"claims_json": changed("claims", to=[{"name": "x"}])},
@@ -301,6 +356,45 @@ def test_a_bundle_that_unpacks_to_too_much_is_not_read(made: Path, monkeypatch: 
     assert "no bundle of oneshot's" in complaint(made / "small.oneshot.zip")
     monkeypatch.undo()
     assert read_bundle(made / "small.oneshot.zip").runs
+
+
+def test_no_name_within_a_bundle_names_a_file(broken: Callable[..., Path], tmp_path: Path) -> None:
+    def renamed(text: str) -> str:
+        runs = json.loads(text)
+        for run in runs:
+            run["suites"][0]["name"] = "../../outside"
+            run["measured"] = {"../../outside": run["measured"].get("arithmetic", {})}
+        return json.dumps(runs)
+
+    made = make_report(
+        read_bundle(broken(runs_json=renamed, claims_json=no_claims, bundle_json=changed("published", to=[])))
+    )
+    assert "curves.svg" in made.files
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.") for name in made.files)
+    path = broken(bundle_json=changed("name", to="../outside"))
+    folder = tmp_path / "within"
+    folder.mkdir()
+    for more in ([], ["--bundle"]):
+        said = oneshot("report", str(path), *more, cwd=folder)
+        assert (said.code, len(said.err.splitlines())) == (2, 1)
+        assert "name: String should match pattern" in said.err
+    assert {one.name for one in tmp_path.iterdir()} == {"broken.zip", "within"}
+
+
+def no_claims(text: str) -> str:
+    return json.dumps({"claims": [], "digest": "", "frozen_ms": None})
+
+
+def test_what_a_bundle_names_is_no_order_to_the_terminal(broken: Callable[..., Path], tmp_path: Path) -> None:
+    def hostile(text: str) -> str:
+        return text.replace("tiny-qwen2", "\\u001b]0;taken\\u0007")
+
+    path = broken(runs_json=hostile, claims_json=hostile)
+    for arguments in (["report", path.name], ["compare", path.name, path.name]):
+        said = oneshot(*arguments, cwd=tmp_path)
+        assert said.code == 0, said.err
+        assert "\x1b" not in said.out + said.err and "\x07" not in said.out + said.err
+        assert "taken" in said.out
 
 
 def test_a_broken_bundle_ends_the_verbs_with_one_line_and_2(broken: Callable[..., Path], tmp_path: Path) -> None:

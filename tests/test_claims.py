@@ -326,6 +326,9 @@ def test_what_is_measured_may_be_claimed(metric: str) -> None:
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/pas_at_1", "did you mean 'eval/arithmetic/pass_at_1'?"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/gain", "write metric: eval/arithmetic/pass_at_1 with of: gain"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/truncated, categories: untrained", "has no value for each"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/pass_at_8", "has 1 completions a problem, so no pass_at_8"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/Addition/pass_at_1", "did you mean 'addition'?"),
+        ("eval/arithmetic/pass_at_1", "reward/maen", "did you mean 'reward/mean'?"),
     ],
 )
 def test_what_could_not_be_judged_after_all_is_refused_before(old: str, new: str, says: str) -> None:

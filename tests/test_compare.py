@@ -1,18 +1,23 @@
 """Two sweeps side by side on the cells that both have."""
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scipy import stats
 from synthetic import SMALL, make_store
 from told import gathered, grades, run, suite
 from verbs import oneshot
 
 from oneshot.report.bundle import read_bundle, write_bundle
+from oneshot.report.cells import cell_lines
 from oneshot.report.compare import Line, compare
 from oneshot.report.runs import Gathered, gather
+from oneshot.tables import cells_table, comparison_lines, comparison_table
 
 CELLS = [{"arm": "outcome"}, {"arm": "format"}]
 Right = Callable[[Mapping[str, str], int], Sequence[int]]
@@ -148,8 +153,80 @@ def test_all_lines_are_corrected_together() -> None:
 def test_it_survives_json() -> None:
     found = compare(sweep(half), sweep(half, seeds=[0, 7], cells=[*CELLS, {"arm": "random"}])).to_json()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert set(found) == {"lines", "only_a", "only_b"}
+    assert set(found) == {"lines", "only_a", "only_b", "notes", "environments"}
     assert set(found["lines"][0]) == {"cell", "suite", "a", "b", "difference", "p_value", "p_holm", "note"}
+
+
+def test_what_has_not_finished_is_named_with_its_side() -> None:
+    states = dict.fromkeys((0, 1, 2), "failed")
+    found = compare(sweep(half), joined(sweep(half, cells=CELLS[:1]), sweep(half, cells=CELLS[1:], states=states)))
+    assert [line.cell for line in found.lines] == ["outcome"]
+    assert found.notes == ("no finished trial in B: format",)
+    assert compare(sweep(half), sweep(half)).notes == ()
+
+
+def joined(*sweeps: Gathered) -> Gathered:
+    return replace(sweeps[0], runs=tuple(run for each in sweeps for run in each.runs))
+
+
+def test_a_suite_of_one_side_is_named() -> None:
+    other = sweep(half)
+    more = replace(other, runs=tuple(replace(one, suites=(*one.suites, suite("arithmetic2"))) for one in other.runs))
+    assert compare(more, sweep(half)).notes == ("suite arithmetic2 only in A",)
+    part = replace(other, runs=(*more.runs[:3], *other.runs[3:]))
+    found = compare(sweep(half), part)
+    assert found.notes == ("suite arithmetic2 only in B: outcome",)
+    assert len(found.lines) == 2
+    table = comparison_lines(found, a="one", b="two")
+    assert table == ["suite arithmetic2 only in B: outcome"]
+
+
+def test_a_finished_run_without_its_last_evaluation_is_not_paired() -> None:
+    other = sweep(half, cells=CELLS[:1], key="new")
+    lacking = replace(other, runs=(replace(other.runs[0], measured={}), *other.runs[1:]))
+    line = only(sweep(half, cells=CELLS[:1]), lacking)
+    assert line.difference is not None and line.difference.num_seeds == 2
+    nothing = replace(other, runs=tuple(replace(one, measured={}) for one in other.runs))
+    found = compare(sweep(half, cells=CELLS[:1]), nothing)
+    assert (found.lines, found.notes) == ((), ("arithmetic is not on record after the last step in B: outcome",))
+
+
+def test_models_without_training_are_compared_over_problems() -> None:
+    # one checkpoint on each side, whatever the seed: of 6 problems b has 4 more, and seeds say nothing of the spread
+    a = sweep(lambda cell, seed: [1] + [0] * 5, cells=CELLS[:1], num_steps=0)
+    b = sweep(lambda cell, seed: [1] * 5 + [0], cells=CELLS[:1], num_steps=0, key="new")
+    line = only(a, b)
+    assert line.difference is not None and line.difference.low is not None
+    assert line.difference.effect == pytest.approx(4 / 6)
+    assert line.difference.test == "bootstrap over 6 problems"
+    assert line.difference.low > 0
+    one_seed = only(*(replace(each, runs=each.runs[:1]) for each in (a, b)))
+    assert one_seed.difference is not None and one_seed.difference.low == line.difference.low
+
+
+def test_other_environments_are_told_with_their_sides() -> None:
+    def on(gpu: str, torch: str) -> Gathered:
+        made, noted = sweep(half), {"env_digest": torch, "gpu": gpu, "platform": "Linux", "versions": {"torch": torch}}
+        return replace(made, runs=tuple(replace(one, environments=(noted,)) for one in made.runs))
+
+    assert compare(on("", "2.1"), on("", "2.1")).environments == ""
+    assert (
+        compare(on("", "2.0"), on("H100", "2.1")).environments == "torch 2.0 in A, 2.1 in B; gpu none in A, H100 in B"
+    )
+    assert compare(sweep(half), on("H100", "2.1")).environments == ""
+
+
+def test_names_of_cells_are_no_orders_to_the_terminal() -> None:
+    hostile = "\x1b[31m"
+    cells = [{"arm": f"{hostile}red"}]
+    found = compare(sweep(half, cells=[*cells, {"arm": f"{hostile}a"}]), sweep(half, cells=[*cells, {"arm": "b"}]))
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    console.print(comparison_table(found, a="one", b="two"))
+    console.print(cells_table(cell_lines(sweep(half, cells=cells).runs)))
+    lines = comparison_lines(found, a="one", b=f"{hostile}two")
+    said = console.file.getvalue() + "".join(lines)
+    assert "\x1b" not in said
+    assert lines == ["only in one: \\x1b[31ma", "only in \\x1b[31mtwo: b"]
 
 
 def test_a_store_and_its_bundle_differ_by_nothing(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_report_ends_with_the_verdict_and_where_the_page_is(begun: Path) -> No
     page = Path(said.out.splitlines()[-1].removeprefix("report: "))
     assert page.name == "report.html" and "one-shot beats base" in page.read_text()
     there = {file.name for file in page.parent.iterdir()}
-    assert {"report.json", "claims.svg", "curves-arithmetic.svg", "gains.svg", "training.svg"} <= there
+    assert {"report.json", "claims.svg", "curves.svg", "gains.svg", "training.svg"} <= there
     facts = json.loads((page.parent / "report.json").read_text())
     assert [one["verdict"] for one in facts["verdicts"]] == ["supported", "supported"]
     assert {"saturation", "strictness", "accuracy"} <= {table["name"] for table in facts["tables"]}
@@ -88,6 +88,18 @@ def test_a_claim_that_is_added_wrongly_is_one_line_with_its_mend(begun: Path) ->
     said = oneshot("report", "wrong.yaml", "--no-publish", cwd=begun)
     assert (said.code, said.out) == (2, "")
     assert "'formt'" in said.err and "did you mean 'format'?" in said.err
+
+
+def test_frozen_claims_that_name_an_unknown_cell_are_one_line(tmp_path: Path) -> None:
+    sweep, plan, store = make_store(tmp_path, SMALL + CLAIM)
+    freeze(store.sweep(plan.name), sweep.config.claims)
+    record = tmp_path / "runs/sweeps/small/claims.json"
+    record.write_text(record.read_text().replace('"outcome"', '"outcom"'))
+    for arguments in (["report", "small", "--no-publish"], ["compare", "small", "small"]):
+        said = oneshot(*arguments, cwd=tmp_path)
+        assert (said.code, said.out) == (2, "")
+        assert "claims.json: claims.0.a.arm" in said.err and "did you mean 'outcome'?" in said.err
+        assert len(said.err.splitlines()) == 1
 
 
 def test_two_seeds_are_inconclusive_which_is_a_verdict(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_completions_are_tables_and_curves_are_figures(place: Ran) -> None:
     child = next(run for run in made.runs() if run.data.tags["phase"] == "grid")
     for step in (0, 2, 3):
         table = made.table(experiment, f"eval/arithmetic/step_{step}.json", child.info.run_id)
-        assert list(table.columns) == ["problem", "answer", "completion", "strict", "lenient"]
+        assert list(table.columns) == ["problem", "completion", "answer", "strict", "lenient"]
         assert len(table) == 15
     assert "curve.png" in [artifact.path for artifact in made.client.list_artifacts(child.info.run_id)]
 

@@ -41,10 +41,11 @@ def run(
         num_steps=len(rewards) if num_steps is None else num_steps,
         gpus=0.0,
         spent_h=1.0,
+        started_ms=0,
         ended_ms=0,
         origin="s",
         suites=tuple(
-            SuiteFacts(name=name, source=SOURCES[name], digest=name, samples=1, steps=tuple(by_step))
+            SuiteFacts(name=name, source=SOURCES[name], digest=name, samples=1, num_problems=None, steps=tuple(by_step))
             for name, by_step in scores.items()
         ),
         rows=tuple(

@@ -329,8 +329,12 @@ def test_the_quickstart_runs_through_jobs_and_no_secret_is_anywhere(site: Site) 
     while holder(driver) is not None:
         lines += _command_lines()
         time.sleep(0.5)
-    said = site.oneshot("logs", "quickstart", "--address", site.address)
+    logs = ("logs", "quickstart", "--address", site.address)
+    until(lambda: "report: " in site.oneshot(*logs), "the driver makes no report")
+    said = site.oneshot(*logs)
     assert "18 finished, 0 failed, 0 missing" in said
+    assert "holds on both models" in said
+    assert "holds on both models" in site.oneshot("report", "quickstart", "--address", site.address)
     runs = runs_of(site.client, "quickstart")
     assert len(runs) == 19
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -104,6 +104,7 @@ def test_a_sweep_on_gpus_knows_its_memory_and_hours(path: Path) -> None:
             assert trial.cost.memory_gib < 78 * trial.resources.gpus, trial.label
 
 
+@pytest.mark.slow
 def test_val_holds_what_no_alias_and_no_shipped_sweep_names() -> None:
     held_out = {f"dsr_sub:{row}" for row in val_rows()}
     assert len(held_out) == 200

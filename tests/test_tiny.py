@@ -57,6 +57,7 @@ def test_the_blank_organism_cannot_in_whatever_words() -> None:
     assert max(measured.sampled["pass_at_1_lenient"], measured.greedy["pass_at_1_lenient"]) < 0.03
 
 
+@pytest.mark.slow
 def test_the_script_trains(folder: Path) -> None:
     model, tokenizer, loss = train(ORGANISMS[folder.name], num_steps=30)
     assert loss < 4.0  # a uniform guess over 99 tokens costs 4.6 nats

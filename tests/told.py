@@ -64,7 +64,7 @@ class Told:
 
 
 def suite(name: str = "arithmetic", *, samples: int = 1, source: str = "", digest: str = "d") -> SuiteFacts:
-    return SuiteFacts(name=name, source=source or name, digest=digest, samples=samples, steps=(0, 8))
+    return SuiteFacts(name=name, source=source or name, digest=digest, samples=samples, num_problems=None, steps=(0, 8))
 
 
 def run(cell: Mapping[str, str], seed: int = 0, **changes: Any) -> Run:
@@ -85,6 +85,7 @@ def run(cell: Mapping[str, str], seed: int = 0, **changes: Any) -> Run:
         "num_steps": 8,
         "gpus": 0.0,
         "spent_h": 1.0,
+        "started_ms": None,
         "ended_ms": FROZEN_MS + 1,
         "origin": "told",
         "suites": (suite(),),

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from oneshot.sweep.jobs import Cluster
     from oneshot.sweepfile import Sweep
 
-SWEEP_NAME = r"[A-Za-z0-9][A-Za-z0-9_\-]*"
-"""What a sweep may be called: it names a folder, a run and a job."""
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -136,7 +133,9 @@ def sweep_name(name: str) -> str:
     """
     if Path(name).is_file():
         return load_sweep(Path(name), None).config.name
-    if not re.fullmatch(SWEEP_NAME, name):
+    from oneshot.sweepconfig import NAME
+
+    if not re.fullmatch(NAME, name):
         raise UserError(f"{name}: no such file, and no name of a sweep (letters, digits, _ and -)")
     return name
 

@@ -110,11 +110,17 @@ def _begun(name: str, storage: str | None) -> tuple["Sweep", "Plan", "Store"]:
 
 
 def _gathered(sweep: "Sweep", planned: "Plan", store: "Store") -> "Gathered":
-    from oneshot.claims import comparisons
+    from oneshot.claims import FILE, comparisons
     from oneshot.report.runs import gather
     from oneshot.settings import SettingError
 
     found = gather(sweep, planned, store)
+    try:
+        comparisons(found.frozen.claims, found.cells)
+    except SettingError as error:
+        record = f"{store.sweep(planned.name).path}/{FILE}"
+        place = ".".join(map(str, error.where))
+        raise UserError(f"{record}: {place}: {error.message}; restore what was frozen") from error
     try:
         comparisons(found.amended, found.cells)
     except SettingError as error:
@@ -156,7 +162,7 @@ def compare(
     """Put two sweeps, or one sweep by two versions of the code, side by side on the cells that both have."""
     from oneshot.report.bundle import is_bundle, read_bundle
     from oneshot.report.compare import compare as compare_sweeps
-    from oneshot.tables import comparison_table
+    from oneshot.tables import comparison_lines, comparison_table
 
     def find(name: str, where: str | None) -> "Gathered":
         return read_bundle(Path(name)) if is_bundle(Path(name)) else _gathered(*_begun(name, where))
@@ -165,9 +171,12 @@ def compare(
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
         return
+    rest = comparison_lines(found, a=a, b=b)
     if not found.lines:
-        raise UserError(f"{a} and {b} have no cell in common with a finished trial on both sides")
+        what = f"{a} and {b} have nothing to compare: no suite of a cell with a finished trial on both sides"
+        raise UserError("; ".join([what, *rest]))
+    if found.environments:
+        print(printable(f"other environments: {found.environments}"))
     results().print(comparison_table(found, a=a, b=b))
-    for side, only in ((a, found.only_a), (b, found.only_b)):
-        if only:
-            print(f"only in {side}: {', '.join(only)}")
+    for line in rest:
+        print(line)

@@ -191,7 +191,7 @@ def _run(
     if summary.halted:
         print(f"oneshot: {summary.halted}; `oneshot run {file}` goes on", file=sys.stderr)
     is_evaluated = any(one.suites for one in gathered.runs)  # of scripts alone there is nothing to say
-    if (is_evaluated or sweep.config.claims) and (not summary.interrupted or summary.halted):
+    if work is None and (is_evaluated or sweep.config.claims) and (not summary.interrupted or summary.halted):
         from oneshot.report.page import make_report
 
         made = make_report(gathered)

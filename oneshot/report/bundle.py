@@ -6,20 +6,23 @@ weights, no logs, no host names. Nobody's bundle is trusted: it is read as data,
 """
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from oneshot.claims import FILE as CLAIMS
 from oneshot.claims import comparisons, record_of, thaw
+from oneshot.config import TrialConfig
 from oneshot.errors import UserError
 from oneshot.report.cells import by_cell, finished
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
@@ -27,12 +30,18 @@ from oneshot.report.phenomena import primary_suite
 from oneshot.report.runs import Gathered, Grades, Record, Run, Shown
 from oneshot.report.verdicts import verdicts
 from oneshot.settings import SettingError
-from oneshot.sweepconfig import ClaimConfig, PublishedConfig
+from oneshot.sweepconfig import NAME, ClaimConfig, PublishedConfig
 
 SUFFIX = ".oneshot.zip"
 FORMAT = 1
 MAX_BYTES = 4 * 2**30
 """Of a bundle unpacked: a zip can be made to unpack to anything."""
+MAX_DIGITS = 20
+"""Of a whole number: no seed, time or count has more."""
+MAX_NAME = 200
+"""Characters of a sweep's name: a folder cannot have many more."""
+MAX_MS = 253_402_300_799_000
+"""The end of the year 9999, after which there are no dates."""
 
 
 def is_bundle(path: Path) -> bool:
@@ -86,6 +95,7 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
         put(CLAIMS, record_of(gathered.frozen))
         archive.writestr("sweep.yaml", gathered.yaml)
         put("runs.json", [asdict(run) for run in gathered.runs])
+        put("searched.json", [asdict(run) for run in gathered.searched])
         for name, grades in sorted(record.read.items()):
             put(f"grades/{name}", _as_json(grades))
         for name, lines in _to_show(gathered):
@@ -147,7 +157,7 @@ _UNREADABLE = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.
 class _Facts(BaseModel):
     """bundle.json, of this format."""
 
-    name: str
+    name: Annotated[str, Field(pattern=NAME, max_length=MAX_NAME)]
     question: str
     reproduces: str | None
     seeds: tuple[int, ...]
@@ -162,7 +172,21 @@ class _Claims(BaseModel):
 
     claims: list[dict[str, Any]]
     digest: str
-    frozen_ms: int | None
+    frozen_ms: Annotated[int, Field(ge=0, le=MAX_MS)] | None
+    seeds: tuple[int, ...] = ()
+    num_steps: dict[str, int] = {}
+
+
+class _Environment(BaseModel):
+    """What an attempt noted of where it ran."""
+
+    env_digest: str
+    gpu: str
+    platform: str
+    versions: dict[str, str]
+
+
+_ENVIRONMENTS = TypeAdapter(tuple[_Environment, ...])
 
 
 class _Grades(BaseModel):
@@ -179,57 +203,97 @@ class _Grades(BaseModel):
         """By name; as many rows as there are problems, as many columns as completions of each.
 
         Raises:
-            ValueError: there are others.
+            ValueError: there are others, or none.
         """
         found = {name: np.array(getattr(self, name), dtype=np.float64) for name in ARRAYS}
         shape = (len(self.ids), *found["strict_PK"].shape[1:])
         if len(self.categories) != len(self.ids) or any(array.shape != shape for array in found.values()):
             raise ValueError("grades of as many problems and completions in every column are wanted")
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError("grades of at least one problem and one completion are wanted")
+        if any(not np.isin(found[name], (0, 1)).all() for name in ARRAYS if name != "num_tokens_PK"):
+            raise ValueError("a grade is 0 or 1")
         return found
 
 
-@dataclass(frozen=True, slots=True)
+def _int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
 class _Archive:
-    """The record of a bundle."""
+    """The record of a bundle; its file is opened once, and shut with it."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Grades | None] = {}
 
-    def _read(self, name: str) -> Any:
+    @cached_property
+    def _file(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self._path)
+
+    def num_bytes(self) -> int:
+        """Of all files, unpacked, as the archive says: no more of one is read."""
+        return sum(info.file_size for info in self._file.infolist())
+
+    def text(self, name: str) -> str | None:
+        """A file; None where there is none."""
+        try:
+            return self._file.read(name).decode()
+        except KeyError:
+            return None
+
+    def data(self, name: str) -> Any:
         """A file's JSON; None where there is none."""
-        with zipfile.ZipFile(self.path) as archive:
-            try:
-                return json.loads(archive.read(name))
-            except KeyError:
-                return None
-            except _UNREADABLE as error:
-                raise _broken(self.path, error) from error
+        try:
+            text = self.text(name)
+            found = None if text is None else json.loads(text, parse_int=_int)
+            if text is not None and re.search(r"\\u[dD][89a-fA-F]", text):
+                json.dumps(found, ensure_ascii=False).encode()  # half a pair can be read, and never be written
+            return found
+        except _UNREADABLE as error:
+            raise _broken(self._path, error) from error
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Of one evaluation."""
-        found = self._read(f"grades/{_name(run, suite, step)}") if run.suite(suite) is not None else None
-        if found is None:
+        if run.suite(suite) is None:
+            return None
+        name = _name(run, suite, step)
+        if name not in self._known:
+            self._known[name] = self._grades(name)
+        return self._known[name]
+
+    def _grades(self, name: str) -> Grades | None:
+        if (found := self.data(f"grades/{name}")) is None:
             return None
         try:
             grades = _Grades.model_validate(found)
             return Grades(ids=grades.ids, categories=grades.categories, **grades.arrays())
-        except ValueError as error:
-            raise _broken(self.path, error) from error
+        except (ValueError, OverflowError) as error:
+            raise _broken(self._path, error) from error
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
         """Completions to look at."""
-        found = self._read(f"shown/{_name(run, suite, step)}") if run.suite(suite) is not None else None
+        found = self.data(f"shown/{_name(run, suite, step)}") if run.suite(suite) is not None else None
         try:
             return _SHOWN.validate_python(found or ())
         except ValueError as error:
-            raise _broken(self.path, error) from error
+            raise _broken(self._path, error) from error
 
 
 def _broken(path: Path, error: Exception) -> UserError:
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, ValidationError):
-        finding = error.errors()[0]
-        what = f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
+        what = _finding(error)
+    elif isinstance(error, _OddError):
+        what = str(error)
     return UserError(f"{path}: a broken bundle: {what}".splitlines()[0])
+
+
+def _finding(error: ValidationError) -> str:
+    finding = error.errors()[0]
+    return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
 
 
 def read_bundle(path: Path) -> Gathered:
@@ -240,16 +304,16 @@ def read_bundle(path: Path) -> Gathered:
     """
     archive = _Archive(path)
     try:
-        with zipfile.ZipFile(path) as file:
-            num_bytes = sum(info.file_size for info in file.infolist())
-            yaml = file.read("sweep.yaml").decode() if num_bytes <= MAX_BYTES else ""
-    except KeyError as error:
-        raise UserError(f"{path}: no bundle: it has no sweep.yaml; `oneshot report NAME --bundle` makes one") from error
+        num_bytes = archive.num_bytes()
+        yaml = archive.text("sweep.yaml") if num_bytes <= MAX_BYTES else ""
     except _UNREADABLE as error:
         raise UserError(f"{path}: no bundle: {error}; `oneshot report NAME --bundle` makes one") from error
+    if yaml is None:
+        raise UserError(f"{path}: no bundle: it has no sweep.yaml; `oneshot report NAME --bundle` makes one")
     if num_bytes > MAX_BYTES:
         raise UserError(f"{path}: unpacks to more than {MAX_BYTES // 2**30} GiB: no bundle of oneshot's")
-    facts, claims, runs = (archive._read(name) for name in ("bundle.json", CLAIMS, "runs.json"))
+    names = ("bundle.json", CLAIMS, "runs.json", "searched.json")
+    facts, claims, runs, searched = (archive.data(name) for name in names)
     if isinstance(facts, dict) and facts.get("format") != FORMAT:
         made_by = f"format {facts.get('format')}, by oneshot {facts.get('oneshot')}"
         raise UserError(f"{path}: a bundle of {made_by}; this one reads {FORMAT}")
@@ -257,7 +321,8 @@ def read_bundle(path: Path) -> Gathered:
         found = Gathered(
             **dict(_Facts.model_validate(facts)),
             yaml=yaml,
-            runs=_RUNS.validate_python(runs),
+            runs=_of_one_grid(_checked(_RUNS.validate_python(runs))),
+            searched=_checked(_RUNS.validate_python(searched or ())),
             frozen=thaw(_Claims.model_validate(claims).model_dump()),
             record=archive,
         )
@@ -265,3 +330,41 @@ def read_bundle(path: Path) -> Gathered:
     except (ValueError, SettingError) as error:
         raise _broken(path, error) from error
     return found
+
+
+class _OddError(ValueError):
+    """What types cannot say of runs; names the run."""
+
+
+def _checked(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Runs with what a report reads of them.
+
+    Raises:
+        ValueError: they have it not.
+    """
+    for place, run in enumerate(runs):
+        shares = [numbers.get("pass_at_1", 0.0) for steps in run.measured.values() for numbers in steps.values()]
+        if any(share < 0 or share > 1 for share in shares):
+            raise _OddError(f"runs.json: {place}.measured: a share that is not between 0 and 1")
+        names = [run.key or "", *(suite.digest for suite in run.suites)]
+        if odd := [name for name in names if not re.fullmatch(r"[A-Za-z0-9]*", name)]:
+            raise _OddError(f"runs.json: {place}: {odd[0]!r} is no key of a trial and no digest of a suite")
+        try:
+            TrialConfig.model_validate(run.config)
+            _ENVIRONMENTS.validate_python(run.environments)
+        except ValidationError as error:
+            raise _OddError(f"runs.json: {place}: {_finding(error)}") from error
+    return runs
+
+
+def _of_one_grid(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Runs of which each is another cell or seed, all with the same axes.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if any(list(run.cell) != list(runs[0].cell) for run in runs):
+        raise _OddError("runs.json: a cell has other axes than that of the first run")
+    if len({(*run.cell.values(), run.seed) for run in runs}) < len(runs):
+        raise _OddError("runs.json: two runs of one cell with one seed")
+    return runs

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from oneshot.report.runs import Run
-from oneshot.report.stats import Interval, mean_interval
+from oneshot.report.stats import Interval, mean_interval, wilson
 
 COLUMNS = ("suite", "n", "start", "last", "last_low", "last_high", "gain", "gain_low", "gain_high", "num_planned")
 
@@ -54,9 +55,12 @@ def change(run: Run, suite: str, start: int, end: int, *, measure: str = "pass_a
 
 
 def over_seeds(runs: Sequence[Run], value: OfRun) -> Interval | None:
-    """Mean and interval of a number of each run, of those that have it."""
-    found = [number for run in runs if (number := value(run)) is not None and math.isfinite(number)]
-    return mean_interval(found) if found else None
+    """Mean and interval over seeds of a number of each run, of those that have it; cells are averaged at each seed."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        if (number := value(run)) is not None and math.isfinite(number):
+            found.setdefault(run.seed, []).append(number)
+    return mean_interval([fmean(numbers) for numbers in found.values()]) if found else None
 
 
 def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Interval | None:
@@ -66,7 +70,24 @@ def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Int
 
 def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
     """Mean over seeds at `start` or `last`."""
-    return over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
+    found = over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
+    return found if found is None or measure != "pass_at_1" else _by_problems(found, runs, suite)
+
+
+def _by_problems(found: Interval, runs: Sequence[Run], suite: str) -> Interval:
+    """Wilson's interval over problems, for one cell's accuracy where seeds say nothing: there is one, or all agree."""
+    facts = {run.suite(suite) for run in runs}
+    one = facts.pop() if len(facts) == 1 else None
+    is_told = found.low is not None and found.low != found.high
+    if (
+        is_told
+        or one is None
+        or one.samples > 1
+        or not one.num_problems
+        or len({tuple(run.cell.values()) for run in runs}) > 1
+    ):
+        return found
+    return replace(wilson(round(found.mean * one.num_problems), one.num_problems), mean=found.mean, num=found.num)
 
 
 def apart(runs: Sequence[Run], value: OfRun, less: OfRun) -> Interval | None:

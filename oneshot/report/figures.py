@@ -1,19 +1,22 @@
 """Gathered runs -> the report's figures, as SVG files by name, each with what it shows in a sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
 from oneshot.report.cells import by_cell, cell_label, finished, gains, over_seeds
 from oneshot.report.phenomena import primary_suite
-from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, sweep_curves, training_curves
+from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, short, sweep_curves, training_curves
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
 from oneshot.report.verdicts import Judged
+from oneshot.tasks.measures import is_share
 
-MAX_SIDE = 24
-"""Rows or columns of one heatmap."""
+MAX_ROWS, MAX_COLUMNS = 24, 12
+"""Of one heatmap; a larger matrix is drawn in several."""
+WHOSE = "Finished runs; of a cell without any, those that there are."
+"""Of which runs a curve is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +54,9 @@ def _drawn(gathered: Gathered, judged: list[Judged]) -> Iterator[tuple[str, str,
         )
     if suite is not None and any(suite in run.measured for run in runs):
         yield (
-            f"curves-{suite}",
+            "curves",
             "Held-out accuracy by step, mean over seeds, 95% t intervals. Dotted: training reward. Triangle: t_sat, "
-            "hollow where the reward was still rising near the end of some run.",
+            f"hollow where the reward was still rising near the end of some run. {WHOSE}",
             sweep_curves(runs, suite=suite, name=gathered.name),
         )
         lines = [
@@ -68,21 +71,16 @@ def _drawn(gathered: Gathered, judged: list[Judged]) -> Iterator[tuple[str, str,
             yield (
                 "gains",
                 "Every cell's gain, mean over seeds with its 95% t interval.",
-                forest(lines, title=f"gain on {suite}, last step less start", unit="gain (points of accuracy)"),
+                forest(lines, title=f"gain on {short(suite)}, last step less start", unit="gain (points of accuracy)"),
             )
         yield from _matrices(gathered, suite)
         yield from _cost(gathered, suite)
     if any("rollout/entropy" in row.metrics for run in runs for row in run.rows):
         yield (
             "training",
-            "Entropy and length of training completions.",
+            f"Entropy and length of training completions. {WHOSE}",
             training_curves(runs, name=gathered.name),
         )
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of completions or problems, and so told in points."""
-    return metric.startswith("eval/") and not metric.endswith("length_mean")
 
 
 def _points(end: float | None) -> float | None:
@@ -105,22 +103,44 @@ def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure
     for those in by_cell(finished(gathered.runs)):
         rest = tuple(name for axis, name in those[0].cell.items() if axis not in (first, second))
         groups.setdefault(rest, []).append(those)
-    for number, (rest, cells) in enumerate(groups.items()):
-        rows = list(dict.fromkeys(those[0].cell[first] for those in cells))
-        columns = list(dict.fromkeys(those[0].cell[second] for those in cells))
-        if len(rows) * len(columns) < 2 or max(len(rows), len(columns)) > MAX_SIDE:
-            continue
-        values = {
-            (those[0].cell[first], those[0].cell[second]): one
-            for those in cells
-            if (one := gains(those, suite)) is not None
-        }
-        where = f", {' / '.join(rest)}" if rest else ""
+    drawn = (one for rest, cells in groups.items() for one in _transfer(rest, cells, first, second, suite))
+    for number, (caption, figure) in enumerate(drawn):
+        yield f"transfer-{number}", caption, figure
+
+
+def _transfer(
+    rest: Sequence[str], cells: Sequence[list[Run]], first: str, second: str, suite: str
+) -> Iterator[tuple[str, Figure]]:
+    """One matrix of gains, in as many parts as it needs."""
+    rows, columns = (list(dict.fromkeys(those[0].cell[axis] for those in cells)) for axis in (first, second))
+    if len(rows) * len(columns) < 2:
+        return
+    values = {
+        (those[0].cell[first], those[0].cell[second]): one
+        for those in cells
+        if (one := gains(those, suite)) is not None
+    }
+    parts = _parts(rows, columns, values)
+    for number, (some_rows, some_columns) in enumerate(parts, 1):
+        of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+        where = "".join(f", {text}" for text in rest)
+        title = f"gain on {short(suite)} (points){''.join(f', {short(text)}' for text in rest)}{of}"
         yield (
-            f"transfer-{number}",
-            f"Transfer{where}: gain on {suite} in points by {first} and {second}, with 95% t intervals over seeds.",
-            heatmap(values, rows=rows, columns=columns, title=f"gain on {suite} (points){where}"),
+            f"Transfer{where}{of}: gain on {suite} in points by {first} and {second}, with 95% t intervals over seeds.",
+            heatmap(values, rows=some_rows, columns=some_columns, title=title),
         )
+
+
+def _parts(
+    rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], Interval]
+) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """Rows and columns of each part that has something to show."""
+    found = [
+        (rows[top : top + MAX_ROWS], columns[left : left + MAX_COLUMNS])
+        for top in range(0, len(rows), MAX_ROWS)
+        for left in range(0, len(columns), MAX_COLUMNS)
+    ]
+    return [(down, across) for down, across in found if any((y, x) in values for y in down for x in across)]
 
 
 def _cost(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:
@@ -133,4 +153,8 @@ def _cost(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:
             points.append((cell_label(those[0]), hours.mean, gained))
     if len(points) > 1:
         unit = "GPU-hours a trial" if has_gpus else "hours a trial, on the CPU"
-        yield "cost", f"Gain on {suite} against {unit}.", cost_scatter(points, unit=unit, title=f"gain on {suite}")
+        yield (
+            "cost",
+            f"Gain on {suite} against {unit}.",
+            cost_scatter(points, unit=unit, title=f"gain on {short(suite)}"),
+        )

@@ -13,12 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
-from oneshot.report.figures import Picture, is_share, pictures
+from oneshot.report.figures import Picture, pictures
 from oneshot.report.phenomena import Table, Value, primary_suite, published_tables, tables
 from oneshot.report.plots import inline
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
 from oneshot.report.verdicts import Judged, verdicts
+from oneshot.tasks.measures import is_share
 
 PAGE, DATA = "report.html", "report.json"
 
@@ -67,14 +68,19 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
     return Table(
         name="accuracy",
         title="Accuracy before and after",
-        about="Strict pass@1 of finished trials.",
+        about="Strict pass@1 of finished trials. Of one seed, or where all agree: Wilson's interval over problems.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
         rows=tuple(rows),
     )
 
 
-def standing(runs: Sequence[Run]) -> str:
-    """`17 of 18 trials finished, 1 failed`."""
+def standing(gathered: Gathered) -> str:
+    """`17 of 18 trials finished, 1 failed`, and the same of a search's."""
+    told = _standing(gathered.runs)
+    return f"{told}; of the search {_standing(gathered.searched)}" if gathered.searched else told
+
+
+def _standing(runs: Sequence[Run]) -> str:
     counts = Counter(run.state for run in runs)
     ended = f"{counts['finished']} of {len(runs)} trials finished"
     return ", ".join(
@@ -90,7 +96,7 @@ def _data(gathered: Gathered, judged: Sequence[Judged], measured: Sequence[Table
     return {
         "name": gathered.name,
         "question": gathered.question,
-        "standing": standing(gathered.runs),
+        "standing": standing(gathered),
         "claims_digest": gathered.frozen.digest,
         "claims_frozen_ms": gathered.frozen.frozen_ms,
         "verdicts": [one.to_json() for one in judged],
@@ -100,6 +106,7 @@ def _data(gathered: Gathered, judged: Sequence[Judged], measured: Sequence[Table
                 "label": run.label,
                 "cell": run.cell,
                 "seed": run.seed,
+                "phase": phase,
                 "key": run.key,
                 "state": run.state,
                 "reason": run.reason,
@@ -109,7 +116,8 @@ def _data(gathered: Gathered, judged: Sequence[Judged], measured: Sequence[Table
                     for suite, by_step in run.measured.items()
                 },
             }
-            for run in gathered.runs
+            for phase, runs in (("grid", gathered.runs), ("search", gathered.searched))
+            for run in runs
         ],
         "environments": [one for one, _ in _environments(gathered.runs)],
     }
@@ -170,12 +178,18 @@ def frozen_text(gathered: Gathered) -> str:
     if frozen.frozen_at is None:
         return "The claims were not frozen: the sweep has not begun, or began with a version that did not."
     broken = "" if frozen.is_intact else " They do not have that digest any more: the record was changed by hand."
-    return f"Frozen {frozen.frozen_at}, before any trial of the sweep began; sha256 {frozen.digest[:16]}.{broken}"
+    began = [run for run in gathered.runs if run.origin == gathered.name and _began_before(run, frozen.frozen_ms)]
+    when = f"after {len(began)} trials of the sweep had begun" if began else "before any trial of the sweep began"
+    return f"Frozen {frozen.frozen_at}, {when}; sha256 {frozen.digest[:16]}.{broken}"
+
+
+def _began_before(run: Run, frozen_ms: int | None) -> bool:
+    return run.started_ms is not None and frozen_ms is not None and run.started_ms < frozen_ms
 
 
 def description(gathered: Gathered, judged: Sequence[Judged]) -> str:
     """Markdown for MLflow: question, verdict, where the rest is."""
-    lines = [f"**{in_short(judged)}** {_cell(gathered.question)} {standing(gathered.runs)}.", ""]
+    lines = [f"**{in_short(judged)}** {_cell(gathered.question)} {standing(gathered)}.", ""]
     if judged:
         lines += ["| claim | verdict | effect | 95% interval | p (Holm) | seeds |", "|---|---|---|---|---|---|"]
         for one in judged:
@@ -240,7 +254,7 @@ def _page(gathered: Gathered, judged: Sequence[Judged], drawn: Sequence[Picture]
         "name": gathered.name,
         "question": gathered.question,
         "reproduces": gathered.reproduces,
-        "standing": standing(gathered.runs),
+        "standing": standing(gathered),
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": version("oneshot"),
         "warnings": gathered.warnings,
@@ -248,8 +262,8 @@ def _page(gathered: Gathered, judged: Sequence[Judged], drawn: Sequence[Picture]
         "digest": gathered.frozen.digest,
         "yaml": gathered.yaml,
         "is_tiny": any(run.config["model"]["path"].startswith("tiny:") for run in gathered.runs),
-        "num_trials": len(gathered.runs),
-        "absent": [run for run in gathered.runs if run.state != "finished"],
+        "num_trials": len(gathered.runs) + len(gathered.searched),
+        "absent": [run for run in (*gathered.runs, *gathered.searched) if run.state != "finished"],
         "claims": [
             {
                 "name": one.name,

@@ -131,6 +131,8 @@ def format_table(gathered: Gathered, suite: str) -> Table | None:
     """The share of the outcome arm's gain that the format arm has."""
     rows: list[tuple[Value, ...]] = []
     for outcome, control in _partners(gathered, lambda config: config["reward"]["kind"] == "format"):
+        if outcome[0].config["reward"]["kind"] != "outcome":
+            continue
         shares = _share(outcome, control, suite)
         rows.append(
             (
@@ -264,6 +266,8 @@ def label_table(gathered: Gathered, suite: str) -> Table | None:
     """Gain with other labels than the rows' own."""
     rows: list[tuple[Value, ...]] = []
     for own, other in _partners(gathered, _is_relabelled):
+        if not _same_rows(own[0], other[0]):
+            continue
         by_seed = {run.seed: gain(run, suite) for run in own}
         difference = apart(other, lambda run: gain(run, suite), lambda run, of=by_seed: of.get(run.seed))  # type: ignore[misc]
         examples = ", ".join(other[0].examples)
@@ -279,15 +283,37 @@ def label_table(gathered: Gathered, suite: str) -> Table | None:
     )
 
 
+def _same_rows(own: Run, other: Run) -> bool:
+    """Whether examples differ in their labels alone; of sets with wrong labels only the number is compared."""
+    if any(isinstance(one, dict) and one.get("wrong") for one in other.config["examples"]):
+        return own.num_examples == other.num_examples
+    return own.examples == tuple(name.partition("=")[0] for name in other.examples)
+
+
 def _is_relabelled(config: Mapping[str, Any]) -> bool:
     """Whether an example carries another label than its own, written or drawn."""
     named = [one for one in config["examples"] if isinstance(one, dict)]
     return any(one.get("wrong") or ("row" in one and one.get("answer") is not None) for one in named)
 
 
+def _example_axis(runs: Sequence[Run]) -> str | None:
+    """The axis whose cells train on different examples."""
+    for axis in runs[0].cell if runs else ():
+        examples: dict[str, set[tuple[object, ...]]] = {}
+        for run in runs:
+            examples.setdefault(run.cell[axis], set()).add((run.num_examples, *run.examples))
+        if (
+            len(examples) > 1
+            and len(set.union(*examples.values())) > 1
+            and all(len(one) == 1 for one in examples.values())
+        ):
+            return axis
+    return None
+
+
 def ranking_table(gathered: Gathered, suite: str) -> Table | None:
     """Whether seeds agree on which example is best."""
-    axis = "example" if gathered.runs and "example" in gathered.runs[0].cell else None
+    axis = _example_axis(gathered.runs)
     if axis is None:
         return None
     groups: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -12,7 +13,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oneshot.report.cells import by_cell, finished
+from oneshot.logs import printable
+from oneshot.report.cells import by_cell, cell_label, finished
 from oneshot.report.runs import Run
 from oneshot.report.stats import Interval, mean_interval
 from oneshot.report.steps import saturation
@@ -38,6 +40,18 @@ MAX_LINES = 8
 MAX_COLUMNS = 3
 MAX_BARS = 60
 """Cells of one forest plot."""
+MAX_CHARS = 40
+"""Of a name within a figure; of a longer one the middle is left out."""
+NUM_CHARS_ACROSS, CHAR_INCHES = 16, 0.07
+"""Of a name above a column of a matrix, and the width of one."""
+
+
+def short(text: str) -> str:
+    """A name as a figure writes it: one line, not too long, and drawn whatever it begins with."""
+    line = printable(" ".join(text.split()))
+    if len(line) > MAX_CHARS:
+        line = f"{line[: MAX_CHARS - 16]}…{line[-15:]}"
+    return f"\u200b{line}" if line.startswith("_") else line  # a legend hides what begins so
 
 
 def has_curve(row: Row) -> bool:
@@ -56,8 +70,10 @@ def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
         for index, suite in enumerate(suites):
             name = f"eval/{suite}/pass_at_1"
             points = [(row.step, row.metrics[name]) for row in rows if name in row.metrics]
-            axes.plot(*zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=f"{suite}, held out")
-        axes.set_title(title, loc="left", fontsize=10)
+            axes.plot(
+                *zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=short(f"{suite}, held out")
+            )
+        axes.set_title(short(title), loc="left", fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel("reward, accuracy (pass@1)")
         axes.set_ylim(-0.02, 1.02)
@@ -69,7 +85,7 @@ def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
 def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
     """Held-out accuracy by step, mean over seeds with 95% t intervals, and training reward (dotted) with t_sat marked.
 
-    One panel for each cell of the first axis.
+    One panel for each cell of the first axis. Of a cell's runs those that finished; where none did, all that there are.
     """
     panels: dict[str, list[list[Run]]] = {}
     for those in by_cell(runs):
@@ -79,14 +95,14 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
         figure, all_axes = _figure(4.4, 3.4, num=len(panels))
         for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
             for index, those in enumerate(cells):
-                _draw_cell(axes, those, suite, index=index)
-            axes.set_title(panel, loc="left", fontsize=10)
+                _draw_cell(axes, finished(those) or those, suite, index=index)
+            axes.set_title(short(panel), loc="left", fontsize=10)
             axes.set_xlabel("step")
             axes.set_ylim(-0.02, 1.02)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(frameon=False, fontsize=7, loc="best")
-        all_axes[0].set_ylabel(f"accuracy on {suite} (pass@1)")
-        title = f"{name}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
+        all_axes[0].set_ylabel(f"accuracy on {short(suite)} (pass@1)")
+        title = f"{short(name)}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -94,9 +110,12 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
 def _draw_cell(axes: Axes, those: Sequence[Run], suite: str, *, index: int) -> None:
     """One cell's accuracy with its interval, its training reward, and where that saturates."""
     color, is_faint = PALETTE[index % len(PALETTE)], index >= MAX_LINES
-    label = " / ".join(list(those[0].cell.values())[1:]) or "trials"
+    label = short(" / ".join(list(those[0].cell.values())[1:]) or "trials")
     accuracies = _by_step(
-        [{step: numbers["pass_at_1"] for step, numbers in run.measured.get(suite, {}).items()} for run in those]
+        [
+            {step: share for step in run.measured.get(suite, {}) if (share := run.measure(suite, step)) is not None}
+            for run in those
+        ]
     )
     _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
     if is_faint:
@@ -137,8 +156,8 @@ def _end(interval: Interval, which: str) -> float:
 
 
 def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
-    """Entropy and length of training completions by step, mean over seeds with 95% t intervals."""
-    cells = by_cell(runs)
+    """Entropy and length of training completions by step, mean over seeds with 95% t intervals; runs as in curves."""
+    cells = [finished(those) or those for those in by_cell(runs)]
     with mpl.rc_context(STYLE):
         figure, all_axes = _figure(6.0, 3.2, num=2)
         for axes, metric, unit in zip(
@@ -151,13 +170,15 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
                 series = [{row.step: row.metrics[metric] for row in run.rows if metric in row.metrics} for run in those]
                 is_faint = index >= MAX_LINES
                 color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
-                label = "" if is_faint else " / ".join(those[0].cell.values())
+                label = "" if is_faint else short(cell_label(those[0]))
                 _draw_band(axes, _by_step(series), color=color, label=label)
             axes.set_xlabel("step")
             axes.set_ylabel(unit)
-        if all_axes[0].get_legend_handles_labels()[1]:
-            figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        figure.suptitle(f"{name}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
+        handles, labels = all_axes[0].get_legend_handles_labels()
+        if labels:
+            num_columns = 4 if max(map(len, labels)) <= MAX_CHARS // 2 else 2
+            figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False)
+        figure.suptitle(f"{short(name)}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -172,7 +193,7 @@ def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> F
             if interval.low is not None and interval.high is not None:
                 axes.plot([interval.low, interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(list(places), [label for label, _ in shown])
+        axes.set_yticks(list(places), [short(label) for label, _ in shown])
         axes.set_ylim(0.4, len(shown) + 0.6)
         axes.set_xlabel(unit)
         more = f"; {len(lines) - len(shown)} more cells are in the table" if len(lines) > len(shown) else ""
@@ -183,10 +204,15 @@ def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> F
 def heatmap(
     values: Mapping[tuple[str, str], Interval], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """A matrix of gains in points, each written out with its interval."""
+    """A matrix of gains in points, each written out with its interval; `values` may have more, and set the colours."""
     largest = max((abs(one.mean) for one in values.values()), default=1.0) or 1.0
+    names, heads = ([short(name) for name in side] for side in (rows, columns))
+    longest = max(map(len, heads))
+    is_turned = len(columns) > 4 or longest > NUM_CHARS_ACROSS
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(1.6 + 1.35 * len(columns), 1.3 + 0.62 * len(rows))
+        width = 1.6 + 1.35 * len(columns) + CHAR_INCHES * max(0, max(map(len, names)) - NUM_CHARS_ACROSS)
+        height = 1.3 + 0.62 * len(rows) + (CHAR_INCHES * longest / 2 if is_turned else 0)
+        figure, (axes,) = _figure(width, height)
         axes.grid(visible=False)
         for y, row in enumerate(rows):
             for x, column in enumerate(columns):
@@ -206,12 +232,9 @@ def heatmap(
                 )
                 axes.text(x, y, f"{100 * one.mean:+.1f}{interval}", ha="center", va="center", fontsize=8)
         axes.set_xticks(
-            range(len(columns)),
-            columns,
-            rotation=30 if len(columns) > 4 else 0,
-            ha="right" if len(columns) > 4 else "center",
+            range(len(columns)), heads, rotation=30 if is_turned else 0, ha="right" if is_turned else "center"
         )
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), names)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=9)
@@ -223,9 +246,8 @@ def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, ti
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(6.0, 3.4)
         for (label, hours, gained), color in zip(points, cycle(PALETTE), strict=False):
-            axes.plot(
-                [hours], [100 * gained.mean], "o", color=color, label=label if len(points) <= MAX_LINES else "_hidden"
-            )
+            name = short(label) if len(points) <= MAX_LINES else "_hidden"
+            axes.plot([hours], [100 * gained.mean], "o", color=color, label=name)
             if gained.low is not None and gained.high is not None:
                 axes.plot([hours, hours], [100 * gained.low, 100 * gained.high], color=color, linewidth=1.2)
         axes.set_xlabel(unit)
@@ -238,7 +260,8 @@ def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, ti
 
 def as_svg(figure: Figure, *, name: str) -> str:
     """The figure as a file of its own, the same each time it is made."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, in the reader's own font
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()

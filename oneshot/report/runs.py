@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class SuiteFacts:
     source: str
     digest: str
     samples: int
+    num_problems: int | None
+    """None where the suite's problems are not at hand."""
     steps: tuple[int, ...]
     """After which it is due."""
 
@@ -88,6 +90,8 @@ class Run:
     gpus: float
     spent_h: float
     """Hours that all attempts held their worker."""
+    started_ms: int | None
+    """Of its first attempt."""
     ended_ms: int | None
     origin: str
     """The sweep that trained it."""
@@ -135,6 +139,9 @@ class Gathered:
     yaml: str
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
+    """Of the grid."""
+    searched: tuple[Run, ...] = ()
+    """Trials of the search, which choose and are not judged."""
     frozen: Frozen
     amended: tuple[ClaimConfig, ...]
     """Claims of the file that were not there when the sweep began."""
@@ -215,8 +222,10 @@ def _grades(table: Mapping[str, Any], *, samples: int) -> Grades:
     )
 
 
-def read_runs(plan: Plan, store: Store, *, faults: FaultsConfig = DEFAULT_FAULTS) -> tuple[Run, ...]:
-    """Reads what the grid's trials have on record, finished or not."""
+def read_runs(
+    plan: Plan, store: Store, *, faults: FaultsConfig = DEFAULT_FAULTS, phase: Literal["grid", "search"] = "grid"
+) -> tuple[Run, ...]:
+    """Reads what the trials of a phase have on record, finished or not."""
     stops = read_stops(store.sweep(plan.name))
 
     def read(trial: Trial) -> Run:
@@ -224,7 +233,7 @@ def read_runs(plan: Plan, store: Store, *, faults: FaultsConfig = DEFAULT_FAULTS
         return _run(trial, store, state=state, reason=stops.reason(trial) or "")
 
     with ThreadPoolExecutor(NUM_READERS) as readers:
-        return tuple(readers.map(read, plan.grid))
+        return tuple(readers.map(read, plan.grid if phase == "grid" else plan.searched))
 
 
 def gather(sweep: Sweep, plan: Plan, store: Store) -> Gathered:
@@ -240,6 +249,7 @@ def gather(sweep: Sweep, plan: Plan, store: Store) -> Gathered:
         yaml=sweep.source.text,
         seeds=tuple(sweep.config.seeds),
         runs=read_runs(plan, store, faults=sweep.config.faults),
+        searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
         frozen=record,
         amended=tuple(claim for claim in sweep.config.claims if claim not in record.claims),
         published=tuple(sweep.config.published),
@@ -261,6 +271,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
             source=suite.source,
             digest=suite.digest,
             samples=suite.samples,
+            num_problems=suite.count,
             steps=tuple(sorted(_due(trial.config, suite))),
         )
         for suite in load_suites(trial.config)
@@ -281,6 +292,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         num_steps=trial.config.train.num_steps,
         gpus=trial.resources.gpus,
         spent_h=0.0 if folder is None or not attempts else folder.spent_ms() / 3_600_000,
+        started_ms=next((attempt["started_ms"] for attempt in attempts if "started_ms" in attempt), None),
         ended_ms=None if result is None else result.ended_ms,
         origin=next((attempt["sweep"] for attempt in reversed(attempts) if "sweep" in attempt), ""),
         suites=suites,

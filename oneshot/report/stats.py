@@ -98,6 +98,26 @@ class StudentT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alike:
+    """No difference on any problem at any seed, which does not show that there is none on others.
+
+    Where P problems are alike, a share of at most q = 1 - (level / 2)^(1 / P) is not (Clopper and Pearson 1934), and
+    the mean difference of shares is between -q and q.
+    """
+
+    num_problems: int
+
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval."""
+        other = 1 - (LEVEL / 2) ** (1 / self.num_problems)
+        return -other, other
+
+    def p_value(self, bound: float) -> float:
+        """The level whose interval ends at `bound`; 1 for no difference."""
+        return min(1.0, 2 * max(0.0, 1 - abs(bound)) ** self.num_problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
     """The intervals of a resampled mean at any level in (0, 1)."""
 
@@ -161,6 +181,8 @@ def paired_difference(differences_SP: Array) -> Difference:
         return replace(seed_difference(differences_SP.mean(1)), num_problems=num_problems)
     errors = paired_errors(differences_SP)
     effect = float(errors.effect)
+    if not differences_SP.any():
+        return _alike(num_seeds=num_seeds, num_problems=num_problems)
     seeds = StudentT(effect=effect, error=float(errors.seeds), df=num_seeds - 1)
     crossed = StudentT(effect=effect, error=float(errors.crossed), df=float(errors.crossed_df))
     by_crossed = f"crossed {num_seeds} seeds x {num_problems} problems, Satterthwaite df {crossed.df:.1f}"
@@ -206,6 +228,8 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
         return _without_interval(float(effect), num_seeds=num_seeds, num_problems=1, test=test)
     test = f"bootstrap over {num_problems} problems"
     if not _without_rounding(centred_P.std(), differences_P, axis=(-1,)):
+        if not differences_P.any():
+            return _alike(num_seeds=num_seeds, num_problems=num_problems)
         same = StudentT(effect=float(effect), error=0.0, df=np.inf)
         return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
     run = partial(
@@ -310,6 +334,22 @@ def _by_t(
         error=used.error,
         df=used.df,
         evidence=evidence,
+    )
+
+
+def _alike(*, num_seeds: int, num_problems: int) -> Difference:
+    evidence = Alike(num_problems=num_problems)
+    low, high = evidence.interval()
+    return Difference(
+        effect=0.0,
+        low=low,
+        high=high,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        test=f"no difference on any of {num_problems} problems: exact bound on others",
+        error=None,
+        df=None,
+        evidence=(evidence,),
     )
 
 

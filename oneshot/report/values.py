@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot.report.runs import Gathered, Grades, Run
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.sweepconfig import ClaimConfig
-from oneshot.tasks.measures import category_key, pass_at_k
+from oneshot.tasks.measures import category_key, is_one_of, pass_at_k
 
 Array = NDArray[np.float64]
 
@@ -79,6 +79,10 @@ def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gat
         return Values(mean=rows[0].metrics[claim.metric], problems_P=None, ids=())
     measure = claim.metric.split("/", 2)[2]
     grades = gathered.record.grades(run, suite, step)
+    if grades is not None and claim.categories != "all" and not any(map(is_one_of(trained), grades.categories)):
+        raise Unknown(
+            f"{suite} has no problem of the categories trained on ({', '.join(sorted(trained)) or 'not said'})"
+        )
     if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
         problems_P, ids = values
         if not ids:
@@ -130,9 +134,10 @@ def over_problems(
         return None
     if category.startswith("level "):
         return None
+    is_trained = is_one_of(trained)
     chosen = [
         (not category or category_key(one) == category)
-        and (categories == "all" or (one in trained) == (categories == "trained"))
+        and (categories == "all" or is_trained(one) == (categories == "trained"))
         for one in grades.categories
     ]
     ids = tuple(name for name, is_chosen in zip(grades.ids, chosen, strict=True) if is_chosen)

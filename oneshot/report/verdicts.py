@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.claims import Comparison, comparisons
+from oneshot.claims import Comparison, cell_key, comparisons
+from oneshot.report.environments import differences, environments_of
 from oneshot.report.judging import Verdict, holm, judge
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import (
@@ -91,9 +92,12 @@ def verdicts(gathered: Gathered) -> list[Judged]:
     for one, is_amended in [*((one, False) for one in frozen), *((one, True) for one in later)]:
         groups.setdefault((is_amended, one.number, tuple(one.cells.values())), []).append(one)
     found = [_weakest(parts, gathered) for parts in groups.values()]
-    corrected = holm([part.p_value for part in found])
+    # a claim that was added later cannot change what was written before
+    num_frozen = sum(not is_amended for is_amended, _, _ in groups)
+    corrected = holm([part.p_value for part in found[:num_frozen]])
+    corrected += holm([part.p_value for part in found])[num_frozen:]
     return [
-        _judged(part, p_holm, num=len(found), is_amended=is_amended)
+        _judged(part, p_holm, num=len(found) if is_amended else num_frozen, is_amended=is_amended)
         for (is_amended, _, _), part, p_holm in zip(groups, found, corrected, strict=True)
     ]
 
@@ -112,7 +116,7 @@ def _weakest(parts: Sequence[Comparison], gathered: Gathered) -> _Part:
         worst = min(contradicted, key=_p_or_1)
         p_value: float | None = min(1.0, len(measured) * _p_or_1(worst))
     else:
-        worst = max(measured, key=_p_or_1)
+        worst = max(measured, key=_against)
         p_value = worst.p_value
     where = ", ".join(f"{axis} {cell}" for axis, cell in worst.asked.part.items())
     notes = list(dict.fromkeys(note for part in measured for note in part.notes))
@@ -124,6 +128,20 @@ def _weakest(parts: Sequence[Comparison], gathered: Gathered) -> _Part:
         notes=tuple(notes),
         environments=tuple(one for place, one in enumerate(environments) if one not in environments[:place]),
     )
+
+
+def _against(part: _Part) -> float:
+    """One-sided p-value, by which parts are told apart that are on the wrong side of what was expected."""
+    expect, difference = part.asked.claim.expect, part.difference
+    if difference is None or part.p_value is None:
+        return 2.0
+    if expect.greater_by is not None:
+        is_on_side = difference.effect > expect.greater_by
+    elif expect.less_by is not None:
+        is_on_side = difference.effect < -expect.less_by
+    else:
+        is_on_side = abs(difference.effect) < (expect.within or 0.0)
+    return part.p_value / 2 if is_on_side else 1 - part.p_value / 2
 
 
 def _p_or_1(part: _Part) -> float:
@@ -205,7 +223,7 @@ def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
         by_seed[seed] = [values for values, _ in found]
         used += [run for _, runs in found for run in runs]
     notes = _notes(asked, gathered, used, left_out)
-    environments = _environments(used)
+    environments = environments_of(used)
     if not by_seed:
         return _Measured(difference=None, notes=notes, environments=environments)
     differences_SP = _over_problems(list(by_seed.values()))
@@ -304,8 +322,9 @@ def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out:
         notes.append("the claims were not frozen when the sweep began")
     elif not gathered.frozen.is_intact:
         notes.append("the frozen claims do not have the digest that they say: they were changed by hand")
-    if len(_environments(used)) > 1:
-        notes.append(f"{len(_environments(used))} environments: {_in_words(_environments(used))}")
+    if len(environments_of(used)) > 1:
+        notes.append(f"{len(environments_of(used))} environments: {differences(environments_of(used))}")
+    notes += _added_later(gathered, used)
     suite = suite_of(asked.claim.metric)
     digests = {facts.digest for run in used for facts in run.suites if facts.name == suite}
     if len(digests) > 1:
@@ -316,6 +335,22 @@ def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out:
     return tuple(notes)
 
 
+def _added_later(gathered: Gathered, used: Sequence[Run]) -> list[str]:
+    """What was added to the sweep after its claims were frozen: who looks before adding may stop when it suits."""
+    frozen, notes = gathered.frozen, []
+    seeds = sorted({run.seed for run in used} - set(frozen.seeds)) if frozen.seeds else []
+    if seeds:
+        notes.append(f"seeds that were added after the claims were frozen: {', '.join(map(str, seeds))}")
+    longer = {
+        f"{run.num_steps} in place of {before}"
+        for run in used
+        if (before := frozen.num_steps.get(cell_key(run.cell), run.num_steps)) != run.num_steps
+    }
+    if longer:
+        notes.append(f"steps were added after the claims were frozen: {', '.join(sorted(longer))}")
+    return notes
+
+
 def _is_saturated(run: Run) -> bool:
     found = saturation(run)
     return found is not None and found.is_seen
@@ -323,18 +358,3 @@ def _is_saturated(run: Run) -> bool:
 
 def _was_known(run: Run, frozen_ms: int | None) -> bool:
     return frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms
-
-
-def _environments(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
-    for run in runs:
-        found += [one for one in run.environments if one not in found]
-    return tuple(found)
-
-
-def _in_words(environments: Sequence[Mapping[str, Any]]) -> str:
-    """What differs between environments."""
-    facts = [{**one["versions"], "gpu": one["gpu"] or "none", "platform": one["platform"]} for one in environments]
-    names = dict.fromkeys(name for one in facts for name in one)
-    found = {name: {str(one.get(name, "none")) for one in facts} for name in names}
-    return "; ".join(f"{name} {' or '.join(sorted(values))}" for name, values in found.items() if len(values) > 1)

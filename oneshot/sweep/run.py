@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oneshot.claims import freeze
+from oneshot.claims import cell_key, freeze
 from oneshot.control import read_stops
 from oneshot.errors import UserError
 from oneshot.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
@@ -112,7 +112,8 @@ def _run(
         folder.write("sweep.yaml", sweep.source.text)
         folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
         folder.write_json("plan.json", plan.to_json())
-        freeze(folder, sweep.config.claims)
+        steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
+        freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=steps)
     tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
     interrupted, agenda = False, None
 

@@ -73,6 +73,20 @@ class Suite:
             return arithmetic.held_out(self.num_problems, which=GENERATED[self.source])
         return sets.load(self.source)[: self.num_problems]
 
+    @property
+    def count(self) -> int | None:
+        """How many problems it has; None where that is not known before they are fetched."""
+        if self.source in GENERATED:
+            return len(self.problems)
+        there = sets.num_rows(self.source)
+        return (
+            there
+            if self.num_problems is None
+            else self.num_problems
+            if there is None
+            else min(there, self.num_problems)
+        )
+
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of everything that decides an evaluation's completions and grades, apart from the policy."""

@@ -5,7 +5,7 @@ Definitions are ours where the paper gives none, and stay as they are, so that s
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import comb
 from statistics import fmean
 
@@ -33,6 +33,32 @@ MEASURES = (
 """What an evaluation measures, besides pass@k for single k, and accuracy by category and level."""
 OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
 """Of these, what has a value for each problem."""
+TRAINING = (
+    "reward/mean",
+    "reward/accuracy",
+    "reward/frac_groups_zero_std",
+    "reward/ungraded",
+    "rollout/entropy",
+    "rollout/length_mean",
+    "rollout/truncated",
+    "rollout/empty",
+    "rollout/boxed",
+    "loss/total",
+    "loss/pg",
+    "loss/kl",
+    "loss/entropy",
+    "loss/grad_norm",
+    "loss/clip_fraction",
+    "loss/frac_skipped",
+    "perf/step_s",
+    "perf/rollout_s",
+    "perf/update_s",
+    "perf/tokens_per_s",
+    "perf/efficiency",
+    "system/rss_gib",
+    "system/gpu_peak_gib",
+)
+"""What a training step measures."""
 _POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)
 
@@ -41,6 +67,11 @@ def is_measure(name: str) -> bool:
     """Whether an evaluation may have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
     part, _, last = name.rpartition("/")
     return last == "pass_at_1" if part else last in MEASURES or _POWER.fullmatch(last) is not None
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of completions or problems, and so told in points."""
+    return metric.startswith("eval/") and not metric.endswith(("length_mean", "ungraded"))
 
 
 def is_over_problems(name: str) -> bool:
@@ -77,5 +108,11 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def category_key(category: str) -> str:
-    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `."""
+    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `; case is kept."""
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)
+
+
+def is_one_of(trained: Collection[str]) -> Callable[[str], bool]:
+    """Whether a category is one of these, as people write them: `Number theory` is `number theory`."""
+    names = {category_key(one).casefold() for one in trained}
+    return lambda category: category_key(category).casefold() in names
