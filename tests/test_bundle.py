@@ -76,6 +76,7 @@ def both(made: Path) -> tuple[Gathered, Gathered]:
     return from_store(made), read_bundle(made / "small.oneshot.zip")
 
 
+@pytest.mark.slow
 def test_all_numbers_and_figures_of_the_report_are_the_same(made: Path) -> None:
     own, other = (make_report(each) for each in both(made))
     assert own.files[DATA] == other.files[DATA]
@@ -107,6 +108,7 @@ def test_the_claims_are_in_it_as_they_were_frozen(made: Path) -> None:
     assert found.frozen_ms is not None
 
 
+@pytest.mark.slow
 def test_it_is_judged_through_the_verbs_to_the_same_json(made: Path, tmp_path: Path) -> None:
     own = oneshot("report", "small", "--json", "--no-publish", cwd=made)
     other = oneshot("report", str(made / "small.oneshot.zip"), "--json", "--out", "told", cwd=tmp_path)
@@ -129,6 +131,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.slow
 def test_a_laptop_judges_it_without_torch_or_any_orchestrator(made: Path, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", NO_TORCH, str(made / "small.oneshot.zip"), str(tmp_path)],

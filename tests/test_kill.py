@@ -400,6 +400,7 @@ def test_a_trial_killed_at_bad_moments_ends_in_the_same_bits(
     assert end_by_themselves(graders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_trial_killed_twice_at_random_ends_in_the_same_bits(
     nursery: Nursery, uninterrupted: tuple[Record, float], folder: TrialFolder, seed: int

@@ -304,6 +304,7 @@ def test_another_sweep_reuses_finished_trainings_and_says_from_where(place: Ran)
         assert len(made.client.get_metric_history(child.info.run_id, "reward/mean")) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_kept_and_turns_the_exit_code(tmp_path: Path) -> None:
     axis = '  example:\n    good: {set: {examples: ["arithmetic:47+38"]}}\n'
     axis += '    bad: {set: {examples: ["arithmetic:47+38"], rollout.max_tokens: 300}}\n'
@@ -327,6 +328,7 @@ def test_a_trial_that_fails_is_kept_and_turns_the_exit_code(tmp_path: Path) -> N
     assert "1 failed trainings will be run again" in made.run("retry", "s.yaml").stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(tmp_path: Path) -> None:
     text = SWEEP.replace("trial:\n", f"trial:\n{EXAMPLES}").replace("seeds: [0, 1]", "seeds: [0]")
     text = text.replace("train.num_steps: 3", "train.num_steps: 40").replace("every_steps: 2", "every_steps: 40")
