@@ -123,7 +123,8 @@ class Site:
         """Hosts with a living node."""
         with contextlib.suppress(OSError):
             nodes = self.ask("/nodes?view=summary")["data"]["summary"]
-            return {node["hostname"] for node in nodes if node["raylet"].get("state") == "ALIVE"}
+            # of a node that has just joined, the dashboard knows no name yet
+            return {node.get("hostname", "") for node in nodes if node["raylet"].get("state") == "ALIVE"}
         return set()
 
     def check(self, name: str) -> dict[str, Run]:
