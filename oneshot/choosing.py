@@ -15,7 +15,7 @@ from oneshot.sweepconfig import ClaimConfig, PublishedConfig
 from oneshot.sweepfile import Sweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
-from oneshot.tasks.measures import MEASURES, TRAINING, category_key, is_measure, is_one_of, is_over_problems
+from oneshot.tasks.measures import MEASURES, TRAINING, category_key, is_measure, is_one_of, is_over_problems, suite_of
 
 VAL_SUITES = ("val", "arithmetic-val")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
@@ -76,21 +76,16 @@ def _sources(cells: Sequence[Cell]) -> dict[str, set[str]]:
 
 def _is_one(metric: str, other: str, sources: Mapping[str, set[str]]) -> bool:
     """Whether two metrics are of the same problems, whatever their suites are called, or the same."""
-    suite, of_other = _suite(metric), _suite(other)
+    suite, of_other = suite_of(metric), suite_of(other)
     if suite is None or of_other is None:
         return metric == other
     return suite == of_other or not sources.get(suite, set()).isdisjoint(sources.get(of_other, ()))
 
 
-def _suite(metric: str) -> str | None:
-    parts = metric.split("/")
-    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
-
-
 def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
     """Whether some suite that is for choosing, and is not the claim's own, can name the best step."""
     suites = {(suite.name, suite.source) for cell in cells for suite in load_suites(cell.config)}
-    return any(source in VAL_SUITES and name != _suite(claim.metric) for name, source in suites)
+    return any(source in VAL_SUITES and name != suite_of(claim.metric) for name, source in suites)
 
 
 def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
@@ -118,13 +113,13 @@ def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]
 def _has(metric: str, suites: Collection[str]) -> bool:
     if not metric.startswith("eval/"):
         return metric in TRAINING or metric.startswith("script/")
-    return _suite(metric) in suites and is_measure(metric.split("/", 2)[2])
+    return suite_of(metric) in suites and is_measure(metric.split("/", 2)[2])
 
 
 def _nearest_metric(metric: str, suites: Collection[str]) -> str:
     if not metric.startswith("eval"):
         return nearest(metric, TRAINING)
-    suite = _suite(metric)
+    suite = suite_of(metric)
     if suite in suites:
         return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
     return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
@@ -154,7 +149,7 @@ def _check_claims(sweep: Sweep, grid: Sequence[Cell]) -> None:
 
 def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
     """Why a cell can have no part in a claim, empty where it can."""
-    suite = _suite(claim.metric)
+    suite = suite_of(claim.metric)
     if suite is None:
         return "" if claim.categories == "all" else f"{claim.metric} has no categories"
     measure = claim.metric.split("/", 2)[2]

@@ -222,14 +222,8 @@ def freeze(
 
     What is on record already stays.
     """
-    fields = {
-        "claims": _as_json(claims),
-        "digest": claims_digest(claims),
-        "frozen_ms": now_ms(),
-        "seeds": list(seeds),
-        "num_steps": dict(num_steps or {}),
-    }
-    folder.create(FILE, json.dumps(fields, indent=2, sort_keys=True))
+    record = _record(claims, frozen_ms=now_ms(), seeds=tuple(seeds), num_steps=num_steps or {})
+    folder.create(FILE, json.dumps(record_of(record), indent=2, sort_keys=True))
     return frozen(folder, claims)
 
 
@@ -241,12 +235,17 @@ def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
             return thaw(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.path}/{FILE}: not what was frozen: {type(error).__name__}; restore it") from error
+    return _record(claims, frozen_ms=None)
+
+
+def _record(claims: Sequence[ClaimConfig], *, frozen_ms: int | None, **began: Any) -> Frozen:
     return Frozen(
         claims=tuple(claims),
         digest=claims_digest(claims),
-        frozen_ms=None,
+        frozen_ms=frozen_ms,
         is_intact=True,
         written=tuple(_as_json(claims)),
+        **began,
     )
 
 

@@ -10,7 +10,7 @@ from oneshot.plan import Plan, Trial
 from oneshot.report.power import detectable, power
 from oneshot.sweepconfig import ClaimConfig
 from oneshot.tasks.benchmarks import load_suites
-from oneshot.tasks.measures import is_one_of, is_share
+from oneshot.tasks.measures import is_one_of, is_share, suite_of
 
 GIVEN = 10_000
 """Replicates that leave t normal."""
@@ -73,8 +73,7 @@ def _prospect(asked: Comparison, trial: Trial, *, num_seeds: int) -> Prospect:
 
 
 def _num_problems(claim: ClaimConfig, trial: Trial) -> int | None:
-    parts = claim.metric.split("/")
-    suite = next((one for one in load_suites(trial.config) if parts[0] == "eval" and one.name == parts[1]), None)
+    suite = next((one for one in load_suites(trial.config) if one.name == suite_of(claim.metric)), None)
     if suite is None:
         return None
     try:

@@ -24,7 +24,7 @@ from oneshot.claims import FILE as CLAIMS
 from oneshot.claims import comparisons, record_of, thaw
 from oneshot.config import TrialConfig
 from oneshot.errors import UserError
-from oneshot.report.cells import by_cell, finished
+from oneshot.report.cells import ended_cells
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
 from oneshot.report.phenomena import primary_suite
 from oneshot.report.runs import Gathered, Grades, Record, Run, Shown
@@ -128,7 +128,7 @@ def _to_show(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
     """The completions that a page shows; of the others, whether they are right."""
     suite = primary_suite(gathered)
     found = []
-    ended = [those[0] for each in by_cell(gathered.runs) if (those := finished(each))]
+    ended = [those[0] for those in ended_cells(gathered.runs)]
     for run in ended[:MAX_CELLS] if suite is not None else ():
         assert suite is not None, "the loop is empty without one"
         steps = [step for _, step in shown_steps(run, suite)]

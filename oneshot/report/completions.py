@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oneshot.report.cells import by_cell, cell_label, finished
+from oneshot.report.cells import cell_label, ended_cells
 from oneshot.report.runs import Gathered, Run, Shown
 from oneshot.report.steps import evaluated_after, saturation
 
@@ -38,8 +38,7 @@ def shown_steps(run: Run, suite: str) -> list[tuple[str, int]]:
 
 def side_by_side(gathered: Gathered, suite: str) -> tuple[list[Beside], int]:
     """Two problems of each cell, of its first finished seed; and of how many cells none are shown."""
-    cells = [finished(those) for those in by_cell(gathered.runs)]
-    ended = [those[0] for those in cells if those]
+    ended = [those[0] for those in ended_cells(gathered.runs)]
     found = []
     for run in ended[:MAX_CELLS]:
         tables = [(name, step, gathered.record.shown(run, suite, step)) for name, step in shown_steps(run, suite)]

@@ -136,12 +136,11 @@ def _environments(runs: Sequence[Run]) -> list[tuple[Mapping[str, Any], int]]:
 # --- as people read it ---
 
 
-def effect_text(judged: Judged, number: float | None, *, is_signed: bool = True) -> str:
+def effect_text(judged: Judged, number: float | None) -> str:
     """A difference in points where the metric is a share, else as it is."""
     if number is None:
         return ""
-    sign = "+" if is_signed else ""
-    return f"{100 * number:{sign}.1f}" if is_share(judged.metric) else f"{number:{sign}.3g}"
+    return f"{100 * number:+.1f}" if is_share(judged.metric) else f"{number:+.3g}"
 
 
 def interval_text(judged: Judged) -> str:

@@ -14,8 +14,7 @@ from oneshot.report.cells import apart, cell_label, change, ended_cells, finishe
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval, kendall, mean_interval
 from oneshot.report.steps import evaluated_after, saturation
-from oneshot.report.values import suite_of
-from oneshot.tasks.measures import REFLECTION_WORDS, category_key
+from oneshot.tasks.measures import REFLECTION_WORDS, category_key, suite_of
 
 Value = str | float | Interval | None
 

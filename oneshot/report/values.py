@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot.report.runs import Gathered, Grades, Run
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.sweepconfig import ClaimConfig
-from oneshot.tasks.measures import category_key, is_one_of, pass_at_k
+from oneshot.tasks.measures import category_key, is_one_of, pass_at_k, suite_of
 
 Array = NDArray[np.float64]
 
@@ -93,12 +93,6 @@ def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gat
     if number is None or claim.categories != "all":
         raise Unknown(f"{run.label} has no {claim.metric} at step {step}")
     return Values(mean=number, problems_P=None, ids=())
-
-
-def suite_of(metric: str) -> str | None:
-    """The suite that a metric is of; None for one of training."""
-    parts = metric.split("/")
-    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
 
 
 _MEASURES: dict[str, Callable[[Grades], Array]] = {

@@ -24,8 +24,9 @@ from oneshot.report.stats import (
     seed_difference,
 )
 from oneshot.report.steps import saturation
-from oneshot.report.values import Unknown, Values, average, suite_of, value_of
+from oneshot.report.values import Unknown, Values, average, value_of
 from oneshot.sweepconfig import ClaimConfig, ExpectConfig
+from oneshot.tasks.measures import suite_of
 
 Array = NDArray[np.float64]
 
@@ -222,8 +223,8 @@ def _measure(asked: Comparison, gathered: Gathered) -> _Measured:
             continue
         by_seed[seed] = [values for values, _ in found]
         used += [run for _, runs in found for run in runs]
-    notes = _notes(asked, gathered, used, left_out)
     environments = environments_of(used)
+    notes = _notes(asked, gathered, used, left_out, environments)
     if not by_seed:
         return _Measured(difference=None, notes=notes, environments=environments)
     differences_SP = _over_problems(list(by_seed.values()))
@@ -309,7 +310,13 @@ def _trained(cells: Sequence[Mapping[str, str]], seed: int, gathered: Gathered) 
 # --- what must be said beside the numbers ---
 
 
-def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out: Sequence[str]) -> tuple[str, ...]:
+def _notes(
+    asked: Comparison,
+    gathered: Gathered,
+    used: Sequence[Run],
+    left_out: Sequence[str],
+    environments: Sequence[Mapping[str, Any]],
+) -> tuple[str, ...]:
     notes = [f"left out: {reason}" for reason in left_out]
     if gathered.selects_on_test:
         notes.append("allow_selection_on_test: what chose may also judge here")
@@ -322,8 +329,8 @@ def _notes(asked: Comparison, gathered: Gathered, used: Sequence[Run], left_out:
         notes.append("the claims were not frozen when the sweep began")
     elif not gathered.frozen.is_intact:
         notes.append("the frozen claims do not have the digest that they say: they were changed by hand")
-    if len(environments_of(used)) > 1:
-        notes.append(f"{len(environments_of(used))} environments: {differences(environments_of(used))}")
+    if len(environments) > 1:
+        notes.append(f"{len(environments)} environments: {differences(environments)}")
     notes += _added_later(gathered, used)
     suite = suite_of(asked.claim.metric)
     digests = {facts.digest for run in used for facts in run.suites if facts.name == suite}

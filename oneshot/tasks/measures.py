@@ -63,6 +63,12 @@ _POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)
 
 
+def suite_of(metric: str) -> str | None:
+    """The suite that a metric is of; None for one of training."""
+    parts = metric.split("/")
+    return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
+
+
 def is_measure(name: str) -> bool:
     """Whether an evaluation may have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
     part, _, last = name.rpartition("/")
