@@ -22,6 +22,25 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class AdapterConfig(Config):
+    """A low-rank adapter (LoRA, arXiv 2106.09685): beside frozen weights, the only thing that is trained."""
+
+    kind: Literal["lora"] = Field("lora", description="which adapter; there is one kind")
+    r: int = Field(32, ge=1, description="its rank")
+    alpha: float = Field(64.0, gt=0, description="its output is scaled by alpha / r")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear",
+        description="names of the layers that get one, as [q_proj, v_proj]; all-linear: every one but the head",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _names_some(cls, targets: list[str] | str) -> list[str] | str:
+        if not targets:
+            raise ValueError("targets: none; name layers, as [q_proj, v_proj], or say all-linear")
+        return targets
+
+
 class ModelConfig(Config):
     """The policy that is trained, and the reference that it starts from."""
 
@@ -35,6 +54,9 @@ class ModelConfig(Config):
         "no", description="bf16: compute in bfloat16, optimise weights of `dtype`"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch sees one")
+    adapter: AdapterConfig | None = Field(
+        None, description="train a low-rank adapter in place of the weights; the reference is the model without it"
+    )
 
 
 Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]

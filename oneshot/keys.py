@@ -81,6 +81,8 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
         "optim": dump["optim"],
         "updates_per_rollout": dump["train"]["updates_per_rollout"],
     }
+    if config.model.adapter is not None:  # absent from older keys, which name trainings of the whole model
+        facts["adapter"] = dump["model"]["adapter"]
     canonical = (json.dumps({**facts, "seed": seed}, sort_keys=True, separators=(",", ":")) for seed in seeds)
     return [sha256(text.encode()).hexdigest()[:KEY_LENGTH] for text in canonical]
 

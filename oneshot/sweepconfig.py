@@ -18,12 +18,42 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"
 
 
 class ResourceConfig(Config):
-    """What one trial holds while it runs."""
+    """What one trial holds while it runs, and how it is spread over that."""
 
-    cpus: float = Field(1, gt=0, description="cores; also torch's threads (rounded down, at least 1)")
-    gpus: float = Field(0, ge=0, description="a share packs several trials on one GPU")
+    cpus: float = Field(1, gt=0, description="cores; also torch's threads, evenly over processes (at least 1 each)")
+    gpus: float = Field(
+        0, ge=0, description="a share packs several trials on one GPU; several make one trial of as many processes"
+    )
     memory_gib: float | None = Field(None, gt=0, description="host memory, reserved through Ray")
     accelerator: list[str] | None = Field(None, description="accelerator types that will do, as Ray names them")
+    gpu_gib: float | None = Field(
+        None, gt=0, description="memory of one GPU that the plan reckons with; absent: by `accelerator`, else 80"
+    )
+    num_processes: int | None = Field(
+        None, ge=1, description="processes that share one trial, all on one node; absent: one a GPU"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="of several processes. ddp: each holds the whole model; fsdp: each holds a shard of weights, "
+        "gradients and optimiser; auto: ddp if that fits the GPU by the memory estimate, else fsdp",
+    )
+    cpu_offload: bool = Field(False, description="fsdp: shards and optimiser wait in host memory, which is slow")
+
+    @property
+    def processes(self) -> int:
+        """How many processes share one trial."""
+        return self.num_processes or max(1, int(self.gpus))
+
+    @model_validator(mode="after")
+    def _has_a_gpu_a_process(self) -> "ResourceConfig":
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus:g} is neither a share of one GPU nor a whole number of them")
+        if self.num_processes is not None and self.gpus and self.num_processes != max(1, self.gpus):
+            raise ValueError(
+                f"num_processes: {self.num_processes} with gpus {self.gpus:g}: each process has one GPU; leave one of "
+                "the two out"
+            )
+        return self
 
 
 class SweepResourceConfig(ResourceConfig):
