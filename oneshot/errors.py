@@ -6,7 +6,8 @@
     │   ├── DataError        ... in an example set or an evaluation suite
     │   └── ModelError       ... in a model folder, revision or tokenizer
     └── TrialError           a trial cannot go on (its loss is not finite, ...): recorded as failed
-        └── GuardError       ... because a guard of its sweep is broken
+        ├── GuardError       ... because a guard of its sweep is broken
+        └── DeadProcessError      ... because one of its processes is gone: tried again
 
 Every error here is built from one string, so that it survives pickling between processes.
 """
@@ -41,6 +42,10 @@ class TrialError(OneshotError):
 
 class GuardError(TrialError):
     """A metric is out of the bounds that the sweep's guards set."""
+
+
+class DeadProcessError(TrialError):
+    """One of the processes that share a trial has ended without a word."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import platform
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,10 +28,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from oneshot.errors import DataError, GuardError, TrialError, UserError
+from oneshot.errors import DataError, GuardError, DeadProcessError, TrialError, UserError
 from oneshot.grpo.metrics import Evaluation, StepMetrics
 from oneshot.lease import Holder, Lease, LeaseLost, take
 from oneshot.logs import JsonLines, wants_json
+from oneshot.memory import choose_strategy
 from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind, Row, TrialFolder, now_ms
 from oneshot.sweepconfig import GuardConfig
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
@@ -64,7 +67,7 @@ def record(
         Leased: another process is at this training.
     """
     make_ready(training)
-    lease = take(folder, sweep=origin, facts={**environment(), **facts}, over=over)
+    lease = take(folder, sweep=origin, facts={**environment(), **_spread(training), **facts}, over=over)
     recorder = _Recorder(training, folder, lease)
     try:
         work = recorder.begin(grader)
@@ -109,11 +112,11 @@ class _Recorder:
         halvings = before.failures.get("oom", 0) if before is not None else 0
         if halvings:
             logger.info("computes in portions of 1/%d: it ran out of memory before", 2**halvings)
-        return begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+        self.work = begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+        return self.work
 
     def steps(self, work: Work) -> Iterator[StepMetrics]:
         """What is left to do: the training from where it stands, or evaluations of the weights that it left."""
-        self.work = work
         config, done = self.training.config, self.folder.evaluations()
         wanted = due_evaluations(config) - done
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
@@ -248,6 +251,8 @@ class _Recorder:
             logger.warning("leaves without writing: %s", lost)
 
     def close(self) -> None:
+        if self.work is not None:
+            self.work.close()
         self.log.close()
         try:
             self.lease.release()
@@ -302,6 +307,8 @@ def failure_kind(error: Exception) -> FailureKind:
         return "config"
     if isinstance(error, GuardError):
         return "guard"
+    if isinstance(error, DeadProcessError):
+        return "crash"
     if isinstance(error, TrialError):
         return "nan"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -349,12 +356,10 @@ def describe(training: Training) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Where an attempt runs, and a digest of the versions that it runs on."""
     versions = _versions()
-    torch = sys.modules.get("torch")  # a script does without
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else ""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "gpu": gpu,
+        "gpu": _gpu_name(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "env_digest": sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16],
@@ -362,9 +367,30 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _gpu_name() -> str:
+    """Of the first GPU here; a script, and a process whose children compute, never load torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return (subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines() or [""])[0]
+
+
+def _spread(training: Training) -> dict[str, Any]:
+    """How a training is spread over processes."""
+    resources = training.resources
+    is_scripted = training.config.script is not None
+    return {
+        "num_processes": 1 if is_scripted else resources.processes,
+        "strategy": "single" if is_scripted else choose_strategy(training.config, resources),
+    }
+
+
 @cache
 def _versions() -> dict[str, str]:
-    names = ("oneshot", "torch", "transformers", "accelerate", "math-verify", "numpy")
+    names = ("oneshot", "torch", "transformers", "accelerate", "peft", "math-verify", "numpy")
     return {name: _version(name) for name in names} | {"python": platform.python_version()}
 
 

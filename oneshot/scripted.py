@@ -54,6 +54,9 @@ class ScriptedWork:
         """Writes a checkpoint into an empty folder."""
         (folder / "state.json").write_text(json.dumps({"step": self.step, "chain": self._chain}))
 
+    def close(self) -> None:
+        """Nothing outlives it."""
+
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Nothing: it has no suites."""
         return iter(())

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Protocol
 
 from oneshot.grpo.metrics import StepMetrics
+from oneshot.grpo.processes import Processes
+from oneshot.memory import choose_strategy
 from oneshot.scripted import ScriptedWork
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training
@@ -42,10 +44,14 @@ class Work(Protocol):
         """Evaluations at start and end that are not done yet, with kept weights."""
         ...
 
+    def close(self) -> None:
+        """Gives back what outlives an object: processes."""
+        ...
+
 
 def make_ready(training: Training) -> None:
-    """Imports what a training computes with: torch takes seconds, and a script needs none of it."""
-    if training.config.script is None:
+    """Imports what a training computes with here: torch takes seconds, and a script or a child's parent needs none."""
+    if training.config.script is None and training.resources.processes == 1:
         import oneshot.grpo.work  # noqa: F401
 
 
@@ -57,6 +63,18 @@ def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) ->
     """
     if training.config.script is not None:
         return ScriptedWork(training.config, seed=training.seed, attempt=attempt)
+    resources = training.resources
+    if resources.processes > 1:
+        return Processes(
+            training.config,
+            seed=training.seed,
+            cpus=resources.cpus,
+            grader_timeout_s=grader.timeout_s,
+            halvings=halvings,
+            num_processes=resources.processes,
+            strategy=choose_strategy(training.config, resources),
+            cpu_offload=resources.cpu_offload,
+        )
     from oneshot.grpo.work import GrpoWork
 
-    return GrpoWork(training.config, seed=training.seed, cpus=training.resources.cpus, grader=grader, halvings=halvings)
+    return GrpoWork(training.config, seed=training.seed, cpus=resources.cpus, grader=grader, halvings=halvings)

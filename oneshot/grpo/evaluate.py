@@ -7,12 +7,14 @@ counted in `ungraded`. What else is said of completions (boxed, repetition, refl
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 from statistics import fmean
 
 from oneshot.errors import DataError
 from oneshot.grpo.metrics import Evaluation, Record
 from oneshot.grpo.policy import Policy, decode
 from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
+from oneshot.grpo.world import World
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grader
@@ -29,9 +31,14 @@ def evaluate(
     shots: Sequence[Shot] = (),
     seed: int,
     step: int,
+    world: World,
 ) -> Evaluation:
-    """Samples, grades and counts. The random table depends on seed, suite, problem and sample, not on the step."""
+    """Samples, grades and counts. The random table depends on seed, suite, problem and sample, not on the step.
+
+    Of several processes each takes a share of the problems, and all get the whole.
+    """
     stream = int(suite.digest[:8], 16)
+    mine = world.share(list(enumerate(suite.problems)))
     requests = [
         Request(
             prompt_ids=tuple(
@@ -45,30 +52,34 @@ def evaluate(
             ),
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
         )
-        for index, problem in enumerate(suite.problems)
+        for index, problem in mine
     ]
     asked = [
-        (problem, completion, decode(policy, completion.token_ids))
-        for problem, completions in zip(suite.problems, _complete(policy, suite, requests, engine), strict=True)
+        (index, problem, completion, decode(policy, completion.token_ids))
+        for (index, problem), completions in zip(mine, _complete(policy, suite, requests, engine), strict=True)
         for completion in completions
     ]
-    grades = grader.grade_all((text, problem.answer) for problem, _, text in asked)
-    records = [
-        Record(
-            problem_id=problem.id,
-            category=problem.category,
-            level=problem.level,
-            problem=problem.prompt,
-            answer=problem.answer,
-            completion=text,
-            strict=grade.strict,
-            lenient=grade.lenient,
-            reason=grade.reason,
-            num_tokens=len(completion.token_ids),
-            truncated=completion.truncated,
+    grades = grader.grade_all((text, problem.answer) for _, problem, _, text in asked)
+    found = world.gather(
+        (
+            index,
+            Record(
+                problem_id=problem.id,
+                category=problem.category,
+                level=problem.level,
+                problem=problem.prompt,
+                answer=problem.answer,
+                completion=text,
+                strict=grade.strict,
+                lenient=grade.lenient,
+                reason=grade.reason,
+                num_tokens=len(completion.token_ids),
+                truncated=completion.truncated,
+            ),
         )
-        for (problem, completion, text), grade in zip(asked, grades, strict=True)
-    ]
+        for (index, problem, completion, text), grade in zip(asked, grades, strict=True)
+    )
+    records = [record for _, record in sorted(found, key=itemgetter(0))]
     return Evaluation(
         suite=suite.name,
         digest=suite.digest,
@@ -86,6 +97,8 @@ def _complete(policy: Policy, suite: Suite, requests: Sequence[Request], engine:
     Raises:
         DataError: a prompt leaves nothing.
     """
+    if not requests:  # more processes than problems
+        return []
     room = [policy.max_positions - len(request.prompt_ids) for request in requests]
     if min(room) < 1:
         raise DataError(

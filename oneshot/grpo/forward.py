@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oneshot.grpo import attention
-from oneshot.grpo.head import Workspace, token_logprobs
+from oneshot.grpo.head import LossOf, Workspace, head_loss, token_logprobs
 from oneshot.grpo.packing import Pack, pack
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,40 @@ def completion_logprobs(model: Any, batch: Pack, *, temperature: float, space: W
     """Log-probability of each completion token at `temperature`, `[M]`, without gradient."""
     head = model.get_output_embeddings()
     return token_logprobs(hidden_states(model, batch), head, batch.targets_M, temperature=temperature, space=space)
+
+
+class Scored(torch.nn.Module):
+    """A model with its head and our loss behind one forward: shards are gathered as a module's forward begins."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        batch: Pack,
+        *,
+        temperature: float,
+        space: Workspace,
+        loss_of: LossOf | None = None,
+        with_entropy: bool = False,
+    ) -> Any:
+        """Without `loss_of` the log-probability of each completion token, `[M]`; with it the loss and its metrics.
+
+        The metrics are a mapping, since what stands in a tuple is what hooks look through for gradients.
+        """
+        if loss_of is None:
+            return completion_logprobs(self.model, batch, temperature=temperature, space=space)
+        output = head_loss(
+            hidden_states(self.model, batch),
+            self.model.get_output_embeddings(),
+            batch.targets_M,
+            loss_of,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            space=space,
+        )
+        return output.loss, output.metrics
 
 
 @torch.no_grad()

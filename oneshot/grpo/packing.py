@@ -123,6 +123,11 @@ def pack(
     )
 
 
+def in_order(prompt_of: Sequence[int], completions: Sequence[Sequence[int]], members: Iterable[int]) -> list[int]:
+    """Completions of one prompt together, longest first."""
+    return sorted(members, key=lambda member: (prompt_of[member], -len(completions[member])))
+
+
 def micro_batches(
     prompts: Sequence[Sequence[int]],
     prompt_of: Sequence[int],
@@ -137,7 +142,7 @@ def micro_batches(
     """
     batches: list[list[int]] = []
     num_tokens = max_tokens
-    for member in sorted(members, key=lambda member: (prompt_of[member], -len(completions[member]))):
+    for member in in_order(prompt_of, completions, members):
         begins_prompt = not batches or prompt_of[batches[-1][-1]] != prompt_of[member]
         added = len(completions[member]) - 1 + (len(prompts[prompt_of[member]]) if begins_prompt else 0)
         if not batches or num_tokens + added > max_tokens:

@@ -1,31 +1,41 @@
 """Config and seed -> the one thing that changes as a trial runs; and that thing <-> a folder.
 
-A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors` and `state.json`; nothing in it is unpickled.
-The position in the random table is (seed, step): there is no other generator to save.
+A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors` (and further parts, where one is large) and
+`state.json`; nothing in it is unpickled. Tensors are whole, however many processes there are, and with an adapter they
+are the adapter's alone. The position in the random table is (seed, step): there is no other generator to save.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.config import TrialConfig
 from oneshot.errors import DataError, UserError
+from oneshot.grpo import adapter
 from oneshot.grpo.floor import Floor
+from oneshot.grpo.forward import Scored
+from oneshot.grpo.head import Workspace
 from oneshot.grpo.hf import HfGenerate
 from oneshot.grpo.lockstep import Lockstep
+from oneshot.grpo.packing import Pack
 from oneshot.grpo.policy import Policy, load_policy
 from oneshot.grpo.rollout import Engine
-from oneshot.grpo.weights import Weights, split_weights
+from oneshot.grpo.sharded import shard_reference, shard_weights
+from oneshot.grpo.weights import Weights, named_moments, split_weights
+from oneshot.grpo.world import World
+from oneshot.memory import Strategy
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
@@ -36,6 +46,16 @@ from oneshot.tasks.prompts import Shot
 CHECKPOINT_FORMAT = 2
 CPU_KV_GIB = 4.0
 """Default of `rollout.kv_gib` on a CPU, where memory that is not touched costs nothing."""
+PART_BYTES = 4 * 2**30
+"""Largest file of a checkpoint, and so what writing one takes beside the trial's own memory."""
+
+
+class Reference(Protocol):
+    """Log-probabilities of the frozen start: `scored(pack, temperature=..., space=...)`."""
+
+    def __call__(self, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
+        """Of each completion token, `[M]`, without gradient."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,10 +69,10 @@ class TrialState:
     """`pass_at_1` of each suite before step 1, which gains are measured against."""
     started: bool
     """Whether the evaluation before step 1 has been made."""
-    accelerator: Accelerator
+    world: World
     policy: Policy
     weights: Weights
-    reference: Any | None
+    reference: Reference | None
     """The frozen start, where `kl_coef` is not 0."""
     optimizer: Any
     examples: tuple[Problem, ...]
@@ -72,8 +92,10 @@ class TrialState:
         return HfGenerate() if self.engine_name == "hf" else Lockstep(kv_gib=self.kv_gib)
 
 
-def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
-    """Loads everything that a trial needs, at step 0.
+def new_state(
+    config: TrialConfig, *, seed: int, grader: Grader, strategy: Strategy = "single", cpu_offload: bool = False
+) -> TrialState:
+    """Loads everything that a trial needs, at step 0; of several processes each calls it (member.py).
 
     Raises:
         UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
@@ -89,18 +111,12 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
     # accelerate's state is the process', and keeps the device of the trial that a worker had before
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=use_cpu)
+    world = World(Accelerator(cpu=use_cpu))
     policy = load_policy(config.model)
     if config.prompt.stop == "turn":
         policy.eos_ids = tuple(sorted({*policy.eos_ids, *prompts.turn_ends(policy.tokenizer)}))
-    weights = split_weights(policy.model, config.model)
-    policy.model.to(accelerator.device)
     trains = config.train.num_steps > 0
-    reference = deepcopy(policy.model).requires_grad_(False) if trains and config.loss.kl_coef != 0 else None
-    if config.train.activation_checkpointing:
-        _checkpoint_activations(policy.model)
-    for parameter in weights.master.values():
-        parameter.data = parameter.data.to(accelerator.device)
+    weights, reference = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
     optimizer = torch.optim.AdamW(
         weights.master.values(),
         lr=config.optim.lr,
@@ -109,7 +125,7 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    optimizer = accelerator.prepare(optimizer)
+    optimizer = world.accelerator.prepare(optimizer)
     prompt_ids = tuple(
         tuple(
             prompts.encode(
@@ -134,7 +150,7 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         step=0,
         baseline={},
         started=False,
-        accelerator=accelerator,
+        world=world,
         policy=policy,
         weights=weights,
         reference=reference,
@@ -143,21 +159,63 @@ def new_state(config: TrialConfig, *, seed: int, grader: Grader) -> TrialState:
         prompts=prompt_ids,
         shots=shots,
         suites=suites,
-        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, accelerator.device, trains=trains),
+        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, world, trains=trains),
         grader=grader,
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
     )
 
 
-def _free_for_kv_gib(weights: Weights, device: torch.device, *, trains: bool) -> float:
+def _place(
+    config: TrialConfig, policy: Policy, world: World, *, seed: int, strategy: Strategy, cpu_offload: bool
+) -> tuple[Weights, Reference | None]:
+    """A loaded policy -> its weights where they compute, whole or in shards, and the reference if there is one."""
+    device, model = world.accelerator.device, policy.model
+    has_reference = config.train.num_steps > 0 and config.loss.kl_coef != 0
+    if config.model.adapter is not None:
+        model.requires_grad_(False)
+        adapter.attach(model, config.model.adapter, seed=seed)
+    weights: Weights
+    if strategy == "fsdp":
+        weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload)
+    else:
+        weights = split_weights(model, config.model)
+        for parameter in weights.master.values():
+            parameter.data = parameter.data.to(device)
+    model.to(device)
+    reference: Reference | None = None
+    if has_reference and config.model.adapter is not None:
+        reference = _without_adapter(weights)
+    elif has_reference and strategy == "fsdp":
+        reference = shard_reference(model, config.model, world=world, cpu_offload=cpu_offload)
+    elif has_reference:
+        reference = Scored(deepcopy(model).requires_grad_(False))
+    if config.train.activation_checkpointing:
+        _checkpoint_activations(weights.scored.model)
+    return weights, reference
+
+
+def _without_adapter(weights: Weights) -> Reference:
+    """The policy with its adapter switched off: no second copy of anything."""
+
+    def logprobs(batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
+        with adapter.switched_off(weights.scored):
+            found: Tensor = weights.scored(batch, temperature=temperature, space=space)
+        return found
+
+    return logprobs
+
+
+def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool) -> float:
     """Half of the device memory that gradients and optimiser leave; on a CPU always the same."""
+    device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
     free, _ = torch.cuda.mem_get_info(device)
-    to_come = sum(parameter.nbytes for parameter in weights.compute.values())
-    to_come += 3 * sum(parameter.nbytes for parameter in weights.master.values())
-    return max(free - to_come * trains, 0) / 2 / 2**30
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
+    to_come = 3 * sum(part.nbytes for part in held if part.device == device)
+    to_come += sum(weights.compute[name].nbytes for name in weights.master)
+    return -world.largest(-max(free - to_come * trains, 0) / 2 / 2**30)  # one number for all, the smallest
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -169,11 +227,12 @@ def _checkpoint_activations(model: Any) -> None:
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
-    """Writes a checkpoint into an empty folder."""
-    master = state.weights.master
-    save_file({name: tensor.detach().contiguous() for name, tensor in master.items()}, folder / "model.safetensors")
+    """Writes a checkpoint into an empty folder; all processes call it, the first writes."""
+    into = folder if state.world.is_first else None
+    weights = state.weights
+    _write(((name, weights.whole(master.detach())) for name, master in weights.master.items()), into, "model")
     if with_optimizer:
-        save_file(_optimizer_tensors(master.items(), state.optimizer), folder / "optimizer.safetensors")
+        _write(named_moments(weights, state.optimizer), into, "optimizer")
     facts = {
         "format": CHECKPOINT_FORMAT,
         "seed": state.seed,
@@ -182,7 +241,37 @@ def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None
         "baseline": state.baseline,
         "kv_gib": state.kv_gib,
     }
-    (folder / "state.json").write_text(json.dumps(facts, indent=2))
+    if into is not None:
+        (into / "state.json").write_text(json.dumps(facts, indent=2))
+
+
+def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str) -> None:
+    """Into `<name>.safetensors`, and where that gets too large `<name>-2.safetensors` and so on; or nowhere."""
+    part: dict[str, Tensor] = {}
+    num_parts = 0
+
+    def flush(folder: Path) -> None:
+        nonlocal num_parts
+        num_parts += 1
+        save_file(part, folder / (f"{name}.safetensors" if num_parts == 1 else f"{name}-{num_parts}.safetensors"))
+        part.clear()
+
+    for key, tensor in tensors:
+        if folder is None:
+            continue  # to have gathered it was this process' part
+        if part and sum(one.nbytes for one in part.values()) + tensor.nbytes > PART_BYTES:
+            flush(folder)
+        part[key] = tensor.cpu().contiguous()
+    if folder is not None:
+        flush(folder)
+
+
+def read_tensors(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint holds of `model` or `optimizer`, a tensor at a time."""
+    for path in sorted(folder.glob(f"{name}*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                yield key, file.get_tensor(key)
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -195,29 +284,20 @@ def load_state(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
     state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
-    tensors = load_file(folder / "optimizer.safetensors")
-    for name, parameter in state.weights.master.items():
-        if f"{name}/step" in tensors:
-            state.optimizer.state[parameter] = {
-                key: tensors[f"{name}/{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+    for path, tensor in read_tensors(folder, "optimizer"):
+        name, _, moment = path.rpartition("/")
+        parameter = state.weights.master[name]
+        state.optimizer.state[parameter][moment] = state.weights.part(tensor, parameter)
 
 
 def load_weights(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights and step into a fresh state: enough to evaluate them."""
     facts = json.loads((folder / "state.json").read_text())
     assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
-    with torch.no_grad():
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            state.weights.master[name].copy_(tensor)
-    state.weights.publish()
+    with torch.no_grad(), state.weights.updating():
+        for name, tensor in read_tensors(folder, "model"):
+            master = state.weights.master[name]
+            master.copy_(state.weights.part(tensor, master))
+        state.weights.publish()
     state.step, state.started = facts["step"], facts["started"]
     state.kv_gib = facts["kv_gib"]
-
-
-def _optimizer_tensors(parameters: Iterable[tuple[str, Tensor]], optimizer: Any) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in parameters
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }

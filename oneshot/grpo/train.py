@@ -9,8 +9,9 @@ Shapes: G completions of the step, group after group; N groups of K.
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -72,10 +73,10 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
         "perf/update_s": step_s - rollout_s,
         "perf/tokens_per_s": batch.num_tokens / step_s,
         "perf/efficiency": _floor_s(config, state, batch) / step_s,
-        "system/rss_gib": psutil.Process().memory_info().rss / 2**30,
+        "system/rss_gib": sum(state.world.gather([psutil.Process().memory_info().rss / 2**30])),
     }
     if torch.cuda.is_available():
-        metrics["system/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        metrics["system/gpu_peak_gib"] = state.world.largest(torch.cuda.max_memory_allocated() / 2**30)
     evaluations = _evaluate(config, state)
     return StepMetrics(
         step=state.step,
@@ -98,30 +99,58 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
 
 
 def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
-    """Seconds that the step's matrix products take on this machine."""
+    """Seconds that the step's matrix products take on this machine, shared evenly."""
     lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
     positions = max(lengths) + config.rollout.max_tokens
     wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
+    size = state.world.size
     return state.floor.step_s(
         prompt_tokens=sum(lengths),
-        completion_tokens=batch.num_tokens,
-        decode_rows=min(wave_rows, len(batch.completions)),
+        completion_tokens=-(-batch.num_tokens // size),
+        decode_rows=min(wave_rows, -(-len(batch.completions) // size)),
         update_rows=min(config.train.microbatch_tokens, batch.num_tokens),
         with_reference=state.reference is not None,
     )
 
 
 def roll_out(config: TrialConfig, state: TrialState) -> Batch:
-    """Samples the step's groups; each completion is judged as soon as it has ended."""
+    """Samples and judges the step's groups, shared out whole over the processes; all know the batch, and one pays."""
     group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
+    mine = state.world.share(list(enumerate(example_N)))
+    found = state.world.gather(_sample(config, state, mine))
+    found.sort(key=itemgetter(0))
+    _, completions, judged = zip(*found, strict=True)
+    example_G = tuple(example for example in example_N for _ in range(group_size))
+    paid = _pay(config, state, example_G, judged) if state.world.is_first else None
+    dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
+    rewards_G = torch.tensor(state.world.told(paid), dtype=dtype, device=state.policy.device)
+    return Batch(
+        example_G=example_G,
+        completions=completions,
+        texts=tuple(one.completion for one in judged),
+        correct_G=tuple(one.correct for one in judged),
+        rewards_G=rewards_G,
+        advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
+    )
+
+
+def _sample(
+    config: TrialConfig, state: TrialState, groups: Sequence[tuple[int, int]]
+) -> list[tuple[int, Completion, Judged]]:
+    """Samples groups, each with its example; every completion, with its place, is judged as soon as it has ended."""
+    group_size = config.rollout.group_size
     # an example's completions are asked for together, so that its prompt is computed once
     places: dict[int, list[int]] = {}
-    for group, example in enumerate(example_N):
+    for group, example in groups:
         places.setdefault(example, []).extend(range(group * group_size, (group + 1) * group_size))
-    keys = {example: [(state.seed, state.step, place) for place in mine] for example, mine in places.items()}
-    requests = [Request(prompt_ids=state.prompts[example], row_keys=tuple(keys[example])) for example in places]
+    if not places:  # more processes than groups
+        return []
     visited = list(places)
+    requests = [
+        Request(prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example]))
+        for example in visited
+    ]
     futures: dict[tuple[int, int], Future[Judged]] = {}
 
     def judged(request: int, completion: Completion) -> Judged:
@@ -136,24 +165,28 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
             futures[request, row] = pool.submit(judged, request, completion)
 
         by_request = state.engine.generate(state.policy, requests, sampling, ended)
-    found: list[tuple[Completion, Judged, float] | None] = [None] * (len(example_N) * group_size)
-    for request, example in enumerate(visited):
-        ones = [futures[request, row].result() for row in range(len(places[example]))]
-        paid = rewards(ones, config.reward, state.grader, keys=keys[example])
-        for row, place in enumerate(places[example]):
-            reward = math.nan if paid[row] is None else float(bool(paid[row]))
-            found[place] = (by_request[request][row], ones[row], reward)
-    completions, all_judged, rewards_ = zip(*(one for one in found if one is not None), strict=True)
-    dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(rewards_, dtype=dtype, device=state.policy.device)
-    return Batch(
-        example_G=tuple(example for example in example_N for _ in range(group_size)),
-        completions=completions,
-        texts=tuple(one.completion for one in all_judged),
-        correct_G=tuple(one.correct for one in all_judged),
-        rewards_G=rewards_G,
-        advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
-    )
+    return [
+        (place, by_request[request][row], futures[request, row].result())
+        for request, example in enumerate(visited)
+        for row, place in enumerate(places[example])
+    ]
+
+
+def _pay(config: TrialConfig, state: TrialState, example_G: Sequence[int], judged: Sequence[Judged]) -> list[float]:
+    """The reward of each completion of the step; NaN where it could not be judged."""
+    found = [math.nan] * len(judged)
+    for example in dict.fromkeys(example_G):
+        places = [place for place, one in enumerate(example_G) if one == example]
+        keys = [_key(state, place) for place in places]
+        paid = rewards([judged[place] for place in places], config.reward, state.grader, keys=keys)
+        for place, reward in zip(places, paid, strict=True):
+            found[place] = math.nan if reward is None else float(reward)
+    return found
+
+
+def _key(state: TrialState, place: int) -> tuple[int, ...]:
+    """Where a completion's row of the random table is."""
+    return state.seed, state.step, place
 
 
 _SHUFFLE = 0x5E7
@@ -224,6 +257,7 @@ def _evaluate(
             shots=state.shots,
             seed=state.seed,
             step=state.step,
+            world=state.world,
         )
         accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
         if state.step == 0:

@@ -7,7 +7,7 @@ Shapes: G completions of the step, group after group; M completion tokens of a m
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from oneshot.config import TrialConfig
 from oneshot.errors import TrialError
-from oneshot.grpo.forward import completion_logprobs, hidden_states
-from oneshot.grpo.head import Workspace, head_loss
+from oneshot.grpo.head import Workspace
 from oneshot.grpo.loss import BatchTotals, LossOutput, token_loss, token_weights
-from oneshot.grpo.packing import Pack, micro_batches, pack
+from oneshot.grpo.packing import Pack, in_order, micro_batches, pack
 from oneshot.grpo.rollout import Completion
 from oneshot.grpo.state import TrialState
 
@@ -50,12 +49,13 @@ def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, fl
     """
     num_updates = config.train.updates_per_rollout
     size = len(batch.completions) // num_updates
-    old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
     found: dict[str, list[float]] = defaultdict(list)
-    for start in range(0, len(batch.completions), size):
-        chosen = range(start, start + size)
-        for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
-            found[name].append(value)
+    with state.weights.updating():
+        old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
+        for start in range(0, len(batch.completions), size):
+            chosen = range(start, start + size)
+            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
+                found[name].append(value)
     return {name: fmean(values) for name, values in found.items()}
 
 
@@ -63,25 +63,26 @@ def optimizer_step(
     config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> dict[str, float]:
     """Adds up the gradient of some completions, micro-batch by micro-batch, and takes one step along it."""
-    state.optimizer.zero_grad()
-    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
-    if num_trained == 0:
-        # no gradient is not the same as a gradient of zero: moments and weight decay go on
-        for parameter in state.weights.master.values():
-            parameter.grad = torch.zeros_like(parameter)
-    norm = state.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
-    found = {name: value.item() for name, value in metrics.items()}
-    found |= {"loss/grad_norm": norm.item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
+    found, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
+    norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
+    found |= {
+        "loss/grad_norm": state.weights.whole(norm).item(),
+        "loss/frac_skipped": 1 - num_trained / len(chosen),
+    }
     _check_finite(found, state.step + 1)
     state.optimizer.step()
+    state.optimizer.zero_grad()  # the next rollout has use for their memory
     state.weights.publish()
     return found
 
 
 def accumulate(
     config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
-) -> tuple[dict[str, Tensor], int]:
-    """The gradient of these completions' loss, added to the master weights'; its metrics, and how many had one."""
+) -> tuple[dict[str, float], int]:
+    """The gradient of these completions' loss, in the master weights; its metrics, and how many had one.
+
+    Each process computes the part of its own packs; sums and denominators are those of all.
+    """
     device = state.policy.device
     lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
     chosen_lengths = lengths_G[list(chosen)]
@@ -93,7 +94,7 @@ def accumulate(
     # what there is to say of a step that skips everything
     found = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
-    for micro_batch in _packs(config, state, batch, trained):
+    for micro_batch, counts in _packs(config, state, batch, trained):
         members = torch.tensor(micro_batch.members, device=device)
         output = _loss(
             config,
@@ -101,14 +102,15 @@ def accumulate(
             micro_batch,
             space,
             advantages_M=micro_batch.spread(batch.advantages_G[members]),
-            weights_M=micro_batch.spread(weights_G[members]),
+            weights_M=micro_batch.spread(weights_G[members]) * counts,
             old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
         )
-        state.accelerator.backward(output.loss)
+        state.world.accelerator.backward(output.loss * state.weights.loss_scale)
         state.weights.collect()
         for name, value in output.metrics.items():
             found[name] = found.get(name, 0.0) + value
-    return found, len(trained)
+    state.weights.complete(state.world)
+    return state.world.sums({name: value.item() for name, value in found.items()}), len(trained)
 
 
 def _loss(
@@ -122,10 +124,8 @@ def _loss(
     old_M: Tensor | None,
 ) -> LossOutput:
     """One micro-batch's part of the loss."""
-    model, temperature = state.policy.model, config.rollout.temperature
-    ref_M = None
-    if state.reference is not None:
-        ref_M = completion_logprobs(state.reference, batch, temperature=temperature, space=space)
+    temperature = config.rollout.temperature
+    ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
 
     def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
         return token_loss(
@@ -138,15 +138,14 @@ def _loss(
             entropy=entropy_n,
         )
 
-    return head_loss(
-        hidden_states(model, batch),
-        model.get_output_embeddings(),
-        batch.targets_M,
-        loss_of,
+    loss, metrics = state.weights.scored(
+        batch,
         temperature=temperature,
-        with_entropy=config.loss.entropy_coef != 0,
         space=space,
+        loss_of=loss_of,
+        with_entropy=config.loss.entropy_coef != 0,
     )
+    return LossOutput(loss=loss, metrics=metrics)
 
 
 def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
@@ -154,25 +153,39 @@ def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
 
 
-def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> list[Pack]:
-    """These completions in packs of at most `microbatch_tokens` tokens."""
+def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> Iterator[tuple[Pack, bool]]:
+    """This process' share of these completions in packs of at most `microbatch_tokens` tokens, and whether they count.
+
+    All processes get as many: shards are gathered by all at a time. Who has fewer repeats one that does not count.
+    """
     completions = [completion.token_ids for completion in batch.completions]
-    cuts = micro_batches(
-        state.prompts, batch.example_G, completions, members, max_tokens=config.train.microbatch_tokens
-    )
-    return [pack(state.prompts, batch.example_G, completions, cut, device=state.policy.device) for cut in cuts]
+    limit, size = config.train.microbatch_tokens, state.world.size
+    # dealt in order of length, so that all have about as many tokens
+    members = in_order(batch.example_G, completions, members)
+    shares = [
+        micro_batches(state.prompts, batch.example_G, completions, members[rank::size], max_tokens=limit)
+        for rank in range(size)
+    ]
+    mine = shares[state.world.rank]
+    spare = mine[-1:] or [members[:1]]
+    for number in range(max(map(len, shares))):
+        counts = number < len(mine)
+        cut = mine[number] if counts else spare[0]
+        yield pack(state.prompts, batch.example_G, completions, cut, device=state.policy.device), counts
 
 
 def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
     """Each completion's log-probabilities before the step's first update, by its index."""
     found: dict[int, Tensor] = {}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
-    for micro_batch in _packs(config, state, batch, range(len(batch.completions))):
-        logprobs_M = completion_logprobs(
-            state.policy.model, micro_batch, temperature=config.rollout.temperature, space=space
-        )
+    for micro_batch, _ in _packs(config, state, batch, range(len(batch.completions))):
+        logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
         found.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
-    return found
+    if state.world.size == 1:
+        return found
+    # whoever trains on a completion need not be who looked at it here
+    every = state.world.gather((member, logprobs.cpu()) for member, logprobs in found.items())
+    return {member: logprobs.to(state.policy.device) for member, logprobs in every}
 
 
 def _check_finite(metrics: dict[str, float], step: int) -> None:

@@ -12,6 +12,7 @@ from oneshot.grpo.policy import use_cpus
 from oneshot.grpo.room import free_gib, holders, wait_for_room
 from oneshot.grpo.state import load_state, new_state, save_state
 from oneshot.grpo.train import evaluate_kept, train
+from oneshot.memory import Strategy
 from oneshot.tasks.grading import Grader
 
 
@@ -22,7 +23,17 @@ class GrpoWork:
     effective batch stays.
     """
 
-    def __init__(self, config: TrialConfig, *, seed: int, cpus: float, grader: Grader, halvings: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        *,
+        seed: int,
+        cpus: float,
+        grader: Grader,
+        halvings: int = 0,
+        strategy: Strategy = "single",
+        cpu_offload: bool = False,
+    ) -> None:
         if halvings:
             tokens = max(1, config.train.microbatch_tokens >> halvings)
             config = config.model_copy(update={"train": config.train.model_copy(update={"microbatch_tokens": tokens})})
@@ -34,7 +45,7 @@ class GrpoWork:
         shape = model_shape(config)
         if shape is not None:
             wait_for_room(memory_gib(config, shape), lambda: free_gib(device), whose=lambda: holders(device))
-        self._state = new_state(config, seed=seed, grader=grader)
+        self._state = new_state(config, seed=seed, grader=grader, strategy=strategy, cpu_offload=cpu_offload)
         self._state.kv_gib /= 2**halvings
 
     @property
@@ -69,3 +80,6 @@ class GrpoWork:
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Writes a checkpoint into an empty folder."""
         save_state(self._state, folder, with_optimizer=with_optimizer)
+
+    def close(self) -> None:
+        """Nothing outlives it: torch's memory goes with the object."""

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from accelerate.accelerator import Accelerator
+
 from oneshot.config import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
 from oneshot.grpo.evaluate import evaluate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.policy import load_policy
+from oneshot.grpo.world import World
 from oneshot.models import SHIPPED
 from oneshot.tasks.benchmarks import load_suite
 from oneshot.tasks.grading import Grader
@@ -48,6 +51,7 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
                 grader=grader,
                 seed=0,
                 step=0,
+                world=World(Accelerator(cpu=True)),
             )
             found.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
             count = len(suite.problems)

@@ -1,0 +1,139 @@
+"""`python spread.py CASES OUT STORE RANK SIZE`: one of the processes in which test_processes.py has gradients computed.
+
+CASES is a JSON file: case -> sections of a trial, its strategy, and what to do (`accumulate` one gradient, or `update`
+the weights). The first process writes OUT/<case>.safetensors, of gradients or weights by name, and what else it saw.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+from torch.distributed import FileStore
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from oneshot.config import TrialConfig
+from oneshot.grpo.advantage import group_advantages
+from oneshot.grpo.rollout import Completion
+from oneshot.grpo.state import TrialState, new_state
+from oneshot.grpo.update import Batch, accumulate, update
+from oneshot.tasks.grading import Grader
+
+GROUP_SIZE = 4
+REWARDS = [1.0, 0.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 4 + [0.0, 0.0, 1.0, 0.0]
+
+
+def config_of(case: Mapping[str, Any]) -> TrialConfig:
+    """A trial on two examples, whose groups take turns."""
+    data: dict[str, Any] = {
+        "model": {"path": "tiny:qwen2", "dtype": "float64"},
+        "prompt": {"template": "plain", "train_suffix": ""},
+        "examples": ["arithmetic:47+38", "arithmetic:12*7"],
+        "rollout": {"num_groups": 4, "group_size": GROUP_SIZE, "temperature": 0.6, "max_tokens": 56},
+        "loss": {"kl_coef": 0.1, "entropy_coef": 0.01},
+        "optim": {"lr": 1e-3},
+    }
+    for section, settings in case["sections"].items():
+        data[section] = {**data.get(section, {}), **settings}
+    return TrialConfig.model_validate(data)
+
+
+def judged(state: TrialState, rewards: Sequence[float]) -> Batch:
+    """A step's batch of made-up completions of very different length."""
+    rewards_G = torch.tensor(rewards, dtype=torch.float64, device=state.policy.device)
+    completions = [tuple(range(5 + g, 9 + 3 * g)) for g in range(len(rewards))]
+    advantages_G = group_advantages(
+        rewards_G,
+        group_size=GROUP_SIZE,
+        config=TrialConfig.model_fields["advantage"].get_default(call_default_factory=True),
+    )
+    return Batch(
+        example_G=tuple(g // GROUP_SIZE % 2 for g in range(len(rewards))),
+        completions=tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in completions),
+        texts=("",) * len(rewards),
+        correct_G=tuple(reward == 1 for reward in rewards),
+        rewards_G=rewards_G,
+        advantages_G=advantages_G,
+    )
+
+
+@contextmanager
+def norms_as_wide_as_their_input() -> Iterator[None]:
+    """Transformers computes norms in float32, where a last digit of float64 can turn into one of float32."""
+
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        scale: Tensor = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (hidden * scale)
+
+    kinds = (LlamaRMSNorm, Qwen2RMSNorm)
+    before = [kind.forward for kind in kinds]
+    for kind in kinds:
+        kind.forward = forward
+    try:
+        yield
+    finally:
+        for kind, theirs in zip(kinds, before, strict=True):
+            kind.forward = theirs
+
+
+@norms_as_wide_as_their_input()
+def compute(
+    case: Mapping[str, Any], *, strategy: Any, grader: Grader
+) -> tuple[dict[str, Tensor], dict[str, float], TrialState]:
+    """Gradients or weights by name, whole, and metrics."""
+    config = config_of(case)
+    state = new_state(config, seed=3, grader=grader, strategy=strategy)
+    weights = state.weights
+    batch = judged(state, case.get("rewards", REWARDS))
+    if config.model.adapter is not None:  # at first one matrix of each pair is zero, and so the other's gradient
+        with torch.no_grad(), weights.updating():
+            for name, master in weights.master.items():
+                filled = torch.full(weights.whole(master.detach()).shape, 0.01 if "lora_B" in name else 0.02)
+                master.copy_(weights.part(filled.to(master.dtype), master))
+            weights.publish()
+    if case["do"] == "update":
+        metrics = update(config, state, batch)
+        return {name: weights.whole(p.detach()) for name, p in weights.master.items()}, metrics, state
+    metrics, num_trained = accumulate(config, state, batch, range(len(REWARDS)), None)
+    found = {}
+    for name, p in weights.master.items():
+        assert p.grad is not None
+        found[name] = weights.whole(p.grad)
+    return found, {**metrics, "num_trained": float(num_trained)}, state
+
+
+def main() -> None:
+    cases, out, store, rank, size = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        int(sys.argv[5]),
+    )
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", store=FileStore(store, size), rank=rank, world_size=size)
+    with Grader() as grader:
+        for name, case in json.loads(cases.read_text()).items():
+            found, metrics, state = compute(case, strategy=case["strategy"], grader=grader)
+            decodes = dict(state.policy.model.named_parameters())
+            # what decodes after an update is what is optimised, rounded
+            is_published = all(
+                torch.equal(decodes[key], value.to(decodes[key].dtype)) for key, value in found.items()
+            ) or case["do"] != "update"  # fmt: skip
+            if rank == 0:
+                save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}.safetensors")
+                (out / f"{name}.json").write_text(json.dumps({"metrics": metrics, "is_published": is_published}))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""A trial of several processes: the same gradient, the same trial, and an end to all of them when one ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from spread import compute
+
+from oneshot.config import TrialConfig
+from oneshot.errors import DeadProcessError, UserError
+from oneshot.grpo.metrics import StepMetrics
+from oneshot.grpo.processes import Processes
+from oneshot.grpo.work import GrpoWork
+from oneshot.runner import record
+from oneshot.store import Store
+from oneshot.sweepconfig import ResourceConfig
+from oneshot.tasks.grading import Grader
+from oneshot.trainings import Training
+
+MakeConfig = Callable[..., TrialConfig]
+LORA = {"adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
+AGREED = [1.0] * 16
+OFF_POLICY = {"train": {"updates_per_rollout": 2}, "optim": {"lr": 1e-5}}
+NOTHING_ELSE = {"kl_coef": 0.0, "entropy_coef": 0.0}
+
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp", "do": "accumulate", "sections": {}},
+    "fsdp": {"strategy": "fsdp", "do": "accumulate", "sections": {}},
+    # packs of few tokens: some processes have more of them than others
+    "ddp, small packs": {"strategy": "ddp", "do": "accumulate", "sections": {"train": {"microbatch_tokens": 60}}},
+    "fsdp, small packs": {"strategy": "fsdp", "do": "accumulate", "sections": {"train": {"microbatch_tokens": 60}}},
+    "fsdp, layers computed twice": {
+        "strategy": "fsdp",
+        "do": "accumulate",
+        "sections": {"model": {"path": "tiny:llama"}, "train": {"activation_checkpointing": True}},
+    },
+    "fsdp, half is skipped": {"strategy": "fsdp", "do": "accumulate", "sections": {"loss": NOTHING_ELSE}},
+    "ddp, mean over completions": {
+        "strategy": "ddp",
+        "do": "accumulate",
+        "sections": {"loss": {"aggregation": "sequence_mean"}},
+    },
+    "ddp, adapter": {"strategy": "ddp", "do": "accumulate", "sections": {"model": LORA}},
+    "fsdp, adapter": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": LORA}},
+    "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
+    "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
+    "fsdp, all is skipped": {
+        "strategy": "fsdp",
+        "do": "update",
+        "rewards": AGREED,
+        "sections": {"loss": NOTHING_ELSE},
+    },
+    "ddp, bf16": {
+        "strategy": "ddp",
+        "do": "update",
+        "sections": {"model": {"dtype": "float32", "mixed_precision": "bf16"}},
+    },
+    "fsdp, bf16": {
+        "strategy": "fsdp",
+        "do": "update",
+        "sections": {"model": {"dtype": "float32", "mixed_precision": "bf16"}},
+    },
+}
+
+
+def in_processes(size: int, cases: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """What the cases gave in so many processes."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    arguments = [str(folder / "cases.json"), str(folder), str(folder / "store")]
+    program = str(Path(__file__).parent / "spread.py")
+    started = [
+        subprocess.Popen([sys.executable, program, *arguments, str(rank), str(size)], stderr=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * size, told
+    return {
+        name: {**json.loads((folder / f"{name}.json").read_text()), "found": load_file(folder / f"{name}.safetensors")}
+        for name in cases
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(grader: Grader) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]:
+    """The same cases in one process."""
+    return {name: compute(case, strategy="single", grader=grader)[:2] for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_the_gradient_is_that_of_one_process(
+    alone: dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]], size: int, tmp_path: Path
+) -> None:
+    for name, seen in in_processes(size, CASES, tmp_path).items():
+        wanted, metrics = alone[name]
+        # bfloat16 rounds at every layer, and packs of another size in another order
+        tolerance = 3e-3 if "bf16" in name else 1e-8
+        assert seen["found"].keys() == wanted.keys()
+        worst = max((seen["found"][key] - wanted[key]).abs().max().item() for key in wanted)
+        assert worst < tolerance, f"{name}: {worst}"
+        assert max(value.abs().max().item() for value in wanted.values()) > 1e3 * tolerance or "bf16" in name, name
+        close = 3e-2 if "bf16" in name else 1e-8
+        assert seen["metrics"] == pytest.approx(metrics, abs=close, rel=close), name
+        assert seen["is_published"], name
+
+
+def processes(config: TrialConfig, size: int = 2, **settings: Any) -> Processes:
+    return Processes(
+        config,
+        **{
+            "seed": 0,
+            "cpus": 2,
+            "grader_timeout_s": 5.0,
+            "halvings": 0,
+            "num_processes": size,
+            "strategy": "ddp",
+            "cpu_offload": False,
+            **settings,
+        },
+    )
+
+
+def of_training(steps: list[StepMetrics]) -> list[dict[str, float]]:
+    """Metrics that do not depend on the machine."""
+    return [
+        {name: value for name, value in step.metrics.items() if not name.startswith(("perf/", "system/"))}
+        for step in steps
+    ]
+
+
+@pytest.fixture(scope="module")
+def children_gone() -> Iterator[None]:
+    """Nothing that these tests start outlives them."""
+    yield
+    assert members() == []
+
+
+def members(of: int | None = None) -> list[psutil.Process]:
+    """Processes of a trial that are under way below a process, this one by default."""
+    return [
+        child
+        for child in psutil.Process(of).children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and "oneshot.grpo.member" in " ".join(child.cmdline())
+    ]
+
+
+EXACT = {"model": {"path": "tiny:llama", "dtype": "float64"}, "train": {"num_steps": 3}}
+"""A trial whose metrics are the same up to rounding, however it is spread."""
+
+
+@pytest.mark.usefixtures("children_gone")
+def test_a_trial_is_the_same_in_shards_and_goes_on_in_one_process_from_their_checkpoint(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    config = tiny_config(**EXACT)
+    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    work = processes(config, strategy="fsdp")
+    steps = work.train()
+    found = [next(steps) for _ in range(3)]  # the evaluation at the start and two steps
+    work.save(tmp_path, with_optimizer=True)
+    assert work.step == 2
+    work.close()
+    resumed = GrpoWork(config, seed=0, cpus=1, grader=grader)
+    resumed.load(tmp_path)
+    found += resumed.train()
+    assert [step.step for step in found] == [0, 1, 2, 3]
+    for mine, theirs in zip(of_training(found), of_training(wanted), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-7)
+    assert [step.sampled for step in found] == [step.sampled for step in wanted]
+    assert [step.evaluations[0].records for step in found if step.evaluations] == [
+        step.evaluations[0].records for step in wanted if step.evaluations
+    ]
+    assert [step.visits for step in found] == [step.visits for step in wanted]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_a_trial_is_the_same_in_copies_from_the_checkpoint_of_one_process(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    # 5 groups: one process samples more than the other; majority: what is paid depends on all completions
+    config = tiny_config(**EXACT, rollout={"num_groups": 5}, reward={"kind": "majority"})
+    begun = GrpoWork(config, seed=0, cpus=1, grader=grader)
+    steps = begun.train()
+    wanted = [next(steps) for _ in range(2)]
+    begun.save(tmp_path, with_optimizer=True)
+    wanted += steps
+    work = processes(config)
+    work.load(tmp_path)
+    assert work.step == 1
+    found = list(work.train())
+    work.close()
+    for mine, theirs in zip(of_training(found), of_training(wanted[2:]), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+def test_a_checkpoint_goes_on_in_another_number_of_shards(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path, first: int, second: int
+) -> None:
+    config = tiny_config(**EXACT)
+    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    before = processes(config, first, strategy="fsdp")
+    steps = before.train()
+    for _ in range(3):
+        next(steps)
+    before.save(tmp_path, with_optimizer=True)
+    before.close()
+    after = processes(config, second, strategy="fsdp")
+    after.load(tmp_path)
+    (found,) = of_training(list(after.train()))
+    after.close()
+    assert found == pytest.approx(of_training(wanted)[-1], abs=1e-7)
+
+
+def training(config: TrialConfig, **resources: Any) -> Training:
+    return Training(
+        key="0123456789abcdef",
+        seed=0,
+        config=config,
+        resources=ResourceConfig(**{"num_processes": 2, "cpus": 2, **resources}),
+        trials=(),
+    )
+
+
+ENDLESS = {"train": {"num_steps": 10_000}, "checkpoint": {"every_steps": 10_000}}
+
+
+@pytest.mark.usefixtures("children_gone")
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_child_that_is_killed_ends_the_trial_at_once(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path, rank: int
+) -> None:
+    folder = Store(str(tmp_path)).trial("0123456789abcdef")
+    steps = record(training(tiny_config(**ENDLESS)), folder, grader=grader, origin="test")
+    for _ in range(3):
+        next(steps)
+    victim = members()[rank]
+    everyone = psutil.Process().children(recursive=True)
+    victim.send_signal(signal.SIGSEGV)  # in C, as far as Python knows: faulthandler tells where it was
+    begun_s = time.monotonic()
+    assert list(steps) == [] or members() == []
+    assert time.monotonic() - begun_s < 30  # no collective is waited for
+    result = folder.result()
+    assert result is not None
+    assert (result.outcome, result.kind) == ("failed", "crash")
+    assert result.reason == f"DeadProcessError: process {rank} of 2 was ended by SIGSEGV"
+    assert "Segmentation fault" in result.traceback and "oneshot/grpo/" in result.traceback
+    assert members() == []
+    ours = [child for child in everyone if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    # the children's graders went with them; what is left is this process' own
+    assert all("oneshot.grpo.member" not in " ".join(child.cmdline()) and child.ppid() != 1 for child in ours)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_an_error_in_one_child_is_the_trials_with_its_own_traceback(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what a library's bug or a GPU's memory would do to one of them: an error out of the middle of a step
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "def told_to(number, frame):\n    raise MemoryError('the second process is told to')\n"
+        "if os.environ.get('RANK') == '1':\n    signal.signal(signal.SIGUSR1, told_to)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    folder = Store(str(tmp_path / "runs")).trial("0123456789abcdef")
+    steps = record(training(tiny_config(**ENDLESS), strategy="fsdp"), folder, grader=grader, origin="test")
+    for _ in range(3):
+        next(steps)
+    members()[1].send_signal(signal.SIGUSR1)
+    for _ in steps:
+        pass
+    result = folder.result()
+    assert result is not None
+    assert (result.outcome, result.kind, result.reason) == (
+        "failed",
+        "oom",
+        "MemoryError: the second process is told to",
+    )
+    assert "in process 1 of 2" in result.traceback and "told_to" in result.traceback
+    assert members() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_what_is_wrong_before_the_first_step_is_told_as_by_one_process(tiny_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"rollout\.max_tokens 5000 are longer than the model's"):
+        processes(tiny_config(rollout={"max_tokens": 5000}))
+    assert members() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_a_trial_that_is_interrupted_leaves_a_checkpoint_and_no_child(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    folder = Store(str(tmp_path)).trial("0123456789abcdef")
+    steps = record(training(tiny_config(**ENDLESS), strategy="fsdp"), folder, grader=grader, origin="test")
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert members() == []
+    assert folder.result() is None
+    (tmp_path / "local").mkdir()
+    assert folder.get_folder("checkpoint", tmp_path / "local")
+    assert json.loads((tmp_path / "local" / "state.json").read_text())["step"] == 2
+    attempt = folder.attempts()[-1] if hasattr(folder, "attempts") else {}
+    assert attempt.get("num_processes", 2) == 2
+
+
+@pytest.mark.slow
+def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    sweep = tmp_path / "endless.yaml"
+    sweep.write_text(
+        "version: 1\nname: endless\nquestion: does it end?\n"
+        "trial:\n  model.path: tiny:qwen2\n  prompt: {template: plain, train_suffix: ''}\n"
+        "  examples: ['arithmetic:47+38']\n  rollout: {num_groups: 2, group_size: 2, max_tokens: 24}\n"
+        "  train.num_steps: 100000\nseeds: [0]\nresources: {num_processes: 2, cpus: 2}\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "oneshot", "trial", str(sweep), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline().startswith("step ")
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(members(parent.pid)) == 2
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_dead_process_is_a_crash_which_is_tried_again() -> None:
+    from oneshot.runner import failure_kind
+
+    assert failure_kind(DeadProcessError("process 1 of 2 was ended by SIGKILL")) == "crash"
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"gpus": 1.5}, "1.5 is neither a share of one GPU nor a whole number"),
+        ({"gpus": 4, "num_processes": 2}, "each process has one GPU"),
+        ({"gpus": 0.5, "num_processes": 2}, "each process has one GPU"),
+    ],
+)
+def test_resources_that_contradict_each_other_are_refused(resources: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ResourceConfig(**resources)
+
+
+def test_a_trial_has_a_process_for_each_gpu() -> None:
+    assert ResourceConfig(gpus=4).processes == 4
+    assert ResourceConfig(gpus=0.25).processes == 1
+    assert ResourceConfig().processes == 1
+    assert ResourceConfig(num_processes=3).processes == 3
