@@ -141,19 +141,29 @@ def our_state(case: Case, folder: Path) -> tuple[Any, Any]:
     return config, state
 
 
+WHOLE = ("reference",)
+"""What is not taken apart: what runs within it has no time of its own."""
+
+
 class Stopwatch:
     """Adds up the time within calls of some functions."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._whole: str | None = None
 
     @contextlib.contextmanager
     def of(self, name: str) -> Iterator[None]:
         """Counts the block as `name`."""
+        if self._whole is not None:
+            yield
+            return
+        self._whole = name if name in WHOLE else None
         start_s = time.perf_counter()
         try:
             yield
         finally:
+            self._whole = None
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
 
     def wrap(self, owner: Any, function: str, name: str) -> None:
@@ -171,7 +181,7 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Our whole step, the time within each part of it, and its efficiency."""
     import torch
 
-    from oneshot.grpo import lockstep, update
+    from oneshot.grpo import forward, lockstep, update
     from oneshot.grpo.train import train_step
 
     config, state = our_state(case, folder)
@@ -180,12 +190,12 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         watch.wrap(lockstep._Wave, "_forward", "forward, decoding")
         watch.wrap(lockstep, "logits", "head, decoding")
         watch.wrap(lockstep, "sample", "sampling")
-        watch.wrap(update, "completion_logprobs", "reference")
-        watch.wrap(update, "hidden_states", "forward")
-        watch.wrap(update, "head_loss", "head and loss, forward and backward")
+        watch.wrap(forward, "completion_logprobs", "reference")
+        watch.wrap(forward, "hidden_states", "forward")
+        watch.wrap(forward, "head_loss", "head and loss, forward and backward")
         watch.wrap(update, "token_loss", "loss alone")
-        watch.wrap(state.accelerator, "backward", "backward")
-        watch.wrap(state.accelerator, "clip_grad_norm_", "optimiser")
+        watch.wrap(state.world.accelerator, "backward", "backward")
+        watch.wrap(state.world.accelerator, "clip_grad_norm_", "optimiser")
         watch.wrap(state.optimizer, "step", "optimiser")
         watch.wrap(state.optimizer, "zero_grad", "optimiser")
     steps_s, rollouts_s, updates_s, efficiencies, parts = [], [], [], [], []

@@ -38,7 +38,7 @@ class AdapterConfig(Config):
     def _names_some(cls, targets: list[str] | str) -> list[str] | str:
         if not targets:
             raise ValueError("targets: none; name layers, as [q_proj, v_proj], or say all-linear")
-        return targets
+        return sorted(set(targets)) if isinstance(targets, list) else targets  # their order means nothing
 
 
 class ModelConfig(Config):

@@ -1,4 +1,4 @@
-"""A trial -> what it is expected to cost: tokens, seconds a step, GPU-hours and memory.
+"""A trial -> what it is expected to cost: tokens, seconds a step and GPU-hours.
 
 A stated `cost.step_s` counts first, then the median of finished trainings of the same shape in the store, then an
 estimate: floating-point operations over what an 80 GB H100 does in bfloat16 at an assumed efficiency. No GPU of that
@@ -7,14 +7,14 @@ kind was at hand to measure it on (docs/log.md).
 
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from oneshot.config import TrialConfig
-from oneshot.models import read_config
+from oneshot.memory import memory_gib  # noqa: F401 (until work.py takes it from there)
+from oneshot.shapes import ModelShape, model_shape
 from oneshot.store import Store
 from oneshot.sweepconfig import CostConfig
-from oneshot.tasks import sets
-from oneshot.tasks.benchmarks import GENERATED, Suite
+from oneshot.tasks.benchmarks import Suite
 
 PEAK_FLOPS = 989e12
 """Of an H100 SXM, bfloat16, dense."""
@@ -26,28 +26,6 @@ Basis = Literal["stated", "measured", "estimated", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What decides a model's cost."""
-
-    num_params: float
-    kv_numbers: int
-    """Numbers in the keys and values of one token."""
-
-
-KNOWN_SHAPES = {
-    "Qwen/Qwen2.5-Math-1.5B": ModelShape(num_params=1.54e9, kv_numbers=14_336),
-    "Qwen/Qwen2.5-Math-1.5B-Instruct": ModelShape(num_params=1.54e9, kv_numbers=14_336),
-    "Qwen/Qwen2.5-1.5B": ModelShape(num_params=1.54e9, kv_numbers=14_336),
-    "Qwen/Qwen2.5-Math-7B": ModelShape(num_params=7.62e9, kv_numbers=28_672),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": ModelShape(num_params=1.78e9, kv_numbers=14_336),
-    "meta-llama/Llama-3.2-3B-Instruct": ModelShape(num_params=3.21e9, kv_numbers=57_344),
-    "allenai/OLMo-2-0425-1B": ModelShape(num_params=1.48e9, kv_numbers=65_536),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": ModelShape(num_params=0.135e9, kv_numbers=11_520),
-}
-"""Of the shipped sweeps' hub models, from their model cards; of a local folder, its config.json is read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What one trial is expected to cost."""
 
@@ -56,8 +34,6 @@ class Cost:
     step_s: float | None
     gpu_hours: float | None
     """None: nothing is known of the model."""
-    memory_gib: float | None
-    """On one GPU's worth of weights, gradients, optimiser, reference and keys and values; activations not in it."""
     basis: Basis
 
 
@@ -69,7 +45,7 @@ def estimate(
     length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
     step_tokens = rollout.num_groups * rollout.group_size * length
     eval_tokens = sum(
-        _num_problems(suite) * suite.samples * min(length, suite.max_tokens) * _num_evaluations(suite, config)
+        (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * _num_evaluations(suite, config)
         for suite in suites
     )
     shape = model_shape(config)
@@ -83,7 +59,6 @@ def estimate(
         eval_tokens=eval_tokens,
         step_s=step_s,
         gpu_hours=hours if gpus else 0.0,
-        memory_gib=None if shape is None else memory_gib(config, shape),
         basis=basis if gpus else "stated",
     )
 
@@ -105,44 +80,6 @@ def _step_s(
 
 def _seconds(operations: float, gpus: float) -> float:
     return operations / (PEAK_FLOPS * EFFICIENCY * gpus) if gpus else 0.0
-
-
-def memory_gib(config: TrialConfig, shape: ModelShape) -> float:
-    """Master weights, gradients and AdamW's two moments; what computes and the reference, where they are apart; KV."""
-    size = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
-    compute = 2 if config.model.mixed_precision == "bf16" else size
-    apart = compute if compute != size else 0
-    copies = 4 * size + 2 * apart + (compute if config.loss.kl_coef else 0) if config.train.num_steps else size + apart
-    rows = config.rollout.num_groups * config.rollout.group_size
-    kv = shape.kv_numbers * compute * rows * config.rollout.max_tokens / 2**30
-    kv = min(kv, config.rollout.kv_gib) if config.rollout.kv_gib else min(kv, 16.0)
-    return shape.num_params * copies / 2**30 + kv
-
-
-def model_shape(config: TrialConfig) -> ModelShape | None:
-    """Of a hub model that is known, or of a folder by its config.json; None for another one."""
-    if config.model.path in KNOWN_SHAPES:
-        return KNOWN_SHAPES[config.model.path]
-    facts = read_config(config.model.path)
-    return None if facts is None else _shape_of(facts)
-
-
-def _shape_of(facts: dict[str, Any]) -> ModelShape | None:
-    """A decoder of the Llama kind: attention, gated feed-forward, embeddings."""
-    try:
-        hidden, layers, heads = facts["hidden_size"], facts["num_hidden_layers"], facts["num_attention_heads"]
-        kv_width = (facts.get("num_key_value_heads") or heads) * (facts.get("head_dim") or hidden // heads)
-        layer = 2 * hidden * hidden + 2 * hidden * kv_width + 3 * hidden * facts["intermediate_size"]
-        embeddings = facts["vocab_size"] * hidden * (1 if facts.get("tie_word_embeddings") else 2)
-    except KeyError:
-        return None
-    return ModelShape(num_params=layers * layer + embeddings, kv_numbers=2 * layers * kv_width)
-
-
-def _num_problems(suite: Suite) -> int:
-    if suite.source in GENERATED:
-        return len(suite.problems)
-    return suite.num_problems or sets.num_rows(suite.source) or 0
 
 
 def _num_evaluations(suite: Suite, config: TrialConfig) -> int:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from oneshot.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.logs import json_line, printable, wants_json
+from oneshot.memory import HEADROOM, Memory, Spread, alternatives
 from oneshot.plan import Plan, Trial
 from oneshot.sweepconfig import BudgetConfig
 
@@ -116,8 +118,16 @@ class Progress:
         return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """A plan's cells, with seeds, cost and keys."""
+def plan_table(plan: Plan) -> Group:
+    """A plan's cells, and what those on GPUs take of their memory."""
+    tables: list[RenderableType] = [_cells_table(plan)]
+    if _needs(plan):
+        tables += [Text(), _memory_table(plan)]
+    return Group(*tables)
+
+
+def _cells_table(plan: Plan) -> Table:
+    """With seeds, cost and keys."""
     table = Table(title=None, box=None, pad_edge=False, header_style="dim")
     axes = list(plan.trials[0].cell) if plan.trials else []
     uses_gpus = any(trial.resources.gpus for trial in plan.trials)
@@ -142,6 +152,58 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
+def _memory_table(plan: Plan) -> Table:
+    """GiB of one GPU, part by part, of each need; and of what needs more than one GPU, what else would fit."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("GiB of a GPU", no_wrap=True)
+    for column in _PARTS:
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for trial in _needs(plan):
+        chosen = trial.spread
+        assert chosen is not None, "a need is known"
+        is_small = chosen.fits and trial.resources.processes == 1
+        rows = [] if is_small else list(alternatives(trial.config, trial.resources))
+        table.add_row(trial.config.model.path.rpartition("/")[2])
+        for row in rows if chosen in rows else [chosen, *rows]:
+            marks = ["does not fit"] * (not row.fits) + ["asked for"] * (row == chosen)
+            table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
+    return table
+
+
+_PARTS = (
+    "weights", "AdamW", "reference", "copy", "KV", "logits", "gradients", "gathered", "activations", "head", "peak",
+)  # fmt: skip
+
+
+def _needs(plan: Plan) -> list[Trial]:
+    """Of the trials on GPUs the largest of each model and way to run it."""
+    found: dict[object, Trial] = {}
+    for trial in plan.trials:
+        if not trial.resources.gpus or trial.spread is None:
+            continue
+        need = (trial.config.model.path, trial.config.model.adapter, trial.spread.strategy, trial.resources.gpus)
+        known = found.setdefault(need, trial).spread
+        if known is not None and trial.spread.memory.peak_gib > known.memory.peak_gib:
+            found[need] = trial
+    return list(found.values())
+
+
+def _way(row: Spread) -> str:
+    gpus = f"{row.resources.gpus:g} GPU{'s' if row.resources.gpus > 1 else ''}"
+    how: list[str] = [] if row.strategy == "single" else [row.strategy]
+    how += [f"{row.adapter.kind} r {row.adapter.r}"] if row.adapter is not None else []
+    how += ["offload"] if row.strategy == "fsdp" and row.resources.cpu_offload else []
+    return ", ".join([gpus, *how])
+
+
+def _memory_cells(memory: Memory) -> list[str]:
+    lasting = (memory.weights, memory.optimiser, memory.reference)
+    update = (memory.gradients, memory.gathered, memory.activations, memory.head)
+    parts = (*lasting, memory.decoding, memory.kv, memory.sampling, *update, memory.peak_gib)
+    return [f"{part:.1f}" if part else "-" for part in parts]
+
+
 def cost_lines(plan: Plan) -> list[str]:
     """What a plan amounts to, and where its numbers come from."""
     facts = plan.to_json()
@@ -164,10 +226,14 @@ def cost_lines(plan: Plan) -> list[str]:
         )
     largest = max(on_gpus, key=_size_on_node)
     lines.append(f"one node must have {_node(largest)} (for {largest.label})")
-    memory = max((trial.cost.memory_gib or 0.0) for trial in on_gpus)
-    lines.append(
-        f"memory: up to {memory:,.0f} GiB a trial for weights, optimiser and KV (estimated), activations aside"
-    )
+    known = [trial.spread for trial in on_gpus if trial.spread is not None]
+    if known:
+        worst = max(known, key=lambda spread: spread.memory.peak_gib)
+        lines += [
+            f"memory: up to {worst.memory.peak_gib:,.0f} of {worst.usable_gib:,.0f} GiB of a GPU, which leaves "
+            f"{HEADROOM:.0%} of it free (estimated, docs/memory.md);",
+            "a peak is rollout's (copy, KV, logits) or update's (gradients to head), beside the first three columns",
+        ]
     return lines
 
 

@@ -14,6 +14,7 @@ from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
+from oneshot.memory import Spread, alternatives, choose_strategy, spread
 from oneshot.models import local_folder
 from oneshot.settings import SettingError, flatten
 from oneshot.studies import Study, at_point, idle, read_studies
@@ -36,6 +37,8 @@ class Trial:
     resources: ResourceConfig
     labels: dict[str, str]
     cost: Cost
+    spread: Spread | None = None
+    """How it is spread over processes, and what each needs; None: nothing is known of the model."""
     guards: tuple[GuardConfig, ...] = ()
     phase: Literal["search", "grid"] = "grid"
     study: str = ""
@@ -147,12 +150,8 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     studied = [cell for study in studies for cell in study.cells]
     check_choices(sweep, grid=cells, searched=studied)
     warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
-    several = sorted({cell.label for cell in every if cell.resources.gpus > 1})
-    if several:
-        warnings.append(
-            f"{len(several)} cells ask for more than one GPU ({several[0]}, ...): a trial is one process on one GPU as "
-            "yet; the hours are those of an even share"
-        )
+    warnings += _idle_resources(every)
+    warnings += _too_large(trials)
     if unknown := sorted(made.provisional):
         warnings.append(
             f"keys are provisional: of {', '.join(unknown)} only the name is known; `oneshot fetch "
@@ -232,6 +231,7 @@ class _Maker:
         identity = _identify(cell, self._sweep)
         self.provisional.update(identity.provisional)
         cost = _cost(cell, self._measured)
+        spread_out = spread(cell.config, cell.resources)
         keys = identity.keys(cell.config, seeds)
         return [
             Trial(
@@ -243,6 +243,7 @@ class _Maker:
                 resources=cell.resources,
                 labels=cell.labels,
                 cost=cost,
+                spread=spread_out,
                 guards=tuple(self._sweep.config.guards),
                 phase=place.phase,
                 study=place.study,
@@ -264,6 +265,52 @@ def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
     gpus = cell.resources.gpus
     known = measured.get(training_shape(cell.config, gpus=gpus))
     return estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=known)
+
+
+def _too_large(trials: Sequence[Trial]) -> list[str]:
+    """Cells that do not fit the GPUs that they ask for, with what would help; one sentence for all of one need."""
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for trial in trials:
+        need = trial.spread
+        if need is None or need.fits:
+            continue
+        needs = (
+            f"about {need.memory.peak_gib:.0f} GiB of a GPU ({need.strategy}), which has {need.usable_gib:.0f} to use"
+        )
+        others = [other for other in alternatives(trial.config, trial.resources) if other.fits]
+        cells.setdefault((needs, _mend(others), trial.config.model.path), []).append("/".join(trial.cell.values()))
+    found = []
+    for (needs, mend, model), names in cells.items():
+        distinct = [name or "the only cell" for name in dict.fromkeys(names)]
+        found.append(f"{model} needs {needs}: {mend} ({', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''})")
+    return found
+
+
+def _mend(others: Sequence[Spread]) -> str:
+    """What would fit, for a person to set."""
+    sharded = [other for other in others if other.strategy == "fsdp"]
+    mends = [f"resources: {{gpus: {sharded[0].resources.gpus:g}}}"] if sharded else []
+    if any(other.strategy == "single" for other in others):
+        mends.append("model.adapter: {kind: lora}")
+    return (
+        f"set {' or '.join(mends)}"
+        if mends
+        else "lower train.microbatch_tokens, or set train.activation_checkpointing and rollout.kv_gib"
+    )
+
+
+def _idle_resources(cells: Sequence[Cell]) -> list[str]:
+    """How to spread a trial, said where no trial is spread that way."""
+    several = [cell for cell in cells if cell.resources.processes > 1]
+    found = []
+    if not several and any(cell.resources.strategy != "auto" for cell in cells):
+        found.append(
+            "resources.strategy changes nothing: every trial is one process; set resources.gpus or num_processes"
+        )
+    offloads = [cell for cell in cells if cell.resources.cpu_offload]
+    if offloads and all(choose_strategy(cell.config, cell.resources) != "fsdp" for cell in offloads):
+        found.append("resources.cpu_offload changes nothing: it is for shards, and no trial is spread as fsdp")
+    return found
 
 
 def _coinciding(trials: Sequence[Trial]) -> list[str]:
@@ -355,5 +402,8 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
     if trial.phase == "search":
         found |= {"phase": trial.phase, "study": trial.study, "point": trial.point}
     if trial.resources.gpus:
-        found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours, "memory_gib": trial.cost.memory_gib}
+        found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours}
+    if trial.spread is not None:
+        found |= {"strategy": trial.spread.strategy, "num_processes": trial.resources.processes}
+        found["memory_gib"] = trial.spread.memory.peak_gib
     return found

@@ -20,7 +20,7 @@ from oneshot.sweepfile import Sweep
 
 State = Literal["finished", "failed", "stopped", "running", "pending"]
 STATES: tuple[State, ...] = ("finished", "failed", "stopped", "running", "pending")
-UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, memory_gib=None, basis="unknown")
+UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, basis="unknown")
 RATE_STEPS = 10
 """Steps that a rate is taken over."""
 

@@ -247,6 +247,16 @@ class Folder:
             self.fs.get(posixpath.join(self.path, name, said["folder"]) + "/", f"{local}/", recursive=True)
         return True
 
+    def at_hand(self, name: str, local: Path) -> Path:
+        """Where a file can be read on this machine: where it is, or a copy in a local folder."""
+        path = posixpath.join(self.path, name)
+        if isinstance(self.fs, LocalFileSystem):
+            return Path(path)
+        copy = local / posixpath.basename(name)
+        with _as_os_errors():
+            self.fs.get_file(path, str(copy))
+        return copy
+
     def remove_folder(self, name: str) -> None:
         """Removes what `put_folder` stored."""
         self.remove(f"{name}.json")

@@ -98,7 +98,8 @@ def test_all_linear_leaves_the_head_alone(model: Any) -> None:
 @pytest.mark.parametrize("target", ["q_prjo", "lm_head"])
 def test_a_layer_that_is_not_there_is_refused_by_name(model: Any, target: str) -> None:
     with pytest.raises(
-        ModelError, match=rf"model\.adapter.targets: {target}: the model has no such layer; there is down_proj, .*q_proj"
+        ModelError,
+        match=rf"model\.adapter.targets: {target}: the model has no such layer; there is down_proj, .*q_proj",
     ):
         attach(model, AdapterConfig(targets=[target]), seed=0)
 
@@ -147,11 +148,13 @@ def test_a_checkpoint_is_the_adapters_alone_and_goes_on_bit_for_bit(
 
 def test_an_adapter_is_another_training_and_none_keeps_its_key(tiny_config: MakeConfig) -> None:
     keys = []
-    for model in ({}, {"adapter": None}, {"adapter": {}}, {"adapter": {"r": 8}}):
+    adapters: list[dict[str, Any] | None] = [None, {}, {"r": 8}, {"targets": ["v_proj", "q_proj"]}]
+    for model in ({}, *({"adapter": one} for one in adapters), {"adapter": {"targets": ["q_proj", "v_proj"]}}):
         config = tiny_config(model={"path": "tiny:qwen2", **model})
         keys.append(identify_trial(config).keys(config, [0])[0])
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 3
+    assert keys[4] == keys[5]
+    assert len(set(keys)) == 4
 
 
 def test_large_checkpoints_are_in_parts(

@@ -52,6 +52,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ddp, adapter": {"strategy": "ddp", "do": "accumulate", "sections": {"model": LORA}},
     "fsdp, adapter": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": LORA}},
+    "fsdp, adapter, layers computed twice": {
+        "strategy": "fsdp",
+        "do": "accumulate",
+        "sections": {"model": LORA, "train": {"activation_checkpointing": True}},
+    },
     "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
     "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
     "fsdp, all is skipped": {
@@ -221,6 +226,34 @@ def test_a_checkpoint_goes_on_in_another_number_of_shards(
     (found,) = of_training(list(after.train()))
     after.close()
     assert found == pytest.approx(of_training(wanted)[-1], abs=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_as_many_processes_go_on_bit_for_bit(tiny_config: MakeConfig, tmp_path: Path, strategy: str) -> None:
+    config = tiny_config(train={"num_steps": 3})
+    whole = processes(config, strategy=strategy)
+    wanted = list(whole.train())
+    folders = [tmp_path / name for name in ("wanted", "half", "found")]
+    for folder in folders:
+        folder.mkdir()
+    whole.save(folders[0], with_optimizer=True)
+    whole.close()
+    half = processes(config, strategy=strategy)
+    steps = half.train()
+    for _ in range(2):
+        next(steps)
+    half.save(folders[1], with_optimizer=True)
+    half.close()
+    rest = processes(config, strategy=strategy)
+    rest.load(folders[1])
+    found = list(rest.train())
+    rest.save(folders[2], with_optimizer=True)
+    rest.close()
+    assert of_training(found) == of_training(wanted[2:])
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        mine, theirs = load_file(folders[2] / name), load_file(folders[0] / name)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
 def training(config: TrialConfig, **resources: Any) -> Training:

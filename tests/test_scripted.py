@@ -65,7 +65,7 @@ def training(config: TrialConfig, *, seed: int = 0, guards: tuple[GuardConfig, .
         config=config,
         resources=ResourceConfig(),
         labels={},
-        cost=Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=0.0, memory_gib=None, basis="stated"),
+        cost=Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=0.0, basis="stated"),
         guards=guards,
     )
     (made,) = trainings([trial])

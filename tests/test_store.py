@@ -189,6 +189,15 @@ def test_a_folder_is_replaced_and_fetched_whole(folder: TrialFolder, tmp_path: P
     assert not folder.get_folder("checkpoint", fetched)
 
 
+def test_one_file_of_a_folder_is_at_hand(folder: TrialFolder, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "part").write_bytes(b"\x00weights")
+    folder.put_folder("checkpoint", tmp_path / "new")
+    (kept,) = folder.list("checkpoint")
+    (tmp_path / "local").mkdir()
+    assert folder.at_hand(f"checkpoint/{kept}/part", tmp_path / "local").read_bytes() == b"\x00weights"
+
+
 def test_a_folder_that_was_cut_while_it_was_put_leaves_the_one_before(folder: TrialFolder, tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.mkdir()

@@ -47,7 +47,7 @@ def trial(
         resources=ResourceConfig(gpus=gpus),
         labels={},
         cost=Cost(
-            train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=gpu_hours, memory_gib=None, basis="stated"
+            train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=gpu_hours, basis="stated"
         ),
         phase=phase,
     )  # fmt: skip

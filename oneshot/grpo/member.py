@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import FileStore
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch leaves it out of its `__all__`
 
 from oneshot.errors import UserError
 from oneshot.grpo.metrics import StepMetrics
@@ -85,6 +85,8 @@ def _join(begin: Begin) -> None:
     on_gpu = begin.config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu and torch.cuda.device_count() < begin.size:
         raise UserError(f"{begin.size} processes, but torch sees {torch.cuda.device_count()} GPUs here")
+    if on_gpu:
+        torch.cuda.set_device(begin.rank)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=FileStore(begin.store, begin.size),

@@ -220,6 +220,8 @@ class _Child:
             text=True,
             errors="replace",
             env={
+                "GLOO_SOCKET_IFNAME": LOOPBACK,
+                "NCCL_SOCKET_IFNAME": LOOPBACK,
                 **os.environ,
                 # what accelerate reads; the process group itself is found through a file
                 "RANK": rank,
@@ -227,8 +229,6 @@ class _Child:
                 "WORLD_SIZE": size,
                 "LOCAL_WORLD_SIZE": size,
                 "OMP_NUM_THREADS": str(int(begin.cpus)),
-                "GLOO_SOCKET_IFNAME": LOOPBACK,
-                "NCCL_SOCKET_IFNAME": LOOPBACK,
             },
         )
         theirs.close()

@@ -115,12 +115,13 @@ def shard(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -
     """A whole model, on the CPU -> the same in shards on the device, layer by layer."""
     scored = Scored(model)
     narrow = torch.bfloat16 if config.mixed_precision == "bf16" else None
+    waits_elsewhere = cpu_offload and world.accelerator.device.type != "cpu"
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.accelerator.device.type, (world.size,)),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=narrow, reduce_dtype=None if narrow is None else torch.float32, cast_forward_inputs=False
         ),
-        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if waits_elsewhere else OffloadPolicy(),
     }
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # transformers' word for a decoder layer

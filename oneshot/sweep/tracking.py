@@ -64,20 +64,39 @@ class _Child:
     """Segments of its rows."""
 
 
+def connect(tracking_uri: str) -> MlflowClient:
+    """A client that says no more than it must, and does not try for minutes."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # else a line on stdout for every run that ends
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def find_experiment(client: MlflowClient, name: str, artifacts: str | None, *, metrics: Sequence[str]) -> str:
+    """The id of an experiment, made where there is none; `metrics` are those that it is about, the first above all."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    experiment_id = client.create_experiment(name, artifact_location=artifacts)
+    # said, for the UI guesses otherwise, and takes tables of completions for an LLM application's
+    client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+    for metric in metrics[:1]:
+        client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", metric)
+        client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.greaterIsBetter", "True")
+    return str(experiment_id)
+
+
 class Tracker:
     """One sweep's runs in one MLflow experiment."""
 
     def __init__(self, plan: Plan, store: Store, *, tracking_uri: str, experiment: str, artifacts: str | None) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        # else a line on stdout for every run that ends
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._plan = plan
         self._store = store
-        self._client = MlflowClient(tracking_uri=tracking_uri)
-        self._experiment_id = self._find_experiment(experiment, artifacts)
+        self._client = connect(tracking_uri)
+        self._experiment_id = find_experiment(self._client, experiment, artifacts, metrics=accuracies(plan))
         self._parent_id = self._find_parent()
         self._children = self._find_children()
         self._is_open = False
@@ -93,18 +112,6 @@ class Tracker:
         if self._is_open and self._parent_id is not None:
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
             self.refresh_studies()
-
-    def _find_experiment(self, name: str, artifacts: str | None) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        experiment_id = self._client.create_experiment(name, artifact_location=artifacts)
-        # said, for the UI guesses otherwise, and takes tables of completions for an LLM application's
-        self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
-        for metric in accuracies(self._plan)[:1]:
-            self._client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", metric)
-            self._client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.greaterIsBetter", "True")
-        return str(experiment_id)
 
     def _search(self, condition: str) -> list[Any]:
         found, token = [], None
@@ -207,7 +214,7 @@ class Tracker:
         return result if is_enough else folder.current_result()
 
     def _is_told(self, trial: Trial, result: Result | None) -> bool:
-        child = self._children.get(_identity(trial))
+        child = self._children.get(run_identity(trial))
         if child is not None and trial.is_settled and child.status in ("FINISHED", "FAILED"):
             return True
         if child is None or result is None:
@@ -218,7 +225,7 @@ class Tracker:
         return read_stops(self._store.sweep(self._plan.name))
 
     def _is_stopped(self, trial: Trial) -> bool:
-        child = self._children.get(_identity(trial))
+        child = self._children.get(run_identity(trial))
         return child is not None and child.status == "KILLED"
 
     def sync(self, trial: Trial) -> None:
@@ -258,7 +265,7 @@ class Tracker:
     def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
         """The trial's run, RUNNING, described, and with what it has of metrics known."""
         assert self._parent_id is not None
-        identity = _identity(trial)
+        identity = run_identity(trial)
         if identity not in self._children:
             tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
             tags[NOTE] = self._note(trial)
@@ -278,7 +285,7 @@ class Tracker:
         """Says once what the trial is, and learns what the run has."""
         if child.is_described:
             return
-        params = [Param(name, value) for name, value in _params(trial)]
+        params = [Param(name, value) for name, value in run_params(trial)]
         datasets = _dataset_inputs(trial)
         if not child.is_new:
             run = self._client.get_run(child.run_id)
@@ -310,6 +317,8 @@ class Tracker:
             "attempt": str(folder.last_attempt()),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
+            "num_processes": str(attempt.get("num_processes", 1)),
+            "strategy": str(attempt.get("strategy", "single")),
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
             **{f"label.{name}": value for name, value in trial.labels.items()},
             **_source_tags(),
@@ -439,11 +448,13 @@ def _status(trial: Trial, result: Result) -> str:
     return "FINISHED" if trial_standing(trial, result) == "finished" else "FAILED"
 
 
-def _identity(trial: Trial) -> str:
+def run_identity(trial: Trial) -> str:
+    """The tag by which a trial's run is found."""
     return f"{trial.key} {trial.label}"
 
 
-def _params(trial: Trial) -> list[tuple[str, str]]:
+def run_params(trial: Trial) -> list[tuple[str, str]]:
+    """What MLflow shows as the parameters of a trial's run."""
     # whole, too: MLflow groups runs by one name better than by several
     params = {"cell": "/".join(trial.cell.values())} | {f"cell.{axis}": name for axis, name in trial.cell.items()}
     params |= {"seed": str(trial.seed), "phase": trial.phase}

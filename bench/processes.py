@@ -1,0 +1,101 @@
+"""A GRPO step by several processes against one process with as many threads: `python bench/processes.py`.
+
+The same trial, the same cores: one process with N threads, N processes with whole copies (ddp), N processes with shards
+(fsdp). They take turns, so that a machine's mood meets all of them. Each line's ratio is the single process' step over
+theirs; the last line is `ratio: X` of ddp. On a machine with GPUs each process has one, and so has the single one.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+NUM_WARMUPS = 2
+SMOLLM2 = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
+
+
+def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> Any:
+    """GRPO on one sum."""
+    from oneshot.config import TrialConfig
+
+    return TrialConfig.model_validate(
+        {
+            "model": {"path": model},
+            "prompt": {"template": "plain", "train_suffix": ""},
+            "examples": ["arithmetic:47+38"],
+            "rollout": {"num_groups": num_groups, "group_size": 8, "temperature": 1.0, "max_tokens": max_tokens},
+            "optim": {"lr": 1e-6},
+            "train": {"num_steps": num_steps},
+        }
+    )
+
+
+def works(config: Any, num_processes: int) -> dict[str, Any]:
+    """The trial in each way; those of several processes are children, which wait while the others are measured."""
+    from oneshot.grpo.processes import Processes
+    from oneshot.grpo.work import GrpoWork
+    from oneshot.tasks.grading import Grader
+
+    several = {"seed": 0, "cpus": num_processes, "grader_timeout_s": 5.0, "halvings": 0, "cpu_offload": False}
+    return {
+        "one process": GrpoWork(config, seed=0, cpus=num_processes, grader=Grader()),
+        "ddp": Processes(config, **several, num_processes=num_processes, strategy="ddp"),
+        "fsdp": Processes(config, **several, num_processes=num_processes, strategy="fsdp"),
+    }
+
+
+def measure(config: Any, num_processes: int) -> dict[str, list[dict[str, float]]]:
+    """Metrics of the measured steps of each way."""
+    found: dict[str, list[dict[str, float]]] = {}
+    made = works(config, num_processes)
+    steps: dict[str, Iterator[Any]] = {name: work.train() for name, work in made.items()}
+    for number in range(config.train.num_steps):
+        for name, of_one in steps.items():
+            start_s = time.perf_counter()
+            metrics = next(of_one).metrics
+            if number >= NUM_WARMUPS:
+                found.setdefault(name, []).append({**metrics, "whole_s": time.perf_counter() - start_s})
+    for work in made.values():
+        work.close()
+    return found
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--model", default=str(SMOLLM2) if SMOLLM2.is_dir() else "tiny:llama")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--max-tokens", type=int, default=56)
+    parser.add_argument("--steps", type=int, default=3, help="measured steps, after two that warm up")
+    args = parser.parse_args()
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}, {sys.platform}")
+    print(f"{Path(args.model).name}: {args.groups * 8} completions of up to {args.max_tokens} tokens")
+    config = trial(
+        args.model, num_groups=args.groups, max_tokens=args.max_tokens, num_steps=NUM_WARMUPS + args.steps
+    )  # fmt: skip
+    found = measure(config, args.processes)
+    alone = found["one process"]
+    ratios = {}
+    for name, steps in found.items():
+        # sampled lengths are the same but for last digits: a step is compared with the same step
+        ratios[name] = statistics.median(
+            one["perf/step_s"] / mine["perf/step_s"] for one, mine in zip(alone, steps, strict=True)
+        )
+        median = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
+        print(
+            f"  {name:12} step {median['perf/step_s']:.3f} s (rollout {median['perf/rollout_s']:.3f}, update "
+            f"{median['perf/update_s']:.3f}), memory {median['system/rss_gib']:.2f} GiB, reward "
+            f"{median['reward/mean']:.3f}, ratio {ratios[name]:.2f}"
+        )
+    print(f"ratio: {ratios['ddp']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A kept training and a precision -> its policy as transformers has it: whole, and with nothing of ours in it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn import Parameter
+from transformers import GenerationConfig
+
+from oneshot.errors import OneshotError
+from oneshot.export.kept import Kept
+from oneshot.export.source import SourceModel
+from oneshot.grpo.adapter import attach, merge
+from oneshot.grpo.policy import Policy, load_policy
+from oneshot.tasks.prompts import turn_ends
+
+SHARD = "5GB"
+"""Of weights a file."""
+
+
+def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
+    """The model that the trial began with, with the weights that it has now, each rounded once from what is kept.
+
+    An adapter is merged in float32 or wider, into weights that are not rounded yet.
+
+    Raises:
+        OneshotError: the checkpoint is not one of this model.
+    """
+    adapter, target = kept.config.model.adapter, getattr(torch, dtype)
+    wide = target if adapter is None else torch.promote_types(getattr(torch, kept.config.model.dtype), target)
+    policy = load_policy(kept.config.model.model_copy(update={"dtype": str(wide).removeprefix("torch.")}))
+    if adapter is not None:
+        attach(policy.model, adapter, seed=kept.asked.trial.seed)
+    trained = {
+        name: parameter
+        for name, parameter in policy.model.named_parameters()
+        if adapter is None or parameter.requires_grad
+    }
+    missing = trained.keys() - _take(trained, files, wide=adapter is not None)
+    if missing:
+        raise OneshotError(f"{kept.label}: its checkpoint lacks {len(missing)} weights, as {min(missing)}")
+    if adapter is not None:
+        merge(policy.model)
+        for parameter in policy.model.parameters():
+            parameter.data = parameter.data.to(target)
+    if kept.config.prompt.stop == "turn":
+        policy.eos_ids = tuple(sorted({*policy.eos_ids, *turn_ends(policy.tokenizer)}))
+    return policy
+
+
+@torch.no_grad()
+def _take(trained: dict[str, Parameter], files: Iterable[Path], *, wide: bool) -> set[str]:
+    """Puts the files' tensors into the model one by one; `wide`: as they are, and not in its precision."""
+    seen: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it has no __iter__
+                if name not in trained:
+                    raise OneshotError(f"{path}: {name}: no such weight in the model")
+                tensor = file.get_tensor(name)
+                if wide:
+                    trained[name].data = tensor
+                else:
+                    trained[name].copy_(tensor)
+                seen.add(name)
+    return seen
+
+
+def save_model(policy: Policy, source: SourceModel, folder: Path) -> dict[str, Any]:
+    """Writes config and weights as `save_pretrained` does; returns the generation config that belongs to them.
+
+    It ends where the trial's completions do, which may be more tokens than the model's own says.
+    """
+    original = policy.model.generation_config
+    # what a hub has may not be valid by transformers' rules of today, which are asked when it is saved
+    policy.model.generation_config = GenerationConfig()
+    policy.model.save_pretrained(folder, max_shard_size=SHARD)
+    policy.model.generation_config = original
+    eos_ids = list(policy.eos_ids)
+    said = source.generation or original.to_diff_dict()
+    left = {name: value for name, value in said.items() if name not in ("_from_model_config", "transformers_version")}
+    return {"pad_token_id": policy.pad_id, **left, "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids}
