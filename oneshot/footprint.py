@@ -236,12 +236,12 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
         head=logits + known,
     )
     if sizes.strategy == "fsdp":
-        # one layer on: its activations are gone, its gradients are on their way to the sum over processes
+        # one layer on: its activations and weights are let go, its gradients on their way to the sum over processes
         again = config.train.activation_checkpointing
         gone = 0.0 if again else layer_bytes(config, shape, batch, compute_bytes=sizes.compute)
         yield _Moment(
             gradients=summed,
-            gathered=root + _gathered(sizes) + _reduced(sizes, shape.layer_params),
+            gathered=root + _gathered(sizes) / 2 + _reduced(sizes, shape.layer_params),
             activations=kept - gone + (0.0 if again else backward_bytes(shape, batch, compute_bytes=sizes.compute)),
             head=logits + known,
         )
@@ -285,6 +285,8 @@ def _gathered(sizes: _Sizes) -> float:
 
 def _reduced(sizes: _Sizes, num_params: int) -> float:
     """Of weights that fsdp has whole: gradients, and the float32 ones on their way to the sum over processes."""
+    if sizes.strategy != "fsdp":
+        return 0.0
     # those of the layer before are let go when these set out
     trained = num_params * sizes.num_trained / sizes.num_params
     return trained * (sizes.compute + 4 * (2 + 1 / sizes.num_processes))

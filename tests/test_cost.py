@@ -1,6 +1,5 @@
 """What a trial is expected to cost: worked by hand, and which of three ways to know its speed counts."""
 
-import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path

@@ -1,9 +1,11 @@
 """What only a GPU can show; `pytest -m gpu`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from test_processes import of_training, processes
 
 from oneshot.config import ModelConfig, TrialConfig
 from oneshot.grpo.head import Workspace, head_loss
@@ -14,6 +16,7 @@ from oneshot.grpo.policy import load_policy
 from oneshot.grpo.rollout import Request, Sampling
 from oneshot.grpo.state import new_state
 from oneshot.grpo.train import train
+from oneshot.grpo.work import GrpoWork
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import encode
 
@@ -80,3 +83,35 @@ def test_a_trial_learns_in_bfloat16(tiny_config: Callable[..., TrialConfig], gra
     )
     reward = [step.metrics["reward/mean"] for step in train(config, new_state(config, seed=0, grader=grader))]
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.2
+
+
+def test_an_adapter_learns_in_bfloat16(tiny_config: Callable[..., TrialConfig], grader: Grader) -> None:
+    config = tiny_config(
+        model={"path": "tiny:qwen2", "device": "cuda", "mixed_precision": "bf16", "adapter": {"r": 8, "alpha": 16.0}},
+        rollout={"num_groups": 8, "group_size": 8},
+        train={"num_steps": 16},
+        optim={"lr": 2e-3},
+        eval={"suites": {}},
+    )
+    reward = [step.metrics["reward/mean"] for step in train(config, new_state(config, seed=0, grader=grader))]
+    assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp, shards in host memory"])
+def test_two_gpus_train_as_one_does(
+    tiny_config: Callable[..., TrialConfig], grader: Grader, tmp_path: Path, strategy: str
+) -> None:
+    config = tiny_config(model={"path": "tiny:llama", "dtype": "float64", "device": "cuda"}, train={"num_steps": 3})
+    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    work = processes(config, strategy=strategy.split(",")[0], cpu_offload="host" in strategy)
+    steps = work.train()
+    found = [next(steps) for _ in range(3)]
+    work.save(tmp_path, with_optimizer=True)
+    work.close()
+    resumed = processes(config, strategy=strategy.split(",")[0], cpu_offload="host" in strategy)
+    resumed.load(tmp_path)
+    found += resumed.train()
+    resumed.close()
+    for mine, theirs in zip(of_training(found), of_training(wanted), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)

@@ -338,6 +338,8 @@ SEVERAL: dict[str, tuple[Strategy, dict[str, Any], dict[str, dict[str, Any]]]] =
     "ddp, bf16, weights above all": ("ddp", WIDE, {"model": MIXED, "rollout": {"num_groups": 2, "max_tokens": 16}}),
     "fsdp": ("fsdp", {}, {}),
     "fsdp, bf16": ("fsdp", {"tie_word_embeddings": False}, {"model": MIXED}),
+    "fsdp, adapter": ("fsdp", {}, {"model": LORA}),
+    "fsdp, bf16, checkpointing": ("fsdp", {}, {"model": MIXED, "train": {"activation_checkpointing": True}}),
     "fsdp, weights above all": ("fsdp", WIDE, {"rollout": {"num_groups": 2, "max_tokens": 16}}),
     "fsdp, bf16, weights above all": ("fsdp", WIDE, {"model": MIXED, "rollout": {"num_groups": 2, "max_tokens": 16}}),
 }
