@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 NUM_WARMUPS = 2
 SMOLLM2 = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
@@ -40,14 +40,15 @@ def works(config: Any, num_processes: int) -> dict[str, Any]:
     """The trial in each way; those of several processes are children, which wait while the others are measured."""
     from oneshot.grpo.processes import Processes
     from oneshot.grpo.work import GrpoWork
+    from oneshot.sweepconfig import ResourceConfig
     from oneshot.tasks.grading import Grader
 
-    several = {"seed": 0, "cpus": num_processes, "grader_timeout_s": 5.0, "halvings": 0, "cpu_offload": False}
-    return {
-        "one process": GrpoWork(config, seed=0, cpus=num_processes, grader=Grader()),
-        "ddp": Processes(config, **several, num_processes=num_processes, strategy="ddp"),
-        "fsdp": Processes(config, **several, num_processes=num_processes, strategy="fsdp"),
-    }
+    def several(strategy: Literal["ddp", "fsdp"]) -> Processes:
+        resources = ResourceConfig(cpus=num_processes, num_processes=num_processes, strategy=strategy)
+        return Processes(config, seed=0, resources=resources, grader_timeout_s=5.0)
+
+    alone = GrpoWork(config, seed=0, resources=ResourceConfig(cpus=num_processes), grader=Grader())
+    return {"one process": alone, "ddp": several("ddp"), "fsdp": several("fsdp")}
 
 
 def measure(config: Any, num_processes: int) -> dict[str, list[dict[str, float]]]:

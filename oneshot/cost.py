@@ -10,7 +10,6 @@ from statistics import median
 from typing import Literal
 
 from oneshot.config import TrialConfig
-from oneshot.memory import memory_gib  # noqa: F401 (until work.py takes it from there)
 from oneshot.shapes import ModelShape, model_shape
 from oneshot.store import Store
 from oneshot.sweepconfig import CostConfig

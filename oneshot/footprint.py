@@ -177,9 +177,7 @@ def _lasting(sizes: _Sizes) -> tuple[float, float, float, float]:
     # the master's shards are what the weights that compute are gathered from; what is not trained has none
     frozen = sizes.compute * (sizes.num_params - sizes.num_trained)
     shard = sizes.shard
-    # what is outside the layers stays whole after the reference's forward pass
-    root = sizes.compute * sizes.shape.root_params if sizes.has_reference else 0
-    return frozen * shard, (trained + moments) * shard, reference * shard + root, whole
+    return frozen * shard, (trained + moments) * shard, reference * shard, whole
 
 
 def _rollout(
@@ -228,7 +226,7 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
         activations=kept,
         head=logits + _head_bytes(config, sizes, batch, chunk=chunk),
     )
-    known = sizes.compute * (shape.head_params + batch.num_scored * shape.hidden)
+    known = sizes.compute * (_head_weights(config, sizes) + batch.num_scored * shape.hidden)
     yield _Moment(
         gradients=summed,
         gathered=root + _gathered(sizes),
@@ -249,21 +247,26 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
         gradients=_gradients_at_end(sizes, summed),
         gathered=root + (_reduced(sizes, shape.root_params) if config.model.adapter is None else 0.0),
         activations=2 * sizes.compute * batch.num_tokens * shape.hidden,
-        head=logits + known,
+        head=logits,
     )
+
+
+def _head_weights(config: TrialConfig, sizes: _Sizes) -> int:
+    """Weights of the head that have a gradient: beside an adapter none."""
+    return sizes.shape.head_params if config.model.adapter is None else 0
 
 
 def _head_bytes(config: TrialConfig, sizes: _Sizes, batch: MicroBatch, *, chunk: float) -> float:
     """What the head has beside its logits: gradients of hidden states and weights, and what it casts."""
     shape = sizes.shape
     hidden = 2 * batch.num_scored * shape.hidden * sizes.compute
-    weight = shape.head_params * sizes.wide
+    weight = _head_weights(config, sizes) * sizes.wide
     is_cast = sizes.compute != sizes.wide
     narrow = chunk * shape.vocabulary * sizes.compute if is_cast else 0
     if sizes.on_gpu:
         product = chunk * shape.vocabulary * sizes.wide if config.loss.entropy_coef else 0
         return hidden + weight + max(product, narrow + (weight if is_cast else 0))
-    return hidden + weight + max(shape.head_params * sizes.wide if is_cast else 0, narrow)
+    return hidden + weight + max(weight if is_cast else 0, narrow)
 
 
 def _gradients_at_end(sizes: _Sizes, summed: float) -> float:

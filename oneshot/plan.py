@@ -14,7 +14,7 @@ from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
-from oneshot.memory import Spread, alternatives, choose_strategy, spread
+from oneshot.memory import Memory, Spread, alternatives, choose_strategy, spread
 from oneshot.models import local_folder
 from oneshot.settings import SettingError, flatten
 from oneshot.studies import Study, at_point, idle, read_studies
@@ -150,7 +150,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) ->
     studied = [cell for study in studies for cell in study.cells]
     check_choices(sweep, grid=cells, searched=studied)
     warnings += _coinciding([trial for trial in trials if trial.phase == "grid"])
-    warnings += _idle_resources(every)
+    warnings += _odd_resources(every)
     warnings += _too_large(trials)
     if unknown := sorted(made.provisional):
         warnings.append(
@@ -270,18 +270,20 @@ def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
 def _too_large(trials: Sequence[Trial]) -> list[str]:
     """Cells that do not fit the GPUs that they ask for, with what would help; one sentence for all of one need."""
     cells: dict[tuple[str, str, str], list[str]] = {}
-    for trial in trials:
-        need = trial.spread
+    mends: dict[tuple[Memory, str], str] = {}
+    for trial in {tuple(trial.cell.values()): trial for trial in reversed(trials)}.values():  # the first of each cell
+        need, model = trial.spread, trial.config.model.path
         if need is None or need.fits:
             continue
         needs = (
             f"about {need.memory.peak_gib:.0f} GiB of a GPU ({need.strategy}), which has {need.usable_gib:.0f} to use"
         )
-        others = [other for other in alternatives(trial.config, trial.resources) if other.fits]
-        cells.setdefault((needs, _mend(others), trial.config.model.path), []).append("/".join(trial.cell.values()))
+        if (need.memory, model) not in mends:
+            mends[need.memory, model] = _mend([one for one in alternatives(trial.config, trial.resources) if one.fits])
+        cells.setdefault((needs, mends[need.memory, model], model), []).insert(0, "/".join(trial.cell.values()))
     found = []
     for (needs, mend, model), names in cells.items():
-        distinct = [name or "the only cell" for name in dict.fromkeys(names)]
+        distinct = [name or "the only cell" for name in names]
         found.append(f"{model} needs {needs}: {mend} ({', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''})")
     return found
 
@@ -299,10 +301,16 @@ def _mend(others: Sequence[Spread]) -> str:
     )
 
 
-def _idle_resources(cells: Sequence[Cell]) -> list[str]:
-    """How to spread a trial, said where no trial is spread that way."""
+def _odd_resources(cells: Sequence[Cell]) -> list[str]:
+    """How to spread a trial, said where no trial is spread that way; and processes without a core each."""
     several = [cell for cell in cells if cell.resources.processes > 1]
     found = []
+    if short := [cell for cell in several if cell.resources.cpus < cell.resources.processes]:
+        need = short[0].resources
+        found.append(
+            f"resources.cpus: {need.cpus:g} for {need.processes} processes, which share them: set cpus to "
+            f"{need.processes} or more ({short[0].label or 'the only cell'})"
+        )
     if not several and any(cell.resources.strategy != "auto" for cell in cells):
         found.append(
             "resources.strategy changes nothing: every trial is one process; set resources.gpus or num_processes"

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from oneshot.errors import DataError, GuardError, DeadProcessError, TrialError, UserError
+from oneshot.errors import DataError, DeadProcessError, GuardError, TrialError, UserError
 from oneshot.grpo.metrics import Evaluation, StepMetrics
 from oneshot.lease import Holder, Lease, LeaseLost, take
 from oneshot.logs import JsonLines, wants_json

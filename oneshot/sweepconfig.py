@@ -27,10 +27,12 @@ class ResourceConfig(Config):
     memory_gib: float | None = Field(None, gt=0, description="host memory, reserved through Ray")
     accelerator: list[str] | None = Field(None, description="accelerator types that will do, as Ray names them")
     gpu_gib: float | None = Field(
-        None, gt=0, description="memory of one GPU that the plan reckons with; absent: by `accelerator`, else 80"
+        None,
+        gt=0,
+        description="of one GPU, for the plan; absent: by `accelerator`, else 79, of 80 GB",
     )
     num_processes: int | None = Field(
-        None, ge=1, description="processes that share one trial, all on one node; absent: one a GPU"
+        None, ge=1, description="processes that share one trial, on one node; absent: one a GPU"
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",

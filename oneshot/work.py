@@ -6,7 +6,6 @@ from typing import Protocol
 
 from oneshot.grpo.metrics import StepMetrics
 from oneshot.grpo.processes import Processes
-from oneshot.memory import choose_strategy
 from oneshot.scripted import ScriptedWork
 from oneshot.tasks.grading import Grader
 from oneshot.trainings import Training
@@ -68,13 +67,10 @@ def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) ->
         return Processes(
             training.config,
             seed=training.seed,
-            cpus=resources.cpus,
+            resources=resources,
             grader_timeout_s=grader.timeout_s,
             halvings=halvings,
-            num_processes=resources.processes,
-            strategy=choose_strategy(training.config, resources),
-            cpu_offload=resources.cpu_offload,
         )
     from oneshot.grpo.work import GrpoWork
 
-    return GrpoWork(training.config, seed=training.seed, cpus=resources.cpus, grader=grader, halvings=halvings)
+    return GrpoWork(training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings)

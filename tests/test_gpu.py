@@ -17,6 +17,7 @@ from oneshot.grpo.rollout import Request, Sampling
 from oneshot.grpo.state import new_state
 from oneshot.grpo.train import train
 from oneshot.grpo.work import GrpoWork
+from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import encode
 
@@ -103,7 +104,7 @@ def test_two_gpus_train_as_one_does(
     tiny_config: Callable[..., TrialConfig], grader: Grader, tmp_path: Path, strategy: str
 ) -> None:
     config = tiny_config(model={"path": "tiny:llama", "dtype": "float64", "device": "cuda"}, train={"num_steps": 3})
-    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    wanted = list(GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     work = processes(config, strategy=strategy.split(",")[0], cpu_offload="host" in strategy)
     steps = work.train()
     found = [next(steps) for _ in range(3)]

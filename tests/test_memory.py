@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from weighing import Weighed, small_model, weigh, weigh_several
 
-from oneshot import footprint as estimates
 from oneshot.config import AdapterConfig, TrialConfig
 from oneshot.display import plan_table
 from oneshot.footprint import Memory, Strategy, footprint
-from oneshot.grpo import head, lockstep
 from oneshot.memory import alternatives, choose_strategy, spread, trial_memory, usable_gib
 from oneshot.plan import Plan, make_plan
 from oneshot.shapes import ModelShape, model_shape
@@ -160,11 +158,6 @@ def test_the_smallest_accelerator_that_will_do_is_planned_with() -> None:
     assert usable_gib(ResourceConfig(gpus=2)) == pytest.approx(71.1)
     assert usable_gib(ResourceConfig(gpus=1, gpu_gib=30)) == pytest.approx(27)
     assert usable_gib(ResourceConfig()) is None
-
-
-def test_the_estimate_counts_with_the_engine_s_own_numbers() -> None:
-    assert estimates.CHUNK_LOGITS == head.CHUNK_LOGITS
-    assert estimates.LIVE_SHARE == lockstep.LIVE_SHARE
 
 
 # what the plan says

@@ -57,6 +57,11 @@ CASES: dict[str, dict[str, Any]] = {
         "do": "accumulate",
         "sections": {"model": LORA, "train": {"activation_checkpointing": True}},
     },
+    "fsdp, adapter, bf16": {
+        "strategy": "fsdp",
+        "do": "update",
+        "sections": {"model": {**LORA, "dtype": "float32", "mixed_precision": "bf16"}, "optim": {"lr": 1e-4}},
+    },
     "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
     "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
     "fsdp, all is skipped": {
@@ -119,19 +124,8 @@ def test_the_gradient_is_that_of_one_process(
 
 
 def processes(config: TrialConfig, size: int = 2, **settings: Any) -> Processes:
-    return Processes(
-        config,
-        **{
-            "seed": 0,
-            "cpus": 2,
-            "grader_timeout_s": 5.0,
-            "halvings": 0,
-            "num_processes": size,
-            "strategy": "ddp",
-            "cpu_offload": False,
-            **settings,
-        },
-    )
+    resources = ResourceConfig(**{"num_processes": size, "cpus": size, **settings})
+    return Processes(config, seed=0, resources=resources, grader_timeout_s=5.0)
 
 
 def of_training(steps: list[StepMetrics]) -> list[dict[str, float]]:
@@ -167,14 +161,14 @@ def test_a_trial_is_the_same_in_shards_and_goes_on_in_one_process_from_their_che
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path
 ) -> None:
     config = tiny_config(**EXACT)
-    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    wanted = list(GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     work = processes(config, strategy="fsdp")
     steps = work.train()
     found = [next(steps) for _ in range(3)]  # the evaluation at the start and two steps
     work.save(tmp_path, with_optimizer=True)
     assert work.step == 2
     work.close()
-    resumed = GrpoWork(config, seed=0, cpus=1, grader=grader)
+    resumed = GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader)
     resumed.load(tmp_path)
     found += resumed.train()
     assert [step.step for step in found] == [0, 1, 2, 3]
@@ -194,7 +188,7 @@ def test_a_trial_is_the_same_in_copies_from_the_checkpoint_of_one_process(
 ) -> None:
     # 5 groups: one process samples more than the other; majority: what is paid depends on all completions
     config = tiny_config(**EXACT, rollout={"num_groups": 5}, reward={"kind": "majority"})
-    begun = GrpoWork(config, seed=0, cpus=1, grader=grader)
+    begun = GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader)
     steps = begun.train()
     wanted = [next(steps) for _ in range(2)]
     begun.save(tmp_path, with_optimizer=True)
@@ -214,7 +208,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_shards(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path, first: int, second: int
 ) -> None:
     config = tiny_config(**EXACT)
-    wanted = list(GrpoWork(config, seed=0, cpus=1, grader=grader).train())
+    wanted = list(GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     before = processes(config, first, strategy="fsdp")
     steps = before.train()
     for _ in range(3):

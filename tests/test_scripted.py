@@ -383,7 +383,7 @@ def works(tiny_config: MakeConfig, grader: Grader) -> Callable[[int], GrpoWork]:
     config = tiny_config(train={"num_steps": 1, "microbatch_tokens": 400}, rollout={"kv_gib": 1.0})
 
     def make(halvings: int) -> GrpoWork:
-        return GrpoWork(config, seed=0, cpus=1, grader=grader, halvings=halvings)
+        return GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader, halvings=halvings)
 
     return make
 

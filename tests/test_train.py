@@ -33,6 +33,14 @@ def weights(state: TrialState) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in state.policy.model.named_parameters()}
 
 
+def test_layers_that_are_computed_twice_make_the_same_trial(tiny_config: MakeConfig, grader: Grader) -> None:
+    found = []
+    for is_on in (False, True):
+        model = {"path": "tiny:llama", "dtype": "float64"}
+        found.append(comparable(run(tiny_config(model=model, train={"activation_checkpointing": is_on}), grader)[0]))
+    assert [pytest.approx(step, abs=1e-7) for step in found[0]] == found[1]
+
+
 def test_one_example_teaches_the_tiny_model_problems_it_never_saw(tiny_config: MakeConfig, grader: Grader) -> None:
     """The learning test: training reward and held-out accuracy rise far beyond their noise (about 0.06 and 0.05)."""
     config = tiny_config(

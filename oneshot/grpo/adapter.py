@@ -55,13 +55,15 @@ def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:
 def switched_off(model: Any) -> Iterator[None]:
     """The model without its adapter."""
     layers = _layers(model).values()
+    # not by `enable_adapters`, which takes gradients off too: FSDP looks at them in its first forward, and then reduces
+    # the adapter's in the wrong precision for good
     for layer in layers:
-        layer.enable_adapters(enabled=False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(enabled=True)
+            layer._disable_adapters = False
 
 
 @torch.no_grad()

@@ -4,10 +4,13 @@ Shapes: N tokens of the pack, M completion tokens, H hidden size, S positions of
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.grpo import attention
 from oneshot.grpo.head import LossOf, Workspace, head_loss, token_logprobs
@@ -67,6 +70,24 @@ class Scored(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._twice: list[GradientCheckpointingLayer] = []
+
+    def compute_twice(self) -> None:
+        """Has each layer computed again in the backward pass, in place of keeping what it computed."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._twice = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Layers that are computed twice are so in training mode only, where they have no cache, and so never decode.
+
+        What is within them stays in evaluation mode: there is no dropout.
+        """
+        for layer in self._twice:
+            layer.training = True
+        yield
+        for layer in self._twice:
+            layer.training = False
 
     def forward(
         self,
@@ -83,8 +104,10 @@ class Scored(torch.nn.Module):
         """
         if loss_of is None:
             return completion_logprobs(self.model, batch, temperature=temperature, space=space)
+        with self._training():
+            hidden_MH = hidden_states(self.model, batch)
         output = head_loss(
-            hidden_states(self.model, batch),
+            hidden_MH,
             self.model.get_output_embeddings(),
             batch.targets_M,
             loss_of,

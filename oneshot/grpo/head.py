@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oneshot.footprint import CHUNK_LOGITS
 from oneshot.grpo.loss import LossOutput
-
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
-"""Logits that exist at a time, by device: 128 MiB and 1 GiB in float32."""
 
 LossOf = Callable[[Tensor, Tensor | None, slice], LossOutput]
 """Log-probabilities and entropy of a slice of the tokens, `[n]` each -> that slice's part of the loss."""
@@ -133,8 +131,9 @@ class _Known(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Each known gradient times that of the loss."""
-        return (None, None, *(None if known is None else known.mul_(outer) for known in ctx.gradients))
+        """Each known gradient times that of the loss; they are as large as the head, and let go."""
+        gradients, ctx.gradients = ctx.gradients, ()
+        return (None, None, *(None if known is None else known.mul_(outer) for known in gradients))
 
 
 class _Chunks:
@@ -144,12 +143,16 @@ class _Chunks:
         self.hidden_NH, self.head, self.temperature, self.space = hidden_NH, head, temperature, space
         dtype = wide(hidden_NH.dtype)
         self.hidden_grad_NH = torch.empty_like(hidden_NH)
-        self._weight_sum_VH = torch.zeros(head.weight.shape, dtype=dtype, device=hidden_NH.device)
-        self._bias_sum_V = None if head.bias is None else torch.zeros_like(head.bias, dtype=dtype)
+        # beside an adapter the head is frozen
+        is_trained = head.weight.requires_grad
+        self._weight_sum_VH = (
+            torch.zeros(head.weight.shape, dtype=dtype, device=hidden_NH.device) if is_trained else None
+        )
+        self._bias_sum_V = None if head.bias is None or not is_trained else torch.zeros_like(head.bias, dtype=dtype)
 
     @property
-    def weight_grad_VH(self) -> Tensor:
-        return self._weight_sum_VH.to(self.head.weight.dtype)
+    def weight_grad_VH(self) -> Tensor | None:
+        return None if self._weight_sum_VH is None else self._weight_sum_VH.to(self.head.weight.dtype)
 
     @property
     def bias_grad_V(self) -> Tensor | None:
@@ -189,6 +192,8 @@ class _Chunks:
         """Through `logits = (hidden / temperature) @ weight.T + bias / temperature`."""
         narrow_nV = grad_nV.to(hidden_nH.dtype)
         self.hidden_grad_NH[where] = narrow_nV @ self.head.weight / self.temperature
+        if self._weight_sum_VH is None:
+            return
         scaled_nH = hidden_nH / self.temperature
         if narrow_nV.dtype == self._weight_sum_VH.dtype:
             self._weight_sum_VH.addmm_(narrow_nV.T, scaled_nH)

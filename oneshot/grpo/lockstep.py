@@ -16,14 +16,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from oneshot.footprint import LIVE_SHARE
 from oneshot.grpo.graphs import FixedStep
 from oneshot.grpo.head import Workspace, logits
 from oneshot.grpo.policy import Policy
 from oneshot.grpo.rollout import Completion, Ended, Request, Sampling, ignore
 from oneshot.grpo.sampling import below_one, likeliest, sample, uniforms
 
-LIVE_SHARE = 0.85
-"""Rows are dropped once fewer than this share of them is live: a drop copies the cache."""
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
 """Steps between two counts of the live rows: on a GPU a count waits for all that was asked before."""
 

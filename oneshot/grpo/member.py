@@ -43,11 +43,10 @@ class Member:
         self._work = GrpoWork(
             begin.config,
             seed=begin.seed,
-            cpus=begin.cpus,
+            resources=begin.resources,
             grader=Grader(timeout_s=begin.grader_timeout_s),
             halvings=begin.halvings,
-            strategy=begin.strategy,
-            cpu_offload=begin.cpu_offload,
+            rank=begin.rank,
         )
         self._steps: Iterator[StepMetrics] = iter(())
 
@@ -83,15 +82,15 @@ class Member:
 def _join(begin: Begin) -> None:
     """Agrees with the other members on a process group, which accelerate takes as it finds it."""
     on_gpu = begin.config.model.device != "cpu" and torch.cuda.is_available()
-    if on_gpu and torch.cuda.device_count() < begin.size:
-        raise UserError(f"{begin.size} processes, but torch sees {torch.cuda.device_count()} GPUs here")
+    if on_gpu and torch.cuda.device_count() < begin.resources.processes:
+        raise UserError(f"{begin.resources.processes} processes, but torch sees {torch.cuda.device_count()} GPUs here")
     if on_gpu:
         torch.cuda.set_device(begin.rank)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=FileStore(begin.store, begin.size),
+        store=FileStore(begin.store, begin.resources.processes),
         rank=begin.rank,
-        world_size=begin.size,
+        world_size=begin.resources.processes,
         timeout=STUCK,
     )
 

@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn
 from oneshot.config import TrialConfig
 from oneshot.errors import DeadProcessError
 from oneshot.grpo.metrics import StepMetrics
-from oneshot.memory import Strategy
+from oneshot.sweepconfig import ResourceConfig
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 """All are on one machine, whose name need not lead anywhere."""
@@ -39,16 +39,12 @@ class Begin:
 
     config: TrialConfig
     seed: int
-    cpus: float
-    """Of this process."""
+    resources: ResourceConfig
     grader_timeout_s: float
     halvings: int
-    strategy: Strategy
-    cpu_offload: bool
     store: str
     """A file through which the children find each other."""
     rank: int
-    size: int
 
 
 class Processes:
@@ -59,12 +55,9 @@ class Processes:
         config: TrialConfig,
         *,
         seed: int,
-        cpus: float,
+        resources: ResourceConfig,
         grader_timeout_s: float,
-        halvings: int,
-        num_processes: int,
-        strategy: Strategy,
-        cpu_offload: bool,
+        halvings: int = 0,
     ) -> None:
         """Starts the children, each with its share of the cores, and has them load what the trial needs."""
         self._step = 0
@@ -72,18 +65,15 @@ class Processes:
         self._life, self._end_of_life = os.pipe()
         self._children: list[_Child] = []
         try:
-            for rank in range(num_processes):
+            for rank in range(resources.processes):
                 begin = Begin(
                     config=config,
                     seed=seed,
-                    cpus=max(1.0, cpus / num_processes),
+                    resources=resources,
                     grader_timeout_s=grader_timeout_s,
                     halvings=halvings,
-                    strategy=strategy,
-                    cpu_offload=cpu_offload,
                     store=str(Path(self._folder.name) / "store"),
                     rank=rank,
-                    size=num_processes,
                 )
                 group = self._children[0].pid if self._children else 0
                 self._children.append(_Child(begin, life=self._life, group=group))
@@ -209,7 +199,7 @@ class _Child:
 
     def __init__(self, begin: Begin, *, life: int, group: int) -> None:
         self.connection, theirs = Pipe()
-        rank, size = str(begin.rank), str(begin.size)
+        rank, size = str(begin.rank), str(begin.resources.processes)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oneshot.grpo.member", str(theirs.fileno()), str(life)],
             pass_fds=(theirs.fileno(), life),
@@ -228,7 +218,7 @@ class _Child:
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": size,
                 "LOCAL_WORLD_SIZE": size,
-                "OMP_NUM_THREADS": str(int(begin.cpus)),
+                "OMP_NUM_THREADS": str(max(1, int(begin.resources.cpus / begin.resources.processes))),
             },
         )
         theirs.close()

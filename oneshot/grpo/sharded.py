@@ -11,14 +11,14 @@ it, and puts the head into a unit of its own, which our loss never calls (head.p
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.config import ModelConfig
@@ -32,7 +32,7 @@ _WITHIN = "model."
 class Sharded:
     """A shard of the trained weights in this process, and the whole of what decodes."""
 
-    def __init__(self, model: Any, scored: Module, *, world: World) -> None:
+    def __init__(self, model: Any, scored: Scored, *, world: World) -> None:
         """Takes the model that decodes, at its compute precision, and the sharded one, both with their first values."""
         self.compute: Mapping[str, Parameter] = dict(model.named_parameters())
         self.scored = scored
@@ -97,7 +97,9 @@ def shard_reference(model: Any, config: ModelConfig, *, world: World, cpu_offloa
     reference = _twin(model)
     for parameter, whole in zip(reference.parameters(), model.parameters(), strict=True):
         parameter.data = whole.detach().to("cpu", copy=True)
-    return shard(reference.requires_grad_(False), config, world=world, cpu_offload=cpu_offload)
+    scored = shard(reference.requires_grad_(False), config, world=world, cpu_offload=cpu_offload)
+    cast(FSDPModule, scored).set_reshard_after_forward(True)  # no backward pass will want it again
+    return scored
 
 
 def _twin(model: Any) -> Any:

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.config import TrialConfig
 from oneshot.errors import DataError, UserError
+from oneshot.footprint import CPU_KV_GIB
 from oneshot.grpo import adapter
 from oneshot.grpo.floor import Floor
 from oneshot.grpo.forward import Scored
@@ -44,8 +44,6 @@ from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
 
 CHECKPOINT_FORMAT = 2
-CPU_KV_GIB = 4.0
-"""Default of `rollout.kv_gib` on a CPU, where memory that is not touched costs nothing."""
 PART_BYTES = 4 * 2**30
 """Largest file of a checkpoint, and so what writing one takes beside the trial's own memory."""
 
@@ -191,7 +189,7 @@ def _place(
     elif has_reference:
         reference = Scored(deepcopy(model).requires_grad_(False))
     if config.train.activation_checkpointing:
-        _checkpoint_activations(weights.scored.model)
+        weights.scored.compute_twice()
     return weights, reference
 
 
@@ -216,14 +214,6 @@ def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool) -> float:
     to_come = 3 * sum(part.nbytes for part in held if part.device == device)
     to_come += sum(weights.compute[name].nbytes for name in weights.master)
     return -world.largest(-max(free - to_come * trains, 0) / 2 / 2**30)  # one number for all, the smallest
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Has each layer computed again in the backward pass, without putting the model into training mode (dropout)."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:

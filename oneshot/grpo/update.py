@@ -106,9 +106,10 @@ def accumulate(
             old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
         )
         state.world.accelerator.backward(output.loss * state.weights.loss_scale)
-        state.weights.collect()
         for name, value in output.metrics.items():
             found[name] = found.get(name, 0.0) + value
+        del output  # the graph, before there is another
+        state.weights.collect()
     state.weights.complete(state.world)
     return state.world.sums({name: value.item() for name, value in found.items()}), len(trained)
 

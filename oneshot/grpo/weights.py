@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
 from oneshot.config import ModelConfig
 from oneshot.grpo.forward import Scored
@@ -36,7 +36,7 @@ class Weights(Protocol):
         ...
 
     @property
-    def scored(self) -> Module:
+    def scored(self) -> Scored:
         """The policy as a `Scored`: what the update runs through."""
         ...
 
@@ -76,7 +76,7 @@ class Whole:
 
     compute: dict[str, Parameter]
     master: dict[str, Parameter]
-    scored: Module
+    scored: Scored
     loss_scale: float = 1.0
 
     def updating(self) -> AbstractContextManager[None]:

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from oneshot.config import TrialConfig
-from oneshot.cost import memory_gib, model_shape
 from oneshot.grpo.metrics import StepMetrics
 from oneshot.grpo.policy import use_cpus
 from oneshot.grpo.room import free_gib, holders, wait_for_room
 from oneshot.grpo.state import load_state, new_state, save_state
 from oneshot.grpo.train import evaluate_kept, train
-from oneshot.memory import Strategy
+from oneshot.memory import choose_strategy, trial_memory
+from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.grading import Grader
 
 
@@ -28,24 +28,27 @@ class GrpoWork:
         config: TrialConfig,
         *,
         seed: int,
-        cpus: float,
+        resources: ResourceConfig,
         grader: Grader,
         halvings: int = 0,
-        strategy: Strategy = "single",
-        cpu_offload: bool = False,
+        rank: int = 0,
     ) -> None:
+        """Waits until there is room and loads everything; `rank` says which of the trial's processes this is."""
+        strategy = choose_strategy(config, resources)
         if halvings:
             tokens = max(1, config.train.microbatch_tokens >> halvings)
             config = config.model_copy(update={"train": config.train.model_copy(update={"microbatch_tokens": tokens})})
         grader.forget_ungraded()
-        use_cpus(max(1, int(cpus)))
+        use_cpus(max(1, int(resources.cpus / resources.processes)))
         self._config = config
         self._halvings = halvings
         device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
-        shape = model_shape(config)
-        if shape is not None:
-            wait_for_room(memory_gib(config, shape), lambda: free_gib(device), whose=lambda: holders(device))
-        self._state = new_state(config, seed=seed, grader=grader, strategy=strategy, cpu_offload=cpu_offload)
+        need = trial_memory(config, resources, strategy=strategy)
+        if need is not None and (device.type == "cuda" or rank == 0):
+            # the host's memory is one: the first asks for all, before any of them takes some
+            count = 1 if device.type == "cuda" else resources.processes
+            wait_for_room(need.peak_gib * count, lambda: free_gib(device), whose=lambda: holders(device))
+        self._state = new_state(config, seed=seed, grader=grader, strategy=strategy, cpu_offload=resources.cpu_offload)
         self._state.kv_gib /= 2**halvings
 
     @property
