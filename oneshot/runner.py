@@ -222,6 +222,8 @@ class _Recorder:
                 self._checkpoint(self.work, with_optimizer=True)
         except LeaseLost as lost:
             logger.warning("leaves without writing: %s", lost)
+        except DeadProcessError as error:
+            logger.warning("leaves no checkpoint of its last step: %s", error)
 
     def end(self, work: Work) -> None:
         """Writes what is kept of a training that is through, then its result."""
@@ -299,7 +301,8 @@ def failure_kind(error: Exception) -> FailureKind:
     """The class of a failure, which decides whether the training is tried again."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
         return "oom"
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
+    # torch's allocator on a CPU, NCCL
+    if isinstance(error, RuntimeError) and any(why in str(error) for why in ("not enough memory", "out of memory")):
         return "oom"
     if isinstance(error, DataError):
         return "data"

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def compute(
     config = config_of(case)
     state = new_state(config, seed=3, grader=grader, strategy=strategy)
     weights = state.weights
+    if "before" in case:
+        update(config, state, judged(state, case["before"]))
     batch = judged(state, case.get("rewards", REWARDS))
     if config.model.adapter is not None:  # at first one matrix of each pair is zero, and so the other's gradient
         with torch.no_grad(), weights.updating():
@@ -129,9 +132,13 @@ def main() -> None:
             is_published = all(
                 torch.equal(decodes[key], value.to(decodes[key].dtype)) for key, value in found.items()
             ) or case["do"] != "update"  # fmt: skip
+            held = sha256(b"".join(p.detach().float().numpy().tobytes() for p in decodes.values())).hexdigest()
+            is_alike = len(set(state.world.gather([held]))) == 1
             if rank == 0:
                 save_file({key: value.contiguous() for key, value in found.items()}, out / f"{name}.safetensors")
-                (out / f"{name}.json").write_text(json.dumps({"metrics": metrics, "is_published": is_published}))
+                (out / f"{name}.json").write_text(
+                    json.dumps({"metrics": metrics, "is_published": is_published, "is_alike": is_alike})
+                )
     distributed.destroy_process_group()
 
 

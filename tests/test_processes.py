@@ -29,7 +29,9 @@ from oneshot.trainings import Training
 
 MakeConfig = Callable[..., TrialConfig]
 LORA = {"adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
+MIXED = {"dtype": "float32", "mixed_precision": "bf16"}
 AGREED = [1.0] * 16
+MIXED_REWARDS = [1.0, 0.0, 0.0, 1.0] * 4
 OFF_POLICY = {"train": {"updates_per_rollout": 2}, "optim": {"lr": 1e-5}}
 NOTHING_ELSE = {"kl_coef": 0.0, "entropy_coef": 0.0}
 
@@ -57,10 +59,14 @@ CASES: dict[str, dict[str, Any]] = {
         "do": "accumulate",
         "sections": {"model": LORA, "train": {"activation_checkpointing": True}},
     },
-    "fsdp, adapter, bf16": {
+    "fsdp, adapter, bf16": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": {**LORA, **MIXED}}},
+    # what is gathered for the first portion is old in the second one, which computes nothing itself
+    "fsdp, off-policy, a portion is skipped": {
         "strategy": "fsdp",
         "do": "update",
-        "sections": {"model": {**LORA, "dtype": "float32", "mixed_precision": "bf16"}, "optim": {"lr": 1e-4}},
+        "before": MIXED_REWARDS,
+        "rewards": [*AGREED[:8], *MIXED_REWARDS[:8]],
+        "sections": {**OFF_POLICY, "loss": NOTHING_ELSE},
     },
     "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
     "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
@@ -70,16 +76,10 @@ CASES: dict[str, dict[str, Any]] = {
         "rewards": AGREED,
         "sections": {"loss": NOTHING_ELSE},
     },
-    "ddp, bf16": {
-        "strategy": "ddp",
-        "do": "update",
-        "sections": {"model": {"dtype": "float32", "mixed_precision": "bf16"}},
-    },
-    "fsdp, bf16": {
-        "strategy": "fsdp",
-        "do": "update",
-        "sections": {"model": {"dtype": "float32", "mixed_precision": "bf16"}},
-    },
+    "ddp, bf16": {"strategy": "ddp", "do": "accumulate", "sections": {"model": MIXED}},
+    "fsdp, bf16": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": MIXED}},
+    "ddp, bf16, updated": {"strategy": "ddp", "do": "update", "sections": {"model": MIXED, "optim": {"lr": 1e-6}}},
+    "fsdp, bf16, updated": {"strategy": "fsdp", "do": "update", "sections": {"model": MIXED, "optim": {"lr": 1e-6}}},
 }
 
 
@@ -112,15 +112,18 @@ def test_the_gradient_is_that_of_one_process(
 ) -> None:
     for name, seen in in_processes(size, CASES, tmp_path).items():
         wanted, metrics = alone[name]
+        found = seen["found"]
+        assert found.keys() == wanted.keys()
         # bfloat16 rounds at every layer, and packs of another size in another order
-        tolerance = 3e-3 if "bf16" in name else 1e-8
-        assert seen["found"].keys() == wanted.keys()
-        worst = max((seen["found"][key] - wanted[key]).abs().max().item() for key in wanted)
-        assert worst < tolerance, f"{name}: {worst}"
-        assert max(value.abs().max().item() for value in wanted.values()) > 1e3 * tolerance or "bf16" in name, name
         close = 3e-2 if "bf16" in name else 1e-8
+        off = sum((found[key] - wanted[key]).square().sum() for key in wanted)
+        size_of = sum(value.square().sum() for value in wanted.values())
+        assert off**0.5 < close * size_of**0.5, f"{name}: {off**0.5} of {size_of**0.5}"
+        if "bf16" not in name:
+            assert max((found[key] - wanted[key]).abs().max().item() for key in wanted) < 1e-8, name
         assert seen["metrics"] == pytest.approx(metrics, abs=close, rel=close), name
         assert seen["is_published"], name
+        assert seen["is_alike"], f"{name}: processes hold different weights"
 
 
 def processes(config: TrialConfig, size: int = 2, **settings: Any) -> Processes:
@@ -276,7 +279,8 @@ def test_a_child_that_is_killed_ends_the_trial_at_once(
     everyone = psutil.Process().children(recursive=True)
     victim.send_signal(signal.SIGSEGV)  # in C, as far as Python knows: faulthandler tells where it was
     begun_s = time.monotonic()
-    assert list(steps) == [] or members() == []
+    for _ in steps:  # what was under way may still come
+        pass
     assert time.monotonic() - begun_s < 30  # no collective is waited for
     result = folder.result()
     assert result is not None
@@ -342,8 +346,37 @@ def test_a_trial_that_is_interrupted_leaves_a_checkpoint_and_no_child(
     (tmp_path / "local").mkdir()
     assert folder.get_folder("checkpoint", tmp_path / "local")
     assert json.loads((tmp_path / "local" / "state.json").read_text())["step"] == 2
-    attempt = folder.attempts()[-1] if hasattr(folder, "attempts") else {}
-    assert attempt.get("num_processes", 2) == 2
+    attempt = folder.read_json("attempts/1.json")
+    assert attempt is not None
+    assert (attempt["num_processes"], attempt["strategy"]) == (2, "fsdp")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_a_child_that_dies_while_nobody_waits_is_no_error_of_who_interrupts(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    folder = Store(str(tmp_path)).trial("0123456789abcdef")
+    steps = record(training(tiny_config(**ENDLESS)), folder, grader=grader, origin="test")
+    for _ in range(3):
+        next(steps)
+    before = psutil.Process().num_fds()
+    members()[0].kill()
+    steps.close()
+    assert members() == []
+    assert folder.result() is None
+    assert psutil.Process().num_fds() < before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("children_gone")
+def test_ends_of_pipes_are_closed_once(tiny_config: MakeConfig) -> None:
+    work = processes(tiny_config())
+    work.close()
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]  # numbers that were the pipe's
+    work.close()
+    for other in others:
+        os.close(other)  # an error, if it is closed already
 
 
 @pytest.mark.slow

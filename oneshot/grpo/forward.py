@@ -85,9 +85,11 @@ class Scored(torch.nn.Module):
         """
         for layer in self._twice:
             layer.training = True
-        yield
-        for layer in self._twice:
-            layer.training = False
+        try:
+            yield
+        finally:
+            for layer in self._twice:
+                layer.training = False
 
     def forward(
         self,

@@ -30,7 +30,7 @@ class HfGenerate:
         ids = torch.tensor([list(request.prompt_ids)], device=policy.device)
         greedy = sampling.temperature == 0.0
         drawn = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(int.from_bytes(sha256(repr(request.row_keys).encode()).digest()[:8], "big"))
             output = policy.model.generate(
                 ids,

@@ -86,9 +86,11 @@ def _join(begin: Begin) -> None:
         raise UserError(f"{begin.resources.processes} processes, but torch sees {torch.cuda.device_count()} GPUs here")
     if on_gpu:
         torch.cuda.set_device(begin.rank)
+    store = FileStore(begin.store, begin.resources.processes)
+    store.set_timeout(STUCK)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=FileStore(begin.store, begin.resources.processes),
+        store=store,
         rank=begin.rank,
         world_size=begin.resources.processes,
         timeout=STUCK,
@@ -104,8 +106,9 @@ class _Sender(logging.Handler):
         self._sending = threading.Lock()
 
     def send(self, *message: Any) -> None:
+        data = pickle.dumps(message)  # outside the lock: what is pickled may log
         with self._sending:
-            self._connection.send(message)
+            self._connection.send_bytes(data)
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the parent is gone, and so are we in a moment
@@ -142,7 +145,9 @@ def main() -> None:
         while True:
             name, arguments = connection.recv()
             sender.send("done", getattr(member, name)(*arguments))
-    except Exception as error:  # whatever it is, the parent records it
+    except (
+        BaseException
+    ) as error:  # whatever it is, the parent records it; to exit would hang in the others' collectives
         sender.send("failed", (portable(error), traceback.format_exc()))
         threading.Event().wait()
 

@@ -62,7 +62,8 @@ class Processes:
         """Starts the children, each with its share of the cores, and has them load what the trial needs."""
         self._step = 0
         self._folder = TemporaryDirectory(prefix="oneshot-", ignore_cleanup_errors=True)
-        self._life, self._end_of_life = os.pipe()
+        life, end_of_life = os.pipe()
+        self._ends: tuple[int, ...] = (life, end_of_life)
         self._children: list[_Child] = []
         try:
             for rank in range(resources.processes):
@@ -76,7 +77,7 @@ class Processes:
                     rank=rank,
                 )
                 group = self._children[0].pid if self._children else 0
-                self._children.append(_Child(begin, life=self._life, group=group))
+                self._children.append(_Child(begin, life=life, group=group))
             self._answers()
         except BaseException:
             self.close()
@@ -127,9 +128,9 @@ class Processes:
         for child in self._children:
             child.close()
         self._children = []
-        for end in (self._life, self._end_of_life):
-            with suppress(OSError):
-                os.close(end)
+        ends, self._ends = self._ends, ()  # closed once: their numbers are others' then
+        for end in ends:
+            os.close(end)
         self._folder.cleanup()
 
     def _ask(self, command: str, *arguments: Any) -> Any:
@@ -165,11 +166,15 @@ class Processes:
 
     def _tell_of_failure(self, rank: int, error: BaseException, trace: str) -> NoReturn:
         """Ends all and raises what one of them met, unless that is how it noticed that another was gone."""
+        others = {child.connection: place for place, child in enumerate(self._children) if place != rank}
         deadline_s = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline_s:
-            if dead := [place for place, child in enumerate(self._children) if child.has_ended]:
-                self._tell_of_death(dead[0])
-            time.sleep(0.05)
+        while others and (left_s := deadline_s - time.monotonic()) > 0:
+            for connection in wait(list(others), timeout=left_s):
+                assert isinstance(connection, Connection), "we wait for nothing else"
+                try:
+                    connection.recv()
+                except (EOFError, OSError):
+                    self._tell_of_death(others[connection])
         number = len(self._children)
         self.close()
         raise error from _ChildError(f"in process {rank} of {number}:\n{trace}")
@@ -234,11 +239,8 @@ class _Child:
         """Passes on what the child writes; results are the parent's, so that all of it goes to stderr."""
         for line in output:
             self._lines.append(line)
-            sys.stderr.write(line)
-
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
+            with suppress(OSError, ValueError):  # nobody reads ours: the child's has to be read all the same
+                sys.stderr.write(line)
 
     def how_it_ended(self) -> str:
         try:

@@ -48,6 +48,13 @@ def free_gib(device: torch.device) -> float:
     return float(psutil.virtual_memory().available) / 2**30
 
 
+def total_gib(device: torch.device) -> float:
+    """Of the device that computes, free or not."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1]) / 2**30
+    return float(psutil.virtual_memory().total) / 2**30
+
+
 def holders(device: torch.device) -> str:
     """Who holds its memory, as far as that can be asked."""
     if device.type == "cuda":

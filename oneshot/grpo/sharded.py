@@ -63,10 +63,11 @@ class Sharded:
                 master.grad = torch.zeros_like(master)
 
     def publish(self) -> None:
-        """Nothing: shards are rounded as they are gathered."""
+        """Lets go of what a forward pass without a backward one has left gathered, which is old now."""
+        cast(FSDPModule, self.scored).reshard()
 
     def whole(self, values: Tensor) -> Tensor:
-        """Gathered from all processes, on this one's device."""
+        """Gathered from all processes, where its shards are."""
         return values.full_tensor() if isinstance(values, DTensor) else values
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
@@ -89,6 +90,7 @@ def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload:
         parameter.data = values[name] if parameter.requires_grad or narrow is None else values[name].to(narrow)
     for name, parameter in model.named_parameters():
         parameter.data = values[name].to(world.accelerator.device, narrow or values[name].dtype, copy=True)
+    values.clear()  # each layer's wide weights go as it is cut
     return Sharded(model, shard(trained, config, world=world, cpu_offload=cpu_offload), world=world)
 
 

@@ -230,6 +230,7 @@ def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None
         "started": state.started,
         "baseline": state.baseline,
         "kv_gib": state.kv_gib,
+        "num_processes": state.world.size,
     }
     if into is not None:
         (into / "state.json").write_text(json.dumps(facts, indent=2))
@@ -290,4 +291,6 @@ def load_weights(state: TrialState, folder: Path) -> None:
             master.copy_(state.weights.part(tensor, master))
         state.weights.publish()
     state.step, state.started = facts["step"], facts["started"]
-    state.kv_gib = facts["kv_gib"]
+    # of another number of processes each may have less room than these had
+    is_alike = facts.get("num_processes", 1) == state.world.size
+    state.kv_gib = facts["kv_gib"] if is_alike else min(facts["kv_gib"], state.kv_gib)

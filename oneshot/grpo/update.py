@@ -185,7 +185,7 @@ def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[
     if state.world.size == 1:
         return found
     # whoever trains on a completion need not be who looked at it here
-    every = state.world.gather((member, logprobs.cpu()) for member, logprobs in found.items())
+    every = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in found.items())
     return {member: logprobs.to(state.policy.device) for member, logprobs in every}
 
 

@@ -8,10 +8,10 @@ import torch
 from oneshot.config import TrialConfig
 from oneshot.grpo.metrics import StepMetrics
 from oneshot.grpo.policy import use_cpus
-from oneshot.grpo.room import free_gib, holders, wait_for_room
+from oneshot.grpo.room import free_gib, holders, total_gib, wait_for_room
 from oneshot.grpo.state import load_state, new_state, save_state
 from oneshot.grpo.train import evaluate_kept, train
-from oneshot.memory import choose_strategy, trial_memory
+from oneshot.memory import HEADROOM, choose_strategy, trial_memory
 from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.grading import Grader
 
@@ -46,8 +46,11 @@ class GrpoWork:
         need = trial_memory(config, resources, strategy=strategy)
         if need is not None and (device.type == "cuda" or rank == 0):
             # the host's memory is one: the first asks for all, before any of them takes some
-            count = 1 if device.type == "cuda" else resources.processes
-            wait_for_room(need.peak_gib * count, lambda: free_gib(device), whose=lambda: holders(device))
+            on_gpu = device.type == "cuda"
+            count, share = (1, min(resources.gpus, 1.0) or 1.0) if on_gpu else (resources.processes, 1.0)
+            # an estimate that its device could never meet is a warning of the plan, and no reason to wait
+            most = total_gib(device) * share * (1 - HEADROOM)
+            wait_for_room(min(need.peak_gib * count, most), lambda: free_gib(device), whose=lambda: holders(device))
         self._state = new_state(config, seed=seed, grader=grader, strategy=strategy, cpu_offload=resources.cpu_offload)
         self._state.kv_gib /= 2**halvings
 
