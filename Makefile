@@ -13,7 +13,7 @@ help:
 	@echo "make laptop      one-shot GRPO on SmolLM2-135M-Instruct, downloaded first; half an hour"
 	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
 	@echo "make check       ruff, mypy, import-linter"
-	@echo "make bench       a GRPO step against TRL's, sweeps against plain Tune, a report of 500 trials"
+	@echo "make bench       a GRPO step against TRL's, sweeps against plain Tune, a report of 500 trials, two processes"
 	@echo "make docs        writes the generated documents anew"
 
 # A torch that is in .venv already is kept; TORCH=... picks another one for a new environment.
@@ -72,6 +72,7 @@ bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/orchestration.py
 	$(BIN)/python bench/report.py
+	$(BIN)/python bench/processes.py
 
 clean:
 	rm -rf .venv runs

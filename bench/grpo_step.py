@@ -80,6 +80,17 @@ CASES = {
         needs_gpu=True,
         bars={},
     ),
+    "e": Case(
+        what="the same, a small step",
+        shape=QWEN,
+        vocabulary=151_936,
+        rows=128,
+        max_tokens=512,
+        prompt_tokens=150,
+        num_warmups=1,
+        needs_gpu=True,
+        bars={},
+    ),
 }
 
 
@@ -223,8 +234,22 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
             "rollout_tokens_per_s": tokens / found["rollout_s"],
             "update_tflops_per_s": flops / found["update_s"] / 1e12,  # forward, backward and reference
             "gpu_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "gpu_estimate_gib": estimated_gib(config),
         }
     return found
+
+
+def estimated_gib(config: Any) -> float:
+    """What the plan would say of the trial's memory on this GPU."""
+    import torch
+
+    from oneshot.memory import trial_memory
+    from oneshot.sweepconfig import ResourceConfig
+
+    total_gib = torch.cuda.mem_get_info()[1] / 2**30
+    found = trial_memory(config, ResourceConfig(gpus=1, gpu_gib=total_gib))
+    assert found is not None, "the model's config.json says its sizes"
+    return found.peak_gib
 
 
 def measure_trl(case: Case, folder: Path, steps: int) -> dict[str, Any]:
@@ -387,7 +412,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", help="of a, b, c and d (d needs a GPU); absent: d on a GPU, else a,b,c")
+    parser.add_argument("--cases", help="of a to e (d and e need a GPU); absent: d on a GPU, else a,b,c")
     parser.add_argument(
         "--steps", type=int, default=2, help="measured steps, after those that warm up; their median counts"
     )

@@ -72,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default=str(SMOLLM2) if SMOLLM2.is_dir() else "tiny:llama")
-    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument(
+        "--groups", type=int, default=2, help="of 8 completions; all three ways are in memory at a time"
+    )
     parser.add_argument("--max-tokens", type=int, default=56)
     parser.add_argument("--steps", type=int, default=3, help="measured steps, after two that warm up")
     args = parser.parse_args()

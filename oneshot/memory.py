@@ -15,6 +15,7 @@ __all__ = [
     "Strategy",
     "alternatives",
     "choose_strategy",
+    "host_gib",
     "memory_gib",
     "trial_memory",
     "usable_gib",
@@ -99,6 +100,14 @@ def trial_memory(config: TrialConfig, resources: ResourceConfig, *, strategy: St
         gpu_gib=None if config.model.device == "cpu" else usable_gib(resources),
         suites=load_suites(config),
     )
+
+
+def host_gib(config: TrialConfig, resources: ResourceConfig) -> float | None:
+    """What all processes of a trial load into host memory before their GPUs have it; None where nothing is known."""
+    if config.script is not None or not resources.gpus or (shape := model_shape(config)) is None:
+        return None
+    size = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
+    return resources.processes * size * shape.num_params / 2**30
 
 
 def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:

@@ -14,7 +14,7 @@ from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
-from oneshot.memory import Memory, Spread, alternatives, choose_strategy, spread
+from oneshot.memory import Memory, Spread, alternatives, choose_strategy, host_gib, spread
 from oneshot.models import local_folder
 from oneshot.settings import SettingError, flatten
 from oneshot.studies import Study, at_point, idle, read_studies
@@ -302,7 +302,7 @@ def _mend(others: Sequence[Spread]) -> str:
 
 
 def _odd_resources(cells: Sequence[Cell]) -> list[str]:
-    """How to spread a trial, said where no trial is spread that way; and processes without a core each."""
+    """How to spread a trial, said where no trial is spread that way; and too few cores or host memory."""
     several = [cell for cell in cells if cell.resources.processes > 1]
     found = []
     if short := [cell for cell in several if cell.resources.cpus < cell.resources.processes]:
@@ -311,6 +311,16 @@ def _odd_resources(cells: Sequence[Cell]) -> list[str]:
             f"resources.cpus: {need.cpus:g} for {need.processes} processes, which share them: set cpus to "
             f"{need.processes} or more ({short[0].label or 'the only cell'})"
         )
+    for cell in cells:
+        loaded, stated = host_gib(cell.config, cell.resources), cell.resources.memory_gib
+        if loaded is not None and stated is not None and stated < loaded:
+            number = cell.resources.processes
+            loads = f"{number} processes load" if number > 1 else "it loads"
+            found.append(
+                f"resources.memory_gib: {stated:g}, but {loads} about {loaded:.0f} GiB of weights at first: set "
+                f"more ({cell.label or 'the only cell'})"
+            )
+            break
     if not several and any(cell.resources.strategy != "auto" for cell in cells):
         found.append(
             "resources.strategy changes nothing: every trial is one process; set resources.gpus or num_processes"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_run import EXAMPLES, SWEEP, Place, make_place
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -569,6 +569,7 @@ def hub() -> Iterator[Hub]:
     thread.start()
     yield made
     made.server.shutdown()
+    made.server.server_close()
     thread.join()
 
 

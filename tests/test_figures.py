@@ -80,6 +80,7 @@ def test_a_small_matrix_is_one() -> None:
     assert "of 1" not in found[0].caption
 
 
+@pytest.mark.slow
 def test_a_large_matrix_is_drawn_in_parts_and_nothing_is_left_out() -> None:
     # 25 rows are 24 and 1, 13 columns 12 and 1: four parts
     whole = matrix(25, 13)

@@ -378,7 +378,9 @@ def test_the_trial_that_is_compared_has_something_to_lose(whole: Record) -> None
     assert sorted(int(name.removesuffix(".json").rsplit("-")[-1]) for name in whole.evaluations) == [0, 4, 7]
 
 
-@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize(
+    "story", [one if number < 2 else pytest.param(one, marks=pytest.mark.slow) for number, one in enumerate(STORIES)]
+)
 def test_a_trial_killed_at_bad_moments_ends_in_the_same_bits(
     nursery: Nursery, whole: Record, folder: TrialFolder, story: str
 ) -> None:
