@@ -91,10 +91,12 @@ Shape = tuple[object, ...]
 
 
 def training_shape(config: TrialConfig, *, gpus: float) -> Shape:
-    """Model, precision, and how much is sampled and updated a step."""
+    """Model, precision, what is trained of it, and how much is sampled and updated a step."""
     model, rollout = config.model, config.rollout
     sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
-    return (model.path, model.dtype, model.mixed_precision, *sampled, config.loss.kl_coef != 0, gpus)
+    adapter = None if model.adapter is None else model.adapter.model_dump_json()
+    trained = (adapter, config.train.activation_checkpointing, config.loss.kl_coef != 0)
+    return (model.path, model.dtype, model.mixed_precision, *sampled, *trained, gpus)
 
 
 def measured_steps(store: Store) -> dict[Shape, float]:

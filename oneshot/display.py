@@ -165,6 +165,7 @@ def _memory_table(plan: Plan) -> Table:
         is_small = chosen.fits and trial.resources.processes == 1
         rows = [] if is_small else list(alternatives(trial.config, trial.resources))
         table.add_row(trial.config.model.path.rpartition("/")[2])
+        rows = [chosen if _same_way(row, chosen) else row for row in rows]
         for row in rows if chosen in rows else [chosen, *rows]:
             marks = ["does not fit"] * (not row.fits) + ["asked for"] * (row == chosen)
             table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
@@ -176,13 +177,20 @@ _PARTS = (
 )  # fmt: skip
 
 
+def _same_way(row: Spread, other: Spread) -> bool:
+    """Whether two say the same, in whichever words."""
+    return (row.resources.gpus, row.strategy, row.adapter) == (other.resources.gpus, other.strategy, other.adapter)
+
+
 def _needs(plan: Plan) -> list[Trial]:
     """Of the trials on GPUs the largest of each model and way to run it."""
     found: dict[object, Trial] = {}
     for trial in plan.trials:
         if not trial.resources.gpus or trial.spread is None:
             continue
-        need = (trial.config.model.path, trial.config.model.adapter, trial.spread.strategy, trial.resources.gpus)
+        adapter = trial.config.model.adapter
+        adapted = None if adapter is None else adapter.model_dump_json()  # a list of targets has no hash
+        need = (trial.config.model.path, adapted, trial.spread.strategy, trial.resources.gpus)
         known = found.setdefault(need, trial).spread
         if known is not None and trial.spread.memory.peak_gib > known.memory.peak_gib:
             found[need] = trial

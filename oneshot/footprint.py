@@ -292,4 +292,4 @@ def _reduced(sizes: _Sizes, num_params: int) -> float:
         return 0.0
     # those of the layer before are let go when these set out; where they are cast for it, a little later (seen)
     trained = num_params * sizes.num_trained / sizes.num_params
-    return trained * (sizes.compute + 4 * (2 + sizes.is_mixed + 1 / sizes.num_processes))
+    return trained * (sizes.compute + sizes.master * (2 + sizes.is_mixed + 1 / sizes.num_processes))

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 from oneshot.config import AdapterConfig, TrialConfig
 from oneshot.footprint import Memory, Strategy, footprint
-from oneshot.shapes import ModelShape, model_shape
+from oneshot.shapes import model_shape
 from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.benchmarks import load_suites
 
 __all__ = [
+    "GPU_GIB",
+    "HEADROOM",
     "Memory",
     "Spread",
     "Strategy",
     "alternatives",
     "choose_strategy",
     "host_gib",
-    "memory_gib",
+    "spread",
     "trial_memory",
     "usable_gib",
 ]
@@ -62,22 +64,6 @@ class Spread:
         return self.usable_gib is None or self.memory.peak_gib <= self.usable_gib
 
 
-def memory_gib(
-    config: TrialConfig,
-    shape: ModelShape,
-    *,
-    strategy: Strategy = "single",
-    num_processes: int = 1,
-    cpu_offload: bool = False,
-    gpu_gib: float | None = None,
-) -> float:
-    """The peak of each process."""
-    found = footprint(
-        config, shape, strategy=strategy, num_processes=num_processes, cpu_offload=cpu_offload, gpu_gib=gpu_gib
-    )
-    return found.peak_gib
-
-
 def usable_gib(resources: ResourceConfig) -> float | None:
     """What a process may use of its GPU, the headroom left out; None where it has none."""
     if not resources.gpus:
@@ -107,7 +93,10 @@ def host_gib(config: TrialConfig, resources: ResourceConfig) -> float | None:
     if config.script is not None or not resources.gpus or (shape := model_shape(config)) is None:
         return None
     size = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
-    return resources.processes * size * shape.num_params / 2**30
+    loaded = resources.processes * size * shape.num_params / 2**30
+    if not resources.cpu_offload or choose_strategy(config, resources) != "fsdp":
+        return loaded
+    return max(loaded, 4 * size * shape.num_params / 2**30)  # the shards of all: weights, gradients, two moments
 
 
 def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:

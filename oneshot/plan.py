@@ -14,7 +14,7 @@ from oneshot.config import RowExample, SetExamples, TrialConfig
 from oneshot.cost import Cost, Shape, estimate, training_shape
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.keys import TrialIdentity, identify_trial, inert_paths
-from oneshot.memory import Memory, Spread, alternatives, choose_strategy, host_gib, spread
+from oneshot.memory import GPU_GIB, Memory, Spread, alternatives, choose_strategy, host_gib, spread
 from oneshot.models import local_folder
 from oneshot.settings import SettingError, flatten
 from oneshot.studies import Study, at_point, idle, read_studies
@@ -271,7 +271,9 @@ def _too_large(trials: Sequence[Trial]) -> list[str]:
     """Cells that do not fit the GPUs that they ask for, with what would help; one sentence for all of one need."""
     cells: dict[tuple[str, str, str], list[str]] = {}
     mends: dict[tuple[Memory, str], str] = {}
-    for trial in {tuple(trial.cell.values()): trial for trial in reversed(trials)}.values():  # the first of each cell
+    # one of each cell and need: seeds are alike, points of a search need not be
+    distinct_trials = {(tuple(t.cell.values()), t.spread and t.spread.memory): t for t in reversed(trials)}
+    for trial in distinct_trials.values():
         need, model = trial.spread, trial.config.model.path
         if need is None or need.fits:
             continue
@@ -279,20 +281,26 @@ def _too_large(trials: Sequence[Trial]) -> list[str]:
             f"about {need.memory.peak_gib:.0f} GiB of a GPU ({need.strategy}), which has {need.usable_gib:.0f} to use"
         )
         if (need.memory, model) not in mends:
-            mends[need.memory, model] = _mend([one for one in alternatives(trial.config, trial.resources) if one.fits])
+            mends[need.memory, model] = _mend(
+                trial, [one for one in alternatives(trial.config, trial.resources) if one.fits]
+            )
         cells.setdefault((needs, mends[need.memory, model], model), []).insert(0, "/".join(trial.cell.values()))
     found = []
     for (needs, mend, model), names in cells.items():
-        distinct = [name or "the only cell" for name in names]
+        distinct = [name or "the only cell" for name in dict.fromkeys(names)]
         found.append(f"{model} needs {needs}: {mend} ({', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''})")
     return found
 
 
-def _mend(others: Sequence[Spread]) -> str:
-    """What would fit, for a person to set."""
-    sharded = [other for other in others if other.strategy == "fsdp"]
-    mends = [f"resources: {{gpus: {sharded[0].resources.gpus:g}}}"] if sharded else []
-    if any(other.strategy == "single" for other in others):
+def _mend(trial: Trial, others: Sequence[Spread]) -> str:
+    """What would fit, for a person to set: the fewest GPUs, or an adapter."""
+    same = [other for other in others if other.adapter == trial.config.model.adapter]
+    mends = []
+    if same:
+        stated = trial.resources.strategy
+        strategy = "" if stated in ("auto", same[0].strategy) or same[0].strategy == "single" else ", strategy: auto"
+        mends.append(f"resources: {{gpus: {same[0].resources.gpus:g}{strategy}}}")
+    if len(same) < len(others):
         mends.append("model.adapter: {kind: lora}")
     return (
         f"set {' or '.join(mends)}"
@@ -310,6 +318,12 @@ def _odd_resources(cells: Sequence[Cell]) -> list[str]:
         found.append(
             f"resources.cpus: {need.cpus:g} for {need.processes} processes, which share them: set cpus to "
             f"{need.processes} or more ({short[0].label or 'the only cell'})"
+        )
+    unknown = {name for cell in cells for name in cell.resources.accelerator or () if name not in GPU_GIB}
+    if unknown and any(cell.resources.gpus and cell.resources.gpu_gib is None for cell in cells):
+        found.append(
+            f"resources.accelerator: {', '.join(sorted(unknown))}: its memory is not known here, and left out of the "
+            "estimate; set resources.gpu_gib"
         )
     for cell in cells:
         loaded, stated = host_gib(cell.config, cell.resources), cell.resources.memory_gib
@@ -421,7 +435,11 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
         found |= {"phase": trial.phase, "study": trial.study, "point": trial.point}
     if trial.resources.gpus:
         found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours}
+    if trial.config.script is None:
+        found["strategy"] = (
+            choose_strategy(trial.config, trial.resources) if trial.spread is None else trial.spread.strategy
+        )
+        found["num_processes"] = trial.resources.processes
     if trial.spread is not None:
-        found |= {"strategy": trial.spread.strategy, "num_processes": trial.resources.processes}
         found["memory_gib"] = trial.spread.memory.peak_gib
     return found

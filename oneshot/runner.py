@@ -383,12 +383,13 @@ def _gpu_name() -> str:
 
 def _spread(training: Training) -> dict[str, Any]:
     """How a training is spread over processes."""
-    resources = training.resources
-    is_scripted = training.config.script is not None
-    return {
-        "num_processes": 1 if is_scripted else resources.processes,
-        "strategy": "single" if is_scripted else choose_strategy(training.config, resources),
-    }
+    if training.config.script is not None:
+        return {"num_processes": 1, "strategy": "single"}
+    try:
+        strategy: str = choose_strategy(training.config, training.resources)
+    except UserError:  # of a model or a suite that is not there: told where it is loaded, and recorded
+        strategy = "unknown"
+    return {"num_processes": training.resources.processes, "strategy": strategy}
 
 
 @cache

@@ -149,7 +149,14 @@ def model_shape(config: TrialConfig) -> ModelShape | None:
     return None if facts is None else _shape_of(facts)
 
 
+_NOT_DENSE = ("num_local_experts", "num_experts", "n_routed_experts", "quantization_config")
+
+
 def _shape_of(facts: dict[str, Any]) -> ModelShape | None:
+    if any(
+        facts.get(name) for name in _NOT_DENSE
+    ):  # experts, or weights of fewer bits: other sizes than these words say
+        return None
     try:
         hidden, heads = facts["hidden_size"], facts["num_attention_heads"]
         return ModelShape(

@@ -95,13 +95,11 @@ def test_all_linear_leaves_the_head_alone(model: Any) -> None:
     assert named == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("target", ["q_prjo", "lm_head"])
-def test_a_layer_that_is_not_there_is_refused_by_name(model: Any, target: str) -> None:
-    with pytest.raises(
-        ModelError,
-        match=rf"model\.adapter.targets: {target}: the model has no such layer; there is down_proj, .*q_proj",
-    ):
-        attach(model, AdapterConfig(targets=[target]), seed=0)
+def test_a_layer_that_is_not_there_is_refused_by_name(model: Any) -> None:
+    with pytest.raises(ModelError, match=r"q_prjo: the model has no such layer; there is down_proj, .*q_proj"):
+        attach(model, AdapterConfig(targets=["q_prjo"]), seed=0)
+    with pytest.raises(ModelError, match=r"lm_head: the output head cannot have one"):
+        attach(model, AdapterConfig(targets=["lm_head"]), seed=0)
 
 
 def states(config: TrialConfig, grader: Grader) -> Iterator[TrialState]:

@@ -508,6 +508,19 @@ def test_a_server_takes_the_model_and_its_pages_show_it(
     browser.find("a", text="half-seed-0")
 
 
+def test_suites_that_others_asked_of_the_training_are_not_taken_for_the_trials(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    trial = trial_of(made, "whole")
+    folder = Store(str(tmp_path / "runs")).trial(str(trial.key))
+    steps = trial.config.train.num_steps
+    (own,) = set(trial.config.eval.suites)
+    folder.write_evaluation(own, "0" * 16, steps, {"pass_at_1": 0.123})  # another sweep's, by the same name
+    folder.write_evaluation("later", "1" * 16, steps, {"pass_at_1": 0.456})  # of `oneshot eval`
+    card = (written(made, "whole", tmp_path / "out", "--storage", str(tmp_path / "runs")) / "README.md").read_text()
+    assert "0.123" not in card
+    assert "0.456" in card
+
+
 # --- a hub ---
 
 
@@ -524,6 +537,9 @@ class Hub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.asked.append(self.path)
+                if "/tree/" in self.path:
+                    self.answer([{"type": "file", "path": path, "size": 1, "oid": "0"} for path in hub.files])
+                    return
                 name = "/".join(self.path.split("/")[3:5])
                 self.answer({"id": name, "modelId": name, "private": hub.is_private, "siblings": [], "tags": []})
 
@@ -543,6 +559,8 @@ class Hub:
                         said = json.loads(line)
                         if said["key"] == "file":
                             hub.files[said["value"]["path"]] = base64.b64decode(said["value"]["content"])
+                        if said["key"] == "deletedFile":
+                            del hub.files[said["value"]["path"]]
                     self.answer({"commitUrl": f"{hub.url}/me/sums/commit/c", "commitOid": "c" * 40})
                 else:
                     self.answer({})
@@ -593,6 +611,9 @@ def test_a_hub_gets_the_folder_when_told_and_not_before(made: Path, tmp_path: Pa
     (created,) = hub.created
     # the hub's client says it in one of two ways, by its version
     assert created.get("private") is True or created.get("visibility") == "private"
+    assert hub.files == {path.name: path.read_bytes() for path in to.iterdir()}
+    hub.files["model-00001-of-00002.safetensors"] = b""  # as of an earlier, larger one
+    assert push(made, to, hub, "--push", "me/sums").code == 0
     assert hub.files == {path.name: path.read_bytes() for path in to.iterdir()}
     assert said.out.splitlines()[-1] == f"hub: {hub.url}/me/sums"
 

@@ -1,5 +1,6 @@
 """What a trial needs of a GPU: worked by hand, as laws, and against what the allocator really gave (weighing.py)."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -187,6 +188,33 @@ def test_a_trial_that_does_not_fit_is_a_warning_with_the_mend() -> None:
     assert planned(SEVEN + "resources: {gpus: 4, cpus: 8}\n").warnings == ()
 
 
+def test_a_mend_is_one_that_mends() -> None:
+    whole = planned(SEVEN + "resources: {gpus: 4, cpus: 4, strategy: ddp}\n").warnings[0]
+    assert "set resources: {gpus: 4, strategy: auto} or model.adapter: {kind: lora}" in whole
+    adapted = SEVEN.replace("model: {path", "model: {adapter: {targets: [q_proj]}, path")
+    half = planned(adapted + "resources: {gpus: 0.5, gpu_gib: 36}\n")
+    assert "set resources: {gpus: 1} (" in half.warnings[0]
+    assert "1 GPU" in shown(half)
+
+
+def test_an_accelerator_of_unknown_memory_is_a_warning() -> None:
+    (warning,) = planned(SEVEN + "resources: {gpus: 8, cpus: 8, accelerator: [P100]}\n").warnings
+    assert warning.startswith("resources.accelerator: P100: its memory is not known here")
+
+
+def test_of_experts_and_of_fewer_bits_nothing_is_estimated(
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    facts = json.loads((PROJECT / "oneshot" / "tiny" / "llama" / "config.json").read_text())
+    for more, is_known in (
+        ({}, True),
+        ({"num_local_experts": 8}, False),
+        ({"quantization_config": {"bits": 4}}, False),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**facts, **more}))
+        assert (model_shape(tiny_config(model={"path": str(tmp_path)})) is not None) == is_known
+
+
 def test_processes_without_a_core_each_are_a_warning() -> None:
     (warning,) = planned(SEVEN + "resources: {gpus: 4, cpus: 3}\n").warnings
     assert warning.startswith("resources.cpus: 3 for 4 processes, which share them: set cpus to 4 or more")
@@ -219,7 +247,7 @@ def test_the_plan_s_json_says_how_each_trial_is_spread_and_what_it_needs() -> No
     assert (tiny["strategy"], tiny["num_processes"]) == ("single", 1)
     assert 0 < tiny["memory_gib"] < 1
     unknown = planned(BASE.replace("tiny:qwen2", "someone/unknown")).to_json()["trials"][0]
-    assert "memory_gib" not in unknown and "strategy" not in unknown
+    assert "memory_gib" not in unknown and unknown["strategy"] == "single"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def facts(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
             {name: getattr(one, name) for name in ("suite", "digest", "step", "num_completions", "metrics")}
             for one in kept.evaluations
         ],
-        "trained_with": {name: kept.attempt[name] for name in ("versions", "gpu", "platform") if name in kept.attempt},
+        "last_attempt_on": {
+            name: kept.attempt[name] for name in ("versions", "gpu", "platform") if name in kept.attempt
+        },
         "exported_with": {name: version(name) for name in ("oneshot", "torch", "transformers")}
         | {"python": platform.python_version()},
         "files": files,
@@ -114,7 +116,7 @@ def _lines(kept: Kept, source: SourceModel, *, dtype: str) -> Iterator[str]:
     yield "\n## How it was made\n\n| | |\n|---|---|"
     versions = kept.attempt.get("versions", {})
     yield f"| trained with | {', '.join(f'{name} {number}' for name, number in versions.items()) or 'not on record'} |"
-    yield f"| on | {kept.attempt.get('gpu') or 'a CPU'} |"
+    yield f"| last attempt on | {kept.attempt.get('gpu') or 'a CPU'} |"
     yield f"| written by | `oneshot export {kept.asked.key}`, oneshot {version('oneshot')} |"
     yield "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
     remote = ", trust_remote_code=True" if config.model.trust_remote_code else ""

@@ -46,6 +46,8 @@ class Measured:
     time_ms: int
     metrics: dict[str, float]
     num_completions: int
+    is_asked: bool
+    """By the trial itself; others (`oneshot eval`, another sweep that shares the training) are on record too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ def by_cell(sweep: Sweep, plan: Plan, *, cells: Mapping[str, str], seed: int | N
 
 
 def by_key(store: Store, text: str) -> Asked:
-    """The training that a key, or the beginning of one, names; as a part of the sweep that ran it, else of another.
+    """The training that a key, or the beginning of one, names; as a part of the sweep that asks for most.
 
     Raises:
         UserError: none or several begin so.
@@ -119,14 +121,16 @@ def by_key(store: Store, text: str) -> Asked:
     if len(keys) > 1:
         raise UserError(f"{text}: {len(keys)} keys begin so; write more of one: {_first(keys)}")
     (key,) = keys
-    asking = [name for name in store.sweeps() if key in keys_of(store, name)]
     ran = store.trial(key).attempt(1).get("sweep")
-    for name in sorted(asking, key=lambda name: name != ran):
-        sweep, plan = begun_sweep(store, name)
-        trials = [trial for trial in plan.trials if trial.key == key]
-        if trials:
-            return Asked(sweep=sweep, trial=max(trials, key=lambda trial: trial.config.train.num_steps))
-    return Asked(sweep=None, trial=_alone(store, key))
+    found = []
+    for name in store.sweeps():
+        if key in keys_of(store, name):
+            sweep, plan = begun_sweep(store, name)
+            found += [(name == ran, Asked(sweep=sweep, trial=trial)) for trial in plan.trials if trial.key == key]
+    if not found:
+        return Asked(sweep=None, trial=_alone(store, key))
+    # what is kept is what the longest asks for; of two as long it is shown as that of the sweep that ran it
+    return max(found, key=lambda one: (one[1].trial.config.train.num_steps, one[0]))[1]
 
 
 def _alone(store: Store, key: str) -> Trial:
@@ -198,16 +202,20 @@ def _why_not(asked: Asked, folder: TrialFolder, *, at: int | None) -> str:
 
 
 def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tuple[Measured, ...]:
+    names: dict[str, str] | None
     try:
         names = {suite.digest: suite.name for suite in load_suites(trial.config)}
     except DataError:  # a file of the machine that ran it: the record's own names are as good
-        names = {}
+        names = None
     times_ms = {row.step: row.time_ms for row in folder.rows() if row.step in at}
     found = []
     for digest, step in sorted(folder.evaluations()):
         one = folder.evaluation(digest, step) if step in at else None
         if one is not None:
-            name = names.get(digest, one["suite"])
+            is_asked = names is None or digest in names
+            name = one["suite"] if names is None else names.get(digest, one["suite"])
+            if not is_asked and names is not None and name in names.values():
+                continue  # another suite by one of the trial's names
             table = folder.completions(f"eval-{digest}-{step}") or {"data": []}
             found.append(
                 Measured(
@@ -217,6 +225,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
                     time_ms=times_ms.get(step, 0),
                     metrics=one["metrics"],
                     num_completions=len(table["data"]),
+                    is_asked=is_asked,
                 )
             )
     return tuple(sorted(found, key=lambda one: (one.suite, one.digest, one.step)))

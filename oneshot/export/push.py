@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, if not in its `__all__`
 
 from oneshot.errors import OneshotError, UserError
 
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
@@ -20,6 +22,10 @@ def check_push(repository: str) -> None:
     """
     if not re.fullmatch(REPOSITORY, repository):
         raise UserError(f"--push {repository}: write it as OWNER/NAME")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"--push {repository}: the hub takes no such name: {error}") from error
     if get_token() is None:
         raise UserError(
             f"--push {repository}: the hub asks who you are: set HF_TOKEN in the environment, or `hf auth login` once, "
@@ -39,7 +45,12 @@ def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
         made = hub.create_repo(repository, private=not public, exist_ok=True)
         if not public and not hub.model_info(repository).private:
             raise UserError(f"--push {repository}: is there and public: say --public, or name another; nothing is sent")
-        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        hub.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=_WEIGHTS,  # of an earlier push in other parts, which a loader would go by
+        )
     except _UNREACHABLE as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OneshotError(

@@ -134,7 +134,11 @@ def _put(temporary: Path, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         away = temporary.with_suffix(".old")
         os.rename(folder, away)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            os.rename(away, folder)
+            raise
         shutil.rmtree(away)
     else:
         os.rename(temporary, folder)

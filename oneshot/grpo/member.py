@@ -83,7 +83,10 @@ def _join(begin: Begin) -> None:
     """Agrees with the other members on a process group, which accelerate takes as it finds it."""
     on_gpu = begin.config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu and torch.cuda.device_count() < begin.resources.processes:
-        raise UserError(f"{begin.resources.processes} processes, but torch sees {torch.cuda.device_count()} GPUs here")
+        raise UserError(
+            f"resources: {begin.resources.processes} processes, but torch sees {torch.cuda.device_count()} GPUs here; "
+            "ask for as many `gpus`, or set model.device: cpu"
+        )
     if on_gpu:
         torch.cuda.set_device(begin.rank)
     store = FileStore(begin.store, begin.resources.processes)
@@ -145,9 +148,7 @@ def main() -> None:
         while True:
             name, arguments = connection.recv()
             sender.send("done", getattr(member, name)(*arguments))
-    except (
-        BaseException
-    ) as error:  # whatever it is, the parent records it; to exit would hang in the others' collectives
+    except BaseException as error:  # the parent records it, whatever it is; to exit might hang in a collective
         sender.send("failed", (portable(error), traceback.format_exc()))
         threading.Event().wait()
 

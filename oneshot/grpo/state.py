@@ -35,7 +35,7 @@ from oneshot.grpo.rollout import Engine
 from oneshot.grpo.sharded import shard_reference, shard_weights
 from oneshot.grpo.weights import Weights, named_moments, split_weights
 from oneshot.grpo.world import World
-from oneshot.memory import Strategy
+from oneshot.memory import HEADROOM, Strategy
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
@@ -91,9 +91,17 @@ class TrialState:
 
 
 def new_state(
-    config: TrialConfig, *, seed: int, grader: Grader, strategy: Strategy = "single", cpu_offload: bool = False
+    config: TrialConfig,
+    *,
+    seed: int,
+    grader: Grader,
+    strategy: Strategy = "single",
+    cpu_offload: bool = False,
+    gpu_share: float = 1.0,
 ) -> TrialState:
     """Loads everything that a trial needs, at step 0; of several processes each calls it (member.py).
+
+    `gpu_share` is what it may have of its GPU, where others are on it.
 
     Raises:
         UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
@@ -157,7 +165,7 @@ def new_state(
         prompts=prompt_ids,
         shots=shots,
         suites=suites,
-        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, world, trains=trains),
+        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, world, trains=trains, share=gpu_share),
         grader=grader,
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
@@ -204,16 +212,16 @@ def _without_adapter(weights: Weights) -> Reference:
     return logprobs
 
 
-def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool) -> float:
-    """Half of the device memory that gradients and optimiser leave; on a CPU always the same."""
+def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool, share: float) -> float:
+    """Half of what AdamW's moments leave of the device, or of a trial's share of it; on a CPU always the same."""
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
+    room = min(free, total * share * (1 - HEADROOM) - torch.cuda.memory_allocated(device))
     held = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
-    to_come = 3 * sum(part.nbytes for part in held if part.device == device)
-    to_come += sum(weights.compute[name].nbytes for name in weights.master)
-    return -world.largest(-max(free - to_come * trains, 0) / 2 / 2**30)  # one number for all, the smallest
+    to_come = 2 * sum(part.nbytes for part in held if part.device == device)
+    return -world.largest(-max(room - to_come * trains, 0) / 2 / 2**30)  # one number for all, the smallest
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:

@@ -43,15 +43,22 @@ class GrpoWork:
         self._config = config
         self._halvings = halvings
         device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
+        share = min(resources.gpus, 1.0) or 1.0
         need = trial_memory(config, resources, strategy=strategy)
         if need is not None and (device.type == "cuda" or rank == 0):
             # the host's memory is one: the first asks for all, before any of them takes some
-            on_gpu = device.type == "cuda"
-            count, share = (1, min(resources.gpus, 1.0) or 1.0) if on_gpu else (resources.processes, 1.0)
+            count, part = (1, share) if device.type == "cuda" else (resources.processes, 1.0)
             # an estimate that its device could never meet is a warning of the plan, and no reason to wait
-            most = total_gib(device) * share * (1 - HEADROOM)
+            most = total_gib(device) * part * (1 - HEADROOM)
             wait_for_room(min(need.peak_gib * count, most), lambda: free_gib(device), whose=lambda: holders(device))
-        self._state = new_state(config, seed=seed, grader=grader, strategy=strategy, cpu_offload=resources.cpu_offload)
+        self._state = new_state(
+            config,
+            seed=seed,
+            grader=grader,
+            strategy=strategy,
+            cpu_offload=resources.cpu_offload,
+            gpu_share=share,
+        )
         self._state.kv_gib /= 2**halvings
 
     @property

@@ -78,7 +78,10 @@ def _find_run(client: MlflowClient, experiment_id: str, kept: Kept) -> Run | Non
 
 
 def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> LoggedModel | None:
-    found = client.search_logged_models([experiment_id], f"tags.`{IDENTITY}` = '{export.identity}'")
+    condition = f"tags.`{IDENTITY}` = '{export.identity}'"
+    if (sweep := export.kept.asked.sweep) is not None:
+        condition += f" AND tags.`sweep` = '{sweep.config.name}'"
+    found = client.search_logged_models([experiment_id], condition)
     return next(iter(found), None)
 
 
@@ -150,7 +153,7 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
             run_id=run_id,
         )
         for one in kept.evaluations
-        if one.step == kept.step
+        if one.step == kept.step and one.is_asked
         for name, value in ((f"eval/{one.suite}/{measure}", value) for measure, value in one.metrics.items())
         if is_curve(name)
     ]

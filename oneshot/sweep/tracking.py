@@ -317,8 +317,7 @@ class Tracker:
             "attempt": str(folder.last_attempt()),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
-            "num_processes": str(attempt.get("num_processes", 1)),
-            "strategy": str(attempt.get("strategy", "single")),
+            **_spread_tags(attempt),
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
             **{f"label.{name}": value for name, value in trial.labels.items()},
             **_source_tags(),
@@ -353,6 +352,8 @@ class Tracker:
             self._client.delete_tag(child.run_id, "state.reason")
         if child.attempt != str(result.attempt):
             self._client.set_tag(child.run_id, "attempt", str(result.attempt))
+            for name, value in _spread_tags(folder.attempt(result.attempt)).items():
+                self._client.set_tag(child.run_id, name, value)
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
         child.status, child.attempt, child.is_new = status, str(result.attempt), False
         child.read.clear()
@@ -486,6 +487,14 @@ def _dataset_inputs(trial: Trial) -> list[DatasetInput]:
         )
         for name, digest, context, num_problems in found
     ]
+
+
+def _spread_tags(attempt: Mapping[str, Any]) -> dict[str, str]:
+    """How an attempt was spread over processes; one of before there were several was not."""
+    return {
+        "num_processes": str(attempt.get("num_processes", 1)),
+        "strategy": str(attempt.get("strategy", "single")),
+    }
 
 
 def _source_tags() -> dict[str, str]:
