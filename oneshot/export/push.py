@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, if not in its `__all__`
 
 from oneshot.errors import OneshotError, UserError
+from oneshot.export.source import UNREACHABLE
 
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
-_UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def check_push(repository: str) -> None:
@@ -51,7 +51,7 @@ def push(folder: Path, repository: str, *, public: bool, message: str) -> str:
             commit_message=message,
             delete_patterns=_WEIGHTS,  # of an earlier push in other parts, which a loader would go by
         )
-    except _UNREACHABLE as error:
+    except UNREACHABLE as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OneshotError(
             f"--push {repository}: {why}; {folder} is written, and the same command tries again"

@@ -30,10 +30,11 @@ TOKENIZER = (
 )
 LICENCE = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 GENERATION, CARD = "generation_config.json", "README.md"
-_UNREACHABLE: tuple[type[Exception], ...] = (
-    LocalEntryNotFoundError,
-    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+UNREACHABLE: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
 )
+"""The errors of the hub's client, those of its transport among them, whose classes differ by version."""
+_NOT_GIVEN: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *UNREACHABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ def source_model(config: ModelConfig) -> SourceModel:
         try:
             wanted = [*patterns, GENERATION, CARD]
             folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
-        except _UNREACHABLE as error:
+        except _NOT_GIVEN as error:
             raise ModelError(f"model.path: {config.path}: the hub does not give its files: {error}") from error
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     generation = folder / GENERATION
