@@ -114,8 +114,8 @@ def test_the_gradient_is_that_of_one_process(
         wanted, metrics = alone[name]
         found = seen["found"]
         assert found.keys() == wanted.keys()
-        # bfloat16 rounds at every layer, and packs of another size in another order: 5% in four processes; a part that is
-        # missing, or counted twice, is 25% at least
+        # bfloat16 rounds at every layer, and packs of another size in another order: 5% in four processes; a part
+        # that is missing, or counted twice, is 25% at least
         close = 0.1 if "bf16" in name else 1e-8
         off = sum((found[key] - wanted[key]).square().sum() for key in wanted)
         size_of = sum(value.square().sum() for value in wanted.values())
