@@ -18,6 +18,7 @@ Strategy = Literal["single", "ddp", "fsdp"]
 """One process; several with the whole model each; several with a shard each."""
 CPU_KV_GIB = 4.0
 """Default of `rollout.kv_gib` on a CPU, where memory that is not touched costs nothing."""
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 PROMPT_TOKENS = 256
 """Assumed of a prompt, which a plan cannot count without a tokenizer."""
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
@@ -128,7 +129,7 @@ def footprint(
 ) -> Memory:
     """What each process needs; `gpu_gib` is what it may use of its GPU, None where it computes on a CPU."""
     adapter = config.model.adapter
-    master = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
+    master = DTYPE_BYTES[config.model.dtype]
     added = 0 if adapter is None else shape.adapter_params(adapter)
     trains = config.train.num_steps > 0
     sizes = _Sizes(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oneshot.config import AdapterConfig, TrialConfig
-from oneshot.footprint import Memory, Strategy, footprint
+from oneshot.footprint import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.shapes import model_shape
 from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.benchmarks import load_suites
@@ -92,7 +92,7 @@ def host_gib(config: TrialConfig, resources: ResourceConfig) -> float | None:
     """What all processes of a trial load into host memory before their GPUs have it; None where nothing is known."""
     if config.script is not None or not resources.gpus or (shape := model_shape(config)) is None:
         return None
-    size = {"float64": 8, "float32": 4, "bfloat16": 2}[config.model.dtype]
+    size = DTYPE_BYTES[config.model.dtype]
     loaded = resources.processes * size * shape.num_params / 2**30
     if not resources.cpu_offload or choose_strategy(config, resources) != "fsdp":
         return loaded

@@ -46,6 +46,11 @@ class ResourceConfig(Config):
         """How many processes share one trial."""
         return self.num_processes or max(1, int(self.gpus))
 
+    @property
+    def threads(self) -> int:
+        """Torch's threads in each of them."""
+        return max(1, int(self.cpus / self.processes))
+
     @model_validator(mode="after")
     def _has_a_gpu_a_process(self) -> "ResourceConfig":
         if self.gpus > 1 and self.gpus != int(self.gpus):

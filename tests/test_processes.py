@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,12 @@ def children_gone() -> Iterator[None]:
 
 def members(of: int | None = None) -> list[psutil.Process]:
     """Processes of a trial that are under way below a process, this one by default."""
-    return [
-        child
-        for child in psutil.Process(of).children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "oneshot.grpo.member" in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(of).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "oneshot.grpo.member" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 EXACT = {"model": {"path": "tiny:llama", "dtype": "float64"}, "train": {"num_steps": 3}}

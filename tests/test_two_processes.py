@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_processes import members
 from test_run import Place, make_place
 
 from oneshot.store import Store
@@ -34,18 +35,6 @@ def test_the_tiny_models_train_in_two_processes_under_ray(tmp_path: Path) -> Non
     for run in children:
         assert run.info.status == "FINISHED"
         assert [point.step for point in made.client.get_metric_history(run.info.run_id, "reward/mean")] == [1, 2]
-
-
-def members(parent: int) -> list[psutil.Process]:
-    """Processes of a trial below a process."""
-    found = []
-    for child in psutil.Process(parent).children(recursive=True):
-        try:
-            if "oneshot.grpo.member" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def wait_for(what: Callable[[], bool], timeout_s: float = 180) -> None:

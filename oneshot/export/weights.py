@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.nn import Parameter
 from transformers import GenerationConfig
 
@@ -13,8 +12,8 @@ from oneshot.errors import OneshotError
 from oneshot.export.kept import Kept
 from oneshot.export.source import SourceModel
 from oneshot.grpo.adapter import attach, merge
-from oneshot.grpo.policy import Policy, load_policy
-from oneshot.tasks.prompts import turn_ends
+from oneshot.grpo.policy import Policy, end_turns, load_policy
+from oneshot.grpo.state import read_tensors
 
 SHARD = "5GB"
 """Of weights a file."""
@@ -45,8 +44,7 @@ def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
         merge(policy.model)
         for parameter in policy.model.parameters():
             parameter.data = parameter.data.to(target)
-    if kept.config.prompt.stop == "turn":
-        policy.eos_ids = tuple(sorted({*policy.eos_ids, *turn_ends(policy.tokenizer)}))
+    end_turns(policy, kept.config.prompt)
     return policy
 
 
@@ -55,16 +53,14 @@ def _take(trained: dict[str, Parameter], files: Iterable[Path], *, wide: bool) -
     """Puts the files' tensors into the model one by one; `wide`: as they are, and not in its precision."""
     seen: set[str] = set()
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it has no __iter__
-                if name not in trained:
-                    raise OneshotError(f"{path}: {name}: no such weight in the model")
-                tensor = file.get_tensor(name)
-                if wide:
-                    trained[name].data = tensor
-                else:
-                    trained[name].copy_(tensor)
-                seen.add(name)
+        for name, tensor in read_tensors([path]):
+            if name not in trained:
+                raise OneshotError(f"{path}: {name}: no such weight in the model")
+            if wide:
+                trained[name].data = tensor
+            else:
+                trained[name].copy_(tensor)
+            seen.add(name)
     return seen
 
 

@@ -31,9 +31,8 @@ def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:
         ModelError: the model has no layer of one of the names.
     """
     head = model.get_output_embeddings()  # its product is ours (head.py), which knows no adapter
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and layer is not head]
-    known = sorted({name.rpartition(".")[2] for name in linear})
     names = {layer: name.rpartition(".")[2] for name, layer in model.named_modules()}
+    known = sorted({name for layer, name in names.items() if isinstance(layer, Linear) and layer is not head})
     if config.targets != "all-linear" and names[head] in config.targets:
         raise ModelError(f"model.adapter.targets: {names[head]}: the output head cannot have one; leave it out")
     if unknown := [name for name in config.targets if name not in known and config.targets != "all-linear"]:

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from oneshot.config import ModelConfig
+from oneshot.config import ModelConfig, PromptConfig
 from oneshot.errors import ModelError
 from oneshot.grpo.forward import use_packs
 from oneshot.models import local_folder
+from oneshot.tasks.prompts import turn_ends
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,12 @@ def load_policy(config: ModelConfig) -> Policy:
         max_positions=int(model.config.max_position_embeddings),
         num_kv=num_kv,
     )
+
+
+def end_turns(policy: Policy, config: PromptConfig) -> None:
+    """With `prompt.stop: turn`, has completions end with a turn of the chat, too."""
+    if config.stop == "turn":
+        policy.eos_ids = tuple(sorted({*policy.eos_ids, *turn_ends(policy.tokenizer)}))
 
 
 def _why(error: Exception) -> str:

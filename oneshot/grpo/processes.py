@@ -223,7 +223,7 @@ class _Child:
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": size,
                 "LOCAL_WORLD_SIZE": size,
-                "OMP_NUM_THREADS": str(max(1, int(begin.resources.cpus / begin.resources.processes))),
+                "OMP_NUM_THREADS": str(begin.resources.threads),
             },
         )
         theirs.close()

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import psutil
 import torch
 
+from oneshot.memory import HEADROOM
+
 WAIT_S = 120.0
 LOOK_S = 2.0
 
@@ -48,11 +50,10 @@ def free_gib(device: torch.device) -> float:
     return float(psutil.virtual_memory().available) / 2**30
 
 
-def total_gib(device: torch.device) -> float:
-    """Of the device that computes, free or not."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1]) / 2**30
-    return float(psutil.virtual_memory().total) / 2**30
+def most_gib(device: torch.device, *, share: float) -> float:
+    """What a trial may have of the device, or of its share of one, free or not: the plan's headroom is left out."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+    return float(total) / 2**30 * share * (1 - HEADROOM)
 
 
 def holders(device: torch.device) -> str:

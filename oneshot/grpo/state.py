@@ -6,7 +6,7 @@ are the adapter's alone. The position in the random table is (seed, step): there
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,13 @@ from oneshot.grpo.head import Workspace
 from oneshot.grpo.hf import HfGenerate
 from oneshot.grpo.lockstep import Lockstep
 from oneshot.grpo.packing import Pack
-from oneshot.grpo.policy import Policy, load_policy
+from oneshot.grpo.policy import Policy, end_turns, load_policy
 from oneshot.grpo.rollout import Engine
+from oneshot.grpo.room import free_gib, most_gib
 from oneshot.grpo.sharded import shard_reference, shard_weights
 from oneshot.grpo.weights import Weights, named_moments, split_weights
 from oneshot.grpo.world import World
-from oneshot.memory import HEADROOM, Strategy
+from oneshot.memory import Strategy
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
@@ -119,8 +120,7 @@ def new_state(
     AcceleratorState._reset_state(reset_partial_state=True)
     world = World(Accelerator(cpu=use_cpu))
     policy = load_policy(config.model)
-    if config.prompt.stop == "turn":
-        policy.eos_ids = tuple(sorted({*policy.eos_ids, *prompts.turn_ends(policy.tokenizer)}))
+    end_turns(policy, config.prompt)
     trains = config.train.num_steps > 0
     weights, reference = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
     optimizer = torch.optim.AdamW(
@@ -217,11 +217,10 @@ def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool, share: flo
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
-    free, total = torch.cuda.mem_get_info(device)
-    room = min(free, total * share * (1 - HEADROOM) - torch.cuda.memory_allocated(device))
+    room = min(free_gib(device), most_gib(device, share=share) - torch.cuda.memory_allocated(device) / 2**30)
     held = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
-    to_come = 2 * sum(part.nbytes for part in held if part.device == device)
-    return -world.largest(-max(room - to_come * trains, 0) / 2 / 2**30)  # one number for all, the smallest
+    to_come = 2 * sum(part.nbytes for part in held if part.device == device) / 2**30
+    return -world.largest(-max(room - to_come * trains, 0) / 2)  # one number for all, the smallest
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
@@ -265,25 +264,24 @@ def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str
         flush(folder)
 
 
-def read_tensors(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint holds of `model` or `optimizer`, a tensor at a time."""
-    for path in sorted(folder.glob(f"{name}*.safetensors")):
+def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """What parts of a checkpoint hold, a tensor at a time."""
+    for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 yield key, file.get_tensor(key)
 
 
-def checkpoint_step(folder: Path) -> int:
-    """Steps that a checkpoint has behind it."""
-    step: int = json.loads((folder / "state.json").read_text())["step"]
-    return step
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The files of a checkpoint's `model` or `optimizer`."""
+    return sorted(folder.glob(f"{name}*.safetensors"))
 
 
 def load_state(state: TrialState, folder: Path) -> None:
     """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
     state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
-    for path, tensor in read_tensors(folder, "optimizer"):
+    for path, tensor in read_tensors(_parts(folder, "optimizer")):
         name, _, moment = path.rpartition("/")
         parameter = state.weights.master[name]
         state.optimizer.state[parameter][moment] = state.weights.part(tensor, parameter)
@@ -294,7 +292,7 @@ def load_weights(state: TrialState, folder: Path) -> None:
     facts = json.loads((folder / "state.json").read_text())
     assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
     with torch.no_grad(), state.weights.updating():
-        for name, tensor in read_tensors(folder, "model"):
+        for name, tensor in read_tensors(_parts(folder, "model")):
             master = state.weights.master[name]
             master.copy_(state.weights.part(tensor, master))
         state.weights.publish()

@@ -8,10 +8,10 @@ import torch
 from oneshot.config import TrialConfig
 from oneshot.grpo.metrics import StepMetrics
 from oneshot.grpo.policy import use_cpus
-from oneshot.grpo.room import free_gib, holders, total_gib, wait_for_room
+from oneshot.grpo.room import free_gib, holders, most_gib, wait_for_room
 from oneshot.grpo.state import load_state, new_state, save_state
 from oneshot.grpo.train import evaluate_kept, train
-from oneshot.memory import HEADROOM, choose_strategy, trial_memory
+from oneshot.memory import choose_strategy, trial_memory
 from oneshot.sweepconfig import ResourceConfig
 from oneshot.tasks.grading import Grader
 
@@ -39,7 +39,7 @@ class GrpoWork:
             tokens = max(1, config.train.microbatch_tokens >> halvings)
             config = config.model_copy(update={"train": config.train.model_copy(update={"microbatch_tokens": tokens})})
         grader.forget_ungraded()
-        use_cpus(max(1, int(resources.cpus / resources.processes)))
+        use_cpus(resources.threads)
         self._config = config
         self._halvings = halvings
         device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -49,8 +49,8 @@ class GrpoWork:
             # the host's memory is one: the first asks for all, before any of them takes some
             count, part = (1, share) if device.type == "cuda" else (resources.processes, 1.0)
             # an estimate that its device could never meet is a warning of the plan, and no reason to wait
-            most = total_gib(device) * part * (1 - HEADROOM)
-            wait_for_room(min(need.peak_gib * count, most), lambda: free_gib(device), whose=lambda: holders(device))
+            least = min(need.peak_gib * count, most_gib(device, share=part))
+            wait_for_room(least, lambda: free_gib(device), whose=lambda: holders(device))
         self._state = new_state(
             config,
             seed=seed,
