@@ -66,7 +66,7 @@ fmt: .venv/ready-dev
 docs: .venv/ready-dev
 	$(BIN)/oneshot schema > docs/sweep.schema.json
 	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
-	$(BIN)/python -m oneshot.catalog sweeps > docs/sweeps.md
+	$(BIN)/python docs/catalog.py sweeps > docs/sweeps.md
 
 bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py

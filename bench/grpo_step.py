@@ -5,8 +5,8 @@ a CPU. Every measurement is a process of its own, one after the other, so that n
 state leaks from one into the next. TRL runs at its best settings for the machine, which are printed.
 
 `efficiency` is the time that the step's matrix products alone take, timed in the same process with the same weights
-(`oneshot/grpo/floor.py`), over the time that the step took. The last line is `ratio: X`: the smallest, over cases a and
-b, of what was measured over its bar; 1 or more is wanted.
+(`oneshot/training/roofline.py`), over the time that the step took. The last line is `ratio: X`: the smallest, over
+cases a and b, of what was measured over its bar; 1 or more is wanted.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def make_model(case: Case, folder: Path) -> None:
 
     disable_progress_bar()
     if case.shape is None:
-        from oneshot.models import local_folder
+        from oneshot.models.source import local_folder
 
         source = local_folder("tiny:qwen2")
         assert source is not None
@@ -128,10 +128,10 @@ def prompt_text(case: Case) -> str:
 
 def our_state(case: Case, folder: Path) -> tuple[Any, Any]:
     """Config and state of a trial on that prompt whose completions never end before `max_tokens`."""
-    from oneshot.config import TrialConfig
-    from oneshot.grpo.policy import use_cpus
-    from oneshot.grpo.state import new_state
+    from oneshot.config.trial import TrialConfig
+    from oneshot.policy.policy import use_cpus
     from oneshot.tasks.grading import Grader
+    from oneshot.training.state import new_state
 
     use_cpus(NUM_THREADS)
     problem = folder / "problem.jsonl"
@@ -192,8 +192,10 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Our whole step, the time within each part of it, and its efficiency."""
     import torch
 
-    from oneshot.grpo import forward, lockstep, update
-    from oneshot.grpo.train import train_step
+    from oneshot.policy import forward
+    from oneshot.rollout import lockstep
+    from oneshot.training import update
+    from oneshot.training.grpo import train_step
 
     config, state = our_state(case, folder)
     watch = Stopwatch()
@@ -243,8 +245,8 @@ def estimated_gib(config: Any) -> float:
     """What the plan would say of the trial's memory on this GPU."""
     import torch
 
-    from oneshot.memory import trial_memory
-    from oneshot.sweepconfig import ResourceConfig
+    from oneshot.config.sweep import ResourceConfig
+    from oneshot.models.placement import trial_memory
 
     total_gib = torch.cuda.mem_get_info()[1] / 2**30
     found = trial_memory(config, ResourceConfig(gpus=1, gpu_gib=total_gib))
@@ -290,7 +292,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     """Useful tokens a second; `skewed` lets each token end its completion with a probability of 4 / `max_tokens`."""
     import torch
 
-    from oneshot.grpo.rollout import Request, Sampling
+    from oneshot.rollout.engine import Request, Sampling
 
     _, state = our_state(case, folder)
     policy = state.policy

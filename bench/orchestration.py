@@ -63,11 +63,11 @@ storage: {storage}
 
 def ours(num_trials: int, folder: Path) -> dict[str, Any]:
     """Seconds, from an initialised Ray to a complete MLflow."""
-    from oneshot.plan import make_plan
-    from oneshot.store import Store
+    from oneshot.config.file import read
+    from oneshot.plan.plan import make_plan
+    from oneshot.store.store import Store
     from oneshot.sweep import tuner
-    from oneshot.sweep.cluster import joined
-    from oneshot.sweepfile import read
+    from oneshot.sweep.cluster.nodes import joined
 
     sweep = read(sweep_text(num_trials, str(folder / "runs")), name="bench")
     plan, store = make_plan(sweep), Store(sweep.config.storage)
@@ -142,11 +142,11 @@ def peer(num_trials: int, folder: Path, *, reuse: bool) -> dict[str, Any]:
 
 def load(folder: Path) -> dict[str, Any]:
     """8 trials at a time, 20 metrics a second each: how long a step takes beyond its second, and MLflow's lag."""
-    from oneshot.plan import make_plan
-    from oneshot.store import Store
+    from oneshot.config.file import read
+    from oneshot.plan.plan import make_plan
+    from oneshot.store.store import Store
     from oneshot.sweep import tuner
     from oneshot.sweep.run import run
-    from oneshot.sweepfile import read
 
     text = sweep_text(8, str(folder / "runs")).replace(f"{{metrics: {NUM_METRICS - 1}}}", "{step_s: 1.0, metrics: 18}")
     text = text.replace("seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5, 6, 7]").replace(
@@ -174,8 +174,8 @@ def load(folder: Path) -> dict[str, Any]:
 
 def plan(folder: Path) -> dict[str, Any]:
     """Seconds from a sweep file of 10,000 trials to its plan."""
-    from oneshot.plan import make_plan
-    from oneshot.sweepfile import load
+    from oneshot.config.file import load
+    from oneshot.plan.plan import make_plan
 
     file = folder / "big.yaml"
     file.write_text(sweep_text(NUM_PLANNED, str(folder / "runs")))
@@ -187,9 +187,9 @@ def plan(folder: Path) -> dict[str, Any]:
 
 def finish_most(folder: Path) -> dict[str, Any]:
     """A store in which all trials but one are finished."""
-    from oneshot.plan import make_plan
-    from oneshot.store import Row, Store
-    from oneshot.sweepfile import load
+    from oneshot.config.file import load
+    from oneshot.plan.plan import make_plan
+    from oneshot.store.store import Row, Store
 
     file = folder / "big.yaml"
     file.write_text(sweep_text(NUM_PLANNED, str(folder / "runs")))
@@ -208,8 +208,8 @@ def finish_most(folder: Path) -> dict[str, Any]:
 def restart(folder: Path) -> dict[str, Any]:
     """Seconds from process start to the first suggestion, by the command line's path; Ray is imported, not begun."""
     from oneshot.cli.options import load_sweep, resolved
-    from oneshot.edits import check_edits
-    from oneshot.store import Store
+    from oneshot.plan.edits import check_edits
+    from oneshot.store.store import Store
     from oneshot.sweep.run import run
 
     sweep = load_sweep(folder / "big.yaml", None)

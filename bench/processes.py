@@ -22,7 +22,7 @@ SMOLLM2 = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
 
 def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> Any:
     """GRPO on one sum."""
-    from oneshot.config import TrialConfig
+    from oneshot.config.trial import TrialConfig
 
     return TrialConfig.model_validate(
         {
@@ -38,10 +38,10 @@ def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> An
 
 def works(config: Any, num_processes: int) -> dict[str, Any]:
     """The trial in each way; those of several processes are children, which wait while the others are measured."""
-    from oneshot.grpo.processes import Processes
-    from oneshot.grpo.work import GrpoWork
-    from oneshot.sweepconfig import ResourceConfig
+    from oneshot.config.sweep import ResourceConfig
     from oneshot.tasks.grading import Grader
+    from oneshot.training.launcher import Processes
+    from oneshot.training.trainer import GrpoWork
 
     def several(strategy: Literal["ddp", "fsdp"]) -> Processes:
         resources = ResourceConfig(cpus=num_processes, num_processes=num_processes, strategy=strategy)

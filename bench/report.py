@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from synthetic import make_store
 
-from oneshot.claims import freeze
+from oneshot.plan.claims import freeze
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
 

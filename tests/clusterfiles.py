@@ -33,7 +33,7 @@ from ruamel.yaml import YAML
 from typer.exceptions import TyperException
 
 from oneshot.cli import app
-from oneshot.contexts import find_context
+from oneshot.config.contexts import find_context
 from oneshot.errors import UserError
 
 CLUSTER = PROJECT / "cluster"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, MistralConfig
 
-from oneshot.config import TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.tasks.grading import Grader
 
 PROJECT = Path(__file__).parent.parent

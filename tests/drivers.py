@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import psutil
 
-from oneshot.store import Folder, TrialFolder
+from oneshot.store.store import Folder, TrialFolder
 
 PATIENCE_S = 120.0
 """For what takes seconds, on a machine that is busy with other things."""
@@ -29,7 +29,9 @@ LEAN = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "
 """No worker that nobody has asked for: each takes seconds to start."""
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["oneshot.cli", "oneshot.sweep.run", "oneshot.sweep.tuner", "oneshot.sweep.notify"])
+_forks.set_forkserver_preload(
+    ["oneshot.cli", "oneshot.sweep.run", "oneshot.sweep.cluster.tuner", "oneshot.sweep.notify"]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ def act_at(moment: Moment, act: Callable[[], None]) -> None:
 
 def _worker_with(moment: Moment, driver: int) -> Any:
     """A trainable that kills its driver at a moment."""
-    from oneshot.sweep.trainable import TrialTrainable
+    from oneshot.sweep.cluster.trainable import TrialTrainable
 
     def kill_driver() -> None:
         os.kill(driver, signal.SIGKILL)
@@ -91,7 +93,7 @@ def _drive(arguments: list[str], folder: str, scratch: str, log: str, moment: Mo
     os.environ |= {**OPEN, "HOME": folder, "RAY_TMPDIR": scratch}
     for number, name in ((1, f"{log}.out"), (2, f"{log}.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    import oneshot.sweep.tuner
+    import oneshot.sweep.cluster.tuner
     from oneshot.cli import main
 
     if moment is not None and moment.of == "driver":
@@ -100,7 +102,7 @@ def _drive(arguments: list[str], folder: str, scratch: str, log: str, moment: Mo
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker does not find the tests' modules
-        oneshot.sweep.tuner.TrialTrainable = _worker_with(moment, os.getpid())
+        oneshot.sweep.cluster.tuner.TrialTrainable = _worker_with(moment, os.getpid())
     sys.argv = ["oneshot", *arguments]
     main()
 

@@ -14,15 +14,16 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from oneshot.config import TrialConfig
-from oneshot.control import read_stops
-from oneshot.lease import holder
-from oneshot.plan import Plan, Trial
-from oneshot.scripted import MODULUS
-from oneshot.standing import trial_standing
-from oneshot.status import begun_sweep, is_alive
-from oneshot.store import Row, Store, TrialFolder
-from oneshot.sweep.tracking import TRIAL
+from oneshot.config.trial import TrialConfig
+from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.recorded import begun_sweep
+from oneshot.store.lease import holder
+from oneshot.store.store import Row, Store, TrialFolder
+from oneshot.sweep.status import is_alive
+from oneshot.sweep.tracking.tracker import TRIAL
+from oneshot.trial.requests import read_stops
+from oneshot.trial.scripted import MODULUS
+from oneshot.trial.state import trial_standing
 
 NUM_STEPS = 6
 EVERY_STEPS = 2

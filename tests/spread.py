@@ -20,12 +20,12 @@ from torch.distributed import FileStore
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from oneshot.config import TrialConfig
-from oneshot.grpo.advantage import group_advantages
-from oneshot.grpo.rollout import Completion
-from oneshot.grpo.state import TrialState, new_state
-from oneshot.grpo.update import Batch, accumulate, update
+from oneshot.config.trial import TrialConfig
+from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
+from oneshot.training.advantage import group_advantages
+from oneshot.training.state import TrialState, new_state
+from oneshot.training.update import Batch, accumulate, update
 
 GROUP_SIZE = 4
 REWARDS = [1.0, 0.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 4 + [0.0, 0.0, 1.0, 0.0]

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from oneshot.store import Store
+from oneshot.store.store import Store
 
 KINDS = ("disk", "renaming", "memory", "s3")
 

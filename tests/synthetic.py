@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from oneshot.grpo.evaluate import summary
-from oneshot.grpo.metrics import Record
-from oneshot.plan import Plan, Trial, make_plan
-from oneshot.runner import describe
-from oneshot.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store, TrialFolder, now_ms
-from oneshot.sweepfile import Sweep, load
+from oneshot.config.file import Sweep, load
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store, TrialFolder, now_ms
 from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
-from oneshot.trainings import Training, trainings
+from oneshot.training.evaluate import summary
+from oneshot.training.metrics import Record
+from oneshot.trial.recorder import describe
 
 Accuracy = Callable[[Trial, int, int], float]
 """(trial, step, index of the problem) -> whether it is right, or with what probability."""

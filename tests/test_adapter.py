@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from test_processes import of_training
 
-from oneshot.config import AdapterConfig, TrialConfig
+from oneshot.config.trial import AdapterConfig, TrialConfig
 from oneshot.errors import ModelError
-from oneshot.grpo.adapter import attach, merge, switched_off
-from oneshot.grpo.policy import load_policy
-from oneshot.grpo.state import TrialState, load_state, new_state, save_state
-from oneshot.grpo.train import train
-from oneshot.keys import identify_trial
+from oneshot.plan.keys import identify_trial
+from oneshot.policy.lora import attach, merge, switched_off
+from oneshot.policy.policy import load_policy
 from oneshot.tasks.grading import Grader
+from oneshot.training.grpo import train
+from oneshot.training.state import TrialState, load_state, new_state, save_state
 
 MakeConfig = Callable[..., TrialConfig]
 LORA = {"path": "tiny:qwen2", "dtype": "float64", "adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
@@ -161,7 +161,7 @@ def test_large_checkpoints_are_in_parts(
     config = tiny_config(eval={"suites": {}})
     one, other = new_state(config, seed=0, grader=grader), new_state(config, seed=0, grader=grader)
     list(train(config, one))
-    monkeypatch.setattr("oneshot.grpo.state.PART_BYTES", 300_000)
+    monkeypatch.setattr("oneshot.training.state.PART_BYTES", 300_000)
     save_state(one, tmp_path, with_optimizer=True)
     parts = sorted(path.name for path in tmp_path.glob("model*.safetensors"))
     assert parts[:2] == ["model-2.safetensors", "model-3.safetensors"] and "model.safetensors" in parts

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config import AdvantageConfig
-from oneshot.grpo.advantage import group_advantages, zero_std_groups
+from oneshot.config.trial import AdvantageConfig
+from oneshot.training.advantage import group_advantages, zero_std_groups
 
 
 def advantages(rewards: list[float], group_size: int, **settings: object) -> list[float]:

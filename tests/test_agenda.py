@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from scripted import Lab, chain, files, steps_of, sweep_text
 
 from oneshot.cli.options import resolved
-from oneshot.control import Request, ask, read_stops
-from oneshot.grpo.metrics import StepMetrics
-from oneshot.lease import Holder, Leased, take
-from oneshot.plan import Plan
-from oneshot.runner import record
-from oneshot.standing import trial_state
-from oneshot.store import FailureKind, Result
+from oneshot.config.file import Sweep, load
+from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.plan.plan import Plan
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.lease import Holder, Leased, take
+from oneshot.store.store import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event
-from oneshot.sweepconfig import BudgetConfig, ResourceConfig, deadline
-from oneshot.sweepfile import Sweep, load
-from oneshot.trainings import Training, trainings
+from oneshot.training.metrics import StepMetrics
+from oneshot.trial.recorder import record
+from oneshot.trial.requests import Request, ask, read_stops
+from oneshot.trial.state import trial_state
 
 
 @pytest.fixture(autouse=True)

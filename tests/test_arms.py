@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from oneshot.config import TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
-from oneshot.grpo.state import new_state
-from oneshot.grpo.train import StepMetrics, train
 from oneshot.tasks.grading import Grader
+from oneshot.training.grpo import StepMetrics, train
+from oneshot.training.state import new_state
 
 MakeConfig = Callable[..., TrialConfig]
 NO_EVAL: dict[str, Any] = {"at_start": False, "suites": {}}

@@ -13,16 +13,16 @@ import pytest
 from synthetic import HOSTILE, SMALL, make_store
 from verbs import oneshot
 
-from oneshot.claims import claims_digest, freeze
+from oneshot.config.file import load
 from oneshot.errors import UserError
-from oneshot.plan import make_plan
+from oneshot.plan.claims import claims_digest, freeze
+from oneshot.plan.plan import make_plan
 from oneshot.report import bundle
 from oneshot.report.bundle import is_bundle, read_bundle, write_bundle
 from oneshot.report.page import DATA, PAGE, make_report
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.verdicts import verdicts
-from oneshot.store import Store
-from oneshot.sweepfile import load
+from oneshot.store.store import Store
 
 CLAIMED = (
     SMALL.replace("num_problems: 20}", "num_problems: 5, samples: 2, temperature: 1.0}")

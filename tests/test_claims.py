@@ -14,13 +14,13 @@ from test_search_file import complaint, edited, plan
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.claims import FILE, claims_digest, comparisons, freeze, frozen, record_of, thaw
+from oneshot.config.file import load
+from oneshot.config.paths import SettingError
+from oneshot.config.sweep import ClaimConfig
+from oneshot.plan.claims import FILE, claims_digest, comparisons, freeze, frozen, record_of, thaw
 from oneshot.report.runs import gather
 from oneshot.report.verdicts import verdicts
-from oneshot.settings import SettingError
-from oneshot.store import Folder, Store
-from oneshot.sweepconfig import ClaimConfig
-from oneshot.sweepfile import load
+from oneshot.store.store import Folder, Store
 
 AXES = {"model": ["small", "large"], "example": ["sum", "product"], "arm": ["outcome", "format"]}
 CELLS = [dict(zip(AXES, names, strict=True)) for names in product(*AXES.values())]

@@ -2,11 +2,11 @@
 
 import pytest
 
+from oneshot.config.file import read
+from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
-from oneshot.plan import Plan, make_plan
-from oneshot.sweep.cluster import Shape, bundle, check_feasible, node_types, room
-from oneshot.sweepconfig import ResourceConfig
-from oneshot.sweepfile import read
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.sweep.cluster.nodes import Shape, bundle, check_feasible, node_types, room
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 

@@ -10,7 +10,7 @@ import pytest
 from clusterfiles import CLUSTER, FILES, complaints, documents, with_typo
 from conftest import PROJECT
 
-from oneshot.sweep.cluster import NODE_TYPES, node_types
+from oneshot.sweep.cluster.nodes import NODE_TYPES, node_types
 
 pytest_plugins = ["stores"]
 

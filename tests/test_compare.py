@@ -13,11 +13,11 @@ from synthetic import SMALL, make_store
 from told import gathered, grades, run, suite
 from verbs import oneshot
 
+from oneshot.cli.tables import cells_table, comparison_lines, comparison_table
 from oneshot.report.bundle import read_bundle, write_bundle
 from oneshot.report.cells import cell_lines
 from oneshot.report.compare import Line, compare
 from oneshot.report.runs import Gathered, gather
-from oneshot.tables import cells_table, comparison_lines, comparison_table
 
 CELLS = [{"arm": "outcome"}, {"arm": "format"}]
 Right = Callable[[Mapping[str, str], int], Sequence[int]]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from verbs import oneshot
 
-from oneshot.contexts import find_context, token_of
+from oneshot.config.contexts import find_context, token_of
+from oneshot.config.sweep import has_password
 from oneshot.errors import UserError
-from oneshot.sweepconfig import has_password
 
 LAB = """\
 lab:

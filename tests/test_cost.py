@@ -10,8 +10,11 @@ from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config import TrialConfig
-from oneshot.cost import (
+from oneshot.config.file import read
+from oneshot.config.sweep import CostConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.models.shapes import KNOWN_SHAPES
+from oneshot.plan.cost import (
     EFFICIENCY,
     PEAK_FLOPS,
     Cost,
@@ -19,11 +22,8 @@ from oneshot.cost import (
     measured_steps,
     training_shape,
 )
-from oneshot.plan import Plan, make_plan
-from oneshot.shapes import KNOWN_SHAPES
-from oneshot.store import Row, Store, now_ms
-from oneshot.sweepconfig import CostConfig
-from oneshot.sweepfile import read
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.store.store import Row, Store, now_ms
 from oneshot.tasks.benchmarks import load_suites
 
 MakeConfig = Callable[..., TrialConfig]

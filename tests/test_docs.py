@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
+from oneshot.config.file import load
 from oneshot.errors import SweepFileError
-from oneshot.plan import make_plan
-from oneshot.sweepfile import load
+from oneshot.plan.plan import make_plan
 
 README = (PROJECT / "README.md").read_text()
 

@@ -12,14 +12,14 @@ from test_search_file import HUNT, edited
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.edits import Edits, check_edits, find_edits
+from oneshot.config.file import Sweep, Winner, read
 from oneshot.errors import SweepFileError
-from oneshot.hub import FILE as REVISIONS
-from oneshot.hub import frozen_revisions
-from oneshot.plan import Plan, make_plan
-from oneshot.store import Store
-from oneshot.studies import freeze_point, freeze_winner, frozen_search
-from oneshot.sweepfile import Sweep, Winner, read
+from oneshot.plan.edits import Edits, check_edits, find_edits
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.plan.revisions import FILE as REVISIONS
+from oneshot.plan.revisions import frozen_revisions
+from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
+from oneshot.store.store import Store
 
 SCRIPTED = """\
 version: 1

@@ -8,16 +8,16 @@ import torch
 from conftest import small_model
 from scipy import stats
 
-from oneshot.config import ModelConfig
-from oneshot.grpo import graphs, lockstep
-from oneshot.grpo.forward import completion_logprobs
-from oneshot.grpo.head import Workspace, logits
-from oneshot.grpo.hf import HfGenerate
-from oneshot.grpo.lockstep import Lockstep
-from oneshot.grpo.packing import pack
-from oneshot.grpo.policy import Policy, load_policy
-from oneshot.grpo.rollout import Completion, Engine, Request, Sampling
-from oneshot.grpo.sampling import below_one, likeliest, sample, uniforms
+from oneshot.config.trial import ModelConfig
+from oneshot.policy.forward import completion_logprobs
+from oneshot.policy.output_head import Workspace, logits
+from oneshot.policy.packing import pack
+from oneshot.policy.policy import Policy, load_policy
+from oneshot.rollout import cuda_graphs, lockstep
+from oneshot.rollout.engine import Completion, Engine, Request, Sampling
+from oneshot.rollout.hf import HfGenerate
+from oneshot.rollout.lockstep import Lockstep
+from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
 from oneshot.tasks.prompts import encode
 
 
@@ -166,7 +166,7 @@ def test_fixed_shapes_that_change_on_the_way_change_no_token(policy: Policy, mon
     asked = requests(policy, rows=13)
     sampling = Sampling(temperature=1.0, max_tokens=56)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
-    monkeypatch.setattr(graphs, "LENGTH_STEP", 16)
+    monkeypatch.setattr(cuda_graphs, "LENGTH_STEP", 16)
     assert by_key(asked, Lockstep(kv_gib=1.0, fixed_shapes=True).generate(policy, asked, sampling)) == expected
 
 

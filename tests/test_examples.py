@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from oneshot.config import Example, RowExample, SetExamples, ShotConfig, TrialConfig, WrittenExample
+from oneshot.config.file import read
+from oneshot.config.trial import Example, RowExample, SetExamples, ShotConfig, TrialConfig, WrittenExample
 from oneshot.errors import DataError, SweepFileError, UserError
-from oneshot.grpo.state import new_state
-from oneshot.grpo.train import train
-from oneshot.keys import identify_trial
-from oneshot.plan import make_plan
-from oneshot.sweepfile import read
+from oneshot.plan.keys import identify_trial
+from oneshot.plan.plan import make_plan
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.examples import (
     MAX_SHIFT,
@@ -34,6 +32,8 @@ from oneshot.tasks.examples import (
     mislabel,
 )
 from oneshot.tasks.grading import Grader
+from oneshot.training.grpo import train
+from oneshot.training.state import new_state
 
 MakeConfig = Callable[..., TrialConfig]
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()

@@ -28,17 +28,17 @@ from test_tracking import Lab
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from verbs import Said, oneshot
 
-from oneshot.config import TrialConfig
+from oneshot.config.file import load
+from oneshot.config.trial import TrialConfig
 from oneshot.export import weights
-from oneshot.grpo.policy import load_policy
-from oneshot.models import SHIPPED
-from oneshot.plan import Plan, Trial, make_plan
-from oneshot.runner import record
-from oneshot.store import Store
-from oneshot.sweep.tracking import Tracker
-from oneshot.sweepfile import load
+from oneshot.models.source import SHIPPED
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.trainings import trainings
+from oneshot.policy.policy import load_policy
+from oneshot.store.store import Store
+from oneshot.sweep.tracking.tracker import Tracker
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import trainings
+from oneshot.trial.recorder import record
 
 pytest_plugins = ["labs", "pages"]
 
@@ -325,7 +325,7 @@ def test_a_hubs_tokenizer_and_licence_come_from_the_commit_that_was_trained(tmp_
     (snapshot / "LICENSE").write_text("mine")
     (snapshot / "pytorch_model.bin").write_text("")
     code = f"""if True:
-        from oneshot.config import ModelConfig
+        from oneshot.config.trial import ModelConfig
         from oneshot.export.source import source_model
         found = source_model(ModelConfig(path="me/base", revision="{commit}"))
         print(found.copied, found.licence, found.generation["eos_token_id"])"""

@@ -1,6 +1,6 @@
 """Whatever dies, `run` again: every training is done exactly once, and MLflow has neither gap nor double.
 
-Trials are scripted (oneshot/scripted.py), drivers are real ones (tests/drivers.py) on a real Ray.
+Trials are scripted (oneshot/trial/scripted.py), drivers are real ones (tests/drivers.py) on a real Ray.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from drivers import Cluster, Driver, Moment, end, make_cluster, start, until
 from mlflow import MlflowClient
 from scripted import Lab, files, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.control import read_stops
-from oneshot.lease import holder
-from oneshot.store import TrialFolder
+from oneshot.store.lease import holder
+from oneshot.store.store import TrialFolder
+from oneshot.trial.requests import read_stops
 
 pytest_plugins = ["labs"]
 pytestmark = pytest.mark.ray

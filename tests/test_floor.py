@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from oneshot.grpo.floor import Floor
+from oneshot.training.roofline import Floor
 
 SHAPE = {
     "vocab_size": 10, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2,

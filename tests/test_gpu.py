@@ -7,19 +7,19 @@ import pytest
 import torch
 from test_processes import of_training, processes
 
-from oneshot.config import ModelConfig, TrialConfig
-from oneshot.grpo.head import Workspace, head_loss
-from oneshot.grpo.hf import HfGenerate
-from oneshot.grpo.lockstep import Lockstep
-from oneshot.grpo.loss import LossOutput
-from oneshot.grpo.policy import load_policy
-from oneshot.grpo.rollout import Request, Sampling
-from oneshot.grpo.state import new_state
-from oneshot.grpo.train import train
-from oneshot.grpo.work import GrpoWork
-from oneshot.sweepconfig import ResourceConfig
+from oneshot.config.sweep import ResourceConfig
+from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.policy.output_head import Workspace, head_loss
+from oneshot.policy.policy import load_policy
+from oneshot.rollout.engine import Request, Sampling
+from oneshot.rollout.hf import HfGenerate
+from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import encode
+from oneshot.training.grpo import train
+from oneshot.training.loss import LossOutput
+from oneshot.training.state import new_state
+from oneshot.training.trainer import GrpoWork
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,18 +9,18 @@ import torch
 from conftest import small_model
 from torch import Tensor
 
-from oneshot.config import AdvantageConfig, LossConfig, TrialConfig
-from oneshot.grpo import attention, head
-from oneshot.grpo.advantage import group_advantages
-from oneshot.grpo.forward import hidden_states, use_packs
-from oneshot.grpo.head import Workspace, head_loss, token_logprobs
-from oneshot.grpo.loss import BatchTotals, LossOutput, grpo_loss, token_loss, token_weights
-from oneshot.grpo.packing import Pack, micro_batches, pack
-from oneshot.grpo.rollout import Completion
-from oneshot.grpo.state import TrialState, new_state
-from oneshot.grpo.update import Batch, accumulate, update
-from oneshot.grpo.weights import split_weights
+from oneshot.config.trial import AdvantageConfig, LossConfig, TrialConfig
+from oneshot.policy import attention, output_head
+from oneshot.policy.forward import hidden_states, use_packs
+from oneshot.policy.output_head import Workspace, head_loss, token_logprobs
+from oneshot.policy.packing import Pack, micro_batches, pack
+from oneshot.policy.weights import split_weights
+from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
+from oneshot.training.advantage import group_advantages
+from oneshot.training.loss import BatchTotals, LossOutput, grpo_loss, token_loss, token_weights
+from oneshot.training.state import TrialState, new_state
+from oneshot.training.update import Batch, accumulate, update
 
 MakeConfig = Callable[..., TrialConfig]
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_chunks_of_any_size_give_the_plain_gradient(
     config = LossConfig(kl_coef=0.05, entropy_coef=0.02, aggregation=aggregation)
     wanted_loss, wanted = plain_gradient(model, config)
     use_packs(model)
-    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", chunk * 40)
+    monkeypatch.setitem(output_head.CHUNK_LOGITS, "cpu", chunk * 40)
     loss, found = gradient(model, SPLITS["one pack"](), config)
     assert loss == pytest.approx(wanted_loss, abs=1e-10)
     assert max((found[name] - wanted[name]).abs().max() for name in wanted) < 1e-10
@@ -248,7 +248,7 @@ def test_what_agrees_within_its_group_is_skipped_without_a_trace_in_the_gradient
         state = new_state(config, seed=0, grader=grader)
         batch = judged(state, REWARDS, config)
         if not skips:
-            monkeypatch.setattr("oneshot.grpo.update._has_no_gradient", lambda *_: False)
+            monkeypatch.setattr("oneshot.training.update._has_no_gradient", lambda *_: False)
         metrics, num_trained = accumulate(config, state, batch, range(len(REWARDS)), None)
         grads = {name: p.grad for name, p in state.weights.master.items()}
         found.append((metrics, num_trained, grads))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oneshot.config import RewardConfig
+from oneshot.config.trial import RewardConfig
 from oneshot.errors import TrialError
 from oneshot.tasks.grading import Grade, Grader, extract_boxed, grade
 from oneshot.tasks.rewards import judge, rewards

@@ -34,7 +34,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.store import Row, Store, TrialFolder
+from oneshot.store.store import Row, Store, TrialFolder
 
 pytestmark = [
     pytest.mark.cluster,

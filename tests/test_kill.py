@@ -28,15 +28,15 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 from test_plan import trial
 
-from oneshot import runner
-from oneshot.config import TrialConfig
-from oneshot.grpo import state as trial_state
-from oneshot.grpo import work
-from oneshot.plan import with_seed
-from oneshot.standing import standing
-from oneshot.store import Folder, Store, TrialFolder
+from oneshot.config.trial import TrialConfig
+from oneshot.plan.plan import with_seed
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.store import Folder, Store, TrialFolder
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training, trainings
+from oneshot.training import state as trial_state
+from oneshot.training import trainer
+from oneshot.trial import recorder
+from oneshot.trial.state import standing
 
 STEPS = 7
 PATIENCE_S = 120.0
@@ -85,7 +85,7 @@ class Moment:
 
 STORIES = {
     "before the first report": (
-        Moment(name="nothing is loaded", owner=work, function="new_state", goes_on=0),
+        Moment(name="nothing is loaded", owner=trainer, function="new_state", goes_on=0),
         Moment(name="completions without evaluation", owner=TrialFolder, function="write_evaluation", goes_on=0),
         Moment(name="evaluation without report", owner=TrialFolder, function="write_segment", goes_on=0),
     ),
@@ -99,7 +99,7 @@ STORIES = {
             goes_on=0,
         ),
         Moment(name="checkpoint, no report since", owner=Folder, function="put_folder", when="after", goes_on=4),
-        Moment(name="going on, nothing loaded yet", owner=work, function="load_state", goes_on=4),
+        Moment(name="going on, nothing loaded yet", owner=trainer, function="load_state", goes_on=4),
         Moment(name="steps and evaluation not reported", owner=TrialFolder, function="write_segment", goes_on=4),
     ),
     "while the second checkpoint takes the place of the first": (
@@ -176,7 +176,7 @@ def main() -> None:
             if story:
                 stop_at(STORIES[story][number])
             with Grader(timeout_s=training().config.reward.timeout_s) as grader:
-                list(runner.record(training(), Store(storage).trial(training().key), grader=grader, origin="test"))
+                list(recorder.record(training(), Store(storage).trial(training().key), grader=grader, origin="test"))
             os._exit(0)
         say(f"ended {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
     os._exit(0)

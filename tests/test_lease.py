@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from oneshot import lease as leases
-from oneshot.lease import Holder, Lease, Leased, LeaseLost, Watch, holder, is_gone, known_dead, take
-from oneshot.store import Folder, Row, Store, TrialFolder
+from oneshot.store import lease as leases
+from oneshot.store.lease import Holder, Lease, Leased, LeaseLost, Watch, holder, is_gone, known_dead, take
+from oneshot.store.store import Folder, Row, Store, TrialFolder
 
 pytest_plugins = ["stores"]
 

@@ -7,11 +7,10 @@ import logging
 import pytest
 from rich.console import Console
 
-from oneshot.display import Progress
+from oneshot.cli.progress import Progress
 from oneshot.logs import JsonLines, json_line, printable
-from oneshot.sweep.events import Event
-from oneshot.sweep.jobs import _Tail, own_words
-from oneshot.sweep.marks import BEGIN, PASSED
+from oneshot.sweep.cluster.jobs import _Tail, own_words
+from oneshot.sweep.events import BEGIN, PASSED, Event
 
 
 def test_a_record_is_one_line_of_json_with_its_facts() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from oneshot.config import LossConfig
-from oneshot.grpo.loss import BatchTotals, grpo_loss, k3, ratio, surrogate, token_loss, token_weights
+from oneshot.config.trial import LossConfig
+from oneshot.training.loss import BatchTotals, grpo_loss, k3, ratio, surrogate, token_loss, token_weights
 
 
 def config(**settings: Any) -> LossConfig:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from weighing import Weighed, small_model, weigh, weigh_several
 
-from oneshot.config import AdapterConfig, TrialConfig
-from oneshot.display import plan_table
-from oneshot.footprint import Memory, Strategy, footprint
-from oneshot.memory import alternatives, choose_strategy, spread, trial_memory, usable_gib
-from oneshot.plan import Plan, make_plan
-from oneshot.shapes import ModelShape, model_shape
-from oneshot.sweepconfig import ResourceConfig
-from oneshot.sweepfile import read
+from oneshot.cli.progress import plan_table
+from oneshot.config.file import read
+from oneshot.config.sweep import ResourceConfig
+from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.models.memory import Memory, Strategy, footprint
+from oneshot.models.placement import alternatives, choose_strategy, spread, trial_memory, usable_gib
+from oneshot.models.shapes import ModelShape, model_shape
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks.grading import Grader
 
 MATH_7B = "Qwen/Qwen2.5-Math-7B"

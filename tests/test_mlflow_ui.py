@@ -11,9 +11,9 @@ from browser import Browser, why_not
 from synthetic import HOSTILE, SMALL, make_store
 from test_faults import Server
 
-from oneshot.plan import Plan
-from oneshot.sweep.tracking import Tracker
-from oneshot.sweep.views import CELLS, TRIALS, key
+from oneshot.plan.plan import Plan
+from oneshot.sweep.tracking.tracker import Tracker
+from oneshot.sweep.tracking.views import CELLS, TRIALS, key
 
 pytest_plugins = ["labs", "pages"]
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(why_not()), reason=why_not())]

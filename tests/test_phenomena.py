@@ -9,6 +9,7 @@ import pytest
 from synthetic import make_store
 from told import claim, gathered, run, suite
 
+from oneshot.config.sweep import PublishedConfig
 from oneshot.report.phenomena import (
     Table,
     category_table,
@@ -26,8 +27,7 @@ from oneshot.report.phenomena import (
 )
 from oneshot.report.runs import Gathered, Run, gather
 from oneshot.report.stats import Interval
-from oneshot.store import Row
-from oneshot.sweepconfig import PublishedConfig
+from oneshot.store.store import Row
 
 T = 4.302653  # t(0.975, 2)
 OUTCOME, FORMAT = {"arm": "outcome"}, {"arm": "format"}

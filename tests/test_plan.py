@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot.config import TrialConfig
-from oneshot.cost import estimate
-from oneshot.keys import identify_trial, trial_keys
-from oneshot.models import folder_digest
-from oneshot.plan import Trial, with_seed
-from oneshot.settings import flatten, unflatten
-from oneshot.standing import trial_standing
-from oneshot.store import Result
-from oneshot.sweepconfig import CostConfig, ResourceConfig
+from oneshot.config.paths import flatten, unflatten
+from oneshot.config.sweep import CostConfig, ResourceConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.models.source import folder_digest
+from oneshot.plan.cost import estimate
+from oneshot.plan.keys import identify_trial, trial_keys
+from oneshot.plan.plan import Trial, with_seed
+from oneshot.plan.trainings import trainings
+from oneshot.store.store import Result
 from oneshot.tasks.benchmarks import due_evaluations
-from oneshot.trainings import trainings
+from oneshot.trial.state import trial_standing
 
 MakeConfig = Callable[..., TrialConfig]
 

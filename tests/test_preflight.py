@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from oneshot.plan import make_plan
-from oneshot.store import Store
-from oneshot.sweep.preflight import here, versions
-from oneshot.sweep.probe import Answer, package_digest
-from oneshot.sweep.reach import why_not
-from oneshot.sweepfile import read
+from oneshot.config.file import read
+from oneshot.plan.plan import make_plan
+from oneshot.store.store import Store
+from oneshot.sweep.cluster.preflight import here, versions
+from oneshot.sweep.cluster.probe import Answer, package_digest
+from oneshot.sweep.tracking.server import why_not
 
 SAME = {"python": "3.11.7", "ray": "2.60.0", "oneshot": "abc"}
 

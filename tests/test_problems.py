@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from oneshot.config import TRAIN_SUFFIX, SuiteConfig, TrialConfig
+from oneshot.config.trial import TRAIN_SUFFIX, SuiteConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks.benchmarks import load_suite
 from oneshot.tasks.examples import load_row

@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file
 from spread import compute
 
-from oneshot.config import TrialConfig
+from oneshot.config.sweep import ResourceConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DeadProcessError, UserError
-from oneshot.grpo.metrics import StepMetrics
-from oneshot.grpo.processes import Processes
-from oneshot.grpo.work import GrpoWork
-from oneshot.runner import record
-from oneshot.store import Store
-from oneshot.sweepconfig import ResourceConfig
+from oneshot.plan.trainings import Training
+from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training
+from oneshot.training.launcher import Processes
+from oneshot.training.metrics import StepMetrics
+from oneshot.training.trainer import GrpoWork
+from oneshot.trial.recorder import record
 
 MakeConfig = Callable[..., TrialConfig]
 LORA = {"adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
@@ -153,7 +153,7 @@ def members(of: int | None = None) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(of).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "oneshot.grpo.member" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            if "oneshot.training.worker" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
 
@@ -289,11 +289,11 @@ def test_a_child_that_is_killed_ends_the_trial_at_once(
     assert result is not None
     assert (result.outcome, result.kind) == ("failed", "crash")
     assert result.reason == f"DeadProcessError: process {rank} of 2 was ended by SIGSEGV"
-    assert "Segmentation fault" in result.traceback and "oneshot/grpo/" in result.traceback
+    assert "Segmentation fault" in result.traceback and "oneshot/training/" in result.traceback
     assert members() == []
     ours = [child for child in everyone if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     # the children's graders went with them; what is left is this process' own
-    assert all("oneshot.grpo.member" not in " ".join(child.cmdline()) and child.ppid() != 1 for child in ours)
+    assert all("oneshot.training.worker" not in " ".join(child.cmdline()) and child.ppid() != 1 for child in ours)
 
 
 @pytest.mark.slow
@@ -407,7 +407,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_is_a_crash_which_is_tried_again() -> None:
-    from oneshot.runner import failure_kind
+    from oneshot.trial.recorder import failure_kind
 
     assert failure_kind(DeadProcessError("process 1 of 2 was ended by SIGKILL")) == "crash"
 

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from oneshot.config import TRAIN_SUFFIX, Template
+from oneshot.config.trial import TRAIN_SUFFIX, Template
 from oneshot.errors import ModelError
 from oneshot.tasks.prompts import FAMILIES, Shot, encode, turn_ends
 from oneshot.tiny.make import make_tokenizer

@@ -6,7 +6,7 @@ import pytest
 from conftest import PROJECT
 from test_run import make_place
 
-from oneshot.store import Store
+from oneshot.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
+from oneshot.config.file import Sweep, load, read
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial, make_plan
-from oneshot.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
-from oneshot.store import Outcome, Row, Store, now_ms
-from oneshot.sweepfile import Sweep, load, read
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
+from oneshot.store.store import Outcome, Row, Store, now_ms
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
 EXAMPLES = ("arithmetic:10+10", "arithmetic:10+11", "arithmetic:10+12", "arithmetic:10+13", "arithmetic:10+14")

@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 from synthetic import SMALL, make_store
 from verbs import oneshot
 
-from oneshot.claims import freeze
+from oneshot.plan.claims import freeze
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
-from oneshot.sweep.tracking import Tracker
+from oneshot.sweep.tracking.tracker import Tracker
 
 pytest_plugins = ["labs"]
 
@@ -174,9 +174,9 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     (begun / "runs" / "mlflow.db").write_bytes(database.read_bytes())
     said = oneshot("report", "small", cwd=begun)
     assert "the report is not in MLflow (the sweep has no run there)" in said.err
-    from oneshot.plan import make_plan
-    from oneshot.store import Store
-    from oneshot.sweepfile import load
+    from oneshot.config.file import load
+    from oneshot.plan.plan import make_plan
+    from oneshot.store.store import Store
 
     sweep, store = load(begun / "sweep.yaml"), Store(str(begun / "runs"))
     uri, artifacts = f"sqlite:///{begun}/runs/mlflow.db", (begun / "runs" / "mlartifacts").as_uri()

@@ -7,7 +7,7 @@ import pytest
 from browser import Browser, why_not
 from synthetic import HOSTILE, SMALL, make_store
 
-from oneshot.claims import freeze
+from oneshot.plan.claims import freeze
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
 

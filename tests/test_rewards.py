@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config import AdvantageConfig, RewardConfig
-from oneshot.grpo.advantage import advantages, group_advantages
-from oneshot.grpo.train import groups_of_step
+from oneshot.config.trial import AdvantageConfig, RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
 from oneshot.tasks.rewards import elect, judge, rewards
+from oneshot.training.advantage import advantages, group_advantages
+from oneshot.training.grpo import groups_of_step
 
 Key = tuple[int, ...]
 

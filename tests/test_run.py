@@ -23,9 +23,9 @@ import pytest
 from conftest import PROJECT
 from mlflow import MlflowClient
 
-from oneshot.plan import Plan, make_plan
-from oneshot.store import Store
-from oneshot.sweepfile import load
+from oneshot.config.file import load
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.store.store import Store
 
 pytestmark = pytest.mark.ray
 

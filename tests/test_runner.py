@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from test_plan import trial
 
-from oneshot.config import TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
-from oneshot.plan import with_seed
-from oneshot.runner import record
-from oneshot.standing import standing, view
-from oneshot.store import Store, TrialFolder
+from oneshot.plan.plan import with_seed
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.store import Store, TrialFolder
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training, trainings
+from oneshot.trial.recorder import record
+from oneshot.trial.state import standing, view
 
 MakeConfig = Callable[..., TrialConfig]
 

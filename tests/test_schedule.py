@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler
 
-from oneshot.sweep.schedule import EarlyStop, Judgement, rungs
-from oneshot.sweepconfig import EarlyStopConfig
+from oneshot.config.sweep import EarlyStopConfig
+from oneshot.sweep.search.pruners import EarlyStop, Judgement, rungs
 
 FAR = 10**6  # steps of a trial whose last one is not what a test is about
 

@@ -16,20 +16,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config import TrialConfig
-from oneshot.cost import Cost
+from oneshot.config.sweep import FaultsConfig, GuardConfig, ResourceConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, GuardError, ModelError, TrialError, UserError
-from oneshot.grpo.room import NoRoomError, wait_for_room
-from oneshot.grpo.work import GrpoWork
-from oneshot.keys import identify_trial, trial_keys
-from oneshot.plan import Trial
-from oneshot.runner import Guards, failure_kind, record
-from oneshot.scripted import ScriptedWork
-from oneshot.standing import is_retried, standing
-from oneshot.store import Result, Store, TrialFolder
-from oneshot.sweepconfig import FaultsConfig, GuardConfig, ResourceConfig
+from oneshot.plan.cost import Cost
+from oneshot.plan.keys import identify_trial, trial_keys
+from oneshot.plan.plan import Trial
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.store import Result, Store, TrialFolder
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training, trainings
+from oneshot.training.free_memory import NoRoomError, wait_for_room
+from oneshot.training.trainer import GrpoWork
+from oneshot.trial.recorder import Guards, failure_kind, record
+from oneshot.trial.scripted import ScriptedWork
+from oneshot.trial.state import is_retried, standing
 
 Metrics = dict[str, float]
 MakeConfig = Callable[..., TrialConfig]
@@ -234,7 +234,7 @@ def test_a_leak_keeps_more_and_more() -> None:
 def test_an_exit_ends_the_process(code: int) -> None:
     script = {"faults": [{"at": 1, "do": "exit", "code": code}]}
     program = (
-        "from oneshot.config import TrialConfig\nfrom oneshot.scripted import ScriptedWork\n"
+        "from oneshot.config.trial import TrialConfig\nfrom oneshot.trial.scripted import ScriptedWork\n"
         f"config = TrialConfig.model_validate({{'script': {script!r}}})\n"
         "list(ScriptedWork(config, seed=0, attempt=1).train())\n"
     )

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from oneshot.config.file import Sweep, Winner, read
+from oneshot.config.sweep import RangeConfig
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial, make_plan, with_point
-from oneshot.store import Store
-from oneshot.studies import freeze_point, freeze_winner, frozen_search
-from oneshot.sweepconfig import RangeConfig
-from oneshot.sweepfile import Sweep, Winner, read
+from oneshot.plan.plan import Plan, Trial, make_plan, with_point
+from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
+from oneshot.store.store import Store
 from oneshot.tasks.arithmetic import held_out
 
 HUNT = """\

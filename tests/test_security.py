@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from oneshot.config import ModelConfig, TrialConfig
+from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError
-from oneshot.grpo.policy import load_policy
-from oneshot.keys import identify_trial
-from oneshot.models import SHIPPED
+from oneshot.models.source import SHIPPED
+from oneshot.plan.keys import identify_trial
+from oneshot.policy.policy import load_policy
 
 EVIL = """
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
 
 LISTEN = """
 import psutil
-from oneshot.sweep.cluster import joined
+from oneshot.sweep.cluster.nodes import joined
 with joined(None):
     import ray
     assert ray.get(ray.remote(lambda: 7).remote()) == 7

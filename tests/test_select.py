@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oneshot.errors import DataError, UserError
-from oneshot.select import By, History, Ranked, choose, rank, ranking_digest, read_history, set_order
+from oneshot.plan.rank_rules import By, History, Ranked, choose, rank, ranking_digest, read_history, set_order
 from oneshot.tasks.examples import aliases
 
 ACCURACIES = st.sampled_from([index / 8 for index in range(9)])

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from oneshot import facts
 from oneshot.errors import DataError
-from oneshot.fetch import fetch
-from oneshot.tasks import sets
+from oneshot.tasks import make_facts, sets
 from oneshot.tasks.examples import aliases
+from oneshot.tasks.fetch import fetch
 from oneshot.tasks.problems import Problem, load_file
 
 
@@ -36,7 +35,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", facts.WITH_DIGESTS)
+@pytest.mark.parametrize("name", make_facts.WITH_DIGESTS)
 def test_the_shipped_digests_are_those_of_the_published_file(real_data: Path, name: str) -> None:
     path = sets.local_path(name)
     assert path is not None
@@ -128,20 +127,20 @@ def test_a_prompt_of_val_stands_once_in_the_whole_set() -> None:
 
 
 def test_no_row_of_val_is_near_a_problem_that_models_are_judged_by(real_data: Path) -> None:
-    tested = [problem.prompt for name in facts.TEST_SUITES for problem in sets.load(name)]
+    tested = [problem.prompt for name in make_facts.TEST_SUITES for problem in sets.load(name)]
     assert len(tested) == 600
-    assert facts.near_duplicates([problem.prompt for problem in sets.load("val")], tested) == []
-    assert not {*sets.val_rows()} & {*facts.KNOWN_NEAR}
+    assert make_facts.near_duplicates([problem.prompt for problem in sets.load("val")], tested) == []
+    assert not {*sets.val_rows()} & {*make_facts.KNOWN_NEAR}
 
 
 def test_near_duplicates_are_found_by_what_they_share_whatever_the_spelling() -> None:
     text = "How many positive whole numbers below one thousand are divisible by both seven and eleven?"
     rows = [text.upper().replace(" ", "  "), "What is the sum of the first hundred odd numbers that are no prime?"]
-    assert facts.near_duplicates(rows, ["Unrelated.", f"Hint. {text} Explain."]) == [0]
+    assert make_facts.near_duplicates(rows, ["Unrelated.", f"Hint. {text} Explain."]) == [0]
 
 
 def test_val_is_what_its_script_draws(real_data: Path) -> None:
-    assert facts.draw_val() == list(sets.val_rows())
+    assert make_facts.draw_val() == list(sets.val_rows())
 
 
 def test_a_hub_file_without_revision_is_refused_with_the_form_that_has_one() -> None:

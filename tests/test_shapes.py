@@ -8,9 +8,9 @@ import pytest
 from conftest import PROJECT
 from transformers import AutoModelForCausalLM
 
-from oneshot.config import AdapterConfig, TrialConfig
-from oneshot.grpo.adapter import attach
-from oneshot.shapes import KNOWN_SHAPES, ModelShape, model_shape
+from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.models.shapes import KNOWN_SHAPES, ModelShape, model_shape
+from oneshot.policy.lora import attach
 
 MakeConfig = Callable[..., TrialConfig]
 FACTS = {

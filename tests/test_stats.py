@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from oneshot.report.judging import holm, judge
+from oneshot.report.decision import holm, judge
 from oneshot.report.stats import (
     Array,
     Difference,

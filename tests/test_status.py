@@ -16,19 +16,19 @@ from test_edits import begin
 from test_search_file import HUNT
 from verbs import oneshot
 
-from oneshot.control import Request, Stops, ask, covers, facts_of, heed, read_stops, write_stops
+from oneshot.config.file import Winner, read
 from oneshot.errors import UserError
-from oneshot.garbage import holdings, keys_of, remove
-from oneshot.grpo.metrics import StepMetrics
-from oneshot.lease import Holder, Lease, take
-from oneshot.plan import Plan, Trial, make_plan
-from oneshot.runner import record
-from oneshot.status import STATES, SweepStatus, TrialStatus, sweep_status
-from oneshot.store import Row, Store, TrialFolder, now_ms
-from oneshot.studies import freeze_point, freeze_winner, frozen_search
-from oneshot.sweepfile import Winner, read
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.gc import holdings, keys_of, remove
+from oneshot.store.lease import Holder, Lease, take
+from oneshot.store.store import Row, Store, TrialFolder, now_ms
+from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training, trainings
+from oneshot.training.metrics import StepMetrics
+from oneshot.trial.recorder import record
+from oneshot.trial.requests import Request, Stops, ask, covers, facts_of, heed, read_stops, write_stops
 
 KINDS = """\
 version: 1

@@ -12,7 +12,7 @@ from synthetic import make_store
 from oneshot.report.runs import Run, SuiteFacts, gather
 from oneshot.report.steps import NoStepError, evaluated_after, find_step, saturation
 from oneshot.report.verdicts import verdicts
-from oneshot.store import Row
+from oneshot.store.store import Row
 
 ACCURACY = "eval/arithmetic/pass_at_1"
 SOURCES = {"arithmetic": "arithmetic", "val": "arithmetic-val", "other": "arithmetic-val"}

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from oneshot.errors import UserError
-from oneshot.store import Folder, Result, Row, Store, TrialFolder
+from oneshot.store.store import Folder, Result, Row, Store, TrialFolder
 
 pytest_plugins = ["stores"]
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot.sweep.study import ask, figures, importances
-from oneshot.sweep.told import Told, best
-from oneshot.sweepconfig import RangeConfig, SamplerConfig
+from oneshot.config.sweep import RangeConfig, SamplerConfig
+from oneshot.sweep.search.optuna_study import ask, figures, importances
+from oneshot.sweep.search.points import Told, best
 
 LR = RangeConfig(low=1e-7, high=1e-3, log=True)
 SPACE = {"optim.lr": LR, "loss.kl_coef": RangeConfig(choice=[0.0, 0.001, 0.01])}

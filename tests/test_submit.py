@@ -28,9 +28,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.lease import holder
-from oneshot.store import Store
-from oneshot.sweepfile import load
+from oneshot.config.file import load
+from oneshot.store.lease import holder
+from oneshot.store.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 
@@ -303,7 +303,7 @@ def test_a_preflight_tells_of_everything_at_once_and_nothing_begins(site: Site) 
 
 
 def test_mlflows_refusals_are_explained(site: Site) -> None:
-    from oneshot.sweep.reach import why_not
+    from oneshot.sweep.tracking.server import why_not
 
     assert why_not(site.mlflow) == ""
     kept = os.environ["MLFLOW_TRACKING_PASSWORD"]

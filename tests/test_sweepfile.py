@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
+from oneshot.config.file import load
+from oneshot.config.schema import sweep_reference, sweep_schema
 from oneshot.errors import UserError
-from oneshot.hub import FILE, frozen_revisions, pin_revisions
-from oneshot.plan import Plan, make_plan
-from oneshot.schema import sweep_reference, sweep_schema
-from oneshot.store import Store
-from oneshot.sweepfile import load
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.plan.revisions import FILE, frozen_revisions, pin_revisions
+from oneshot.store.store import Store
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
 

@@ -4,11 +4,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from catalog import catalog
 from conftest import PROJECT
 
-from oneshot.catalog import catalog
-from oneshot.plan import Plan, make_plan
-from oneshot.sweepfile import Sweep, load
+from oneshot.config.file import Sweep, load
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks.examples import aliases, identify
 from oneshot.tasks.sets import val_rows
 

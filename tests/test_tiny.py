@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from oneshot.models import SHIPPED
+from oneshot.models.source import SHIPPED
 from oneshot.tiny.card import measure
 from oneshot.tiny.make import ORGANISMS, train
 

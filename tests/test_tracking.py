@@ -13,17 +13,17 @@ from mlflow import MlflowClient
 from synthetic import SMALL, make_store
 from test_sweepfile import BASE
 
-from oneshot.plan import Plan, make_plan
-from oneshot.runner import record
-from oneshot.standing import standing
-from oneshot.store import Result, Store
+from oneshot.config.file import Sweep, load
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.store import Result, Store
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.run import run as run_sweep
-from oneshot.sweep.tracking import CUT, NOTE, Tracker
-from oneshot.sweepfile import Sweep, load
+from oneshot.sweep.tracking.thread import TrackingThread
+from oneshot.sweep.tracking.tracker import CUT, NOTE, Tracker
 from oneshot.tasks.grading import Grader
-from oneshot.trainings import Training, trainings
+from oneshot.trial.recorder import record
+from oneshot.trial.state import standing
 
 pytest_plugins = ["labs"]
 

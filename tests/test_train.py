@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
-from oneshot.config import ModelConfig, TrialConfig
+from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
-from oneshot.grpo.policy import load_policy
-from oneshot.grpo.state import TrialState, load_state, new_state, save_state
-from oneshot.grpo.train import StepMetrics, train, train_step
-from oneshot.models import local_folder
+from oneshot.models.source import local_folder
+from oneshot.policy.policy import load_policy
 from oneshot.tasks.grading import Grader
 from oneshot.tiny.make import make_tokenizer
+from oneshot.training.grpo import StepMetrics, train, train_step
+from oneshot.training.state import TrialState, load_state, new_state, save_state
 
 MakeConfig = Callable[..., TrialConfig]
 

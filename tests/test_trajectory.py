@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from oneshot.config import TRIAL_VERSION, TrialConfig
-from oneshot.grpo.state import new_state
-from oneshot.grpo.train import train
+from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.tasks.grading import Grader
+from oneshot.training.grpo import train
+from oneshot.training.state import new_state
 
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"
 CONFIG = TrialConfig.model_validate(
@@ -48,7 +48,8 @@ def test_the_golden_trajectory_moves_only_with_the_trial_version() -> None:
     for now, then in zip(found, golden["steps"], strict=True):
         assert now == pytest.approx(then, rel=1e-4, abs=1e-6), (
             f"step {then['step']} has moved while TRIAL_VERSION is still {TRIAL_VERSION}: trials of one key would no "
-            "longer be the same; raise TRIAL_VERSION in oneshot/config.py and run `python tests/test_trajectory.py`"
+            "longer be the same; raise TRIAL_VERSION in "
+            "oneshot/config/trial.py, and run `python tests/test_trajectory.py`"
         )
 
 

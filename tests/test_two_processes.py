@@ -12,7 +12,7 @@ import pytest
 from test_processes import members
 from test_run import Place, make_place
 
-from oneshot.store import Store
+from oneshot.store.store import Store
 
 pytestmark = pytest.mark.ray
 

@@ -16,13 +16,13 @@ from synthetic import make_store
 from told import CATEGORIES, FROZEN_MS, claim, gathered, grades, run
 from verbs import oneshot
 
-from oneshot.claims import freeze
+from oneshot.config.file import load
+from oneshot.config.sweep import ClaimConfig
+from oneshot.plan.claims import freeze
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
 from oneshot.report.verdicts import Judged, verdicts
-from oneshot.store import Row, Store
-from oneshot.sweepconfig import ClaimConfig
-from oneshot.sweepfile import load
+from oneshot.store.store import Row, Store
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,13 +13,13 @@ from test_search_file import HUNT
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.config import TrialConfig
-from oneshot.cost import Cost
+from oneshot.config.file import read
+from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
-from oneshot.plan import Plan, Trial, make_plan
-from oneshot.sweepconfig import BudgetConfig, ResourceConfig, deadline
-from oneshot.sweepfile import read
-from oneshot.wallclock import Schedule, schedule
+from oneshot.plan.cost import Cost
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.wallclock import Schedule, schedule
 
 
 @cache

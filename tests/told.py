@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.claims import Frozen, claims_digest
+from oneshot.config.sweep import ClaimConfig
+from oneshot.plan.claims import Frozen, claims_digest
 from oneshot.report.runs import Gathered, Grades, Run, Shown, SuiteFacts
-from oneshot.sweepconfig import ClaimConfig
 
 CATEGORIES = ("addition", "addition", "subtraction", "subtraction", "multiplication", "multiplication")
 """Of the problems that are asked where a test does not say."""

@@ -24,12 +24,12 @@ from torch import distributed
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oneshot.config import TrialConfig
-from oneshot.footprint import Strategy
-from oneshot.grpo.state import new_state
-from oneshot.grpo.train import roll_out
-from oneshot.grpo.update import update
+from oneshot.config.trial import TrialConfig
+from oneshot.models.memory import Strategy
 from oneshot.tasks.grading import Grader
+from oneshot.training.grpo import roll_out
+from oneshot.training.state import new_state
+from oneshot.training.update import update
 
 TINY = PROJECT / "oneshot" / "tiny"
 

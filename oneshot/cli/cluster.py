@@ -26,8 +26,8 @@ from oneshot.errors import DataError, ModelError, UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.sweep.jobs import Submission
-    from oneshot.sweepfile import Sweep
+    from oneshot.config.file import Sweep
+    from oneshot.sweep.cluster.jobs import Submission
 
 JobsOption = Annotated[str, typer.Option("--address", help="http://HEAD:8265, or a context of cluster/contexts.yaml")]
 
@@ -43,8 +43,8 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="show the driver's log until the sweep ends")] = False,
 ) -> None:
     """Have a cluster run a sweep, or what is missing of it: ships the file and this package through Ray Jobs."""
-    from oneshot.contexts import find_context
-    from oneshot.sweep.package import bundle
+    from oneshot.config.contexts import find_context
+    from oneshot.sweep.cluster.package import bundle
 
     sweep = load_sweep(file, settings)
     context = find_context(address)
@@ -56,7 +56,7 @@ def submit(
     name = sweep.config.name
     submitted = cluster.submit(bundle(file, sweep), sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
     print(f"oneshot: submitted as {submitted}; looks the cluster over", file=sys.stderr)
-    from oneshot.sweep.marks import PASSED
+    from oneshot.sweep.events import PASSED
 
     found = cluster.follow(submitted, _tell, complain=_complain, until=PASSED)
     if not found.is_live and found.exit_code != 0:
@@ -91,7 +91,7 @@ def _shared(sweep: "Sweep", storage: str | None) -> str:
 
 def _check_plan(sweep: "Sweep") -> int:
     """Plans as far as this machine can, without the cluster's storage; seconds of two steps of the slowest trial."""
-    from oneshot.plan import make_plan
+    from oneshot.plan.plan import make_plan
 
     try:
         planned = make_plan(sweep)
@@ -154,7 +154,7 @@ def logs(
     if follow:
         _follow(sweep, address, last.id)
         return
-    from oneshot.sweep.jobs import own_words
+    from oneshot.sweep.cluster.jobs import own_words
 
     for line in own_words(cluster.logs(last.id).splitlines()):
         _show(line)
@@ -170,15 +170,15 @@ def doctor(
     mlflow: Annotated[str | None, typer.Option(help="tracking server; above the context's and the file's")] = None,
 ) -> None:
     """Look over whatever a sweep would run on, without running it: nodes, versions, storage, MLflow, models, data."""
-    from oneshot.display import findings_table
-    from oneshot.store import Store
+    from oneshot.cli.progress import findings_table
+    from oneshot.store.store import Store
     from oneshot.sweep.run import mlflow_location
 
     sweep = load_sweep(file, settings)
     if address is not None and is_elsewhere(address):
-        from oneshot.contexts import find_context
-        from oneshot.sweep.marks import ANSWER_S
-        from oneshot.sweep.package import bundle
+        from oneshot.config.contexts import find_context
+        from oneshot.sweep.cluster.package import bundle
+        from oneshot.sweep.events import ANSWER_S
 
         context = find_context(address)
         root = _shared(sweep, storage or context.storage)
@@ -191,13 +191,13 @@ def doctor(
     store = Store(storage or os.environ.get("ONESHOT_STORAGE") or sweep.config.storage)
     sweep, planned = resolved(with_mlflow(sweep, mlflow or os.environ.get("MLFLOW_TRACKING_URI")), store)
     uri, _ = mlflow_location(sweep, store)
-    from oneshot.sweep.preflight import findings, here
-    from oneshot.sweep.reach import why_not
+    from oneshot.sweep.cluster.preflight import findings, here
+    from oneshot.sweep.tracking.server import why_not
 
     if address is None:
         found = here(planned, store, reach=partial(why_not, uri))
     else:
-        from oneshot.sweep.cluster import joined
+        from oneshot.sweep.cluster.nodes import joined
 
         with joined(address):
             found = findings(planned, store, reach=partial(why_not, uri))

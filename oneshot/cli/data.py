@@ -35,10 +35,10 @@ def rank(
     """Rank a set's examples by what a training on all of them saw."""
     from typing import get_args
 
-    from oneshot.ranking import sweep_histories
-    from oneshot.select import By, read_history
-    from oneshot.select import rank as rank_examples
-    from oneshot.store import Store
+    from oneshot.plan.rank_rules import By, read_history
+    from oneshot.plan.rank_rules import rank as rank_examples
+    from oneshot.plan.ranking import sweep_histories
+    from oneshot.store.store import Store
 
     if by not in get_args(By):
         raise UserError(f"--by {by}: unknown{nearest(by, get_args(By))}")
@@ -57,7 +57,7 @@ def rank(
         names = ("index", "example", "score", "variance", "std", "mean", "num_visits")
         print(json.dumps([{name: getattr(one, name) for name in names} for one in ranked], indent=2))
         return
-    from oneshot.display import ranking_table
+    from oneshot.cli.progress import ranking_table
 
     results().print(ranking_table(ranked))
 
@@ -94,7 +94,7 @@ def fetch(
     ],
 ) -> None:
     """Download example sets and suites into the data folder (ONESHOT_DATA, else data), and check them."""
-    from oneshot.fetch import fetch as fetch_one
+    from oneshot.tasks.fetch import fetch as fetch_one
 
     for source in sources:
         path, num_rows = fetch_one(source)
@@ -106,6 +106,6 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="the reference, as docs/sweep-file.md")] = False,
 ) -> None:
     """Print the JSON schema of sweep files, for editors."""
-    from oneshot.schema import sweep_reference, sweep_schema
+    from oneshot.config.schema import sweep_reference, sweep_schema
 
     print(sweep_reference() if markdown else json.dumps(sweep_schema(), indent=2))

@@ -24,8 +24,8 @@ from oneshot.logs import printable
 if TYPE_CHECKING:
     from oneshot.export.kept import Asked
     from oneshot.export.write import Export
-    from oneshot.store import Store
-    from oneshot.sweep.registry import Registered
+    from oneshot.store.store import Store
+    from oneshot.sweep.tracking.registry import Registered
 
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
@@ -107,8 +107,8 @@ def _say(text: str) -> None:
 def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple["Store", "Asked"]:
     """The trial that is meant, and the storage that it is in."""
     from oneshot.export.kept import by_cell, by_key
-    from oneshot.status import begun_sweep
-    from oneshot.store import Store
+    from oneshot.plan.recorded import begun_sweep
+    from oneshot.store.store import Store
 
     store = Store(storage or "runs")
     is_file = Path(name).is_file()
@@ -140,11 +140,11 @@ def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: boo
         uri, artifacts = mlflow_location(sweep, store)
     except UserError as error:
         return Told(trouble=str(error))
-    from oneshot.sweep.reach import why_not  # MLflow takes seconds to import
+    from oneshot.sweep.tracking.server import why_not  # MLflow takes seconds to import
 
     if trouble := why_not(uri):
         return Told(trouble=trouble)
-    from oneshot.sweep.registry import register
+    from oneshot.sweep.tracking.registry import register
 
     experiment = sweep.config.mlflow.experiment or sweep.config.name
     try:
@@ -169,7 +169,7 @@ def _push(made: "Export", repository: str, *, public: bool, told: Told) -> str:
     message = f"{made.kept.label}, step {made.kept.step}, {made.dtype} (oneshot {made.kept.asked.key})"
     address = push(made.folder, repository, public=public, message=message)
     if told.registered is not None:
-        from oneshot.sweep.registry import note_push
+        from oneshot.sweep.tracking.registry import note_push
 
         try:
             note_push(told.registered.model_id, tracking_uri=told.uri, repository=repository)

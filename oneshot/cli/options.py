@@ -15,10 +15,10 @@ from oneshot.logs import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from oneshot.plan import Plan, Trial
-    from oneshot.store import Store
-    from oneshot.sweep.jobs import Cluster
-    from oneshot.sweepfile import Sweep
+    from oneshot.config.file import Sweep
+    from oneshot.plan.plan import Plan, Trial
+    from oneshot.store.store import Store
+    from oneshot.sweep.cluster.jobs import Cluster
 
 app = typer.Typer(
     add_completion=False,
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _no_password(storage: str | None) -> str | None:
     """Refuses `--storage` with a password: it is shown, logged and kept."""
-    from oneshot.sweepconfig import STORAGE_MEND, without_password
+    from oneshot.config.sweep import STORAGE_MEND, without_password
 
     try:
         return without_password(storage, STORAGE_MEND)
@@ -72,7 +72,7 @@ def results() -> "Console":
 
 def load_sweep(file: Path, settings: list[str] | None) -> "Sweep":
     """A sweep file with `--set` on top."""
-    from oneshot.sweepfile import load
+    from oneshot.config.file import load
 
     return load(file, overrides=tuple(settings or ()))
 
@@ -81,7 +81,7 @@ def with_mlflow(sweep: "Sweep", uri: str | None) -> "Sweep":
     """The sweep with another tracking server than the file's."""
     if uri is None:
         return sweep
-    from oneshot.sweepconfig import MLFLOW_MEND, without_password
+    from oneshot.config.sweep import MLFLOW_MEND, without_password
 
     try:
         without_password(uri, MLFLOW_MEND)
@@ -114,8 +114,8 @@ def check_ray(address: str | None, *, instead: str | None) -> None:
 
 def cluster_at(address: str) -> "Cluster":
     """Ray Jobs at a URL or context."""
-    from oneshot.contexts import find_context
-    from oneshot.sweep.jobs import Cluster
+    from oneshot.config.contexts import find_context
+    from oneshot.sweep.cluster.jobs import Cluster
 
     return Cluster(find_context(address), name=address)
 
@@ -133,7 +133,7 @@ def sweep_name(name: str) -> str:
     """
     if Path(name).is_file():
         return load_sweep(Path(name), None).config.name
-    from oneshot.sweepconfig import NAME
+    from oneshot.config.sweep import NAME
 
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name}: no such file, and no name of a sweep (letters, digits, _ and -)")
@@ -142,9 +142,9 @@ def sweep_name(name: str) -> str:
 
 def with_known(sweep: "Sweep", store: "Store") -> "Sweep":
     """The sweep with what is frozen of it, and every ranking that can be made now."""
-    from oneshot.hub import frozen_revisions
-    from oneshot.ranking import known_rankings
-    from oneshot.studies import frozen_search
+    from oneshot.plan.ranking import known_rankings
+    from oneshot.plan.revisions import frozen_revisions
+    from oneshot.plan.studies import frozen_search
 
     folder = store.sweep(sweep.config.name)
     ranked, _ = known_rankings(sweep, store)
@@ -156,10 +156,10 @@ def resolved(sweep: "Sweep", store: "Store") -> tuple["Sweep", "Plan"]:
 
     Asks the hub for the commit of a revision that is none, once for each sweep.
     """
-    from oneshot.hub import frozen_revisions, pin_revisions
-    from oneshot.plan import make_plan
-    from oneshot.ranking import pin_rankings
-    from oneshot.studies import frozen_search
+    from oneshot.plan.plan import make_plan
+    from oneshot.plan.ranking import pin_rankings
+    from oneshot.plan.revisions import frozen_revisions, pin_revisions
+    from oneshot.plan.studies import frozen_search
 
     folder = store.sweep(sweep.config.name)
     frozen = frozen_search(frozen_revisions(pin_rankings(sweep, store), folder), folder)
@@ -170,8 +170,8 @@ def resolved(sweep: "Sweep", store: "Store") -> tuple["Sweep", "Plan"]:
 
 def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["Sweep", "Store"]:
     """A sweep by its file, or by its name in the storage; and that storage."""
-    from oneshot.store import Store
-    from oneshot.sweepfile import read
+    from oneshot.config.file import read
+    from oneshot.store.store import Store
 
     if Path(name).is_file():
         sweep = load_sweep(Path(name), settings)
@@ -185,7 +185,7 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
 
 def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
     """A sweep's name by its file, or as it is; and the storage that it is in."""
-    from oneshot.store import Store
+    from oneshot.store.store import Store
 
     if Path(name).is_file():
         sweep = load_sweep(Path(name), None)
@@ -210,8 +210,8 @@ def read_cells(text: str, axes: list[str]) -> dict[str, str]:
 
 def choose_trial(sweep: "Sweep", cell: str, seed: int) -> "Trial":
     """The trial that `--cell` and `--seed` name."""
-    from oneshot.plan import make_plan, with_seed
-    from oneshot.store import Store
+    from oneshot.plan.plan import make_plan, with_seed
+    from oneshot.store.store import Store
 
     wanted = read_cells(cell, list(sweep.config.axes))
     planned = make_plan(with_known(sweep, Store(sweep.config.storage)))

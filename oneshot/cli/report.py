@@ -24,11 +24,11 @@ from oneshot.errors import UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.plan import Plan
+    from oneshot.config.file import Sweep
+    from oneshot.plan.plan import Plan
     from oneshot.report.page import Report
     from oneshot.report.runs import Gathered
-    from oneshot.store import Store
-    from oneshot.sweepfile import Sweep
+    from oneshot.store.store import Store
 
 Reported = Annotated[
     str, typer.Argument(metavar="NAME", help="a sweep file, the name of a sweep in the storage, or a bundle")
@@ -98,7 +98,7 @@ def _begun(name: str, storage: str | None) -> tuple["Sweep", "Plan", "Store"]:
     """
     from dataclasses import replace
 
-    from oneshot.status import begun_sweep
+    from oneshot.plan.recorded import begun_sweep
 
     sweep_name, store = find_name(name, storage)
     sweep, planned = begun_sweep(store, sweep_name)
@@ -110,9 +110,9 @@ def _begun(name: str, storage: str | None) -> tuple["Sweep", "Plan", "Store"]:
 
 
 def _gathered(sweep: "Sweep", planned: "Plan", store: "Store") -> "Gathered":
-    from oneshot.claims import FILE, comparisons
+    from oneshot.config.paths import SettingError
+    from oneshot.plan.claims import FILE, comparisons
     from oneshot.report.runs import gather
-    from oneshot.settings import SettingError
 
     found = gather(sweep, planned, store)
     try:
@@ -130,7 +130,7 @@ def _gathered(sweep: "Sweep", planned: "Plan", store: "Store") -> "Gathered":
 
 def show_verdict(made: "Report") -> None:
     """Prints the verdict table, and beneath it what must be known beside the numbers."""
-    from oneshot.tables import note_lines, verdict_table
+    from oneshot.cli.tables import note_lines, verdict_table
 
     if not made.judged:
         print("the sweep has no claims: nothing is judged")
@@ -143,7 +143,7 @@ def show_verdict(made: "Report") -> None:
 
 def keep_and_publish(made: "Report", sweep: "Sweep", planned: "Plan", store: "Store", *, publish: bool = True) -> str:
     """Writes the report into the store and MLflow; returns where in the store."""
-    from oneshot.sweep.publish import keep_report, publish_report
+    from oneshot.sweep.tracking.publish import keep_report, publish_report
 
     where = keep_report(made, planned, store)
     if publish and (trouble := publish_report(made, sweep, planned, store)):
@@ -160,9 +160,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Put two sweeps, or one sweep by two versions of the code, side by side on the cells that both have."""
+    from oneshot.cli.tables import comparison_lines, comparison_table
     from oneshot.report.bundle import is_bundle, read_bundle
     from oneshot.report.compare import compare as compare_sweeps
-    from oneshot.tables import comparison_lines, comparison_table
 
     def find(name: str, where: str | None) -> "Gathered":
         return read_bundle(Path(name)) if is_bundle(Path(name)) else _gathered(*_begun(name, where))

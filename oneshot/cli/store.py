@@ -26,7 +26,7 @@ from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.store import Store
+    from oneshot.store.store import Store
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")]
@@ -45,9 +45,10 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a sweep stands: its trials by state, rates, what failed; from any shell that sees the storage."""
-    from oneshot.display import status_table, sweeps_table
-    from oneshot.status import sweep_status, sweeps
-    from oneshot.store import Store
+    from oneshot.cli.progress import status_table, sweeps_table
+    from oneshot.plan.recorded import sweeps
+    from oneshot.store.store import Store
+    from oneshot.sweep.status import sweep_status
 
     if address is not None:
         _status_elsewhere(name, storage, address, as_json=as_json)
@@ -80,7 +81,7 @@ def status(
 def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from oneshot.display import submissions_table
+    from oneshot.cli.progress import submissions_table
 
     cluster = cluster_at(address)
     if name is not None:
@@ -105,9 +106,10 @@ def stop(
     if address is not None:
         _stop_elsewhere(name, cell, now, storage, address)
         return
-    from oneshot.control import Request, ask
-    from oneshot.lease import holder
-    from oneshot.status import begun_sweep, is_alive
+    from oneshot.plan.recorded import begun_sweep
+    from oneshot.store.lease import holder
+    from oneshot.sweep.status import is_alive
+    from oneshot.trial.requests import Request, ask
 
     sweep, store = find_name(name, storage)
     folder = store.sweep(sweep)
@@ -149,10 +151,11 @@ def retry(
         chosen = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
         relay(cluster_at(address), "retry", name, storage, *chosen)
         return
-    from oneshot.control import Request, ask, covers
-    from oneshot.lease import holder
-    from oneshot.status import begun_sweep, is_alive
-    from oneshot.trainings import trainings
+    from oneshot.plan.recorded import begun_sweep
+    from oneshot.plan.trainings import trainings
+    from oneshot.store.lease import holder
+    from oneshot.sweep.status import is_alive
+    from oneshot.trial.requests import Request, ask, covers
 
     sweep, store = find_name(name, storage)
     cells = _cells(cell, sweep, store)
@@ -178,10 +181,10 @@ def gc(
     """Show what each sweep holds on disk, and what can go."""
     from dataclasses import asdict
 
-    from oneshot.display import holdings_table, size
-    from oneshot.garbage import holdings
-    from oneshot.garbage import remove as take_away
-    from oneshot.store import Store
+    from oneshot.cli.progress import holdings_table, size
+    from oneshot.store.gc import holdings
+    from oneshot.store.gc import remove as take_away
+    from oneshot.store.store import Store
 
     store = Store(storage or "runs")
     found, waste = holdings(store)
@@ -201,8 +204,8 @@ def gc(
 
 def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
     """`--cell` as axes and names, which the sweep has."""
-    from oneshot.control import covers, facts_of
-    from oneshot.status import begun_sweep
+    from oneshot.plan.recorded import begun_sweep
+    from oneshot.trial.requests import covers, facts_of
 
     if not text:
         return {}

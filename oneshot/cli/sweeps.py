@@ -31,12 +31,12 @@ from oneshot.errors import UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.plan import Plan
-    from oneshot.store import Store
+    from oneshot.config.file import Sweep
+    from oneshot.plan.plan import Plan
+    from oneshot.store.store import Store
     from oneshot.sweep.agenda import Agenda
-    from oneshot.sweep.background import TrackingThread
     from oneshot.sweep.run import Summary
-    from oneshot.sweepfile import Sweep
+    from oneshot.sweep.tracking.thread import TrackingThread
 
 
 @app.command()
@@ -49,9 +49,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show a sweep's trials, keys and cost, and what an edited file changes, without running anything."""
-    from oneshot.cost import measured_steps
-    from oneshot.plan import make_plan
-    from oneshot.store import Store
+    from oneshot.plan.cost import measured_steps
+    from oneshot.plan.plan import make_plan
+    from oneshot.store.store import Store
 
     check_ray(address, instead=f"doctor {file}")
     sweep = load_sweep(file, settings)
@@ -60,19 +60,19 @@ def plan(
     planned = make_plan(with_known(sweep, store), measured=measured)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
-    from oneshot.display import cost_lines, edit_lines, plan_table, schedule_lines
-    from oneshot.edits import find_edits
-    from oneshot.wallclock import schedule
+    from oneshot.cli.progress import cost_lines, edit_lines, plan_table, schedule_lines
+    from oneshot.plan.edits import find_edits
+    from oneshot.plan.wallclock import schedule
 
     edits = find_edits(sweep, planned, store)
     scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
     foreseen = []
     if sweep.config.claims:
-        from oneshot.prospects import prospect_lines, prospects
+        from oneshot.report.prospects import prospect_lines, prospects
 
         foreseen = prospects(planned, sweep.config.claims, num_seeds=len(sweep.config.seeds))
     if address is not None:
-        from oneshot.sweep.cluster import check_cluster
+        from oneshot.sweep.cluster.nodes import check_cluster
 
         check_cluster(address, planned.trials)
     if as_json:
@@ -109,7 +109,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a sweep, or what is missing of it; finished trials are never run again."""
-    from oneshot.store import Store
+    from oneshot.store.store import Store
 
     check_ray(address, instead=f"submit {file}")
     sweep = with_mlflow(load_sweep(file, settings), mlflow)
@@ -118,7 +118,7 @@ def run(
     sweep, planned = resolved(sweep, store)
     for warning in planned.warnings:
         print(f"oneshot: warning: {warning}", file=sys.stderr)
-    from oneshot.edits import check_edits
+    from oneshot.plan.edits import check_edits
     from oneshot.sweep.notify import notify, webhook_url
 
     check_edits(sweep, planned, store)
@@ -145,8 +145,8 @@ def _run(
     """Runs what is missing of a plan (`work`: of these trials alone), and shows what came of it."""
     from rich.console import Console
 
+    from oneshot.cli.progress import Progress
     from oneshot.cli.report import keep_and_publish, show_verdict
-    from oneshot.display import Progress
     from oneshot.report.cells import cell_lines
     from oneshot.report.runs import gather
     from oneshot.sweep.run import mlflow_location
@@ -160,8 +160,8 @@ def _run(
 
         def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
             # Ray takes seconds to import, and a sweep that is done needs none of it
-            from oneshot.sweep.reach import why_not
-            from oneshot.sweep.tuner import run_on_ray
+            from oneshot.sweep.cluster.tuner import run_on_ray
+            from oneshot.sweep.tracking.server import why_not
 
             return run_on_ray(
                 agenda,
@@ -178,7 +178,7 @@ def _run(
     gathered = gather(sweep, planned, store)
     lines = cell_lines(gathered.runs)
     if lines:
-        from oneshot.tables import cells_table
+        from oneshot.cli.tables import cells_table
 
         results().print(cells_table(lines))
     print(f"\n{_counts(summary)}; store: {store.root}")
@@ -207,8 +207,8 @@ def _counts(summary: "Summary") -> str:
 
 
 def _tell_failures(sweep: "Sweep", planned: "Plan", store: "Store") -> None:
-    from oneshot.control import read_stops
-    from oneshot.standing import trial_state
+    from oneshot.trial.requests import read_stops
+    from oneshot.trial.state import trial_state
 
     stops = read_stops(store.sweep(planned.name))
     for trial in planned.trials:
@@ -234,8 +234,8 @@ def evaluate(
     mlflow: MlflowOption = None,
 ) -> None:
     """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
-    from oneshot.config import SuiteConfig
-    from oneshot.standing import with_suites
+    from oneshot.config.trial import SuiteConfig
+    from oneshot.trial.state import with_suites
 
     check_ray(address, instead=None)
     sweep, store = find_sweep(name, storage, settings)
@@ -271,10 +271,10 @@ def trial(
     chosen = choose_trial(load_sweep(file, settings), cell, seed)
     from tempfile import mkdtemp
 
-    from oneshot.runner import record
-    from oneshot.store import Store
+    from oneshot.plan.trainings import trainings
+    from oneshot.store.store import Store
     from oneshot.tasks.grading import Grader
-    from oneshot.trainings import trainings
+    from oneshot.trial.recorder import record
 
     if out is not None and out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out}: not empty; name a new folder")

@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from oneshot.config.paths import flat
 from oneshot.export.kept import Kept
 from oneshot.export.source import SourceModel
-from oneshot.models import local_folder
-from oneshot.settings import flat
+from oneshot.models.source import local_folder
 
 FORMAT = 1
 MEASURES = {"pass_at_1": "strict", "pass_at_1_lenient": "lenient", "avg_at_k": "avg@k", "pass_at_k": "pass@k"}

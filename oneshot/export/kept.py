@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from oneshot.config import TrialConfig
+from oneshot.config.file import Sweep
+from oneshot.config.sweep import ResourceConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
-from oneshot.garbage import keys_of
-from oneshot.keys import KEY_LENGTH
-from oneshot.plan import Plan, Trial
-from oneshot.status import UNKNOWN_COST, begun_sweep
-from oneshot.store import Store, TrialFolder
-from oneshot.sweepconfig import ResourceConfig
-from oneshot.sweepfile import Sweep
+from oneshot.plan.keys import KEY_LENGTH
+from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.recorded import UNKNOWN_COST, begun_sweep
+from oneshot.store.gc import keys_of
+from oneshot.store.store import Store, TrialFolder
 from oneshot.tasks.benchmarks import load_suites
 
 MOST_SHOWN = 12

@@ -13,9 +13,9 @@ from typing import Any
 from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from oneshot.config import ModelConfig
+from oneshot.config.trial import ModelConfig
 from oneshot.errors import ModelError
-from oneshot.models import local_folder
+from oneshot.models.source import local_folder
 
 TOKENIZER = (
     "tokenizer*",

@@ -11,9 +11,9 @@ from transformers import GenerationConfig
 from oneshot.errors import OneshotError
 from oneshot.export.kept import Kept
 from oneshot.export.source import SourceModel
-from oneshot.grpo.adapter import attach, merge
-from oneshot.grpo.policy import Policy, end_turns, load_policy
-from oneshot.grpo.state import read_tensors
+from oneshot.policy.lora import attach, merge
+from oneshot.policy.policy import Policy, end_turns, load_policy
+from oneshot.training.state import read_tensors
 
 SHARD = "5GB"
 """Of weights a file."""

@@ -20,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from oneshot.claims import FILE as CLAIMS
-from oneshot.claims import comparisons, record_of, thaw
-from oneshot.config import TrialConfig
+from oneshot.config.paths import SettingError
+from oneshot.config.sweep import NAME, ClaimConfig, PublishedConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
+from oneshot.plan.claims import FILE as CLAIMS
+from oneshot.plan.claims import comparisons, record_of, thaw
 from oneshot.report.cells import ended_cells
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
 from oneshot.report.phenomena import primary_suite
 from oneshot.report.runs import Gathered, Grades, Record, Run, Shown
 from oneshot.report.verdicts import verdicts
-from oneshot.settings import SettingError
-from oneshot.sweepconfig import NAME, ClaimConfig, PublishedConfig
 
 SUFFIX = ".oneshot.zip"
 FORMAT = 1

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from oneshot.report.cells import by_cell, cell_label, finished, level
+from oneshot.report.decision import holm
 from oneshot.report.environments import apart, environments_of
-from oneshot.report.judging import holm
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Difference, Interval, paired_difference, problem_difference, seed_difference
 from oneshot.report.values import over_problems

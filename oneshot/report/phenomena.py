@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from oneshot.choosing import VAL_SUITES
+from oneshot.plan.leakage import VAL_SUITES
 from oneshot.report.cells import apart, cell_label, change, ended_cells, finished, gain, gains, level, over_seeds
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval, kendall, mean_interval

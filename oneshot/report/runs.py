@@ -13,17 +13,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.claims import Frozen, frozen, trained_categories
-from oneshot.config import TrialConfig
-from oneshot.control import read_stops
-from oneshot.plan import Plan, Trial
-from oneshot.standing import DEFAULT_FAULTS, TrialState, trial_state
-from oneshot.store import EVALUATION_COLUMNS, Row, Store, TrialFolder
-from oneshot.sweepconfig import ClaimConfig, FaultsConfig, PublishedConfig
-from oneshot.sweepfile import Sweep
+from oneshot.config.file import Sweep
+from oneshot.config.sweep import ClaimConfig, FaultsConfig, PublishedConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.plan.claims import Frozen, frozen, trained_categories
+from oneshot.plan.plan import Plan, Trial
+from oneshot.store.store import EVALUATION_COLUMNS, Row, Store, TrialFolder
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.problems import extract_boxed
+from oneshot.trial.requests import read_stops
+from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 
 NUM_READERS = 8
 """Trials read at a time: a store may be far."""

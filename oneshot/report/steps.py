@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from oneshot.choosing import VAL_SUITES
+from oneshot.plan.leakage import VAL_SUITES
 from oneshot.report.runs import Run
 
 SATURATED = 0.99

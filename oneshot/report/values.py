@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot.config.sweep import ClaimConfig
 from oneshot.report.runs import Gathered, Grades, Run
 from oneshot.report.steps import NoStepError, find_step
-from oneshot.sweepconfig import ClaimConfig
 from oneshot.tasks.measures import category_key, is_one_of, pass_at_k, suite_of
 
 Array = NDArray[np.float64]

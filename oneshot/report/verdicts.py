@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.claims import Comparison, cell_key, comparisons
+from oneshot.config.sweep import ClaimConfig, ExpectConfig
+from oneshot.plan.claims import Comparison, cell_key, comparisons
+from oneshot.report.decision import Verdict, holm, judge
 from oneshot.report.environments import differences, environments_of
-from oneshot.report.judging import Verdict, holm, judge
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import (
     LEVEL,
@@ -25,7 +26,6 @@ from oneshot.report.stats import (
 )
 from oneshot.report.steps import saturation
 from oneshot.report.values import Unknown, Values, average, value_of
-from oneshot.sweepconfig import ClaimConfig, ExpectConfig
 from oneshot.tasks.measures import suite_of
 
 Array = NDArray[np.float64]

@@ -11,17 +11,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from oneshot.control import Request, Stops, covers, heed, read_stops, write_stops
-from oneshot.lease import Holder, Watch, holder, known_dead
-from oneshot.plan import Plan, Trial
-from oneshot.standing import standing, view
-from oneshot.store import Folder, Result, Store
+from oneshot.config.file import Sweep
+from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.trainings import Training, trainings
+from oneshot.store.lease import Holder, Watch, holder, known_dead
+from oneshot.store.store import Folder, Result, Store
 from oneshot.sweep.budget import Budget
-from oneshot.sweep.early import EarlyStopping
 from oneshot.sweep.events import Event, Listener
-from oneshot.sweep.searching import Searching
-from oneshot.sweepfile import Sweep
-from oneshot.trainings import Training, trainings
+from oneshot.sweep.search.early_stopping import EarlyStopping
+from oneshot.sweep.search.phase import Searching
+from oneshot.trial.requests import Request, Stops, covers, heed, read_stops, write_stops
+from oneshot.trial.state import standing, view
 
 LOOK_S = 1.0
 """Between two looks at a training that another process is at, and at requests."""

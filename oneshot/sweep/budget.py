@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from oneshot.store import Store
-from oneshot.sweepconfig import BudgetConfig, deadline
-from oneshot.trainings import Training
+from oneshot.config.sweep import BudgetConfig, deadline
+from oneshot.plan.trainings import Training
+from oneshot.store.store import Store
 
 
 class Budget:

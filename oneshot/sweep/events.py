@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from oneshot.store import Result
+from oneshot.store.store import Result
+
+BEGIN = "--- oneshot ---"
+"""Written before the driver begins: Ray writes lines of its own before."""
+ANSWER_S = 180.0
+"""A node has so long to start a worker, fetch the package, and read the data."""
+PASSED = "preflight: passed"
+"""How the line begins that says that trials may begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ import os
 import urllib.request
 from dataclasses import asdict
 
+from oneshot.config.sweep import NotifyConfig
 from oneshot.errors import UserError
 from oneshot.sweep.run import Summary
-from oneshot.sweepconfig import NotifyConfig
 
 TIMEOUT_S = 10.0
 

@@ -9,18 +9,18 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oneshot.claims import cell_key, freeze
-from oneshot.control import read_stops
+from oneshot.config.file import Sweep
 from oneshot.errors import UserError
-from oneshot.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
-from oneshot.plan import Plan
-from oneshot.standing import trial_state
-from oneshot.store import Folder, Store, now_ms
+from oneshot.plan.claims import cell_key, freeze
+from oneshot.plan.plan import Plan
+from oneshot.plan.trainings import check_data
+from oneshot.store.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
+from oneshot.store.store import Folder, Store, now_ms
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.background import TrackingThread
 from oneshot.sweep.events import Event, Listener
-from oneshot.sweepfile import Sweep
-from oneshot.trainings import check_data
+from oneshot.sweep.tracking.thread import TrackingThread
+from oneshot.trial.requests import read_stops
+from oneshot.trial.state import trial_state
 
 Launch = Callable[[Agenda, TrackingThread], bool]
 

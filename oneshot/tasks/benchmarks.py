@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 
-from oneshot.config import SuiteConfig, Template, TrialConfig
+from oneshot.config.trial import SuiteConfig, Template, TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.examples import identify_shots

@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
-from oneshot.config import Example, PromptConfig, RowExample, SetExamples, TrialConfig, WrittenExample
+from oneshot.config.trial import Example, PromptConfig, RowExample, SetExamples, TrialConfig, WrittenExample
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.grading import Grader

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneshot.config import Template
+from oneshot.config.trial import Template
 from oneshot.errors import ModelError
 
 Shot = tuple[str, str]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oneshot.config import RewardConfig
+from oneshot.config.trial import RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
 from oneshot.tasks.problems import extract_boxed
 

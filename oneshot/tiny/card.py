@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from accelerate.accelerator import Accelerator
 
-from oneshot.config import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
-from oneshot.grpo.evaluate import evaluate
-from oneshot.grpo.lockstep import Lockstep
-from oneshot.grpo.policy import load_policy
-from oneshot.grpo.world import World
-from oneshot.models import SHIPPED
+from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
+from oneshot.models.source import SHIPPED
+from oneshot.policy.policy import load_policy
+from oneshot.policy.world import World
+from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.benchmarks import load_suite
 from oneshot.tasks.grading import Grader
 from oneshot.tiny.make import ORGANISMS, Organism
+from oneshot.training.evaluate import evaluate
 
 MAX_TOKENS = 56
 

@@ -1,0 +1,1 @@
+"""What a person writes: the settings of a trial, sweep files, clusters."""

@@ -1,0 +1,247 @@
+"""The YAML door: a sweep file -> `Sweep`, or one error with file, line, path and mend.
+
+YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from oneshot.config.paths import Setting, SettingError, Where, flatten
+from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, RangeConfig, SweepConfig, TableConfig
+from oneshot.config.trial import Config
+from oneshot.errors import SweepFileError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The file that a sweep came from, and the line of each of its places."""
+
+    name: str
+    text: str
+    lines: dict[Where, int]
+
+    def at(self, where: Where) -> str:
+        """`file:line: dotted.path`, of the place or of the nearest around it that has a line."""
+        if where and str(where[0]).startswith("--"):
+            return " ".join(str(part) for part in where)
+        place = where
+        while place and place not in self.lines:
+            place = place[:-1]
+        return f"{self.name}:{self.lines.get(place, 1)}: {'.'.join(str(part) for part in where) or 'the file'}"
+
+    def error(self, where: Where, message: str) -> SweepFileError:
+        """The one error of a place."""
+        return SweepFileError(f"{self.at(where)}: {message}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """An example that a ranking named."""
+
+    example: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The best point of a study."""
+
+    point: int | None
+    """None: no point of the study kept to its constraint and finished."""
+    params: dict[str, Any]
+    value: float | None
+    num_points: int
+    """Of the study when it won."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A sweep file, read and checked by itself; `plan` makes trials of it."""
+
+    config: SweepConfig
+    source: Source
+    overrides: dict[str, Setting]
+    """From `--set`, above everything in the file."""
+    revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    """(hub model, revision as written) -> the commit that it stands for in this sweep."""
+    rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
+    """(axis, cell with `from_rank`) -> the examples that it stands for, by the end of their cell's name."""
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Study -> the settings of each point that it has asked."""
+    winners: dict[str, Winner] = field(default_factory=dict)
+    """Study -> what it has found, once it is through."""
+
+
+def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
+    """Reads a sweep file; `overrides` are `path=value` as `--set` takes them.
+
+    Raises:
+        SweepFileError: it cannot be read, or does not say what a sweep file says.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return read(text, name=str(path), overrides=overrides)
+
+
+def read(
+    text: str, *, name: str, overrides: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})
+) -> Sweep:
+    """A sweep file's text -> the sweep; `name` is what errors call the file, `settings` are overrides read before.
+
+    Raises:
+        SweepFileError: it does not say what a sweep file says.
+    """
+    data, source = parse_yaml(text, name)
+    if not isinstance(data, dict):
+        raise source.error((), "not a sweep: it must be a mapping with `version`, `name`, `question`, `trial`, `seeds`")
+    try:
+        config = SweepConfig.model_validate(data)
+    except ValidationError as error:
+        raise SweepFileError("\n".join(_explain(error, data, source))) from error
+    if len(set(config.seeds)) != len(config.seeds):
+        raise source.error(("seeds",), "a seed stands twice; each is one replicate")
+    known = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
+    return Sweep(config=config, source=source, overrides={**known, **_read_overrides(overrides)})
+
+
+def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
+    flat: dict[str, Setting] = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals:
+            raise SweepFileError(f"--set {override}: write it as path=value, as `--set loss.kl_coef=0.01`")
+        data, _ = parse_yaml(value, f"--set {override}")
+        try:
+            flat |= flatten({path: data}, ("--set",))
+        except SettingError as error:
+            raise SweepFileError(f"--set {override}: {error.message}") from error
+    return flat
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
+    """A YAML text -> plain Python, and the line of each of its places.
+
+    Raises:
+        SweepFileError: it is no YAML, or a key stands twice.
+    """
+    yaml = YAML(typ="rt", pure=True)
+    try:
+        tree = yaml.load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise SweepFileError(
+            f"{name}:{line}: {error.problem.split(' with value')[0].replace('found ', '')}; keep one"
+        ) from error
+    except MarkedYAMLError as error:
+        line = (error.problem_mark or error.context_mark).line + 1
+        raise SweepFileError(f"{name}:{line}: not YAML: {error.problem or error.context}") from error
+    except YAMLError as error:
+        raise SweepFileError(f"{name}: not YAML: {error}") from error
+    lines: dict[Where, int] = {}
+    data = _plain(tree, (), lines)
+    return data, Source(name=name, text=text, lines=lines)
+
+
+def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
+    """ruamel's tree -> plain Python, noting the line of every key and item."""
+    if isinstance(node, CommentedMap):
+        plain = {}
+        for key, value in node.items():
+            name = key if isinstance(key, str) else str(key)
+            lines[(*where, name)] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else lines.get(where, 1)
+            plain[name] = _plain(value, (*where, name), lines)
+        return plain
+    if isinstance(node, CommentedSeq):
+        for index in range(len(node)):
+            lines[(*where, index)] = node.lc.item(index)[0] + 1
+        return [_plain(value, (*where, index), lines) for index, value in enumerate(node)]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
+    """pydantic's findings -> one line each, with place and mend; of a union, only the branch that was meant."""
+    places = [(finding, _place(finding["loc"], data)) for finding in error.errors()]
+    found = [(finding, where) for finding, where in places if where is not None]
+    lines = {f"{source.at(where)}: {explain(finding, SweepConfig, where)}": where for finding, where in found}
+    misspelt = [line for line in lines if "did you mean" in line]
+    # a misspelt key is missing under its right name, too: that is one mistake
+    return [
+        line
+        for line, where in lines.items()
+        if not (line.endswith("missing; add it") and any(f"did you mean '{where[-1]}'" in other for other in misspelt))
+    ]
+
+
+def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
+    """pydantic's location, in which a union adds its branch's name, -> the place in the file; None: another branch."""
+    if len(loc) > 2 and loc[0] == "axes":
+        axis = data["axes"].get(loc[1]) if isinstance(data["axes"], Mapping) else None
+        branch, rest = str(loc[2]), loc[3:]
+        meant = (
+            "list"
+            if isinstance(axis, list)
+            else "TableConfig"
+            if isinstance(axis, Mapping) and "columns" in axis
+            else "dict"
+        )
+        if not branch.startswith(meant):
+            return None
+        if meant == "list":
+            rest = rest[:1]
+        return tuple(part for part in (*loc[:2], *rest) if part != "[key]")
+    return tuple(part for part in loc if part != "[key]")
+
+
+def explain(finding: Any, model: type[Config], where: Where) -> str:
+    """One finding of pydantic in our words: what is wrong and how to mend it."""
+    kind, value = finding["type"], finding["input"]
+    name = str(where[-1]) if where else ""
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(name, _siblings(model, where))}"
+    if kind == "missing":
+        return "missing; add it"
+    if kind == "value_error":
+        return str(finding["ctx"]["error"])
+    if kind == "literal_error":
+        return f"{value!r} is not one of {finding['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} has characters that a name may not have (letters, digits, _ and - do)"
+    message = (
+        finding["msg"]
+        .replace("Input should be", "must be")
+        .replace("a valid integer", "a whole number")
+        .replace("a valid ", "a ")
+        .replace("dictionary", "mapping")
+    )
+    return f"{message}, not {value!r}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
+
+
+def _siblings(model: type[Config], where: Where) -> list[str]:
+    """The keys that exist where an unknown one was found."""
+    if where[:1] == ("axes",):
+        owners: dict[int, type[Config]] = {3: TableConfig, 4: CellConfig}
+        inner = FromRankConfig if "from_rank" in where else RangeConfig if "search" in where else CostConfig
+        return list(owners.get(len(where), inner).model_fields)
+    kind: Any = model
+    for part in where[:-1]:
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return list(fields)
+        annotation = fields[part].annotation
+        candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        kind = candidates[0] if candidates else None
+    return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]

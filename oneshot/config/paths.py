@@ -1,0 +1,144 @@
+"""Nested or dotted settings <-> flat paths of `TrialConfig`, each knowing where in a file it was written.
+
+`{"loss": {"kl_coef": 0.0}, "optim.lr": 1e-4}` -> `{"loss.kl_coef": 0.0, "optim.lr": 1e-4}`. A path that no trial has is
+refused with the nearest one that exists.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from oneshot.config.trial import TrialConfig
+
+Where = tuple[str | int, ...]
+"""A place in a sweep file: the keys and indices that lead to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value, and the place that set it."""
+
+    value: Any
+    where: Where
+
+
+class SettingError(Exception):
+    """A setting that cannot be; `where` is its place, the message says what and how to mend it."""
+
+    def __init__(self, where: Where, message: str) -> None:
+        super().__init__(message)
+        self.where = where
+        self.message = message
+
+
+def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
+    """Settings of one place of the file -> flat paths.
+
+    Raises:
+        SettingError: no trial has such a path, or one stands twice.
+    """
+    flat: dict[str, Setting] = {}
+    for path, setting in _walk(TrialConfig, settings, "", where):
+        if path in flat:
+            raise SettingError(setting.where, f"{path} is set twice here; keep one")
+        flat[path] = setting
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat paths -> the nested mapping that `TrialConfig` validates."""
+    nested: dict[str, Any] = {}
+    for path in sorted(flat):  # `eval.suites.val: {}` before what is inside it
+        *parents, last = path.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        if flat[path] == {} and last in inner:
+            continue
+        inner[last] = dict(flat[path]) if flat[path] == {} else flat[path]
+    return nested
+
+
+def _walk(kind: Any, value: Mapping[str, Any], prefix: str, where: Where) -> Iterator[tuple[str, Setting]]:
+    for key, inner in value.items():
+        path, inner_kind = prefix, kind
+        for part in str(key).split("."):
+            inner_kind = _child(inner_kind, part, path, (*where, key))
+            path = f"{path}.{part}" if path else part
+        place = (*where, key)
+        if _children(inner_kind) is None:
+            yield path, Setting(inner, place)
+        elif not isinstance(inner, Mapping):
+            raise SettingError(place, f"{path} is a section, and {inner!r} is not; write its keys below it")
+        elif not inner:
+            yield path, Setting({}, place)
+        else:
+            yield from _walk(inner_kind, inner, path, place)
+
+
+def _child(kind: Any, name: str, path: str, where: Where) -> Any:
+    children = _children(kind)
+    if children is None:
+        raise SettingError(where, f"{path} is a single value and has no {name!r} below it")
+    if isinstance(children, dict):
+        if name not in children:
+            full = f"{path}.{name}" if path else name
+            raise SettingError(where, f"unknown key {full!r}{_suggestion(name, path, list(children))}")
+        return children[name]
+    return children
+
+
+def _suggestion(name: str, path: str, names: list[str]) -> str:
+    """Nearest key at this place; else the same name wherever else it exists; else what there is."""
+    if close := get_close_matches(name, names, n=1, cutoff=0.6):
+        return f"; did you mean {f'{path}.{close[0]}' if path else close[0]!r}?"
+    elsewhere = [known for known in all_paths() if known.split(".")[-1] == name]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]!r}?"
+    return f"; {path or 'a trial'} has {', '.join(names)}"
+
+
+def _children(kind: Any) -> dict[str, Any] | Any | None:
+    """Fields of a section by name; the one kind of all values of a mapping; None for a single value."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    return None
+
+
+def setting_of(config: BaseModel, path: str) -> Any:
+    """The value that a trial has at a path."""
+    value: Any = config
+    for part in path.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's dump -> its single values by dotted path."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = ((f"{prefix}.{name}" if prefix else name, one) for name, one in value.items())
+    return {path: single for place, one in inner for path, single in flat(one, place).items()}
+
+
+@cache
+def all_paths() -> tuple[str, ...]:
+    """Every path that a trial has, mappings left out."""
+
+    def under(kind: Any, prefix: str) -> Iterator[str]:
+        children = _children(kind)
+        if isinstance(children, dict):
+            for name, child in children.items():
+                yield from under(child, f"{prefix}.{name}" if prefix else name)
+        elif children is None:
+            yield prefix
+
+    return tuple(under(TrialConfig, ""))

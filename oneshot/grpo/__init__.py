@@ -1,1 +1,0 @@
-"""One trial: GRPO on a few examples, with no orchestrator around it."""

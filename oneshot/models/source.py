@@ -1,0 +1,77 @@
+"""`model.path` -> where the model lies, and what identifies its contents; loads nothing."""
+
+import json
+import re
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from oneshot.errors import ModelError
+
+SHIPPED = Path(__file__).parents[1] / "tiny"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+NO_MODEL = "script"
+"""The path of a scripted trial's model: it has none."""
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of a shipped (`tiny:qwen2`) or local model; None for a hub id, and where a script stands for a model.
+
+    Raises:
+        ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
+    """
+    if path == NO_MODEL:
+        return None
+    if path.startswith("tiny:"):
+        folder = SHIPPED / path.removeprefix("tiny:")
+        if not (folder / "config.json").is_file():
+            there = ", ".join(f"tiny:{p.parent.name}" for p in sorted(SHIPPED.glob("*/config.json")))
+            raise ModelError(f"model.path: {path}: not shipped; there are {there}")
+        return folder
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise ModelError(f"model.path: {path}: a folder without config.json; save the model with `save_pretrained`")
+    if path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+        raise ModelError(
+            f"model.path: {path}: no such folder (paths are taken from {Path.cwd()}), and no hub id `owner/name`"
+        )
+    return None
+
+
+def read_config(path: str) -> dict[str, Any] | None:
+    """config.json of a shipped or local model; None of a hub id."""
+    folder = local_folder(path)
+    if folder is None:
+        return None
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision names contents for ever, as only a commit hash does."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 (hex) over the names and contents of a model folder's files, its card left out."""
+    files = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"}
+    # hidden files and folders are of the tools that put the model there (.cache, .git), not of the model
+    seen = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
+    return _digest(tuple((str(name), str(p), p.stat().st_mtime_ns) for name, p in seen.items()))
+
+
+@cache
+def _digest(files: tuple[tuple[str, str, int], ...]) -> str:
+    digest = sha256()
+    for name, path, _mtime_ns in files:
+        digest.update(name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,336 @@
+"""A sweep's axes and grid -> its cells: each with one name an axis, resolved settings and resources.
+
+Precedence: `trial` < axis cell < grid block < `--set`. Two axes that set one path contradict each other, unless the
+grid block sets that path itself.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from oneshot.config.file import Sweep, explain
+from oneshot.config.paths import Setting, SettingError, Where, flatten, unflatten
+from oneshot.config.sweep import (
+    CellConfig,
+    CostConfig,
+    FromRankConfig,
+    GridBlock,
+    RangeConfig,
+    ResourceConfig,
+    TableConfig,
+)
+from oneshot.config.trial import TrialConfig
+from oneshot.errors import nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisCell:
+    """One value of an axis."""
+
+    settings: dict[str, Setting]
+    resources: dict[str, Setting] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, RangeConfig] = field(default_factory=dict)
+    """In place of the search's own."""
+    cost: CostConfig | None = None
+    waits_for: str | None = None
+    """What must be known before it can run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One point of the grid: what all its seeds share."""
+
+    names: dict[str, str]
+    """Axis -> name of its cell, in the file's order."""
+    config: TrialConfig
+    resources: ResourceConfig
+    labels: dict[str, str]
+    cost: CostConfig
+    waits_for: str | None
+    places: dict[str, Where]
+    """Path of each setting -> the place of the file that set it, for this cell."""
+
+    def place(self, path: str) -> Where:
+        """The place that set a path, or the first that set something under it."""
+        under = [place for known, place in self.places.items() if known == path or known.startswith(f"{path}.")]
+        return under[0] if under else ("trial",)
+
+    @property
+    def label(self) -> str:
+        """`model=math-1.5b example=pi_1`, or `the only cell`."""
+        return " ".join(f"{axis}={name}" for axis, name in self.names.items()) or "the only cell"
+
+
+Axes = dict[str, dict[str, AxisCell]]
+
+
+def read_axes(sweep: Sweep) -> Axes:
+    """The three kinds of axis -> cells by name.
+
+    Raises:
+        SettingError: an axis sets what no trial has, or names two cells alike.
+    """
+    axes: Axes = {}
+    for name, axis in sweep.config.axes.items():
+        where: Where = ("axes", name)
+        if isinstance(axis, TableConfig):
+            axes[name] = _table(axis, where)
+        elif isinstance(axis, list):
+            axes[name] = _scalars(name, axis, where)
+        else:
+            axes[name] = {
+                full_name: axis_cell
+                for cell, config in axis.items()
+                for full_name, axis_cell in _named(sweep, name, cell, config).items()
+            }
+        if not axes[name]:
+            raise SettingError(where, "an axis without cells; give it some, or leave it out")
+    return axes
+
+
+def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, AxisCell]:
+    """One cell, or as many as its ranking names."""
+    where: Where = ("axes", axis, name)
+    known = list(ResourceConfig.model_fields)
+    for key in config.resources:
+        if key not in known:
+            raise SettingError((*where, "resources", key), f"unknown key{nearest(key, known)}")
+    cell = AxisCell(
+        settings=flatten(config.set, (*where, "set")),
+        resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
+        labels=config.labels,
+        ranges=_ranges(config.search, (*where, "search")),
+        cost=config.cost,
+    )
+    if config.from_rank is None:
+        return {name: cell}
+    place: Where = (*where, "from_rank")
+    if "examples" in cell.settings:
+        raise SettingError(cell.settings["examples"].where, "from_rank names the examples of this cell; leave one out")
+    chosen = sweep.rankings.get((axis, name))
+    if chosen is None:
+        waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
+        names = rank_names(config.from_rank)
+        # no example yet, but cells that can be checked in all else
+        settings = {**cell.settings, "examples": Setting([f"rank:{end}" for end in names], place)}
+        waiting = replace(cell, settings=settings, waits_for=waits_for)
+        return {name: waiting} if config.from_rank.together else {f"{name}#{end}": waiting for end in names}
+    if config.from_rank.together:
+        examples = Setting([one.example for one in chosen.values()], place)
+        return {name: replace(cell, settings={**cell.settings, "examples": examples})}
+    return {
+        f"{name}#{end}": replace(
+            cell,
+            settings={**cell.settings, "examples": Setting([one.example], place)},
+            labels={**cell.labels, "example": one.example, "score": f"{one.score:.6g}"},
+        )
+        for end, one in chosen.items()
+    }
+
+
+def _ranges(ranges: dict[str, RangeConfig], where: Where) -> dict[str, RangeConfig]:
+    flatten(dict.fromkeys(ranges), where)  # refuses what is no path
+    return ranges
+
+
+def rank_names(config: FromRankConfig) -> list[str]:
+    """What the cells of a ranking are called, after the `#`."""
+    counts = {"": config.top, "last": config.bottom, "random": config.random}
+    return [f"{kind}{place + 1}" for kind, count in counts.items() for place in range(count)]
+
+
+def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
+    cells: dict[str, AxisCell] = {}
+    for index, value in enumerate(values):
+        name = str(value)
+        if name in cells:
+            raise SettingError((*where, index), f"{name} stands twice; each value is one cell")
+        settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
+        cells[name] = AxisCell(settings=settings)
+    return cells
+
+
+def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
+    flatten(dict.fromkeys(table.columns), (*where, "columns"))  # refuses a column that is no path
+    cells = {}
+    for row, values in table.rows.items():
+        place = (*where, "rows", row)
+        if len(values) != len(table.columns):
+            raise SettingError(
+                place, f"{len(values)} values for {len(table.columns)} columns ({', '.join(table.columns)})"
+            )
+        cells[row] = AxisCell(
+            settings={
+                path: Setting(value, (*place, index))
+                for index, (path, value) in enumerate(zip(table.columns, values, strict=True))
+            }
+        )
+    return cells
+
+
+def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
+    """Every cell of the grid, each once, in the order of blocks and axes.
+
+    Raises:
+        SettingError: a selector, a setting or a combination that cannot be; names its place.
+    """
+    if sweep.config.grid == []:
+        if sweep.config.search is None:
+            raise SettingError(("grid",), "none, and there is no `search`: nothing to run; add one")
+        return []
+    cells: dict[tuple[str, ...], Cell] = {}
+    for index, block in enumerate(sweep.config.grid or [GridBlock()]):
+        where: Where = ("grid", index)
+        block_settings = flatten(block.set, (*where, "set"))
+        for names in _select(block, axes, where):
+            cell = resolve(sweep, axes, names, settled=block_settings, point=_winner(sweep, names))
+            known = cells.setdefault(tuple(names.values()), cell)
+            if known.config != cell.config:
+                raise SettingError(
+                    where, f"cell {cell.label} is in an earlier block with other settings; exclude it from one"
+                )
+    if not cells:
+        raise SettingError(("grid",), "selects no cell")
+    return list(cells.values())
+
+
+def study_name(names: Mapping[str, str], per: Sequence[str]) -> str:
+    """The study that a cell waits for: `model=a,arm=outcome`, or `all`. It also names a folder."""
+    name = ",".join(f"{axis}={names[axis]}" for axis in per if axis in names) or "all"
+    return name.replace("/", "%2F")
+
+
+def _winner(sweep: Sweep, names: Mapping[str, str]) -> dict[str, Setting]:
+    """The settings that the search has found for a cell."""
+    if sweep.config.search is None:
+        return {}
+    found = sweep.winners.get(study_name(names, sweep.config.search.per))
+    return {path: Setting(value, ("search", "space", path)) for path, value in found.params.items()} if found else {}
+
+
+def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, str]]:
+    selectors: Mapping[str, Any] = block.model_extra or {}
+    for name in selectors:
+        if name not in axes:
+            raise SettingError((*where, name), f"unknown axis{nearest(name, [*axes, 'set'])}")
+    chosen = [matches(selectors.get(name), list(cells), (*where, name)) for name, cells in axes.items()]
+    for names in product(*chosen):
+        yield dict(zip(axes, names, strict=True))
+
+
+def matches(selector: Any, names: list[str], where: Where) -> list[str]:
+    """A selector: nothing (all), a cell, a list of cells, or `{not: ...}`."""
+    if selector is None:
+        return names
+    if isinstance(selector, dict):
+        if list(selector) != ["not"]:
+            raise SettingError(where, "a selector is a cell, a list of cells, or {not: ...}")
+        excluded = matches(selector["not"], names, (*where, "not"))
+        return [name for name in names if name not in excluded]
+    wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
+    for name in wanted:
+        if name not in {*names, *(known.partition("#")[0] for known in names)}:
+            raise SettingError(where, f"unknown cell {name!r}{nearest(name, names)}")
+    # `ranked` means all of ranked#1, ranked#2 ...
+    return [name for name in names if name in wanted or name.partition("#")[0] in wanted]
+
+
+def resolve(
+    sweep: Sweep,
+    axes: Axes,
+    names: dict[str, str],
+    *,
+    settled: Mapping[str, Setting],
+    point: Mapping[str, Setting] = MappingProxyType({}),
+) -> Cell:
+    """One cell's settings, by precedence; `settled` stands above its axes, a search's `point` below them.
+
+    Raises:
+        SettingError: a setting or a combination that cannot be; names its place.
+    """
+    label = " ".join(f"{axis}={name}" for axis, name in names.items())
+    chosen = {axis: axes[axis][name] for axis, name in names.items()}
+    above = {**settled, **sweep.overrides}
+    by_axes = _union({axis: cell.settings for axis, cell in chosen.items()}, label, above)
+    common = flatten(sweep.config.trial, ("trial",))
+    flat = {**common, **point, **by_axes, **above}
+    resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
+    config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
+    if commit := sweep.revisions.get((config.model.path, config.model.revision)):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+    return Cell(
+        names=names,
+        config=config,
+        resources=_resources(sweep, resources, label),
+        labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
+        cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
+        waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), None),
+        places={path: setting.where for path, setting in flat.items()},
+    )
+
+
+def _resources(sweep: Sweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
+    common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
+    merged = common | {key: setting.value for key, setting in resources.items()}
+    validated: ResourceConfig = _validated(ResourceConfig, merged, resources, label, ("resources",))
+    return validated
+
+
+def _union(
+    by_axis: Mapping[str, Mapping[str, Setting]], label: str, settled: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    """Settings of several axes as one; refuses two that disagree about a path nobody above settles."""
+    merged: dict[str, Setting] = {}
+    owner: dict[str, str] = {}
+    for axis, settings in by_axis.items():
+        for path, setting in settings.items():
+            if path in merged and path not in settled and merged[path].value != {}:
+                raise SettingError(
+                    setting.where,
+                    f"axes {owner[path]!r} and {axis!r} both set {path} in cell {label}; "
+                    "set it in one of them, or in the grid block",
+                )
+            merged[path], owner[path] = setting, axis
+    return merged
+
+
+def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], label: str, default: Where) -> Any:
+    """Validates a cell's settings; an error is told at the place that set the offending path."""
+    try:
+        return model.model_validate(nested)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        path = ".".join(str(part) for part in finding["loc"])
+        parts = path.split(".")
+        places = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        place = next((flat[candidate].where for candidate in places if candidate in flat), default)
+        message = explain(finding, model, tuple(parts))
+        named = message if finding["type"] == "value_error" else f"{path}: {message}"
+        raise SettingError(place, f"{named} (in cell {label})" if label else named) from error
+
+
+def unused(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]) -> list[tuple[Where, str]]:
+    """Places of the file that change no trial, each with a sentence why; `besides`: paths that a search sets."""
+    found: list[tuple[Where, str]] = []
+    selected = {pair for cell in cells for pair in cell.names.items()}
+    used = {place for cell in cells for place in cell.places.values()}
+    is_grid = sweep.config.grid != []
+    unselected = "no block of the grid selects this cell" if is_grid else "the search is not tuned on this cell"
+    settled = {*sweep.overrides, *besides}  # what `--set` or a search takes over was meant to be
+    for axis, values in axes.items():
+        for name, value in values.items():
+            if (axis, name) not in selected:
+                found.append((("axes", axis, name), unselected))
+                continue
+            for path, setting in value.settings.items():
+                if setting.where not in used and setting.value != {} and path not in settled:
+                    found.append((setting.where, "overridden in every trial"))
+    for path, setting in flatten(sweep.config.trial, ("trial",)).items():
+        if setting.where not in used and setting.value != {} and path not in settled:
+            found.append((setting.where, f"{path} is overridden in every trial"))
+    return found

@@ -1,0 +1,114 @@
+"""A trial -> what it is expected to cost: tokens, seconds a step and GPU-hours.
+
+A stated `cost.step_s` counts first, then the median of finished trainings of the same shape in the store, then an
+estimate: floating-point operations over what an 80 GB H100 does in bfloat16 at an assumed efficiency. No GPU of that
+kind was at hand to measure it on (docs/log.md).
+"""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from oneshot.config.sweep import CostConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.models.shapes import ModelShape, model_shape
+from oneshot.store.store import Store
+from oneshot.tasks.benchmarks import Suite
+
+PEAK_FLOPS = 989e12
+"""Of an H100 SXM, bfloat16, dense."""
+EFFICIENCY = 0.2
+"""Assumed share of it, over rollout and update together, and evaluation."""
+MEAN_TOKENS = 900
+"""Expected length of a completion (arXiv 2504.20571, Table 19: about 1,000 on six suites)."""
+Basis = Literal["stated", "measured", "estimated", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one trial is expected to cost."""
+
+    train_tokens: int
+    eval_tokens: int
+    step_s: float | None
+    gpu_hours: float | None
+    """None: nothing is known of the model."""
+    basis: Basis
+
+
+def estimate(
+    config: TrialConfig, suites: tuple[Suite, ...], cost: CostConfig, *, gpus: float, measured_s: float | None
+) -> Cost:
+    """The cost of one trial on `gpus` GPUs, which are taken to share its work evenly."""
+    rollout, steps = config.rollout, config.train.num_steps
+    length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
+    step_tokens = rollout.num_groups * rollout.group_size * length
+    eval_tokens = sum(
+        (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * _num_evaluations(suite, config)
+        for suite in suites
+    )
+    shape = model_shape(config)
+    step_s, basis = _step_s(config, shape, step_tokens, cost, gpus, measured_s)
+    hours = None
+    if (step_s is not None or steps == 0) and (shape is not None or eval_tokens == 0 or cost.step_s is not None):
+        eval_s = 0.0 if shape is None else _seconds(2 * shape.num_params * eval_tokens, gpus)
+        hours = gpus * (steps * (step_s or 0.0) + eval_s) / 3600
+    return Cost(
+        train_tokens=steps * step_tokens,
+        eval_tokens=eval_tokens,
+        step_s=step_s,
+        gpu_hours=hours if gpus else 0.0,
+        basis=basis if gpus else "stated",
+    )
+
+
+def _step_s(
+    config: TrialConfig, shape: ModelShape | None, tokens: int, cost: CostConfig, gpus: float, measured_s: float | None
+) -> tuple[float | None, Basis]:
+    if cost.step_s is not None:
+        return cost.step_s, "stated"
+    if measured_s is not None:
+        return measured_s, "measured"
+    if shape is None or not gpus:
+        return None, "unknown"
+    # rollout 2N a token, update 6N; reference and old log-probabilities 2N each, where they are computed
+    passes = 8 + 2 * (config.loss.kl_coef != 0) + 2 * (config.train.updates_per_rollout > 1)
+    passes += 2 * config.train.activation_checkpointing  # each layer's forward again
+    return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
+
+
+def _seconds(operations: float, gpus: float) -> float:
+    return operations / (PEAK_FLOPS * EFFICIENCY * gpus) if gpus else 0.0
+
+
+def _num_evaluations(suite: Suite, config: TrialConfig) -> int:
+    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
+    return len(suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at))
+
+
+Shape = tuple[object, ...]
+"""What two trainings must have in common, for one's seconds a step to speak for the other's."""
+
+
+def training_shape(config: TrialConfig, *, gpus: float) -> Shape:
+    """Model, precision, what is trained of it, and how much is sampled and updated a step."""
+    model, rollout = config.model, config.rollout
+    sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
+    adapter = None if model.adapter is None else model.adapter.model_dump_json()
+    trained = (adapter, config.train.activation_checkpointing, config.loss.kl_coef != 0)
+    return (model.path, model.dtype, model.mixed_precision, *sampled, *trained, gpus)
+
+
+def measured_steps(store: Store) -> dict[Shape, float]:
+    """Median seconds a step of the store's finished trainings that held GPUs, by shape."""
+    found: dict[Shape, list[float]] = {}
+    for key in store.trainings():
+        folder = store.trial(key)
+        described, result = folder.read_json("trial.json"), folder.result()
+        if described is None or result is None or result.outcome != "finished" or not described.get("gpus"):
+            continue
+        shape = training_shape(TrialConfig.model_validate(described["config"]), gpus=described["gpus"])
+        found.setdefault(shape, []).extend(
+            row.metrics["perf/step_s"] for row in folder.rows() if "perf/step_s" in row.metrics
+        )
+    return {shape: median(seconds) for shape, seconds in found.items() if seconds}

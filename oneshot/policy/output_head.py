@@ -1,0 +1,244 @@
+"""Hidden states and the output head -> log-probabilities, entropy, and a loss of both with its gradients.
+
+The logits of a chunk of tokens exist at a time, never those of a whole micro-batch. A loss that is a sum over tokens
+can be differentiated within the chunk: its gradient with respect to the logits is written where the logits stood, so
+that nothing is computed twice and nothing of a vocabulary's width is kept for the backward pass.
+
+Shapes: N tokens, n tokens of a chunk, H hidden size, V vocabulary. Sums over the vocabulary are in float32 or wider.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot.models.memory import CHUNK_LOGITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """The loss, and its detached parts by metric name; parts of micro-batches add up to those of the step."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+LossOf = Callable[[Tensor, Tensor | None, slice], LossOutput]
+"""Log-probabilities and entropy of a slice of the tokens, `[n]` each -> that slice's part of the loss."""
+
+
+@dataclass(slots=True)
+class Workspace:
+    """Two buffers of a chunk's logits, made once: fresh memory costs a CPU more than the arithmetic done in it."""
+
+    logits_nV: Tensor
+    probs_nV: Tensor
+
+    @classmethod
+    def empty(cls, head: Any, *, num_rows: int) -> "Workspace":
+        """Uninitialised, for up to so many rows."""
+        weight = head.weight
+        shape = (num_rows, len(weight))
+        return cls(*(torch.empty(shape, dtype=wide(weight.dtype), device=weight.device) for _ in range(2)))
+
+    @classmethod
+    def for_chunks(cls, head: Any, *, num_tokens: int) -> "Workspace":
+        """For so many tokens, in chunks of at most `CHUNK_LOGITS`."""
+        most = max(1, CHUNK_LOGITS[head.weight.device.type] // len(head.weight))
+        return cls.empty(head, num_rows=min(num_tokens, most))
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens of the largest chunk."""
+        return len(self.logits_nV)
+
+    def rows(self, num_rows: int) -> tuple[Tensor, Tensor]:
+        """The first rows of both buffers."""
+        return self.logits_nV[:num_rows], self.probs_nV[:num_rows]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums over the vocabulary are in: never narrower than float32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def logits(hidden_nH: Tensor, head: Any, *, temperature: float, out: Tensor) -> Tensor:
+    """`head(hidden) / temperature` written into `out`, `[n, V]`.
+
+    The temperature divides the hidden state, which is narrower than the logits by V / H.
+    """
+    scaled_nH = hidden_nH if temperature == 1.0 else hidden_nH / temperature
+    _matmul(scaled_nH, head.weight.T, out=out)
+    if head.bias is not None:
+        out += head.bias / temperature
+    return out
+
+
+def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """A product of narrow or wide matrices, summed and kept in the wide dtype of `out`."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    elif left.is_cuda:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
+
+
+def _logprobs(targets_n: Tensor, logits_nV: Tensor, probs_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits -> the targets' log-probabilities and the log of the normaliser, `[n]` each; fills `probs_nV`."""
+    torch.softmax(logits_nV, dim=-1, out=probs_nV)
+    # the mode's probability is at least 1 / V: its logarithm is exact where that of an unlikely target underflows
+    log_normaliser_n = logits_nV.amax(dim=-1) - probs_nV.amax(dim=-1).log()
+    return logits_nV.gather(1, targets_n[:, None]).squeeze(1) - log_normaliser_n, log_normaliser_n
+
+
+@torch.no_grad()
+def token_logprobs(hidden_NH: Tensor, head: Any, targets_N: Tensor, *, temperature: float, space: Workspace) -> Tensor:
+    """Natural log of the targets' probabilities at `temperature`, `[N]`, without gradient."""
+    parts = []
+    for hidden_nH, targets_n in zip(hidden_NH.split(space.num_rows), targets_N.split(space.num_rows), strict=True):
+        logits_nV, probs_nV = space.rows(len(targets_n))
+        logits(hidden_nH, head, temperature=temperature, out=logits_nV)
+        parts.append(_logprobs(targets_n, logits_nV, probs_nV)[0])
+    return torch.cat(parts)
+
+
+def head_loss(
+    hidden_NH: Tensor,
+    head: Any,
+    targets_N: Tensor,
+    loss_of: LossOf,
+    *,
+    temperature: float,
+    with_entropy: bool,
+    space: Workspace,
+) -> LossOutput:
+    """A loss over tokens, as a function of the hidden states and of the head's weights.
+
+    `loss_of` is called once a chunk, on log-probabilities and entropy (nats; None without `with_entropy`) at
+    `temperature`; the parts that it returns are added up. The result's `loss` can be differentiated, once.
+    """
+    chunks = _Chunks(hidden_NH.detach(), head, temperature=temperature, space=space)
+    output = chunks.run(targets_N, loss_of, with_entropy=with_entropy)
+    gradients = (chunks.hidden_grad_NH, chunks.weight_grad_VH, chunks.bias_grad_V)
+    loss: Tensor = _Known.apply(output.loss, gradients, hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
+    return LossOutput(loss=loss, metrics=output.metrics)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:  # noqa: ARG004 (autograd's)
+        """The loss as it is; the gradient of each input waits for the backward pass."""
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Each known gradient times that of the loss; they are as large as the head, and let go."""
+        gradients, ctx.gradients = ctx.gradients, ()
+        return (None, None, *(None if known is None else known.mul_(outer) for known in gradients))
+
+
+class _Chunks:
+    """Runs a loss over the tokens, chunk by chunk, and adds up the gradients."""
+
+    def __init__(self, hidden_NH: Tensor, head: Any, *, temperature: float, space: Workspace) -> None:
+        self.hidden_NH, self.head, self.temperature, self.space = hidden_NH, head, temperature, space
+        dtype = wide(hidden_NH.dtype)
+        self.hidden_grad_NH = torch.empty_like(hidden_NH)
+        # beside an adapter the head is frozen
+        is_trained = head.weight.requires_grad
+        self._weight_sum_VH = (
+            torch.zeros(head.weight.shape, dtype=dtype, device=hidden_NH.device) if is_trained else None
+        )
+        self._bias_sum_V = None if head.bias is None or not is_trained else torch.zeros_like(head.bias, dtype=dtype)
+
+    @property
+    def weight_grad_VH(self) -> Tensor | None:
+        return None if self._weight_sum_VH is None else self._weight_sum_VH.to(self.head.weight.dtype)
+
+    @property
+    def bias_grad_V(self) -> Tensor | None:
+        return None if self._bias_sum_V is None else self._bias_sum_V.to(self.head.bias.dtype)
+
+    def run(self, targets_N: Tensor, loss_of: LossOf, *, with_entropy: bool) -> LossOutput:
+        """The whole loss and its metrics, both detached."""
+        num_tokens = len(targets_N)
+        parts = []
+        for start in range(0, num_tokens, self.space.num_rows):
+            where = slice(start, min(start + self.space.num_rows, num_tokens))
+            parts.append(self._run_chunk(where, targets_N[where], loss_of, with_entropy=with_entropy))
+        names = parts[0].metrics
+        return LossOutput(
+            loss=torch.stack([part.loss for part in parts]).sum(),
+            metrics={name: torch.stack([part.metrics[name] for part in parts]).sum() for name in names},
+        )
+
+    def _run_chunk(self, where: slice, targets_n: Tensor, loss_of: LossOf, *, with_entropy: bool) -> LossOutput:
+        with torch.no_grad():
+            hidden_nH = self.hidden_NH[where]
+            logits_nV, probs_nV = self.space.rows(len(targets_n))
+            logits(hidden_nH, self.head, temperature=self.temperature, out=logits_nV)
+            logprobs_n, log_normaliser_n = _logprobs(targets_n, logits_nV, probs_nV)
+            entropy_n = log_normaliser_n - _row_dot(probs_nV, logits_nV) if with_entropy else None
+        inputs = [logprobs_n.requires_grad_()] + ([entropy_n.requires_grad_()] if entropy_n is not None else [])
+        with torch.enable_grad():
+            output = loss_of(logprobs_n, entropy_n, where)
+        found = torch.autograd.grad(output.loss, inputs, allow_unused=True)
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        with torch.no_grad():
+            grad_nV = _logits_gradient(targets_n, logits_nV, probs_nV, log_normaliser_n, entropy_n, *grads)
+            self._add_gradients(where, grad_nV, hidden_nH)
+        return LossOutput(loss=output.loss.detach(), metrics=output.metrics)
+
+    def _add_gradients(self, where: slice, grad_nV: Tensor, hidden_nH: Tensor) -> None:
+        """Through `logits = (hidden / temperature) @ weight.T + bias / temperature`."""
+        narrow_nV = grad_nV.to(hidden_nH.dtype)
+        self.hidden_grad_NH[where] = narrow_nV @ self.head.weight / self.temperature
+        if self._weight_sum_VH is None:
+            return
+        scaled_nH = hidden_nH / self.temperature
+        if narrow_nV.dtype == self._weight_sum_VH.dtype:
+            self._weight_sum_VH.addmm_(narrow_nV.T, scaled_nH)
+        elif narrow_nV.is_cuda:
+            self._weight_sum_VH += torch.mm(narrow_nV.T, scaled_nH, out_dtype=torch.float32)
+        else:
+            self._weight_sum_VH.addmm_(grad_nV.T, scaled_nH.to(grad_nV.dtype))
+        if self._bias_sum_V is not None:
+            self._bias_sum_V += grad_nV.sum(dim=0) / self.temperature
+
+
+def _row_dot(left_nV: Tensor, right_nV: Tensor) -> Tensor:
+    """Sum over the vocabulary of the products, a block of rows at a time: `[n]`."""
+    # a product as large as the chunk would be a third buffer; 16 rows of it stay in a CPU's cache
+    rows = 16 if left_nV.device.type == "cpu" else len(left_nV)
+    pairs = zip(left_nV.split(rows), right_nV.split(rows), strict=True)
+    return torch.cat([(left * right).sum(dim=-1) for left, right in pairs])
+
+
+def _logits_gradient(
+    targets_n: Tensor,
+    logits_nV: Tensor,
+    probs_nV: Tensor,
+    log_normaliser_n: Tensor,
+    entropy_n: Tensor | None,
+    logprob_grad_n: Tensor,
+    entropy_grad_n: Tensor | None = None,
+) -> Tensor:
+    """Gradient with respect to the logits, in the place of one of the two buffers.
+
+    With p = softmax(z), Z the normaliser and H the entropy: `d logprob_t / d z_j = [j = t] - p_j` and
+    `d H / d z_j = -p_j (z_j - log Z + H)`.
+    """
+    if entropy_n is None or entropy_grad_n is None:
+        grad_nV = probs_nV.mul_(-logprob_grad_n[:, None])
+    else:
+        constant_n = entropy_grad_n * (log_normaliser_n - entropy_n) - logprob_grad_n
+        torch.addcmul(constant_n[:, None], logits_nV, -entropy_grad_n[:, None], out=logits_nV)
+        grad_nV = logits_nV.mul_(probs_nV)
+    return grad_nV.scatter_add_(1, targets_n[:, None], logprob_grad_n[:, None])

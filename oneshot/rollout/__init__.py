@@ -1,0 +1,1 @@
+"""A policy and prompts -> completions: the engine interface and its implementations."""

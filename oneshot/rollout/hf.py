@@ -1,0 +1,62 @@
+"""Plain `generate` behind the engine protocol: the oracle that lockstep is tested against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+
+from oneshot.policy.policy import Policy
+from oneshot.rollout.engine import Completion, Ended, Request, Sampling, ignore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfGenerate:
+    """One `generate` call a request; torch's generator is seeded by the request's keys."""
+
+    def generate(
+        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
+        """The completions of each request, in the order of its keys."""
+        found = []
+        for index, request in enumerate(requests):
+            found.append(self._generate_one(policy, request, sampling))
+            for row, completion in enumerate(found[-1]):
+                ended(index, row, completion)
+        return found
+
+    @torch.no_grad()
+    def _generate_one(self, policy: Policy, request: Request, sampling: Sampling) -> list[Completion]:
+        ids = torch.tensor([list(request.prompt_ids)], device=policy.device)
+        greedy = sampling.temperature == 0.0
+        drawn = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(sha256(repr(request.row_keys).encode()).digest()[:8], "big"))
+            output = policy.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=not greedy,
+                num_return_sequences=1 if greedy else len(request.row_keys),
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=list(policy.eos_ids),
+                pad_token_id=policy.pad_id,
+                repetition_penalty=1.0,
+                return_dict_in_generate=True,
+                output_logits=True,
+                **drawn,
+            )
+        tokens_GT = output.sequences[:, ids.shape[1] :]
+        logits_GTV = torch.stack(output.logits, dim=1) / (sampling.temperature or 1.0)
+        logprobs_GT = logits_GTV.log_softmax(dim=-1).gather(2, tokens_GT[:, :, None]).squeeze(2)
+        rows = [
+            _completion(tokens, logprobs, policy.eos_ids)
+            for tokens, logprobs in zip(tokens_GT.tolist(), logprobs_GT.tolist(), strict=True)
+        ]
+        return rows * len(request.row_keys) if greedy else rows
+
+
+def _completion(tokens: list[int], logprobs: list[float], eos_ids: tuple[int, ...]) -> Completion:
+    """Cuts a padded row after its first EOS token."""
+    ends = [position for position, token in enumerate(tokens) if token in eos_ids]
+    length = ends[0] + 1 if ends else len(tokens)
+    return Completion(token_ids=tuple(tokens[:length]), logprobs=tuple(logprobs[:length]), truncated=not ends)

@@ -1,0 +1,1 @@
+"""The trial store: the record of every training, and who may write it."""

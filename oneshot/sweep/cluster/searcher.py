@@ -1,0 +1,111 @@
+"""The agenda's next training -> Tune's next trial; what Tune reports -> the agenda."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from oneshot.config.sweep import ResourceConfig
+from oneshot.plan.plan import Plan
+from oneshot.sweep.agenda import Agenda
+from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Need, need_of
+from oneshot.sweep.cluster.trainable import to_tune_config
+
+
+class _Unsaved:
+    """Tune pickles what it is given in order to be restored, and it never is: a sweep is rebuilt from its store."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class AgendaSearcher(_Unsaved, Searcher):
+    """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
+
+    def __init__(
+        self, agenda: Agenda, *, storage: str, room: Callable[[ResourceConfig], int], most: int | None
+    ) -> None:
+        super().__init__()
+        self._agenda, self._storage, self._room, self._most = agenda, storage, room, most
+        self._live: dict[str, Need] = {}
+        self._counts: Counter[Need] = Counter()
+        self._kinds: dict[Need, ResourceConfig] = {}
+        self._of_plan: Plan | None = None
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        """Accepts that Tune knows no metric: what chooses is ours."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
+        """The next training; None while there are enough of them, or live ones may still matter."""
+        if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
+            return None
+        turn = self._agenda.next(lambda training: self._is_full(training.resources))
+        if turn == "done":
+            return str(Searcher.FINISHED)
+        if turn == "wait":
+            return None
+        self._live[trial_id] = need_of(turn.training.resources)
+        self._counts[self._live[trial_id]] += 1
+        return to_tune_config(
+            turn.training,
+            storage=self._storage,
+            sweep=self._agenda.plan.name,
+            over=turn.over,
+            watched=self._agenda.watched,
+        )
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Makes room for the next; the driver's callback tells the agenda, by key."""
+        self._counts[self._live.pop(trial_id)] -= 1
+
+    def _is_full(self, resources: ResourceConfig) -> bool:
+        return self._most is None and self._counts[need_of(resources)] >= self._room(resources)
+
+    def _is_all_full(self) -> bool:
+        """Whether there is no room for any: then nobody needs to look through the queue."""
+        if self._agenda.plan is not self._of_plan:
+            self._of_plan = self._agenda.plan
+            self._kinds = {need_of(trial.resources): trial.resources for trial in self._of_plan.trials}
+        return all(self._is_full(resources) for resources in self._kinds.values())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep is rebuilt from its store, Tune is never restored."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+class AgendaScheduler(_Unsaved, FIFOScheduler):
+    """First come, first served; ends a trial that the agenda wants no more of."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's
+        self._agenda = agenda
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        if "step" not in result:
+            return str(TrialScheduler.CONTINUE)
+        metrics = {name: value for name, value in result.items() if isinstance(value, float | int)}
+        is_over = self._agenda.reported(trial.config["key"], result["step"], metrics)
+        return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
+
+
+class AgendaStopper(_Unsaved, Stopper):
+    """Ends the experiment when the agenda is halted; trials leave a checkpoint."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether nothing more is to be done."""
+        self._agenda.look()
+        return bool(self._agenda.halted)

@@ -1,0 +1,136 @@
+"""A training by its key -> that training, step by step, inside a Ray worker."""
+
+import json
+import os
+from collections.abc import Generator
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import tune
+
+from oneshot.config.sweep import GuardConfig, ResourceConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.plan.trainings import Training
+from oneshot.store.lease import Holder, Leased
+from oneshot.store.store import Store
+from oneshot.tasks.grading import Grader
+from oneshot.training.metrics import StepMetrics
+from oneshot.trial.recorder import record
+
+SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
+"""Metrics that a wake-up carries to the live table; all others but those that are judged are read from the store."""
+
+
+def to_tune_config(
+    training: Training, *, storage: str, sweep: str, over: Holder | None, watched: tuple[str, ...]
+) -> dict[str, Any]:
+    """What a worker needs to run a training, as plain values."""
+    return {
+        "key": training.key,
+        "storage": storage,
+        "sweep": sweep,
+        "working_directory": os.getcwd(),
+        "data_folder": os.environ.get("ONESHOT_DATA"),
+        "over": None if over is None else json.dumps(asdict(over)),
+        "shown": [*SHOWN, *watched],
+        "resources": training.resources.model_dump(mode="json"),
+        "training": json.dumps(
+            {
+                "key": training.key,
+                "seed": training.seed,
+                "config": training.config.model_dump(mode="json"),
+                "resources": training.resources.model_dump(mode="json"),
+                "guards": [guard.model_dump(mode="json", by_alias=True) for guard in training.guards],
+            }
+        ),
+    }
+
+
+def _from_tune_config(config: dict[str, Any]) -> Training:
+    facts = json.loads(config["training"])
+    return Training(
+        key=facts["key"],
+        seed=facts["seed"],
+        config=TrialConfig.model_validate(facts["config"]),
+        resources=ResourceConfig.model_validate(facts["resources"]),
+        guards=tuple(GuardConfig.model_validate(guard) for guard in facts["guards"]),
+        trials=(),
+    )
+
+
+class TrialTrainable(tune.Trainable):
+    """One training at a time; the worker, its imports and its grader serve the next one too.
+
+    Reports say that something happened. What happened is in the store: a training that fails is recorded there and
+    ends here without an error, so that its worker can be used again.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Takes the first training."""
+        self._node = ray.get_runtime_context().get_node_id()
+        self._grader: Grader | None = None
+        self._steps: Generator[StepMetrics] | None = None
+        self._config = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next one."""
+        self._end_steps()
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Runs one step."""
+        if self._steps is None:
+            if os.path.isdir(self._config["working_directory"]):
+                # Tune moves its workers elsewhere; a sweep's paths are meant from where it was started
+                os.chdir(self._config["working_directory"])
+            if self._config["data_folder"]:
+                os.environ["ONESHOT_DATA"] = self._config["data_folder"]
+            self._steps = self._begin()
+        try:
+            step = next(self._steps, None)
+        except Leased:
+            return {"key": self._config["key"], "leased": True, "done": True}
+        if step is None:
+            return {"key": self._config["key"], "done": True}
+        shown = {name: step.metrics[name] for name in self._config["shown"] if name in step.metrics}
+        return {"key": self._config["key"], "step": step.step, "node": self._node, **shown, "done": False}
+
+    def leave(self) -> None:
+        """Leaves a checkpoint and ends this worker, whose node is about to go."""
+        self.cleanup()
+        ray.actor.exit_actor()
+
+    def _begin(self) -> Generator[StepMetrics]:
+        training = _from_tune_config(self._config)
+        folder = Store(self._config["storage"]).trial(training.key)
+        timeout_s = training.config.reward.timeout_s
+        if self._grader is None or self._grader.timeout_s != timeout_s:
+            self._close_grader()
+            self._grader = Grader(timeout_s=timeout_s)
+        over = None if self._config["over"] is None else Holder(**json.loads(self._config["over"]))
+        return record(
+            training, folder, grader=self._grader, origin=self._config["sweep"], over=over, facts={"node": self._node}
+        )
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are the store's."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: checkpoints are the store's."""
+
+    def cleanup(self) -> None:
+        """Ends a training in the middle, with a checkpoint, and the grader."""
+        self._end_steps()
+        self._close_grader()
+
+    def _end_steps(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+    def _close_grader(self) -> None:
+        if self._grader is not None:
+            self._grader.close()
+            self._grader = None

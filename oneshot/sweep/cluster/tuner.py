@@ -1,0 +1,198 @@
+"""An agenda -> run by Ray Tune, each training placed by what it needs."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+
+from oneshot.config.sweep import ResourceConfig
+from oneshot.store.lease import LeaseError, take
+from oneshot.store.store import FailureKind, Store
+from oneshot.sweep.agenda import Agenda
+from oneshot.sweep.cluster.gauges import Gauges
+from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, bundle, check_feasible, is_there, joined
+from oneshot.sweep.cluster.preflight import preflight
+from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
+from oneshot.sweep.cluster.trainable import TrialTrainable
+from oneshot.sweep.events import Event, Listener
+from oneshot.sweep.tracking.thread import TrackingThread
+
+MOVED = "its node is being drained"
+WAKE_S = 5.0
+"""MLflow is brought up to date with a running trial at most this often."""
+
+
+def run_on_ray(
+    agenda: Agenda,
+    tracking: TrackingThread,
+    *,
+    store: Store,
+    address: str | None,
+    max_concurrent: int | None,
+    listen: Listener,
+    check: bool | None,
+    reach: Callable[[], str],
+) -> bool:
+    """Runs an agenda on a cluster until nothing is left; returns whether it was interrupted.
+
+    `check`: whether to look the cluster over first; None: where it has several nodes. `reach`: why MLflow cannot be
+    used, if so.
+
+    Raises:
+        UserError: no cluster answers, or it cannot run the sweep.
+    """
+
+    def say(text: str) -> None:
+        listen(Event(kind="message", text=text))
+
+    say("starting Ray" if address is None else f"joining Ray at {address}")
+    with joined(address), tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
+        nodes = Nodes()
+        if check or (check is None and len(nodes.shapes()) > 1):
+            preflight(agenda.plan, store, reach=reach, say=say)
+        else:
+            check_feasible(agenda.plan.trials, nodes.shapes())
+
+        def resources(config: dict[str, Any]) -> Any:
+            needed = ResourceConfig.model_validate(config["resources"])
+            return tune.PlacementGroupFactory([bundle(needed, nodes.shapes())])
+
+        driver = _Driver(agenda, store, tracking, nodes)
+        # Tune asks for one trial at a time of a searcher that states no limit; ours moves with the cluster
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialTrainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=AgendaSearcher(agenda, storage=store.absolute, room=nodes.room, most=max_concurrent),
+                scheduler=AgendaScheduler(agenda),
+                num_samples=-1,
+                reuse_actors=True,  # between trials of equal resources, by their placement group
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=agenda.plan.name,
+                storage_path=scratch,
+                callbacks=[driver],
+                stop=AgendaStopper(agenda),
+                failure_config=tune.FailureConfig(max_failures=0),
+                # checkpoints are the store's; for Tune's own, all nodes would have to share its scratch folder
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        driver.close()
+    return bool(agenda.halted) or not agenda.is_idle()
+
+
+class _Driver(tune.Callback):
+    """Tune's events -> the agenda and MLflow. A Tune result is a wake-up: what happened is read from the store."""
+
+    def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
+        self._agenda, self._store, self._tracking, self._nodes = agenda, store, tracking, nodes
+        self._woken: dict[str, float] = {}
+        self._killed: dict[str, str] = {}
+        """Key -> why its worker was made to end."""
+        self._leased: set[str] = set()
+        self._gauges = Gauges(agenda)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks in order to be restored, and it never is."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Kills workers that hang, and all of them where somebody asked for it."""
+        self._gauges.show()
+        stalled = self._agenda.stalled()
+        if not stalled and not self._agenda.kill:
+            return
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            key = trial.config["key"]
+            if actor is None or key in self._killed or not (self._agenda.kill or key in stalled):
+                continue
+            self._killed[key] = "killed by hand" if self._agenda.kill else "stall"
+            ray.kill(actor)
+
+    def close(self) -> None:
+        """Says once more where the sweep stands."""
+        self._gauges.show(now=True)
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A worker takes a training."""
+        self._agenda.begun(trial.config["key"])
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A step was made."""
+        key = trial.config["key"]
+        is_leaving = result.get("node") in self._nodes.leaving()
+        if is_leaving and not result.get("done") and key not in self._killed:
+            self._killed[key] = MOVED
+            trial.temporary_state.ray_actor.leave.remote()
+        if result.get("leased"):
+            self._leased.add(key)
+        if time.monotonic() - self._woken.get(key, 0.0) > WAKE_S:
+            self._woken[key] = time.monotonic()
+            self._tracking.wake(key, ended=False)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A worker is free again."""
+        key = trial.config["key"]
+        self._end(key, is_elsewhere=key in self._leased)
+        self._leased.discard(key)
+        self._killed.pop(key, None)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A worker died."""
+        key = trial.config["key"]
+        why = self._killed.pop(key, "")
+        if why == MOVED:
+            self._agenda.moves(key)
+        elif why != "killed by hand":
+            try:
+                _record_death(self._store, key, trial, is_stall=why == "stall")
+            except (OSError, LeaseError) as error:  # a store that is full, read-only or cut off
+                self._agenda.halt(f"the store cannot be written ({error})")
+        self._agenda.is_dead(key)
+        self._end(key, is_elsewhere=False)
+
+    def _end(self, key: str, *, is_elsewhere: bool) -> None:
+        has_ended = self._agenda.ended(key, is_elsewhere=is_elsewhere)
+        self._tracking.wake(key, ended=has_ended)
+
+
+def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
+    """Whether a worker died with its node, or of a node that was taken back."""
+    error = trial.get_pickled_error()
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
+    return "node" in attempt and not is_there(attempt["node"])
+
+
+def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None:
+    """A worker that died could not record its own end."""
+    folder = store.trial(key)
+    attempt = folder.last_attempt()
+    if folder.current_result() is not None:
+        return
+    error_file = trial.error_file
+    trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else "the worker left no trace"
+    kind: FailureKind = "crash"
+    reason = "crash: the worker died"
+    if is_stall:
+        kind, reason = "stall", "stall: no report for longer than faults.stall_s; the worker was killed"
+    elif _lost_its_node(trial, folder.attempt(attempt)):
+        kind, reason = "node", "node: the node was lost"
+    if not attempt:  # it died before it could begin
+        lease = take(folder, sweep=trial.config["sweep"], facts={"gpu": "", "env_digest": ""})
+        attempt = lease.attempt
+        lease.release()
+    log_name = folder.log_name(attempt)
+    folder.write(log_name, f"{folder.read(log_name) or ''}\n{trace}")
+    folder.end_attempt(attempt, "failed", kind=kind, reason=reason, traceback=trace)

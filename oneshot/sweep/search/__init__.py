@@ -1,0 +1,1 @@
+"""The search phase of a sweep: the only home of Optuna."""

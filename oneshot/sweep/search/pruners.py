@@ -1,0 +1,152 @@
+"""Values of search trials as they come -> who is to stop, and the records from which this state is rebuilt.
+
+asha: asynchronous successive halving (Li et al. 2018, arxiv.org/abs/1810.05934, algorithm 2), in the form that stops
+instead of pausing, with one bracket, as in Ray's `AsyncHyperBandScheduler` (ray/tune/schedulers/async_hyperband.py).
+Where this differs from Ray's: a trial counts among those it is compared with, as in the paper (Ray takes a percentile,
+interpolated, of the others), so that of three at factor 3 only the best goes on; one that skipped a rung has arrived
+there too (Ray judges it there later, by a later value); a value that is not a number stops (Ray goes on).
+
+median: the median stopping rule of Vizier (Golovin et al. 2017, section 3.2.2), as in Ray's `MedianStoppingRule`. Here
+means run over all values, as in the paper (Ray's begin at the grace period), and trials that still run have a say.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import count, takewhile
+from statistics import fmean, median
+from typing import Literal
+
+from oneshot.config.sweep import EarlyStopConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One arrival at a rung (median: at an evaluation): what was seen and decided."""
+
+    group: str  # trials of different groups are never compared
+    key: str  # the trial
+    step: int
+    rung: int  # asha: the highest that was passed; median: 0
+    value: float
+    stop: bool
+    reason: str  # one line
+
+
+def rungs(config: EarlyStopConfig, num_steps: int) -> list[int]:
+    """Steps from which asha judges a trial of `num_steps`: grace_steps x factor^k, rounded; none for median."""
+    return _rungs(config, below=num_steps) if config.kind == "asha" else []
+
+
+class EarlyStop:
+    """Who is to stop. What was decided stays decided: a trial that was told to stop is told the same again."""
+
+    def __init__(self, config: EarlyStopConfig, *, mode: Literal["max", "min"]) -> None:
+        sign = 1 if mode == "max" else -1
+        self._rule = _Asha(config, sign=sign) if config.kind == "asha" else _Median(config, sign=sign)
+        self._stopped: dict[tuple[str, str], Judgement] = {}
+
+    def arrive(self, group: str, key: str, step: int, value: float, *, num_steps: int) -> Judgement | None:
+        """Takes a trial's value after `step` of its `num_steps` steps; None where there is nothing to judge.
+
+        That is where it passed no new rung (asha), or comes not after the last step judged (median). At its last step a
+        trial goes on record for others, and is not stopped.
+        """
+        if (group, key) in self._stopped:
+            return self._stopped[group, key]
+        verdict = self._rule.judge(group, key, step, value)
+        if verdict is None:
+            return None
+        rung, stop, reason = verdict
+        if step >= num_steps:
+            stop, reason = False, f"{value:.4g} at the last step"
+        reason = f"rung {rung}: {reason}" if rung else f"step {step}: {reason}"
+        judgement = Judgement(group=group, key=key, step=step, rung=rung, value=value, stop=stop, reason=reason)
+        self.replay(judgement)
+        return judgement
+
+    def replay(self, judgement: Judgement) -> None:
+        """Puts an arrival on record, as it was decided."""
+        self._rule.put(judgement)
+        if judgement.stop:
+            self._stopped[judgement.group, judgement.key] = judgement
+
+
+class _Asha:
+    """Of those that have arrived at a rung so far the best 1/factor go on, and always the best."""
+
+    def __init__(self, config: EarlyStopConfig, *, sign: int) -> None:
+        self._config, self._sign = config, sign
+        self._scores: defaultdict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+        """Group and rung -> trial -> value, the larger the better."""
+
+    def judge(self, group: str, key: str, step: int, value: float) -> tuple[int, bool, str] | None:
+        """Rung, whether to stop, why."""
+        passed = _rungs(self._config, below=step + 1)
+        if not passed or key in self._scores[group, passed[-1]]:
+            return None
+        rung = passed[-1]
+        own = _score(value, self._sign)
+        scores = sorted((*self._scores[group, rung].values(), own), reverse=True)
+        if math.isnan(value):
+            return rung, True, "the value is not a number"
+        if len(scores) == 1:
+            return rung, False, f"{value:.4g} is the first to arrive"
+        cutoff = scores[max(1, int(len(scores) / self._config.factor)) - 1]
+        found = "is among" if own >= cutoff else "is not among"
+        share = f"the best 1/{self._config.factor:g} of {len(scores)} (cutoff {self._sign * cutoff:.4g})"
+        return rung, own < cutoff, f"{value:.4g} {found} {share}"
+
+    def put(self, judgement: Judgement) -> None:
+        """Who skipped rungs has arrived there too."""
+        score = _score(judgement.value, self._sign)
+        for rung in _rungs(self._config, below=judgement.rung):
+            self._scores[judgement.group, rung].setdefault(judgement.key, score)
+        self._scores[judgement.group, judgement.rung][judgement.key] = score
+
+
+class _Median:
+    """A trial ends whose best value is worse than the median of the others' means up to its step."""
+
+    def __init__(self, config: EarlyStopConfig, *, sign: int) -> None:
+        self._config, self._sign = config, sign
+        self._values: defaultdict[str, dict[str, dict[int, float]]] = defaultdict(dict)
+        """Group -> trial -> step -> value."""
+
+    def judge(self, group: str, key: str, step: int, value: float) -> tuple[int, bool, str] | None:
+        """Rung 0, whether to stop, why."""
+        own = self._values[group].get(key, {})
+        if own and step <= max(own):
+            return None
+        if step < self._config.grace_steps:
+            return 0, False, f"no trial ends before step {self._config.grace_steps}"
+        if math.isnan(value):
+            return 0, True, "the value is not a number"
+        means = self._means_of_others(group, key, step)
+        if len(means) < self._config.min_trials:
+            return 0, False, f"{len(means)} others have come as far, {self._config.min_trials} are needed"
+        best = self._sign * max(_score(one, self._sign) for one in (*own.values(), value))
+        middle = median(means)
+        stop = self._sign * best < self._sign * middle
+        found = "is worse than" if stop else "is no worse than"
+        return 0, stop, f"its best, {best:.4g}, {found} {middle:.4g}, the median of {len(means)} others' means"
+
+    def put(self, judgement: Judgement) -> None:
+        """Every value counts, also one before the grace period."""
+        self._values[judgement.group].setdefault(judgement.key, {})[judgement.step] = judgement.value
+
+    def _means_of_others(self, group: str, key: str, step: int) -> list[float]:
+        """Of those that have come as far; without any that has no value so far, or one that is not finite."""
+        others = [values for other, values in self._values[group].items() if other != key and max(values) >= step]
+        upto = [[value for at, value in values.items() if at <= step] for values in others]
+        return [fmean(values) for values in upto if values and all(map(math.isfinite, values))]
+
+
+def _rungs(config: EarlyStopConfig, *, below: int) -> list[int]:
+    all_rungs = (round(config.grace_steps * config.factor**power) for power in count())
+    return list(dict.fromkeys(takewhile(lambda rung: rung < below, all_rungs)))
+
+
+def _score(value: float, sign: int) -> float:
+    """The larger the better; what is not a number is the worst."""
+    return -math.inf if math.isnan(value) else sign * value

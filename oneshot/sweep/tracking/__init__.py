@@ -1,0 +1,1 @@
+"""What MLflow shows of a sweep: the only home of MLflow."""

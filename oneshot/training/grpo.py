@@ -1,0 +1,272 @@
+"""Config and state -> one `StepMetrics` a step: GRPO, top to bottom.
+
+A step samples groups of completions with the current policy, rewards and compares them within their group, and takes
+one or more optimiser steps on them. Differs from the paper's text, as its released code does: one update a rollout (so
+the clip is never active), log-probabilities and entropy at the sampling temperature.
+
+Shapes: G completions of the step, group after group; N groups of K.
+"""
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import psutil
+import torch
+
+from oneshot.config.trial import TrialConfig
+from oneshot.policy.policy import decode
+from oneshot.rollout.engine import Completion, Request, Sampling
+from oneshot.rollout.lockstep import Lockstep
+from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.rewards import Judged, judge, rewards
+from oneshot.training.advantage import advantages, zero_std_groups
+from oneshot.training.evaluate import evaluate
+from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
+from oneshot.training.state import TrialState, load_weights
+from oneshot.training.update import Batch, update
+
+
+def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
+    """Runs the trial from where `state` is to its last step; `state` is that of the yielded step at each yield.
+
+    Raises:
+        TrialError: the loss or its gradient is not finite.
+    """
+    if not state.started:
+        evaluations = _evaluate(config, state)
+        state.started = True
+        if evaluations:
+            yield StepMetrics(step=0, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
+    while state.step < config.train.num_steps:
+        yield train_step(config, state)
+
+
+def evaluate_kept(
+    config: TrialConfig, state: TrialState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
+) -> Iterator[StepMetrics]:
+    """Runs the suites that are due before step 1 and after the last, but those on record, with kept final weights."""
+    for step in sorted({0, config.train.num_steps}):
+        if step and checkpoint is not None:
+            load_weights(state, checkpoint)
+        found = _evaluate(config, state, done=done)
+        if found:
+            yield StepMetrics(step=step, metrics=_merged(found), evaluations=found, sampled=(), visits={})
+
+
+def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
+    """One rollout, its updates, and the evaluations due after it."""
+    start_s = time.perf_counter()
+    batch = roll_out(config, state)
+    rollout_s = time.perf_counter() - start_s
+    metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
+    step_s = time.perf_counter() - start_s
+    state.step += 1
+    metrics |= {
+        "perf/step_s": step_s,
+        "perf/rollout_s": rollout_s,
+        "perf/update_s": step_s - rollout_s,
+        "perf/tokens_per_s": batch.num_tokens / step_s,
+        "perf/efficiency": _floor_s(config, state, batch) / step_s,
+        "system/rss_gib": sum(state.world.gather([psutil.Process().memory_info().rss / 2**30])),
+    }
+    if torch.cuda.is_available():
+        metrics["system/gpu_peak_gib"] = state.world.largest(torch.cuda.max_memory_allocated() / 2**30)
+    evaluations = _evaluate(config, state)
+    return StepMetrics(
+        step=state.step,
+        metrics=metrics | _merged(evaluations),
+        evaluations=evaluations,
+        sampled=tuple(
+            Sampled(
+                example_id=state.examples[example].id,
+                completion=text,
+                reward=reward,
+                num_tokens=len(completion.token_ids),
+                truncated=completion.truncated,
+            )
+            for example, text, reward, completion in zip(
+                batch.example_G, batch.texts, batch.rewards_G.tolist(), batch.completions, strict=True
+            )
+        ),
+        visits={state.examples[example].id: accuracy for example, accuracy in _accuracies(batch).items()},
+    )
+
+
+def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
+    """Seconds that the step's matrix products take on this machine, shared evenly."""
+    lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
+    positions = max(lengths) + config.rollout.max_tokens
+    wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
+    size = state.world.size
+    return state.floor.step_s(
+        prompt_tokens=sum(lengths),
+        completion_tokens=-(-batch.num_tokens // size),
+        decode_rows=min(wave_rows, -(-len(batch.completions) // size)),
+        update_rows=min(config.train.microbatch_tokens, batch.num_tokens),
+        with_reference=state.reference is not None,
+    )
+
+
+def roll_out(config: TrialConfig, state: TrialState) -> Batch:
+    """Samples and judges the step's groups, shared out whole over the processes; all know the batch, and one pays."""
+    group_size = config.rollout.group_size
+    example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
+    mine = state.world.share(list(enumerate(example_N)))
+    found = state.world.gather(_sample(config, state, mine))
+    found.sort(key=itemgetter(0))
+    _, completions, judged = zip(*found, strict=True)
+    example_G = tuple(example for example in example_N for _ in range(group_size))
+    paid = _pay(config, state, example_G, judged) if state.world.is_first else None
+    dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
+    rewards_G = torch.tensor(state.world.told(paid), dtype=dtype, device=state.policy.device)
+    return Batch(
+        example_G=example_G,
+        completions=completions,
+        texts=tuple(one.completion for one in judged),
+        correct_G=tuple(one.correct for one in judged),
+        rewards_G=rewards_G,
+        advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
+    )
+
+
+def _sample(
+    config: TrialConfig, state: TrialState, groups: Sequence[tuple[int, int]]
+) -> list[tuple[int, Completion, Judged]]:
+    """Samples groups, each with its example; every completion, with its place, is judged as soon as it has ended."""
+    group_size = config.rollout.group_size
+    # an example's completions are asked for together, so that its prompt is computed once
+    places: dict[int, list[int]] = {}
+    for group, example in groups:
+        places.setdefault(example, []).extend(range(group * group_size, (group + 1) * group_size))
+    if not places:  # more processes than groups
+        return []
+    visited = list(places)
+    requests = [
+        Request(prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example]))
+        for example in visited
+    ]
+    futures: dict[tuple[int, int], Future[Judged]] = {}
+
+    def judged(request: int, completion: Completion) -> Judged:
+        text = decode(state.policy, completion.token_ids)
+        return judge(text, state.examples[visited[request]].answer, config.reward, state.grader)
+
+    sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+    # threads that mostly wait, each for one of the grader's own processes
+    with ThreadPoolExecutor(max_workers=state.grader.num_children) as pool:
+
+        def ended(request: int, row: int, completion: Completion) -> None:
+            futures[request, row] = pool.submit(judged, request, completion)
+
+        by_request = state.engine.generate(state.policy, requests, sampling, ended)
+    return [
+        (place, by_request[request][row], futures[request, row].result())
+        for request, example in enumerate(visited)
+        for row, place in enumerate(places[example])
+    ]
+
+
+def _pay(config: TrialConfig, state: TrialState, example_G: Sequence[int], judged: Sequence[Judged]) -> list[float]:
+    """The reward of each completion of the step; NaN where it could not be judged."""
+    found = [math.nan] * len(judged)
+    for example in dict.fromkeys(example_G):
+        places = [place for place, one in enumerate(example_G) if one == example]
+        keys = [_key(state, place) for place in places]
+        paid = rewards([judged[place] for place in places], config.reward, state.grader, keys=keys)
+        for place, reward in zip(places, paid, strict=True):
+            found[place] = math.nan if reward is None else float(reward)
+    return found
+
+
+def _key(state: TrialState, place: int) -> tuple[int, ...]:
+    """Where a completion's row of the random table is."""
+    return state.seed, state.step, place
+
+
+_SHUFFLE = 0x5E7
+"""Sets the order of examples apart from the completions' random table."""
+
+
+def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) -> list[int]:
+    """Which example each of a step's groups is of.
+
+    Few examples take turns, so that an update on some of the groups sees them all. Of more examples than groups, each
+    step takes the next of a shuffled order, which is drawn anew when fewer than a step's are left (the released
+    dataloader's `drop_last`).
+    """
+    if num_examples <= num_groups:
+        return [group % num_examples for group in range(num_groups)]
+    steps_an_epoch = num_examples // num_groups
+    epoch, position = divmod(step, steps_an_epoch)
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _SHUFFLE)))).permutation(
+        num_examples
+    )
+    return [int(example) for example in order[position * num_groups : (position + 1) * num_groups]]
+
+
+def _accuracies(batch: Batch) -> dict[int, float]:
+    """Example -> share of its graded completions that are right."""
+    verdicts: dict[int, list[bool]] = {}
+    for example, correct in zip(batch.example_G, batch.correct_G, strict=True):
+        if correct is not None:
+            verdicts.setdefault(example, []).append(correct)
+    return {example: fmean(those) for example, those in verdicts.items()}
+
+
+def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
+    graded_G = batch.rewards_G[batch.rewards_G.isfinite()]
+    rewards_NK = batch.rewards_G.view(-1, config.rollout.group_size)
+    return {
+        "reward/mean": graded_G.mean().item() if len(graded_G) else 0.0,
+        "reward/accuracy": fmean(correct or 0.0 for correct in batch.correct_G),
+        "reward/frac_groups_zero_std": zero_std_groups(rewards_NK).float().mean().item(),
+        "reward/ungraded": float(len(batch.rewards_G) - len(graded_G)),
+        "rollout/entropy": -sum(sum(c.logprobs) for c in batch.completions) / batch.num_tokens,
+        "rollout/length_mean": batch.num_tokens / len(batch.completions),
+        "rollout/truncated": fmean(completion.truncated for completion in batch.completions),
+        "rollout/empty": fmean(not text.strip() for text in batch.texts),
+        "rollout/boxed": fmean(extract_boxed(text) is not None for text in batch.texts),
+    }
+
+
+def _evaluate(
+    config: TrialConfig, state: TrialState, *, done: Collection[tuple[str, int]] = ()
+) -> tuple[Evaluation, ...]:
+    """The suites that are due after this step; those of step 0 become the baseline of `gain`."""
+    evaluations = []
+    for suite in state.suites:
+        due = suite.is_due(
+            state.step,
+            num_steps=config.train.num_steps,
+            at_start=config.eval.at_start,
+            also_at=config.eval.also_at,
+        )
+        if not due or (suite.digest, state.step) in done:
+            continue
+        evaluation = evaluate(
+            state.policy,
+            suite,
+            engine=state.engine,
+            grader=state.grader,
+            shots=state.shots,
+            seed=state.seed,
+            step=state.step,
+            world=state.world,
+        )
+        accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
+        if state.step == 0:
+            state.baseline[suite.name] = accuracy
+        if suite.name in state.baseline:
+            evaluation.metrics[f"eval/{suite.name}/gain"] = accuracy - state.baseline[suite.name]
+        evaluations.append(evaluation)
+    return tuple(evaluations)
+
+
+def _merged(evaluations: tuple[Evaluation, ...]) -> dict[str, float]:
+    return {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}

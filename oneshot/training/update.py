@@ -1,0 +1,195 @@
+"""A step's judged completions -> its optimiser steps.
+
+What need not be computed is not: no log-probabilities of the old policy where it is the policy itself, none of the
+reference at `kl_coef: 0`, and nothing at all of completions whose gradient is exactly zero.
+
+Shapes: G completions of the step, group after group; M completion tokens of a micro-batch, n of a chunk of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from oneshot.config.trial import TrialConfig
+from oneshot.errors import TrialError
+from oneshot.policy.output_head import LossOutput, Workspace
+from oneshot.policy.packing import Pack, in_order, micro_batches, pack
+from oneshot.rollout.engine import Completion
+from oneshot.training.loss import BatchTotals, token_loss, token_weights
+from oneshot.training.state import TrialState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A step's completions with what the loss needs of them."""
+
+    example_G: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    texts: tuple[str, ...]
+    correct_G: tuple[bool | None, ...]
+    """Whether the boxed answer is right, whatever is rewarded; None: ungraded."""
+    rewards_G: Tensor
+    advantages_G: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all completions."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+
+def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, float]:
+    """The step's optimiser steps, each on whole groups; returns the mean of their `loss/...` metrics.
+
+    Raises:
+        TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
+    """
+    num_updates = config.train.updates_per_rollout
+    size = len(batch.completions) // num_updates
+    found: dict[str, list[float]] = defaultdict(list)
+    with state.weights.updating():
+        old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
+        for start in range(0, len(batch.completions), size):
+            chosen = range(start, start + size)
+            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
+                found[name].append(value)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def optimizer_step(
+    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+) -> dict[str, float]:
+    """Adds up the gradient of some completions, micro-batch by micro-batch, and takes one step along it."""
+    found, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
+    norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
+    found |= {
+        "loss/grad_norm": state.weights.whole(norm).item(),
+        "loss/frac_skipped": 1 - num_trained / len(chosen),
+    }
+    _check_finite(found, state.step + 1)
+    state.optimizer.step()
+    state.optimizer.zero_grad()  # the next rollout has use for their memory
+    state.weights.publish()
+    return found
+
+
+def accumulate(
+    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+) -> tuple[dict[str, float], int]:
+    """The gradient of these completions' loss, in the master weights; its metrics, and how many had one.
+
+    Each process computes the part of its own packs; sums and denominators are those of all.
+    """
+    device = state.policy.device
+    lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+    chosen_lengths = lengths_G[list(chosen)]
+    totals = BatchTotals(
+        num_tokens=int(chosen_lengths.sum()), num_sequences=len(chosen), max_tokens=config.rollout.max_tokens
+    )
+    weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
+    trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
+    # what there is to say of a step that skips everything
+    found = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
+    for micro_batch, counts in _packs(config, state, batch, trained):
+        members = torch.tensor(micro_batch.members, device=device)
+        output = _loss(
+            config,
+            state,
+            micro_batch,
+            space,
+            advantages_M=micro_batch.spread(batch.advantages_G[members]),
+            weights_M=micro_batch.spread(weights_G[members]) * counts,
+            old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
+        )
+        state.world.accelerator.backward(output.loss * state.weights.loss_scale)
+        for name, value in output.metrics.items():
+            found[name] = found.get(name, 0.0) + value
+        del output  # the graph, before there is another
+        state.weights.collect()
+    state.weights.complete(state.world)
+    return state.world.sums({name: value.item() for name, value in found.items()}), len(trained)
+
+
+def _loss(
+    config: TrialConfig,
+    state: TrialState,
+    batch: Pack,
+    space: Workspace,
+    *,
+    advantages_M: Tensor,
+    weights_M: Tensor,
+    old_M: Tensor | None,
+) -> LossOutput:
+    """One micro-batch's part of the loss."""
+    temperature = config.rollout.temperature
+    ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
+
+    def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
+        return token_loss(
+            logprobs_n,
+            None if old_M is None else old_M[where],
+            None if ref_M is None else ref_M[where],
+            advantages_M[where],
+            weights_M[where],
+            config.loss,
+            entropy=entropy_n,
+        )
+
+    loss, metrics = state.weights.scored(
+        batch,
+        temperature=temperature,
+        space=space,
+        loss_of=loss_of,
+        with_entropy=config.loss.entropy_coef != 0,
+    )
+    return LossOutput(loss=loss, metrics=metrics)
+
+
+def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
+    """Whether a completion's loss is zero whatever the policy: its group agrees, and nothing else is asked of it."""
+    return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
+
+
+def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> Iterator[tuple[Pack, bool]]:
+    """This process' share of these completions in packs of at most `microbatch_tokens` tokens, and whether they count.
+
+    All processes get as many: shards are gathered by all at a time. Who has fewer repeats one that does not count.
+    """
+    completions = [completion.token_ids for completion in batch.completions]
+    limit, size = config.train.microbatch_tokens, state.world.size
+    # dealt in order of length, so that all have about as many tokens
+    members = in_order(batch.example_G, completions, members)
+    shares = [
+        micro_batches(state.prompts, batch.example_G, completions, members[rank::size], max_tokens=limit)
+        for rank in range(size)
+    ]
+    mine = shares[state.world.rank]
+    spare = mine[-1:] or [members[:1]]
+    for number in range(max(map(len, shares))):
+        counts = number < len(mine)
+        cut = mine[number] if counts else spare[0]
+        yield pack(state.prompts, batch.example_G, completions, cut, device=state.policy.device), counts
+
+
+def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
+    """Each completion's log-probabilities before the step's first update, by its index."""
+    found: dict[int, Tensor] = {}
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
+    for micro_batch, _ in _packs(config, state, batch, range(len(batch.completions))):
+        logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
+        found.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
+    if state.world.size == 1:
+        return found
+    # whoever trains on a completion need not be who looked at it here
+    every = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in found.items())
+    return {member: logprobs.to(state.policy.device) for member, logprobs in every}
+
+
+def _check_finite(metrics: dict[str, float], step: int) -> None:
+    for name in ("loss/total", "loss/grad_norm"):
+        if not torch.isfinite(torch.tensor(metrics[name])):
+            raise TrialError(f"{name} is {metrics[name]} at step {step}; the weights of step {step - 1} are kept")

@@ -1,0 +1,1 @@
+"""One training, run and recorded, inside Ray and outside."""
