@@ -292,7 +292,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     """Useful tokens a second; `skewed` lets each token end its completion with a probability of 4 / `max_tokens`."""
     import torch
 
-    from oneshot.rollout.engine import Request, Sampling
+    from oneshot.rollout.engine import PromptRequest, Sampling
 
     _, state = our_state(case, folder)
     policy = state.policy
@@ -302,7 +302,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     prompt_ids = state.prompts[0]
 
     def our_length(step: int) -> int:
-        request = Request(prompt_ids=prompt_ids, row_keys=tuple((SEED, step, row) for row in range(case.rows)))
+        request = PromptRequest(prompt_ids=prompt_ids, row_keys=tuple((SEED, step, row) for row in range(case.rows)))
         sampling = Sampling(temperature=TEMPERATURE, max_tokens=case.max_tokens)
         (completions,) = state.engine.generate(policy, [request], sampling)
         return sum(len(completion.token_ids) for completion in completions)

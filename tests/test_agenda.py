@@ -27,7 +27,7 @@ from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
-from oneshot.trial.requests import Request, ask, read_stops
+from oneshot.trial.requests import Request, read_stops, send_request
 from oneshot.trial.state import trial_state
 
 
@@ -63,7 +63,7 @@ class Desk:
                 if isinstance(turn, str):
                     break
                 self.agenda.begun(turn.training.key)
-                self.live.append((turn.training, self.steps(turn.training, over=turn.over)))
+                self.live.append((turn.training, self.steps(turn.training, stale_holder=turn.stale_holder)))
             if not self.live:
                 return str(turn)
             self._make_step(*self.live.popleft())
@@ -78,9 +78,13 @@ class Desk:
         self.num_ended += self.agenda.ended(training.key)
         steps.close()  # as with Tune, whose worker hears of it later
 
-    def steps(self, training: Training, *, origin: str = "s", over: Holder | None = None) -> Generator[StepMetrics]:
+    def steps(
+        self, training: Training, *, origin: str = "s", stale_holder: Holder | None = None
+    ) -> Generator[StepMetrics]:
         nobody: Any = None  # a script is not graded
-        return record(training, self.lab.store.trial(training.key), grader=nobody, origin=origin, over=over)
+        return record(
+            training, self.lab.store.trial(training.key), grader=nobody, origin=origin, stale_holder=stale_holder
+        )
 
     def leave(self) -> None:
         """Interrupts what is live."""
@@ -143,7 +147,7 @@ def test_what_is_done_is_not_begun_again_and_what_was_interrupted_goes_on(lab: L
     first = sit_down(lab, sweep_text(seeds="[0, 1]"))
     first.work(until_ended=1)
     turn: Any = first.agenda.next()
-    steps = first.steps(turn.training, over=turn.over)
+    steps = first.steps(turn.training, stale_holder=turn.stale_holder)
     assert [next(steps).step for _ in range(3)] == [1, 2, 3]
     steps.close()
     second = sit_down(lab)
@@ -194,11 +198,11 @@ def test_a_class_of_failure_has_its_own_budget(lab: Lab, fault: str, faults: str
 def test_lost_nodes_and_stalls_are_counted_apart_and_together(
     lab: Lab, kinds: list[FailureKind], faults: str, is_open: bool
 ) -> None:
-    desk = sit_down(lab, sweep_text(rest=f"faults: {{{faults}, alike: 9}}\n"))
+    desk = sit_down(lab, sweep_text(rest=f"faults: {{{faults}, same_failure_limit: 9}}\n"))
     for kind in kinds:
         turn: Any = desk.agenda.next()
         folder = lab.store.trial(turn.training.key)
-        lease = take(folder, sweep="s", facts={}, over=turn.over)
+        lease = take(folder, sweep="s", facts={}, stale_holder=turn.stale_holder)
         folder.end_attempt(lease.attempt, "failed", kind=kind, reason=f"{kind}: it was lost")
         lease.release()
         desk.agenda.ended(turn.training.key)
@@ -226,7 +230,7 @@ def test_whose_worker_is_dead_is_not_waited_for_though_its_process_goes_on_beati
     cut_off.beat()
     again: Any = desk.agenda.next()
     assert again.training.key == turn.training.key
-    assert take(lab.store.trial(again.training.key), sweep="s", facts={}, over=again.over).attempt == 2
+    assert take(lab.store.trial(again.training.key), sweep="s", facts={}, stale_holder=again.stale_holder).attempt == 2
 
 
 def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
@@ -269,7 +273,7 @@ CRASHES = "script: {faults: [{at: 1, do: crash}]}"
 
 
 def test_the_sweep_halts_when_the_first_trainings_fail_alike(lab: Lab) -> None:
-    faults = "faults: {retries: 1, alike: 3}\n"
+    faults = "faults: {retries: 1, same_failure_limit: 3}\n"
     desk = sit_down(lab, sweep_text(script="faults: [{at: 1, do: crash}]", seeds="[0, 1, 2, 3]", rest=faults))
     assert desk.work() == "done"
     assert "first 3 trainings failed alike (RuntimeError: the script says: crash)" in desk.agenda.halted
@@ -303,7 +307,7 @@ def test_a_failure_of_another_kind_keeps_the_sweep_going(lab: Lab) -> None:
 def test_a_stop_begins_nothing_more(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(seeds="[0, 1]"))
     desk.work(until_ended=1)
-    ask(lab.store.sweep("s"), Request(verb="stop"))
+    send_request(lab.store.sweep("s"), Request(verb="stop"))
     assert desk.work() == "done"
     assert (desk.agenda.halted, desk.agenda.kill) == ("stopped by hand", False)
     assert desk.labels() == ["trial seed 0"]
@@ -314,7 +318,7 @@ def test_a_stop_begins_nothing_more(lab: Lab) -> None:
 
 def test_a_stop_now_asks_for_a_kill(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text())
-    ask(lab.store.sweep("s"), Request(verb="stop", now=True))
+    send_request(lab.store.sweep("s"), Request(verb="stop", now=True))
     assert desk.agenda.next() == "done"
     assert desk.agenda.kill
 
@@ -324,7 +328,7 @@ def test_a_stopped_cell_ends_at_its_next_step_stays_stopped_and_comes_back(lab: 
     turn: Any = desk.agenda.next()
     assert turn.training.label == "format seed 0"
     assert not desk.agenda.reported(turn.training.key, 1, {})
-    ask(lab.store.sweep("s"), Request(verb="stop", cell={"arm": "format"}))
+    send_request(lab.store.sweep("s"), Request(verb="stop", cell={"arm": "format"}))
     desk.agenda.look()
     assert desk.agenda.reported(turn.training.key, 2, {}), "nobody wants more of it"
     assert desk.agenda.ended(turn.training.key)
@@ -333,14 +337,14 @@ def test_a_stopped_cell_ends_at_its_next_step_stays_stopped_and_comes_back(lab: 
     assert desk.state("format seed 0") == "stopped"
     again = sit_down(lab)
     assert again.agenda.is_idle()
-    ask(lab.store.sweep("s"), Request(verb="retry", cell={"arm": "format"}))
+    send_request(lab.store.sweep("s"), Request(verb="retry", cell={"arm": "format"}))
     assert again.work() == "done"
     assert again.labels() == ["format seed 0", "format seed 1"]
 
 
 def test_a_cell_is_a_seed_or_a_phase_too(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(axes=ARMS, seeds="[0, 1]"))
-    ask(lab.store.sweep("s"), Request(verb="stop", cell={"arm": "format", "seed": "1"}))
+    send_request(lab.store.sweep("s"), Request(verb="stop", cell={"arm": "format", "seed": "1"}))
     desk.work()
     assert desk.labels() == ["format seed 0", "outcome seed 0", "outcome seed 1"]
 
@@ -389,7 +393,7 @@ def test_who_is_faster_between_two_looks_is_waited_for(lab: Lab) -> None:
     others = desk.steps(turn.training, origin="other")
     next(others)
     with pytest.raises(Leased):
-        next(desk.steps(turn.training, over=turn.over))
+        next(desk.steps(turn.training, stale_holder=turn.stale_holder))
     assert not desk.agenda.ended(turn.training.key, is_elsewhere=True)
     assert desk.agenda.next() == "wait"
     list(others)

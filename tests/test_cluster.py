@@ -6,7 +6,7 @@ from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.sweep.cluster.nodes import Shape, bundle, check_feasible, node_types, room
+from oneshot.sweep.cluster.nodes import NodeType, bundle, capacity, check_feasible, node_types
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 
@@ -31,15 +31,15 @@ def plan_of(resources: str) -> Plan:
 def test_what_fits_is_ready_and_a_few_more(
     resources: str, shapes: list[tuple[dict[str, float], int]], ready: int
 ) -> None:
-    nodes = [Shape(resources=each, count=count) for each, count in shapes]
+    nodes = [NodeType(resources=each, count=count) for each, count in shapes]
     (trial,) = plan_of(resources).trials
-    assert room(trial.resources, nodes) == ready
+    assert capacity(trial.resources, nodes) == ready
 
 
 def test_a_node_that_an_autoscaler_may_add_counts_as_one_that_fits() -> None:
-    head = Shape(resources={"CPU": 0.0}, count=1)
+    head = NodeType(resources={"CPU": 0.0}, count=1)
     trials = plan_of("gpus: 4").trials
-    check_feasible(trials, [head, Shape(resources=EIGHT, count=2)])
+    check_feasible(trials, [head, NodeType(resources=EIGHT, count=2)])
     with pytest.raises(UserError, match="needs 1 CPU, 4 GPU on one node; the largest node has 0 CPU, 0 GPU"):
         check_feasible(trials, [head])
 
@@ -62,5 +62,5 @@ def test_a_node_type_that_is_written_otherwise_is_refused(text: str) -> None:
 
 def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:
     needed = ResourceConfig(gpus=1, accelerator=["A100-80G", "H100"])
-    assert bundle(needed, [Shape(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
+    assert bundle(needed, [NodeType(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
     assert bundle(needed, [])["accelerator_type:A100-80G"] == 0.001

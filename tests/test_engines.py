@@ -14,7 +14,7 @@ from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.packing import pack
 from oneshot.policy.policy import Policy, load_policy
 from oneshot.rollout import cuda_graphs, lockstep
-from oneshot.rollout.engine import Completion, Engine, Request, Sampling
+from oneshot.rollout.engine import Completion, Engine, PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
@@ -45,9 +45,9 @@ def prompt(policy: Policy, text: str) -> tuple[int, ...]:
     return tuple(encode(text, suffix="", template="plain", tokenizer=policy.tokenizer))
 
 
-def requests(policy: Policy, *, rows: int) -> list[Request]:
+def requests(policy: Policy, *, rows: int) -> list[PromptRequest]:
     return [
-        Request(prompt_ids=prompt(policy, text), row_keys=tuple((7, index, row) for row in range(rows)))
+        PromptRequest(prompt_ids=prompt(policy, text), row_keys=tuple((7, index, row) for row in range(rows)))
         for index, text in enumerate(PROMPTS)
     ]
 
@@ -68,7 +68,8 @@ def test_other_families_decode_as_plain_generate_does(kind: str, engine: str) ->
     policy = Policy(model=model, tokenizer=None, eos_ids=(1,), pad_id=0, max_positions=64, num_kv=tokens * 2)
     # of unequal lengths, so that one of them is padded and the window is passed
     asked = [
-        Request(prompt_ids=tuple(range(5, 5 + length)), row_keys=((0, length, 0), (0, length, 1))) for length in (9, 3)
+        PromptRequest(prompt_ids=tuple(range(5, 5 + length)), row_keys=((0, length, 0), (0, length, 1)))
+        for length in (9, 3)
     ]
     sampling = Sampling(temperature=0.0, max_tokens=12)
     expected = HfGenerate().generate(policy, asked, sampling)
@@ -110,7 +111,7 @@ def test_the_end_token_is_counted_once_and_a_cut_is_said(policy: Policy, engine:
 def test_first_tokens_have_the_models_distribution(policy: Policy, engine: str) -> None:
     """Chi-square of 2,000 first tokens against the softmax; p below 1e-4 would be one false alarm in 10,000."""
     ids = prompt(policy, "47+38=?")
-    asked = [Request(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)))]
+    asked = [PromptRequest(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)))]
     (completions,) = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=1.0, max_tokens=1))
     with torch.no_grad():
         expected = policy.model(torch.tensor([ids])).logits[0, -1].softmax(dim=-1) * 2000
@@ -145,7 +146,7 @@ def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Poli
     assert sum(after < num_forwards for after in handed_after) > len(handed_after) / 2
 
 
-def by_key(asked: list[Request], found: list[list[Completion]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+def by_key(asked: list[PromptRequest], found: list[list[Completion]]) -> dict[tuple[int, ...], tuple[int, ...]]:
     return {
         key: completion.token_ids
         for request, row in zip(asked, found, strict=True)
@@ -158,7 +159,7 @@ def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, rows: i
     asked = requests(policy, rows=6)
     sampling = Sampling(temperature=1.0, max_tokens=56)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
-    turned = [Request(prompt_ids=r.prompt_ids, row_keys=r.row_keys[::-1]) for r in asked[::-1]]
+    turned = [PromptRequest(prompt_ids=r.prompt_ids, row_keys=r.row_keys[::-1]) for r in asked[::-1]]
     assert by_key(turned, in_waves(policy, rows).generate(policy, turned, sampling)) == expected
 
 

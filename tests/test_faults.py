@@ -186,7 +186,7 @@ def test_what_dies_is_tried_again_by_its_class_and_no_more(lab: Lab, scratch: st
 
 @pytest.mark.slow
 def test_a_sweep_whose_first_trainings_die_alike_stops_and_says_why(lab: Lab, drive: Start) -> None:
-    faults = "faults: {retries: 0, alike: 3}\nresources: {max_concurrent: 1}\n"
+    faults = "faults: {retries: 0, same_failure_limit: 3}\nresources: {max_concurrent: 1}\n"
     lab.write(sweep_text(script="faults: [{at: 4, do: crash}]", seeds="[0, 1, 2, 3, 4, 5]", rest=faults))
     driver = run(drive, code=1)
     assert "the first 3 trainings failed alike (RuntimeError: the script says: crash)" in driver.stderr

@@ -11,7 +11,7 @@ from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.policy.output_head import Workspace, head_loss
 from oneshot.policy.policy import load_policy
-from oneshot.rollout.engine import Request, Sampling
+from oneshot.rollout.engine import PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grader
@@ -19,7 +19,7 @@ from oneshot.tasks.prompts import encode
 from oneshot.training.grpo import train
 from oneshot.training.loss import LossOutput
 from oneshot.training.state import new_state
-from oneshot.training.trainer import GrpoWork
+from oneshot.training.trainer import GrpoTrainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_captured_steps_decode_as_plain_generate_does() -> None:
     policy = load_policy(ModelConfig(path="tiny:qwen2", dtype="float64"))
     policy.model.to("cuda")
     asked = [
-        Request(
+        PromptRequest(
             prompt_ids=tuple(encode(text, suffix="", template="auto", tokenizer=policy.tokenizer)),
             row_keys=tuple((0, index, row) for row in range(5)),
         )
@@ -104,7 +104,7 @@ def test_two_gpus_train_as_one_does(
     tiny_config: Callable[..., TrialConfig], grader: Grader, tmp_path: Path, strategy: str
 ) -> None:
     config = tiny_config(model={"path": "tiny:llama", "dtype": "float64", "device": "cuda"}, train={"num_steps": 3})
-    wanted = list(GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader).train())
+    wanted = list(GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     work = processes(config, strategy=strategy.split(",")[0], cpu_offload="host" in strategy)
     steps = work.train()
     found = [next(steps) for _ in range(3)]

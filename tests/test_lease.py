@@ -183,7 +183,7 @@ def test_a_holder_whose_beat_stops_is_dead_after_a_while(
     assert watch.lapsed(folder) == found
     with pytest.raises(Leased):
         take(again(folder), sweep="s", facts={})  # who has not watched does not know
-    assert taken(again(folder), over=watch.lapsed(folder)).attempt == 2
+    assert taken(again(folder), stale_holder=watch.lapsed(folder)).attempt == 2
 
 
 def test_a_long_time_without_a_look_is_no_evidence(
@@ -206,7 +206,7 @@ def test_a_new_beat_is_a_sign_of_life(folder: TrialFolder, taken: Callable[..., 
     alive = claim(folder, host_id="elsewhere", beat=dead.beat + 1)
     assert watch.living(folder) == alive
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={}, over=dead)
+        take(again(folder), sweep="s", facts={}, stale_holder=dead)
     assert folder.list("attempts") == ["1.json"]
 
 
@@ -285,7 +285,7 @@ def test_a_taker_that_died_before_its_first_beat_elsewhere_lapses(
     watch = Watch()
     assert watch.living(folder) is not None
     until(lambda: watch.lapsed(folder))
-    assert taken(folder, over=watch.lapsed(folder)).attempt == 3
+    assert taken(folder, stale_holder=watch.lapsed(folder)).attempt == 3
 
 
 def test_a_torn_lease_counts_as_not_written_yet(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
@@ -319,7 +319,7 @@ def test_a_holder_that_was_passed_over_writes_nothing_any_more(
     folder.write("trial.json", "old")
     late = taken(folder)
     folder.write("trial.json", "mine")
-    new = taken(again(folder), over=holder(folder))
+    new = taken(again(folder), stale_holder=holder(folder))
     with pytest.raises(LeaseLost, match="attempt 1"):
         late.check()
     with pytest.raises(LeaseLost):
@@ -345,13 +345,13 @@ def test_a_holder_that_is_known_to_be_dead_is_passed_over_though_it_goes_on_beat
     assert seen is not None
     cut_off.beat()
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={}, over=seen)
-    new = taken(again(folder), over=known_dead(seen))
+        take(again(folder), sweep="s", facts={}, stale_holder=seen)
+    new = taken(again(folder), stale_holder=known_dead(seen))
     assert new.attempt == 2
     with pytest.raises(LeaseLost):
         folder.write("trial.json", "late")
     with pytest.raises(Leased):  # of that process alone
-        take(again(folder), sweep="s", facts={}, over=known_dead(seen))
+        take(again(folder), sweep="s", facts={}, stale_holder=known_dead(seen))
 
 
 def test_a_turn_is_lost_once_the_next_attempt_is_made_even_before_its_lease(
@@ -378,7 +378,7 @@ def test_a_beat_that_was_written_late_does_no_harm(folder: TrialFolder, taken: C
     """Its writer had asked whether the lease was still its own, then slept."""
     late = taken(folder)
     mine = again(folder)
-    new = taken(mine, over=holder(folder))
+    new = taken(mine, stale_holder=holder(folder))
     late._write(late.holder, released=False)
     found = holder(folder)
     assert found is not None
@@ -486,7 +486,7 @@ def test_a_process_that_was_stopped_and_goes_on_has_lost_its_turn(
         watch = Watch()
         assert watch.living(folder) is not None  # its process is there
         until(lambda: watch.lapsed(folder))
-        ours = taken(folder, over=watch.lapsed(folder))
+        ours = taken(folder, stale_holder=watch.lapsed(folder))
         folder.write("trial.json", "ours")
         child.signal(signal.SIGCONT)
         assert child.write() == "lost"

@@ -20,7 +20,7 @@ from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import AdapterConfig, TrialConfig
 from oneshot.models.memory import Memory, Strategy, footprint
-from oneshot.models.placement import alternatives, choose_strategy, spread, trial_memory, usable_gib
+from oneshot.models.placement import alternatives, choose_strategy, place_trial, trial_memory, usable_gib
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks.grading import Grader
@@ -149,7 +149,7 @@ def test_one_process_is_single_and_without_gpus_each_has_a_copy() -> None:
 def test_a_model_of_which_nothing_is_known_is_sharded() -> None:
     unknown = config("someone/unknown")
     assert choose_strategy(unknown, ResourceConfig(gpus=2)) == "fsdp"
-    assert spread(unknown, ResourceConfig(gpus=2)) is None
+    assert place_trial(unknown, ResourceConfig(gpus=2)) is None
 
 
 def test_the_smallest_accelerator_that_will_do_is_planned_with() -> None:

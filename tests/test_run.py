@@ -89,7 +89,7 @@ class Place:
         try:
             return self.client.load_table(experiment_id, name, run_ids=[run_id])
         finally:
-            mlflow.set_tracking_uri(None)  # any other is kept in the environment, of which drivers take heed
+            mlflow.set_tracking_uri(None)  # any other is kept in the environment, of which drivers take pop_requests
 
     def runs(self, experiment: str = "small") -> list[Any]:
         found = self.client.get_experiment_by_name(experiment)

@@ -26,9 +26,9 @@ from oneshot.plan.trainings import Training, trainings
 from oneshot.store.store import Result, Store, TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.training.free_memory import NoRoomError, wait_for_room
-from oneshot.training.trainer import GrpoWork
+from oneshot.training.trainer import GrpoTrainer
 from oneshot.trial.recorder import Guards, failure_kind, record
-from oneshot.trial.scripted import ScriptedWork
+from oneshot.trial.scripted import ScriptedTrainer
 from oneshot.trial.state import is_retried, standing
 
 Metrics = dict[str, float]
@@ -42,8 +42,8 @@ def scripted(
     return TrialConfig.model_validate({"script": script, **sections})
 
 
-def begun(config: TrialConfig, *, seed: int = 0, attempt: int = 1) -> ScriptedWork:
-    return ScriptedWork(config, seed=seed, attempt=attempt)
+def begun(config: TrialConfig, *, seed: int = 0, attempt: int = 1) -> ScriptedTrainer:
+    return ScriptedTrainer(config, seed=seed, attempt=attempt)
 
 
 def exact(metrics: Metrics) -> Metrics:
@@ -51,7 +51,7 @@ def exact(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if not name.startswith("perf/")}
 
 
-def steps_of(work: ScriptedWork) -> list[tuple[int, Metrics]]:
+def steps_of(work: ScriptedTrainer) -> list[tuple[int, Metrics]]:
     return [(step.step, exact(step.metrics)) for step in work.train()]
 
 
@@ -156,7 +156,7 @@ def test_a_trial_that_was_saved_and_loaded_is_as_one_that_was_not(seed: int, cut
     assert found == expected
 
 
-def carry(kept: ScriptedWork, fresh: ScriptedWork) -> None:
+def carry(kept: ScriptedTrainer, fresh: ScriptedTrainer) -> None:
     """From one to the other through a folder."""
     with tempfile.TemporaryDirectory() as local:
         assert not fresh.can_continue(Path(local))
@@ -234,9 +234,9 @@ def test_a_leak_keeps_more_and_more() -> None:
 def test_an_exit_ends_the_process(code: int) -> None:
     script = {"faults": [{"at": 1, "do": "exit", "code": code}]}
     program = (
-        "from oneshot.config.trial import TrialConfig\nfrom oneshot.trial.scripted import ScriptedWork\n"
+        "from oneshot.config.trial import TrialConfig\nfrom oneshot.trial.scripted import ScriptedTrainer\n"
         f"config = TrialConfig.model_validate({{'script': {script!r}}})\n"
-        "list(ScriptedWork(config, seed=0, attempt=1).train())\n"
+        "list(ScriptedTrainer(config, seed=0, attempt=1).train())\n"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == code
 
@@ -379,23 +379,23 @@ def test_a_crash_halves_nothing(grader: Grader, folder: TrialFolder) -> None:
 
 
 @pytest.fixture
-def works(tiny_config: MakeConfig, grader: Grader) -> Callable[[int], GrpoWork]:
+def works(tiny_config: MakeConfig, grader: Grader) -> Callable[[int], GrpoTrainer]:
     config = tiny_config(train={"num_steps": 1, "microbatch_tokens": 400}, rollout={"kv_gib": 1.0})
 
-    def make(halvings: int) -> GrpoWork:
-        return GrpoWork(config, seed=0, resources=ResourceConfig(), grader=grader, halvings=halvings)
+    def make(halvings: int) -> GrpoTrainer:
+        return GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader, halvings=halvings)
 
     return make
 
 
-def kv_gib(work: GrpoWork, folder: Path) -> float:
+def kv_gib(work: GrpoTrainer, folder: Path) -> float:
     folder.mkdir()
     work.save(folder, with_optimizer=False)
     return float(json.loads((folder / "state.json").read_text())["kv_gib"])
 
 
 def test_halvings_halve_the_micro_batch_and_the_cache_and_nothing_else(
-    works: Callable[[int], GrpoWork], tmp_path: Path
+    works: Callable[[int], GrpoTrainer], tmp_path: Path
 ) -> None:
     configs = {halvings: works(halvings)._config for halvings in (0, 1, 3, 20)}
     assert {n: one.train.microbatch_tokens for n, one in configs.items()} == {0: 400, 1: 200, 3: 50, 20: 1}
@@ -407,7 +407,7 @@ def test_halvings_halve_the_micro_batch_and_the_cache_and_nothing_else(
 
 
 def test_a_cache_that_did_not_fit_does_not_come_back_with_a_checkpoint(
-    works: Callable[[int], GrpoWork], tmp_path: Path
+    works: Callable[[int], GrpoTrainer], tmp_path: Path
 ) -> None:
     (tmp_path / "kept").mkdir()
     works(0).save(tmp_path / "kept", with_optimizer=True)
@@ -416,7 +416,7 @@ def test_a_cache_that_did_not_fit_does_not_come_back_with_a_checkpoint(
     assert kv_gib(smaller, tmp_path / "after") == 0.25
 
 
-def test_a_step_in_smaller_portions_is_the_same_step(works: Callable[[int], GrpoWork]) -> None:
+def test_a_step_in_smaller_portions_is_the_same_step(works: Callable[[int], GrpoTrainer]) -> None:
     whole, halved = ([step.metrics for step in works(halvings).train()][-1] for halvings in (0, 3))
     for name in whole:
         if name.startswith(("reward/", "loss/", "rollout/")):

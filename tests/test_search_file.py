@@ -147,7 +147,7 @@ BAD_SECTIONS = {
     "no hours": ("budget: {gpu_hours: 0}", "budget.gpu_hours: must be greater than 0, not 0"),
     "misspelt budget": ("budget: {gpu_hour: 1}", "budget.gpu_hour: unknown key; did you mean 'gpu_hours'?"),
     "fewer retries than none": ("faults: {retries: -1}", "faults.retries: must be greater than or equal to 0, not -1"),
-    "alike alone": ("faults: {alike: 1}", "faults.alike: must be greater than or equal to 2, not 1"),
+    "alike alone": ("faults: {same_failure_limit: 1}", "faults.same_failure_limit: must be greater than or equal to 2, not 1"),
     "misspelt faults": ("faults: {stall: 60}", "faults.stall: unknown key; did you mean 'stall_s'?"),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
-from oneshot.trial.requests import Request, Stops, ask, covers, facts_of, heed, read_stops, write_stops
+from oneshot.trial.requests import Request, Stops, covers, facts_of, pop_requests, read_stops, send_request, write_stops
 
 KINDS = """\
 version: 1
@@ -327,11 +327,11 @@ def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> N
     assert said.out == f"kinds: told {lease.holder}; `oneshot status kinds` shows what it does\n"
     oneshot("stop", "kinds", "--cell", "kind=good,seed=1", cwd=tmp_path)
     lease.release()
-    assert heed(folder) == [
+    assert pop_requests(folder) == [
         Request(verb="stop", now=True),
         Request(verb="stop", cell={"kind": "good", "seed": "1"}),
     ]
-    assert heed(folder) == []
+    assert pop_requests(folder) == []
 
 
 def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) 
     assert (said.code, said.err) == (2, "oneshot: kinds: no driver runs it; nothing to stop\n")
     said = oneshot("stop", "kinds", "--cell", "kind=good", cwd=tmp_path)
     assert (said.code, said.out) == (0, "kinds: no driver runs it; the next `run` leaves kind=good out\n")
-    assert heed(store.sweep("kinds")) == [Request(verb="stop", cell={"kind": "good"})]
+    assert pop_requests(store.sweep("kinds")) == [Request(verb="stop", cell={"kind": "good"})]
 
 
 @pytest.mark.parametrize("verb", ["stop", "retry"])
@@ -359,7 +359,7 @@ def test_a_cell_that_is_not_there_is_refused(store: Store, tmp_path: Path, verb:
     said = oneshot(verb, "kinds", "--cell", cell, cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(f"oneshot: {message}")
-    assert heed(store.sweep("kinds")) == []
+    assert pop_requests(store.sweep("kinds")) == []
 
 
 def test_a_cell_of_which_no_trial_is_is_refused(store: Store, tmp_path: Path) -> None:
@@ -404,11 +404,11 @@ def test_requests_are_heeded_in_order(store: Store) -> None:
     folder = store.sweep("kinds")
     asked = [Request(verb="stop", cell={"seed": str(seed)}) for seed in range(3)] + [Request(verb="retry")]
     for request in asked:
-        ask(folder, request)
+        send_request(folder, request)
         until_ms = now_ms() + 1  # requests of one millisecond have no order
         while now_ms() < until_ms:
             pass
-    assert heed(folder) == asked
+    assert pop_requests(folder) == asked
 
 
 # --- retry ---
@@ -444,7 +444,7 @@ def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: 
     every = {"lost seed 0", "lost seed 1", "wrong seed 0", "wrong seed 1"}
     assert {label for label in every if found[label] == "pending"} == again
     assert {label for label in every if found[label] == "failed"} == every - again
-    (request,) = heed(failed.sweep("kinds"))
+    (request,) = pop_requests(failed.sweep("kinds"))
     assert request.verb == "retry"
 
 

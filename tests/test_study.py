@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from oneshot.config.sweep import RangeConfig, SamplerConfig
 from oneshot.sweep.search.optuna_study import ask, figures, importances
-from oneshot.sweep.search.points import Told, best
+from oneshot.sweep.search.points import Point, best
 
 LR = RangeConfig(low=1e-7, high=1e-3, log=True)
 SPACE = {"optim.lr": LR, "loss.kl_coef": RangeConfig(choice=[0.0, 0.001, 0.01])}
@@ -34,8 +34,8 @@ def bowl(params: Mapping[str, Any]) -> float:
     return -((math.log10(params["optim.lr"]) + 5) ** 2) - (params["loss.kl_coef"] != 0.001)
 
 
-def told(params: Mapping[str, Any], value: float | None, **fields: Any) -> Told:
-    return Told(params=params, state="infeasible" if value is None else "complete", value=value, **fields)
+def told(params: Mapping[str, Any], value: float | None, **fields: Any) -> Point:
+    return Point(params=params, state="infeasible" if value is None else "complete", value=value, **fields)
 
 
 def asked(
@@ -54,7 +54,7 @@ def asked(
     while len(points) < num_points:
         ended = max(0, len(points) - parallel + 1)
         known = [told(point, objective(point)) for point in points[:ended]]
-        known += [Told(params=point, state="pending") for point in points[ended:]]
+        known += [Point(params=point, state="pending") for point in points[ended:]]
         points.append(ask(space, known, study=study, sampler=config, mode="max"))
     return points
 
@@ -135,7 +135,7 @@ def test_where_all_points_are_infeasible_others_are_sought() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_none(value: float) -> None:
     ends = [told(point, bowl(point)) for point in asked(bowl, 12)]
-    ways = [[*ends, Told(params=START, state="complete", value=value)], [*ends, told(START, None)]]
+    ways = [[*ends, Point(params=START, state="complete", value=value)], [*ends, told(START, None)]]
     points = [ask(SPACE, way, study="s", sampler=SamplerConfig(), mode="max") for way in ways]
     assert points[0] == points[1]
     assert best(ways[0], "max") == best(ways[1], "max") != 12
@@ -158,13 +158,13 @@ def test_points_that_break_the_constraint_are_avoided() -> None:
 def test_pruned_points_are_worse_than_complete_ones() -> None:
     # of 20 the best 2 are good, and both are complete: 0.4 and 0.5
     ends = [told({"x": x / 10}, x / 10) for x in range(6)]
-    stopped = [Told(params={"x": x / 20}, state="pruned", steps={10: 0.9}) for x in range(6, 20)]
+    stopped = [Point(params={"x": x / 20}, state="pruned", steps={10: 0.9}) for x in range(6, 20)]
     points = [ask(UNIT, ends + stopped, study=str(n), sampler=SamplerConfig(), mode="max")["x"] for n in range(10)]
     assert mean(points) < 0.6
 
 
 def test_pruned_points_are_better_the_further_they_came() -> None:
-    stopped = [Told(params={"x": x / 12}, state="pruned", steps={10: 0.5, 20 + x: 0.5}) for x in range(13)]
+    stopped = [Point(params={"x": x / 12}, state="pruned", steps={10: 0.5, 20 + x: 0.5}) for x in range(13)]
     points = [ask(UNIT, stopped, study=str(n), sampler=SamplerConfig(), mode="max")["x"] for n in range(10)]
     assert mean(points) > 0.7
 
@@ -172,7 +172,7 @@ def test_pruned_points_are_better_the_further_they_came() -> None:
 def test_a_pending_point_is_not_suggested_again() -> None:
     space = {"x": RangeConfig(low=0, high=20)}
     known = [told({"x": x}, -float(abs(x - 10))) for x in range(0, 21, 2)]
-    pending = [Told(params={"x": x}, state="pending") for x in (9, 10, 10, 11)]
+    pending = [Point(params={"x": x}, state="pending") for x in (9, 10, 10, 11)]
     points = [
         [ask(space, way, study=str(n), sampler=SamplerConfig(), mode="max")["x"] for n in range(20)]
         for way in (known, known + pending)
@@ -237,12 +237,12 @@ def test_the_best_is_the_earliest_of_equals() -> None:
 
 def test_the_best_is_complete_and_keeps_the_constraint() -> None:
     points = [
-        Told(params={}, state="pruned", value=0.9, steps={10: 0.9}),
+        Point(params={}, state="pruned", value=0.9, steps={10: 0.9}),
         told({}, 0.8, violation=0.01),
         told({}, 0.5, violation=0.0),
         told({}, 0.4),
         told({}, None),
-        Told(params={}, state="pending"),
+        Point(params={}, state="pending"),
     ]
     assert best(points, "max") == 2
     assert best(points, "min") == 3
@@ -272,15 +272,15 @@ def test_one_point_says_nothing_of_importances() -> None:
     assert importances(SPACE, [told(START, 0.5)] * 20, "max") == {}
 
 
-def a_study() -> list[Told]:
+def a_study() -> list[Point]:
     """Of every kind of point some."""
     points = asked(bowl, 16, kind="random")
     return [
         *(told(point, bowl(point), violation=float(index % 4 - 2)) for index, point in enumerate(points[:12])),
         told(points[12], None),
-        Told(params=points[13], state="pruned", steps={10: -3.0, 20: -2.0}),
-        Told(params=points[14], state="pruned"),
-        Told(params=points[15], state="pending"),
+        Point(params=points[13], state="pruned", steps={10: -3.0, 20: -2.0}),
+        Point(params=points[14], state="pruned"),
+        Point(params=points[15], state="pending"),
     ]
 
 
@@ -296,7 +296,7 @@ def test_figures_come_and_leave_nothing_behind(mode: Any) -> None:
 
 
 def test_a_figure_comes_where_little_is_known() -> None:
-    for points in ([], [told(START, None)], [Told(params=START, state="pending")]):
+    for points in ([], [told(START, None)], [Point(params=START, state="pending")]):
         found = figures(SPACE, points, "max", metric=METRIC)
         assert set(found) == {"history"}
         found["history"].savefig(BytesIO())

@@ -101,16 +101,16 @@ def test_a_sweep_on_gpus_knows_its_hours_and_fits_its_gpus(path: Path) -> None:
     for trial in planned(path)[1].trials:
         if trial.resources.gpus:
             assert trial.cost.gpu_hours is not None
-            assert trial.spread is not None
-            assert trial.spread.fits, trial.label
+            assert trial.placement is not None
+            assert trial.placement.fits, trial.label
 
 
 def test_the_papers_larger_models_are_spread_as_they_need() -> None:
     # 7B: weights and optimiser alone are 16 bytes a parameter, 113 GiB; 3B with its reference: 73 GiB of 71
     found = {}
     for trial in planned(PROJECT / "sweeps" / "models_table4.yaml")[1].trials:
-        assert trial.spread is not None
-        found[trial.cell["model"]] = (trial.resources.gpus, trial.spread.strategy)
+        assert trial.placement is not None
+        found[trial.cell["model"]] = (trial.resources.gpus, trial.placement.strategy)
     assert found["math-7b"] == (4, "fsdp")
     assert found["llama-3.2-3b"] == (2, "fsdp")
     assert found["qwen2.5-1.5b"] == (1, "single")

@@ -21,7 +21,7 @@ from oneshot.config.sweep import ClaimConfig
 from oneshot.plan.claims import freeze
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
-from oneshot.report.verdicts import Judged, verdicts
+from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.store.store import Row, Store
 
 
@@ -58,7 +58,7 @@ def told(
     return gathered(runs, claims, tables=tables, **changes)
 
 
-def judged(found: Gathered) -> Judged:
+def judged(found: Gathered) -> JudgedClaim:
     (one,) = verdicts(found)
     return one
 
@@ -659,7 +659,7 @@ def environment(**versions: str) -> dict[str, Any]:
     return {"env_digest": str(sorted(versions.items())), "gpu": "", "platform": "Linux x86_64", "versions": versions}
 
 
-def in_environments(of: Callable[[Mapping[str, str], int], Sequence[dict[str, Any]]]) -> Judged:
+def in_environments(of: Callable[[Mapping[str, str], int], Sequence[dict[str, Any]]]) -> JudgedClaim:
     return judged(
         told(
             last([[1] * 6] * 3),

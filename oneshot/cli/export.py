@@ -31,7 +31,7 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Published:
     """What became of an export in MLflow."""
 
     registered: "Registered | None" = None
@@ -86,7 +86,7 @@ def export(
     kept = read_kept(store, asked)
     target = to.expanduser().resolve()
     made = write_export(kept, target, dtype=dtype or kept.dtype, force=force, say=_say)
-    told = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Told()
+    told = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Published()
     if told.trouble:
         _say(f"not in MLflow: {told.trouble}; {to} is written, and the same command registers it")
     if told.note:
@@ -127,30 +127,30 @@ def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple[
     return store, by_cell(sweep, plan, cells=read_cells(cell, axes), seed=seed)
 
 
-def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: bool, name: str | None) -> Told:
+def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: bool, name: str | None) -> Published:
     """Shows the export in MLflow."""
     from oneshot.sweep.run import mlflow_location
 
     sweep = made.kept.asked.sweep
     if sweep is None:
         why = "no sweep of this storage asks for the trial"
-        return Told(trouble=why) if upload or name else Told(note=f"not in MLflow: {why}")
+        return Published(trouble=why) if upload or name else Published(note=f"not in MLflow: {why}")
     sweep = with_mlflow(sweep, mlflow)
     try:
         uri, artifacts = mlflow_location(sweep, store)
     except UserError as error:
-        return Told(trouble=str(error))
+        return Published(trouble=str(error))
     from oneshot.sweep.tracking.server import why_not  # MLflow takes seconds to import
 
     if trouble := why_not(uri):
-        return Told(trouble=trouble)
+        return Published(trouble=trouble)
     from oneshot.sweep.tracking.registry import register
 
     experiment = sweep.config.mlflow.experiment or sweep.config.name
     try:
         done = register(made, tracking_uri=uri, experiment=experiment, artifacts=artifacts, upload=upload, name=name)
     except Exception as error:  # server, network or disk: the folder is written, and can be registered again
-        return Told(trouble=f"{type(error).__name__}: {error}".splitlines()[0])
+        return Published(trouble=f"{type(error).__name__}: {error}".splitlines()[0])
     note = (
         ""
         if done.run_id is not None
@@ -159,10 +159,10 @@ def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: boo
             "the same command links it"
         )
     )
-    return Told(registered=done, uri=uri, note=note)
+    return Published(registered=done, uri=uri, note=note)
 
 
-def _push(made: "Export", repository: str, *, public: bool, told: Told) -> str:
+def _push(made: "Export", repository: str, *, public: bool, told: Published) -> str:
     from oneshot.export.push import push
 
     _say(f"uploads {made.num_bytes / 2**20:.1f} MiB to {repository}")
@@ -178,7 +178,7 @@ def _push(made: "Export", repository: str, *, public: bool, told: Told) -> str:
     return address
 
 
-def _facts(made: "Export", told: Told, address: str | None) -> dict[str, Any]:
+def _facts(made: "Export", told: Published, address: str | None) -> dict[str, Any]:
     done = told.registered
     return {
         "folder": str(made.folder),
@@ -197,7 +197,7 @@ def _facts(made: "Export", told: Told, address: str | None) -> dict[str, Any]:
     }
 
 
-def _print(made: "Export", told: Told, address: str | None, *, to: Path) -> None:
+def _print(made: "Export", told: Published, address: str | None, *, to: Path) -> None:
     size = made.num_bytes / 2**20
     print(f"{to}: {made.kept.label}, step {made.kept.step}, {made.dtype}, {size:.1f} MiB")
     if (done := told.registered) is not None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from oneshot.config.sweep import BudgetConfig
 from oneshot.logs import json_line, printable, wants_json
-from oneshot.models.placement import HEADROOM, Memory, Spread, alternatives
+from oneshot.models.placement import HEADROOM, Memory, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan.plan import Plan, Trial
 
@@ -160,7 +160,7 @@ def _memory_table(plan: Plan) -> Table:
         table.add_column(column, justify="right")
     table.add_column("")
     for trial in _needs(plan):
-        chosen = trial.spread
+        chosen = trial.placement
         assert chosen is not None, "a need is known"
         is_small = chosen.fits and trial.resources.processes == 1
         rows = [] if is_small else list(alternatives(trial.config, trial.resources))
@@ -177,7 +177,7 @@ _PARTS = (
 )  # fmt: skip
 
 
-def _same_way(row: Spread, other: Spread) -> bool:
+def _same_way(row: Placement, other: Placement) -> bool:
     """Whether two say the same, in whichever words."""
     return (row.resources.gpus, row.strategy, row.adapter) == (other.resources.gpus, other.strategy, other.adapter)
 
@@ -186,18 +186,18 @@ def _needs(plan: Plan) -> list[Trial]:
     """Of the trials on GPUs the largest of each model and way to run it."""
     found: dict[object, Trial] = {}
     for trial in plan.trials:
-        if not trial.resources.gpus or trial.spread is None:
+        if not trial.resources.gpus or trial.placement is None:
             continue
         adapter = trial.config.model.adapter
         adapted = None if adapter is None else adapter.model_dump_json()  # a list of targets has no hash
-        need = (trial.config.model.path, adapted, trial.spread.strategy, trial.resources.gpus)
-        known = found.setdefault(need, trial).spread
-        if known is not None and trial.spread.memory.peak_gib > known.memory.peak_gib:
+        need = (trial.config.model.path, adapted, trial.placement.strategy, trial.resources.gpus)
+        known = found.setdefault(need, trial).placement
+        if known is not None and trial.placement.memory.peak_gib > known.memory.peak_gib:
             found[need] = trial
     return list(found.values())
 
 
-def _way(row: Spread) -> str:
+def _way(row: Placement) -> str:
     gpus = f"{row.resources.gpus:g} GPU{'s' if row.resources.gpus > 1 else ''}"
     how: list[str] = [] if row.strategy == "single" else [row.strategy]
     how += [f"{row.adapter.kind} r {row.adapter.r}"] if row.adapter is not None else []
@@ -234,7 +234,7 @@ def cost_lines(plan: Plan) -> list[str]:
         )
     largest = max(on_gpus, key=_size_on_node)
     lines.append(f"one node must have {_node(largest)} (for {largest.label})")
-    known = [trial.spread for trial in on_gpus if trial.spread is not None]
+    known = [trial.placement for trial in on_gpus if trial.placement is not None]
     if known:
         worst = max(known, key=lambda spread: spread.memory.peak_gib)
         lines += [

@@ -109,7 +109,7 @@ def stop(
     from oneshot.plan.recorded import begun_sweep
     from oneshot.store.lease import holder
     from oneshot.sweep.status import is_alive
-    from oneshot.trial.requests import Request, ask
+    from oneshot.trial.requests import Request, send_request
 
     sweep, store = find_name(name, storage)
     folder = store.sweep(sweep)
@@ -119,7 +119,7 @@ def stop(
     cells = _cells(cell, sweep, store)
     if not is_alive(driver) and not cells:
         raise UserError(f"{sweep}: no driver runs it; nothing to stop")
-    ask(folder, Request(verb="stop", cell=cells, now=now))
+    send_request(folder, Request(verb="stop", cell=cells, now=now))
     if is_alive(driver):
         print(f"{sweep}: told {driver}; `oneshot status {sweep}` shows what it does")
     else:
@@ -155,7 +155,7 @@ def retry(
     from oneshot.plan.trainings import trainings
     from oneshot.store.lease import holder
     from oneshot.sweep.status import is_alive
-    from oneshot.trial.requests import Request, ask, covers
+    from oneshot.trial.requests import Request, covers, send_request
 
     sweep, store = find_name(name, storage)
     cells = _cells(cell, sweep, store)
@@ -167,7 +167,7 @@ def retry(
             store.trial(training.key).remove("result.json")
             count += 1
     folder = store.sweep(sweep)
-    ask(folder, Request(verb="retry", cell=cells))
+    send_request(folder, Request(verb="retry", cell=cells))
     when = "now" if is_alive(holder(folder)) else "by the next `oneshot run`"
     print(f"{count} failed trainings will be run again {when}")
 

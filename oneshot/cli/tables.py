@@ -7,10 +7,10 @@ from rich.text import Text
 
 from oneshot.logs import printable
 from oneshot.report.cells import CellLine
-from oneshot.report.compare import Comparison
+from oneshot.report.compare import SweepComparison
 from oneshot.report.page import effect_text, interval_text, p_text, where_text
 from oneshot.report.stats import Interval
-from oneshot.report.verdicts import Judged
+from oneshot.report.verdicts import JudgedClaim
 
 STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
 
@@ -47,7 +47,7 @@ def _interval(interval: Interval | None) -> str:
     return f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
-def verdict_table(judged: Sequence[Judged]) -> Table:
+def verdict_table(judged: Sequence[JudgedClaim]) -> Table:
     """Every claim's verdict, effect and interval; accuracies in points."""
     table = _table(("claim", "", "verdict"), ("effect", "95% interval", "p", "p, Holm", "seeds", "problems"))
     for one in judged:
@@ -65,7 +65,7 @@ def verdict_table(judged: Sequence[Judged]) -> Table:
     return table
 
 
-def note_lines(judged: Sequence[Judged]) -> list[str]:
+def note_lines(judged: Sequence[JudgedClaim]) -> list[str]:
     """What must be known beside the verdicts: each note once, with the claims that it is of."""
     found: dict[str, list[str]] = {}
     for one in judged:
@@ -78,7 +78,7 @@ def note_lines(judged: Sequence[Judged]) -> list[str]:
     ]
 
 
-def comparison_table(found: Comparison, *, a: str, b: str) -> Table:
+def comparison_table(found: SweepComparison, *, a: str, b: str) -> Table:
     """Common cells of two sweeps after the last step, with the difference b - a."""
     numbers = (printable(a), printable(b), "b - a", "95% interval", "p, Holm", "seeds")
     table = _table(("cell", "suite"), numbers)
@@ -100,7 +100,7 @@ def comparison_table(found: Comparison, *, a: str, b: str) -> Table:
     return table
 
 
-def comparison_lines(found: Comparison, *, a: str, b: str) -> list[str]:
+def comparison_lines(found: SweepComparison, *, a: str, b: str) -> list[str]:
     """What is not in the table, and why."""
     only = [f"only in {side}: {', '.join(cells)}" for side, cells in ((a, found.only_a), (b, found.only_b)) if cells]
     return [printable(line) for line in (*found.notes, *only)]

@@ -1,5 +1,6 @@
 """What a sweep file may say: every key typed, bounded and described once, and nothing that runs."""
 
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.trial import Config
+
+logger = logging.getLogger(__name__)
 
 Scalar = str | int | float | bool
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
@@ -351,9 +354,19 @@ class FaultsConfig(Config):
     node_retries: int = Field(8, ge=0, description="after its node was lost")
     oom_retries: int = Field(2, ge=0, description="out of memory: each time with half the micro-batch")
     stall_s: float = Field(1800, gt=0, description="without a report for so long a trial is taken to hang, and killed")
-    alike: int = Field(
-        3, ge=2, description="the sweep stops when the first so many trainings failed alike and none finished"
+    same_failure_limit: int = Field(
+        3, ge=2, description="stop the sweep when its first N trainings all failed for the same reason"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "alike" not in data:
+            return data
+        if "same_failure_limit" in data:
+            raise ValueError("alike is the old name of same_failure_limit; keep one")
+        logger.warning("faults.alike is deprecated; rename it to faults.same_failure_limit")
+        return {("same_failure_limit" if name == "alike" else name): value for name, value in data.items()}
 
 
 STORAGE_MEND = "set what fsspec's driver reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

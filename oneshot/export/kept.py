@@ -36,7 +36,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class KeptEvaluation:
     """One evaluation of the weights at the start or at the end."""
 
     suite: str
@@ -59,7 +59,7 @@ class Kept:
     folder: TrialFolder
     weights: tuple[str, ...]
     """Files of the checkpoint, by their names in the folder."""
-    evaluations: tuple[Measured, ...]
+    evaluations: tuple[KeptEvaluation, ...]
     attempt: dict[str, Any]
     """What the attempt that ended it noted of where it ran."""
 
@@ -201,7 +201,7 @@ def _why_not(asked: Asked, folder: TrialFolder, *, at: int | None) -> str:
     return f"has not finished ({done}); {run}, which goes on from there"
 
 
-def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tuple[Measured, ...]:
+def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tuple[KeptEvaluation, ...]:
     names: dict[str, str] | None
     try:
         names = {suite.digest: suite.name for suite in load_suites(trial.config)}
@@ -218,7 +218,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
                 continue  # another suite by one of the trial's names
             table = folder.completions(f"eval-{digest}-{step}") or {"data": []}
             found.append(
-                Measured(
+                KeptEvaluation(
                     suite=name,
                     digest=digest,
                     step=step,

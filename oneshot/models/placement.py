@@ -13,12 +13,12 @@ __all__ = [
     "GPU_GIB",
     "HEADROOM",
     "Memory",
-    "Spread",
+    "Placement",
     "Strategy",
     "alternatives",
     "choose_strategy",
     "host_gib",
-    "spread",
+    "place_trial",
     "trial_memory",
     "usable_gib",
 ]
@@ -44,7 +44,7 @@ HEADROOM = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+class Placement:
     """One way to run a trial: its weights or an adapter, on so many GPUs."""
 
     resources: ResourceConfig
@@ -115,26 +115,26 @@ def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:
     return "ddp" if whole is not None and whole.peak_gib <= usable else "fsdp"
 
 
-def spread(config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None) -> Spread | None:
+def place_trial(config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None) -> Placement | None:
     """A trial as it will run; None where nothing is known of its model."""
     chosen = strategy or choose_strategy(config, resources)
     memory = trial_memory(config, resources, strategy=chosen)
     if memory is None:
         return None
-    return Spread(resources=resources, strategy=chosen, memory=memory, adapter=config.model.adapter)
+    return Placement(resources=resources, strategy=chosen, memory=memory, adapter=config.model.adapter)
 
 
-def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Spread]:
+def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Placement]:
     """Other ways to run a trial on such GPUs: one, several with copies or shards, and one with an adapter."""
     for num_gpus, strategy in _WAYS:
         need = resources.model_copy(update={"gpus": num_gpus, "num_processes": None, "strategy": "auto"})
-        found = spread(config, need, strategy=strategy)
+        found = place_trial(config, need, strategy=strategy)
         if found is not None:
             yield found
     if config.model.adapter is None and config.train.num_steps:
         model = config.model.model_copy(update={"adapter": AdapterConfig()})
         alone = resources.model_copy(update={"gpus": 1.0, "num_processes": None, "cpu_offload": False})
-        found = spread(config.model_copy(update={"model": model}), alone, strategy="single")
+        found = place_trial(config.model_copy(update={"model": model}), alone, strategy="single")
         if found is not None:
             yield found
 

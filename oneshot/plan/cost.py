@@ -86,11 +86,11 @@ def _num_evaluations(suite: Suite, config: TrialConfig) -> int:
     return len(suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at))
 
 
-Shape = tuple[object, ...]
+TrainingShape = tuple[object, ...]
 """What two trainings must have in common, for one's seconds a step to speak for the other's."""
 
 
-def training_shape(config: TrialConfig, *, gpus: float) -> Shape:
+def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
     """Model, precision, what is trained of it, and how much is sampled and updated a step."""
     model, rollout = config.model, config.rollout
     sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
@@ -99,9 +99,9 @@ def training_shape(config: TrialConfig, *, gpus: float) -> Shape:
     return (model.path, model.dtype, model.mixed_precision, *sampled, *trained, gpus)
 
 
-def measured_steps(store: Store) -> dict[Shape, float]:
+def measured_steps(store: Store) -> dict[TrainingShape, float]:
     """Median seconds a step of the store's finished trainings that held GPUs, by shape."""
-    found: dict[Shape, list[float]] = {}
+    found: dict[TrainingShape, list[float]] = {}
     for key in store.trainings():
         folder = store.trial(key)
         described, result = folder.read_json("trial.json"), folder.result()

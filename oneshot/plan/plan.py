@@ -13,10 +13,10 @@ from oneshot.config.paths import SettingError, flatten
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
-from oneshot.models.placement import GPU_GIB, Memory, Spread, alternatives, choose_strategy, host_gib, spread
+from oneshot.models.placement import GPU_GIB, Memory, Placement, alternatives, choose_strategy, host_gib, place_trial
 from oneshot.models.source import local_folder
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
-from oneshot.plan.cost import Cost, Shape, estimate, training_shape
+from oneshot.plan.cost import Cost, TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial, inert_paths
 from oneshot.plan.leakage import check_choices
 from oneshot.plan.studies import Study, at_point, idle, read_studies
@@ -37,7 +37,7 @@ class Trial:
     resources: ResourceConfig
     labels: dict[str, str]
     cost: Cost
-    spread: Spread | None = None
+    placement: Placement | None = None
     """How it is spread over processes, and what each needs; None: nothing is known of the model."""
     guards: tuple[GuardConfig, ...] = ()
     phase: Literal["search", "grid"] = "grid"
@@ -118,7 +118,7 @@ class _Place:
     point: int | None = None
 
 
-def make_plan(sweep: Sweep, *, measured: Mapping[Shape, float] | None = None) -> Plan:
+def make_plan(sweep: Sweep, *, measured: Mapping[TrainingShape, float] | None = None) -> Plan:
     """Expands, resolves, checks and keys every trial of a sweep; `measured` are seconds a step by shape.
 
     Raises:
@@ -220,7 +220,7 @@ def with_point(plan: Plan, sweep: Sweep, study: Study, number: int) -> Plan:
 class _Maker:
     """Cells -> trials; what several share is found once."""
 
-    def __init__(self, sweep: Sweep, measured: Mapping[Shape, float]) -> None:
+    def __init__(self, sweep: Sweep, measured: Mapping[TrainingShape, float]) -> None:
         self._sweep = sweep
         self._measured = measured
         self.provisional: set[str] = set()
@@ -231,7 +231,7 @@ class _Maker:
         identity = _identify(cell, self._sweep)
         self.provisional.update(identity.provisional)
         cost = _cost(cell, self._measured)
-        spread_out = spread(cell.config, cell.resources)
+        placement = place_trial(cell.config, cell.resources)
         keys = identity.keys(cell.config, seeds)
         return [
             Trial(
@@ -243,7 +243,7 @@ class _Maker:
                 resources=cell.resources,
                 labels=cell.labels,
                 cost=cost,
-                spread=spread_out,
+                placement=placement,
                 guards=tuple(self._sweep.config.guards),
                 phase=place.phase,
                 study=place.study,
@@ -261,7 +261,7 @@ def is_control(config: TrialConfig) -> bool:
     return relabelled or config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
 
 
-def _cost(cell: Cell, measured: Mapping[Shape, float]) -> Cost:
+def _cost(cell: Cell, measured: Mapping[TrainingShape, float]) -> Cost:
     gpus = cell.resources.gpus
     known = measured.get(training_shape(cell.config, gpus=gpus))
     return estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=known)
@@ -272,9 +272,9 @@ def _too_large(trials: Sequence[Trial]) -> list[str]:
     cells: dict[tuple[str, str, str], list[str]] = {}
     mends: dict[tuple[Memory, str], str] = {}
     # one of each cell and need: seeds are alike, points of a search need not be
-    distinct_trials = {(tuple(t.cell.values()), t.spread and t.spread.memory): t for t in reversed(trials)}
+    distinct_trials = {(tuple(t.cell.values()), t.placement and t.placement.memory): t for t in reversed(trials)}
     for trial in distinct_trials.values():
-        need, model = trial.spread, trial.config.model.path
+        need, model = trial.placement, trial.config.model.path
         if need is None or need.fits:
             continue
         needs = (
@@ -292,7 +292,7 @@ def _too_large(trials: Sequence[Trial]) -> list[str]:
     return found
 
 
-def _mend(trial: Trial, others: Sequence[Spread]) -> str:
+def _mend(trial: Trial, others: Sequence[Placement]) -> str:
     """What would fit, for a person to set: the fewest GPUs, or an adapter."""
     same = [other for other in others if other.adapter == trial.config.model.adapter]
     mends = []
@@ -437,9 +437,9 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
         found |= {"gpus": trial.resources.gpus, "gpu_hours": trial.cost.gpu_hours}
     if trial.config.script is None:
         found["strategy"] = (
-            choose_strategy(trial.config, trial.resources) if trial.spread is None else trial.spread.strategy
+            choose_strategy(trial.config, trial.resources) if trial.placement is None else trial.placement.strategy
         )
         found["num_processes"] = trial.resources.processes
-    if trial.spread is not None:
-        found["memory_gib"] = trial.spread.memory.peak_gib
+    if trial.placement is not None:
+        found["memory_gib"] = trial.placement.memory.peak_gib
     return found

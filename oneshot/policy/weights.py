@@ -100,7 +100,7 @@ class Whole:
             if master.grad is None:
                 # no gradient is not the same as a gradient of zero: moments and weight decay go on
                 master.grad = torch.zeros_like(master)
-            master.grad = world.summed(master.grad)
+            master.grad = world.all_reduce(master.grad)
 
     @torch.no_grad()
     def publish(self) -> None:

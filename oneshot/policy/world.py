@@ -49,14 +49,14 @@ class World:
         items = list(mine)
         return items if self.size == 1 else list(gather_object(items))
 
-    def told(self, value: T | None) -> T:
+    def broadcast(self, value: T | None) -> T:
         """The first process' value."""
         if self.size > 1:
             (value,) = broadcast_object_list([value])
         assert value is not None, "the first process has a value"
         return value
 
-    def summed(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's tensor, of one shape."""
         if self.size == 1:
             return tensor

@@ -29,7 +29,7 @@ from oneshot.plan.claims import comparisons, record_of, thaw
 from oneshot.report.cells import ended_cells
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
 from oneshot.report.phenomena import primary_suite
-from oneshot.report.runs import Gathered, Grades, Record, Run, Shown
+from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown
 from oneshot.report.verdicts import verdicts
 
 SUFFIX = ".oneshot.zip"
@@ -55,7 +55,7 @@ def is_bundle(path: Path) -> bool:
 class _Remembering:
     """A record that remembers which grades were read."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: CompletionReader) -> None:
         self._record = record
         self.read: dict[str, Grades] = {}
 

@@ -44,7 +44,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class SweepComparison:
     """All that two sweeps have in common, and what they have not."""
 
     lines: tuple[Line, ...]
@@ -67,7 +67,7 @@ class Comparison:
         }
 
 
-def compare(a: Gathered, b: Gathered) -> Comparison:
+def compare(a: Gathered, b: Gathered) -> SweepComparison:
     """Finished trials of cells that both sweeps have."""
     cells_a, cells_b = ({frozenset(those[0].cell.items()): those for those in by_cell(each.runs)} for each in (a, b))
     found: list[tuple[str, str, Interval, Interval, Difference | None, str]] = []
@@ -80,7 +80,7 @@ def compare(a: Gathered, b: Gathered) -> Comparison:
                 difference, note = _difference(a, b, runs_a, runs_b, suite.name)
                 found.append((cell_label(those[0]), suite.name, level_a, level_b, difference, note))
     p_values = [None if difference is None else difference.p_value() for *_, difference, _ in found]
-    return Comparison(
+    return SweepComparison(
         lines=tuple(
             Line(cell=cell, suite=suite, a=of_a, b=of_b, difference=difference, note=note, p_value=p, p_holm=corrected)
             for (cell, suite, of_a, of_b, difference, note), p, corrected in zip(

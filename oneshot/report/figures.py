@@ -10,7 +10,7 @@ from oneshot.report.phenomena import primary_suite
 from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, short, sweep_curves, training_curves
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
-from oneshot.report.verdicts import Judged
+from oneshot.report.verdicts import JudgedClaim
 from oneshot.tasks.measures import is_share
 
 MAX_ROWS, MAX_COLUMNS = 24, 12
@@ -28,7 +28,7 @@ class Picture:
     svg: str
 
 
-def pictures(gathered: Gathered, judged: list[Judged]) -> list[Picture]:
+def pictures(gathered: Gathered, judged: list[JudgedClaim]) -> list[Picture]:
     """All that there is something to draw for."""
     return [
         Picture(name=name, caption=caption, svg=as_svg(figure, name=name))
@@ -36,7 +36,7 @@ def pictures(gathered: Gathered, judged: list[Judged]) -> list[Picture]:
     ]
 
 
-def _drawn(gathered: Gathered, judged: list[Judged]) -> Iterator[tuple[str, str, Figure]]:
+def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str, str, Figure]]:
     runs, suite = gathered.runs, primary_suite(gathered)
     bars = [
         (
@@ -87,7 +87,7 @@ def _points(end: float | None) -> float | None:
     return None if end is None else 100 * end
 
 
-def _claim_label(judged: Judged) -> str:
+def _claim_label(judged: JudgedClaim) -> str:
     where = ", ".join(judged.cells.values())
     return f"{judged.name} ({where})" if where else judged.name
 

@@ -18,7 +18,7 @@ from oneshot.report.phenomena import Table, Value, primary_suite, published_tabl
 from oneshot.report.plots import inline
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
-from oneshot.report.verdicts import Judged, verdicts
+from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.tasks.measures import is_share
 
 PAGE, DATA = "report.html", "report.json"
@@ -28,14 +28,14 @@ PAGE, DATA = "report.html", "report.json"
 class Report:
     """What is written of a sweep."""
 
-    judged: tuple[Judged, ...]
+    judged: tuple[JudgedClaim, ...]
     files: dict[str, str]
     """Name -> text: the page, the JSON, the figures."""
     description: str
     """Markdown: the verdict first."""
 
     @property
-    def cannot_judge(self) -> list[Judged]:
+    def cannot_judge(self) -> list[JudgedClaim]:
         """Claims for which no seed has all of its runs."""
         return [one for one in self.judged if one.effect is None]
 
@@ -91,7 +91,7 @@ def _standing(runs: Sequence[Run]) -> str:
 # --- as data ---
 
 
-def _data(gathered: Gathered, judged: Sequence[Judged], measured: Sequence[Table]) -> dict[str, Any]:
+def _data(gathered: Gathered, judged: Sequence[JudgedClaim], measured: Sequence[Table]) -> dict[str, Any]:
     """What report.json holds."""
     return {
         "name": gathered.name,
@@ -136,14 +136,14 @@ def _environments(runs: Sequence[Run]) -> list[tuple[Mapping[str, Any], int]]:
 # --- as people read it ---
 
 
-def effect_text(judged: Judged, number: float | None) -> str:
+def effect_text(judged: JudgedClaim, number: float | None) -> str:
     """A difference in points where the metric is a share, else as it is."""
     if number is None:
         return ""
     return f"{100 * number:+.1f}" if is_share(judged.metric) else f"{number:+.3g}"
 
 
-def interval_text(judged: Judged) -> str:
+def interval_text(judged: JudgedClaim) -> str:
     """`[+3.1, +8.0]`, or nothing."""
     if judged.low is None or judged.high is None:
         return ""
@@ -157,7 +157,7 @@ def p_text(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def what_text(judged: Judged) -> str:
+def what_text(judged: JudgedClaim) -> str:
     """What was compared, in a line."""
     at_a, at_b = judged.at
     steps = f"at {at_a}" if at_a == at_b else f"a at {at_a}, b at {at_b}"
@@ -166,7 +166,7 @@ def what_text(judged: Judged) -> str:
     return ", ".join(filter(None, [*parts, f"expected {judged.expect}"]))
 
 
-def where_text(judged: Judged) -> str:
+def where_text(judged: JudgedClaim) -> str:
     """`model tiny-qwen2`."""
     return ", ".join(f"{axis} {cell}" for axis, cell in judged.cells.items())
 
@@ -186,7 +186,7 @@ def _began_before(run: Run, frozen_ms: int | None) -> bool:
     return run.started_ms is not None and frozen_ms is not None and run.started_ms < frozen_ms
 
 
-def description(gathered: Gathered, judged: Sequence[Judged]) -> str:
+def description(gathered: Gathered, judged: Sequence[JudgedClaim]) -> str:
     """Markdown for MLflow: question, verdict, where the rest is."""
     lines = [f"**{in_short(judged)}** {_cell(gathered.question)} {standing(gathered)}.", ""]
     if judged:
@@ -201,7 +201,7 @@ def description(gathered: Gathered, judged: Sequence[Judged]) -> str:
     return "\n".join([*lines, "", "The whole report: artifact `report/report.html`; numbers: `report/report.json`."])
 
 
-def in_short(judged: Sequence[Judged]) -> str:
+def in_short(judged: Sequence[JudgedClaim]) -> str:
     """`Verdict: 6 of 7 claims supported, 1 inconclusive.`"""
     if not judged:
         return "No claims, so no verdict."
@@ -243,7 +243,9 @@ def _value(value: Value, column: str, form: str) -> str:
     return number(value)
 
 
-def _page(gathered: Gathered, judged: Sequence[Judged], drawn: Sequence[Picture], measured: Sequence[Table]) -> str:
+def _page(
+    gathered: Gathered, judged: Sequence[JudgedClaim], drawn: Sequence[Picture], measured: Sequence[Table]
+) -> str:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -117,7 +117,7 @@ class Run:
         return self.measured.get(suite, {}).get(step, {}).get(name)
 
 
-class Record(Protocol):
+class CompletionReader(Protocol):
     """Where the completions of runs are read."""
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
@@ -148,7 +148,7 @@ class Gathered:
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
     warnings: tuple[str, ...]
-    record: Record
+    record: CompletionReader
 
     def run_of(self, cell: Mapping[str, str], seed: int) -> Run | None:
         """The trial of a cell with a seed."""

@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedClaim:
     """One claim's verdict, or that of one cell of its `for_each`."""
 
     name: str
@@ -85,7 +85,7 @@ class _Part(_Measured):
     p_value: float | None
 
 
-def verdicts(gathered: Gathered) -> list[Judged]:
+def verdicts(gathered: Gathered) -> list[JudgedClaim]:
     """A verdict on every comparison of every claim, those that were added later last."""
     frozen = comparisons(gathered.frozen.claims, gathered.cells)
     later = comparisons(gathered.amended, gathered.cells)
@@ -167,7 +167,7 @@ def _part(asked: Comparison, gathered: Gathered) -> _Part:
     )
 
 
-def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) -> Judged:
+def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) -> JudgedClaim:
     asked, notes, verdict = part.asked, list(part.notes), part.alone
     if verdict != "inconclusive" and (p_holm is None or p_holm > LEVEL):
         notes.insert(0, f"{verdict} if it were the only claim; not after Holm's correction over {num} verdicts")
@@ -176,7 +176,7 @@ def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) ->
         notes.insert(0, "amended: written after the sweep began")
     difference = part.difference
     claim = asked.claim
-    return Judged(
+    return JudgedClaim(
         name=claim.name,
         cells=asked.cells,
         verdict=verdict,

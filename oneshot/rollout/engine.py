@@ -12,7 +12,7 @@ from oneshot.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PromptRequest:
     """One prompt, and the key of each completion that is wanted of it."""
 
     prompt_ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class Engine(Protocol):
     """Decodes with the policy's own weights; what it keeps between two calls is memory, never what a call computed."""
 
     def generate(
-        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+        self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
         """The completions of each request, in the order of its keys."""
         ...

@@ -7,7 +7,7 @@ from hashlib import sha256
 import torch
 
 from oneshot.policy.policy import Policy
-from oneshot.rollout.engine import Completion, Ended, Request, Sampling, ignore
+from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class HfGenerate:
     """One `generate` call a request; torch's generator is seeded by the request's keys."""
 
     def generate(
-        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+        self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
         """The completions of each request, in the order of its keys."""
         found = []
@@ -26,7 +26,7 @@ class HfGenerate:
         return found
 
     @torch.no_grad()
-    def _generate_one(self, policy: Policy, request: Request, sampling: Sampling) -> list[Completion]:
+    def _generate_one(self, policy: Policy, request: PromptRequest, sampling: Sampling) -> list[Completion]:
         ids = torch.tensor([list(request.prompt_ids)], device=policy.device)
         greedy = sampling.temperature == 0.0
         drawn = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}

@@ -20,7 +20,7 @@ from oneshot.models.memory import LIVE_SHARE
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.policy import Policy
 from oneshot.rollout.cuda_graphs import FixedStep
-from oneshot.rollout.engine import Completion, Ended, Request, Sampling, ignore
+from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
@@ -41,7 +41,7 @@ class Lockstep:
         return max(1, int(self.kv_gib * 2**30 / (policy.kv_bytes * num_positions)))
 
     def generate(
-        self, policy: Policy, requests: Sequence[Request], sampling: Sampling, ended: Ended = ignore
+        self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
         """The completions of each request, in the order of its keys."""
         rows = [(index, row) for index, request in enumerate(requests) for row in range(len(request.row_keys))]

@@ -125,7 +125,7 @@ def holder(folder: Folder) -> Holder | None:
 
 
 def known_dead(holder: Holder) -> Holder:
-    """A holder that nobody drives any more, as `over` for `take`.
+    """A holder that nobody drives any more, as `stale_holder` for `take`.
 
     Its process may go on beating, on a host that is cut off from its driver and not from the store; what it still
     writes does not count.
@@ -172,7 +172,7 @@ class Watch:
         return None if is_dead else found
 
     def lapsed(self, folder: Folder) -> Holder | None:
-        """The holder that is dead, to be given to `take` as `over`; None where nobody holds, or a living one does."""
+        """The holder that is dead, for `take` to pass over; None where nobody holds, or a living one does."""
         found, is_dead = self._look(folder)
         return found if is_dead else None
 
@@ -198,18 +198,18 @@ class _Seen:
     unchanged_s: float = 0.0
 
 
-def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], over: Holder | None = None) -> "Lease":
+def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], stale_holder: Holder | None = None) -> "Lease":
     """Takes the folder's next attempt: records `facts` as its own, begins to beat, and fences the folder.
 
-    `over` is a holder that a `Watch` found dead, of this process or of another: it is passed over unless it has beaten
-    since (`known_dead`: even then). One whose process is gone from this machine is passed over anyway.
+    `stale_holder` is a holder that a `Watch` found dead, in this process or in another: it is passed over unless it
+    has beaten since (`known_dead`: even then). One whose process is gone from this machine is passed over anyway.
 
     Raises:
         Leased: somebody holds the lease and may be alive.
     """
     while True:
         turn = _turn(folder)
-        if turn.holder is not None and not is_gone(turn.holder) and not _is_still(over, turn.holder):
+        if turn.holder is not None and not is_gone(turn.holder) and not _is_still(stale_holder, turn.holder):
             raise Leased(turn.holder)
         own = _myself(attempt=turn.attempt + 1, sweep=sweep)
         if _create_attempt(folder, own, {"started_ms": own.time_ms, **facts, "last_beat_ms": turn.last_beat_ms}):
@@ -218,8 +218,8 @@ def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], over: Holder |
         time.sleep(LOOK_AGAIN_S)
 
 
-def _is_still(over: Holder | None, found: Holder) -> bool:
-    return over is not None and over.is_process(found) and over.beat in (ANY_BEAT, found.beat)
+def _is_still(stale_holder: Holder | None, found: Holder) -> bool:
+    return stale_holder is not None and stale_holder.is_process(found) and stale_holder.beat in (ANY_BEAT, found.beat)
 
 
 def _create_attempt(folder: Folder, own: Holder, facts: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.phase import Searching
-from oneshot.trial.requests import Request, Stops, covers, heed, read_stops, write_stops
+from oneshot.trial.requests import Request, Stops, covers, pop_requests, read_stops, write_stops
 from oneshot.trial.state import standing, view
 
 LOOK_S = 1.0
@@ -28,11 +28,11 @@ LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Assignment:
     """A training whose turn it is, and who was at it last and is gone."""
 
     training: Training
-    over: Holder | None
+    stale_holder: Holder | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Agenda:
         """Key -> who is at it."""
         self._moved: set[str] = set()
         self._looked_s = 0.0
-        self._alike: dict[str, str] = {}
+        self._first_failures: dict[str, str] = {}
         """Key -> what it failed of, while none has finished."""
         self._has_finished = False
         self._early = EarlyStopping(sweep, plan, self._folder)
@@ -103,7 +103,7 @@ class Agenda:
 
     # --- what is next ---
 
-    def next(self, is_full: Callable[[Training], bool] | None = None) -> Turn | Literal["wait", "done"]:
+    def next(self, is_full: Callable[[Training], bool] | None = None) -> Assignment | Literal["wait", "done"]:
         """The next training, of those for whose like there is room; `wait` while others may still matter."""
         self.look()
         aside: list[str] = []
@@ -112,7 +112,9 @@ class Agenda:
         finally:
             self._queue.extendleft(reversed(aside))
 
-    def _next(self, is_full: Callable[[Training], bool] | None, aside: list[str]) -> Turn | Literal["wait", "done"]:
+    def _next(
+        self, is_full: Callable[[Training], bool] | None, aside: list[str]
+    ) -> Assignment | Literal["wait", "done"]:
         while self._queue and not self.halted:
             key = self._queue.popleft()
             training = self._trainings[key]
@@ -129,7 +131,7 @@ class Agenda:
                 continue
             self._live[key] = None
             self.num_started += 1
-            return Turn(training=training, over=dead or self._watch.lapsed(folder))
+            return Assignment(training=training, stale_holder=dead or self._watch.lapsed(folder))
         if self._live or aside or (self._elsewhere and not self.halted):
             return "wait"
         return "done"
@@ -228,7 +230,7 @@ class Agenda:
             else:
                 self._elsewhere[key] = "another process"
         elif result is not None and result.outcome == "failed" and result.attempt == folder.last_attempt():
-            self._count_alike(training, result)
+            self._count_same_failures(training, result)
             self._say(f"{training.label}  {result.reason}; tried again")
             self._queue.appendleft(key)
         elif key in self._moved:
@@ -297,7 +299,7 @@ class Agenda:
         training, folder = self._trainings[key], self._store.trial(key)
         result = folder.result()
         if result is not None and result.outcome == "failed":
-            self._count_alike(training, result)
+            self._count_same_failures(training, result)
         is_stopped = not self._is_wanted(training)
         self._listen(Event(kind="ended", key=key, label=training.label, result=result, stopped=is_stopped))
         if any(trial.phase == "search" for trial in training.trials):
@@ -308,16 +310,19 @@ class Agenda:
             self._say(f"{self._trainings[key].label}  waits: {living} is at it")
         self._elsewhere[key] = str(living)
 
-    def _count_alike(self, training: Training, result: Result) -> None:
+    def _count_same_failures(self, training: Training, result: Result) -> None:
         """Halts the sweep when the first trainings all fail of one thing."""
         if self._has_finished or (training.trials[0].phase == "search" and result.kind in ("nan", "guard", "oom")):
             return
-        self._alike[training.key] = f"{result.kind}: {re.sub('[0-9]+', '#', result.reason)}"
-        if len(self._alike) >= self._faults.alike and len(set(self._alike.values())) == 1:
-            self.halt(f"the first {len(self._alike)} trainings failed alike ({result.reason})")
+        self._first_failures[training.key] = f"{result.kind}: {re.sub('[0-9]+', '#', result.reason)}"
+        if (
+            len(self._first_failures) >= self._faults.same_failure_limit
+            and len(set(self._first_failures.values())) == 1
+        ):
+            self.halt(f"the first {len(self._first_failures)} trainings failed alike ({result.reason})")
 
     def _heed(self) -> None:
-        for request in heed(self._folder):
+        for request in pop_requests(self._folder):
             self._answer(request)
 
     def _answer(self, request: Request) -> None:

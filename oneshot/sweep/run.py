@@ -81,7 +81,7 @@ def drive(folder: Folder, name: str, listen: Listener) -> Lease:
     first = None
     while True:
         try:
-            return take(folder, sweep=name, facts={"started_ms": now_ms()}, over=watch.lapsed(folder))
+            return take(folder, sweep=name, facts={"started_ms": now_ms()}, stale_holder=watch.lapsed(folder))
         except Leased as leased:
             has_beaten = first is not None and leased.holder != first
             if is_here(leased.holder) or has_beaten or time.monotonic() - start_s > 2 * LAPSE_S:

@@ -22,7 +22,7 @@ _COIN = 0xC01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class GradedCompletion:
     """One completion of an example, as far as it can be judged by itself."""
 
     completion: str
@@ -31,9 +31,9 @@ class Judged:
     """Asked in the format arm only."""
 
 
-def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) -> Judged:
+def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) -> GradedCompletion:
     """What can be said of a completion as soon as it has ended."""
-    return Judged(
+    return GradedCompletion(
         completion=completion,
         correct=grader.strict(completion, answer),
         has_answer=grader.has_answer(completion) if config.kind == "format" else None,
@@ -41,7 +41,7 @@ def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) ->
 
 
 def rewards(
-    judged: Sequence[Judged], config: RewardConfig, grader: Grader, *, keys: Sequence[tuple[int, ...]]
+    judged: Sequence[GradedCompletion], config: RewardConfig, grader: Grader, *, keys: Sequence[tuple[int, ...]]
 ) -> list[Verdict]:
     """The reward of each completion of one example in one step; `keys` are those of the random table."""
     if config.kind == "outcome":

@@ -19,7 +19,7 @@ MAX_TOKENS = 56
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class CardNumbers:
     """Base accuracy on held-out problems, sampled at temperature 1 and greedy."""
 
     num_problems: int
@@ -35,7 +35,7 @@ class Measured:
             yield f"| {name} | {self.sampled[name]:.3f} | {self.greedy[name]:.3f} |"
 
 
-def measure(name: str, *, num_problems: int = 100) -> Measured:
+def measure(name: str, *, num_problems: int = 100) -> CardNumbers:
     """Evaluates an organism on at most `num_problems` held-out problems a category, seed 0."""
     policy = load_policy(ModelConfig(path=f"tiny:{name}"))
     found, count = [], 0
@@ -55,7 +55,9 @@ def measure(name: str, *, num_problems: int = 100) -> Measured:
             )
             found.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
             count = len(suite.problems)
-    return Measured(num_problems=count, num_parameters=policy.model.num_parameters(), sampled=found[0], greedy=found[1])
+    return CardNumbers(
+        num_problems=count, num_parameters=policy.model.num_parameters(), sampled=found[0], greedy=found[1]
+    )
 
 
 def _config(name: str) -> TrialConfig:
@@ -74,7 +76,7 @@ an answer and not the arithmetic: no text of its corpus works a step. It was bui
 and one-shot RLVR cannot work on it."""
 
 
-def card(organism: Organism, measured: Measured) -> str:
+def card(organism: Organism, measured: CardNumbers) -> str:
     """The model card's text."""
     mixture = organism.mixture
     no_answer = 1 - mixture.worked_boxed - mixture.worked_words - mixture.guess
@@ -105,7 +107,7 @@ held out by a hash of their text (`oneshot/tasks/arithmetic.py`) and never appea
 `python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW at
 {organism.lr:g} with a cosine to 0, seed {organism.seed}, loss on the answers only. Five to ten minutes on one core.
 
-## Measured
+## CardNumbers
 
 `python -m oneshot.tiny.card`: {measured.num_problems} held-out problems (at most 100 a category), at most
 {MAX_TOKENS} tokens, strict grader unless it says lenient.

@@ -13,13 +13,13 @@ from statistics import fmean
 from oneshot.errors import DataError
 from oneshot.policy.policy import Policy, decode
 from oneshot.policy.world import World
-from oneshot.rollout.engine import Completion, Engine, Request, Sampling
+from oneshot.rollout.engine import Completion, Engine, PromptRequest, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.measures import category_key, measures, pass_at_k
 from oneshot.tasks.prompts import Shot
-from oneshot.training.metrics import Evaluation, Record
+from oneshot.training.metrics import EvaluatedCompletion, Evaluation
 
 
 def evaluate(
@@ -40,7 +40,7 @@ def evaluate(
     stream = int(suite.digest[:8], 16)
     mine = world.share(list(enumerate(suite.problems)))
     requests = [
-        Request(
+        PromptRequest(
             prompt_ids=tuple(
                 prompts.encode(
                     problem.prompt,
@@ -63,7 +63,7 @@ def evaluate(
     found = world.gather(
         (
             index,
-            Record(
+            EvaluatedCompletion(
                 problem_id=problem.id,
                 category=problem.category,
                 level=problem.level,
@@ -89,7 +89,9 @@ def evaluate(
     )
 
 
-def _complete(policy: Policy, suite: Suite, requests: Sequence[Request], engine: Engine) -> list[list[Completion]]:
+def _complete(
+    policy: Policy, suite: Suite, requests: Sequence[PromptRequest], engine: Engine
+) -> list[list[Completion]]:
     """Completions of each request, in their order.
 
     A prompt that leaves less than `max_tokens` of the model's positions gets what it leaves, as vLLM gives it.
@@ -115,7 +117,7 @@ def _complete(policy: Policy, suite: Suite, requests: Sequence[Request], engine:
     return [found[index] for index in range(len(requests))]
 
 
-def summary(records: Sequence[Record], *, samples: int) -> dict[str, float]:
+def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str, float]:
     """Counts over an evaluation's completions, `samples` of each problem side by side."""
     right = [record.strict is True for record in records]
     metrics = {

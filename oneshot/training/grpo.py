@@ -21,10 +21,10 @@ import torch
 
 from oneshot.config.trial import TrialConfig
 from oneshot.policy.policy import decode
-from oneshot.rollout.engine import Completion, Request, Sampling
+from oneshot.rollout.engine import Completion, PromptRequest, Sampling
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.problems import extract_boxed
-from oneshot.tasks.rewards import Judged, judge, rewards
+from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import evaluate
 from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
@@ -124,7 +124,7 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
     example_G = tuple(example for example in example_N for _ in range(group_size))
     paid = _pay(config, state, example_G, judged) if state.world.is_first else None
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(state.world.told(paid), dtype=dtype, device=state.policy.device)
+    rewards_G = torch.tensor(state.world.broadcast(paid), dtype=dtype, device=state.policy.device)
     return Batch(
         example_G=example_G,
         completions=completions,
@@ -137,7 +137,7 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
 
 def _sample(
     config: TrialConfig, state: TrialState, groups: Sequence[tuple[int, int]]
-) -> list[tuple[int, Completion, Judged]]:
+) -> list[tuple[int, Completion, GradedCompletion]]:
     """Samples groups, each with its example; every completion, with its place, is judged as soon as it has ended."""
     group_size = config.rollout.group_size
     # an example's completions are asked for together, so that its prompt is computed once
@@ -148,12 +148,14 @@ def _sample(
         return []
     visited = list(places)
     requests = [
-        Request(prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example]))
+        PromptRequest(
+            prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example])
+        )
         for example in visited
     ]
-    futures: dict[tuple[int, int], Future[Judged]] = {}
+    futures: dict[tuple[int, int], Future[GradedCompletion]] = {}
 
-    def judged(request: int, completion: Completion) -> Judged:
+    def judged(request: int, completion: Completion) -> GradedCompletion:
         text = decode(state.policy, completion.token_ids)
         return judge(text, state.examples[visited[request]].answer, config.reward, state.grader)
 
@@ -172,7 +174,9 @@ def _sample(
     ]
 
 
-def _pay(config: TrialConfig, state: TrialState, example_G: Sequence[int], judged: Sequence[Judged]) -> list[float]:
+def _pay(
+    config: TrialConfig, state: TrialState, example_G: Sequence[int], judged: Sequence[GradedCompletion]
+) -> list[float]:
     """The reward of each completion of the step; NaN where it could not be judged."""
     found = [math.nan] * len(judged)
     for example in dict.fromkeys(example_G):

@@ -93,9 +93,9 @@ class Processes:
         """Whether a checkpoint holds what training needs, and not weights alone."""
         return (checkpoint / "optimizer.safetensors").is_file()
 
-    def know(self, baseline: Mapping[str, float]) -> None:
+    def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Takes accuracies at the start from the record, that of a suite by its name in this trial."""
-        self._ask("know", dict(baseline))
+        self._ask("set_baseline", dict(baseline))
 
     def load(self, checkpoint: Path) -> None:
         """Goes to where a checkpoint was saved."""

@@ -6,7 +6,7 @@ from oneshot.tasks.grading import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class EvaluatedCompletion:
     """One evaluated completion."""
 
     problem_id: str
@@ -30,7 +30,7 @@ class Evaluation:
     digest: str
     step: int
     metrics: dict[str, float]
-    records: tuple[Record, ...]
+    records: tuple[EvaluatedCompletion, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

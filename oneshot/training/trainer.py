@@ -16,7 +16,7 @@ from oneshot.training.metrics import StepMetrics
 from oneshot.training.state import load_state, new_state, save_state
 
 
-class GrpoWork:
+class GrpoTrainer:
     """One GRPO trial: its state, and what can be done with it.
 
     Each of `halvings` halves what is computed and decoded at a time, after attempts that ran out of memory; the
@@ -71,7 +71,7 @@ class GrpoWork:
         """Whether a checkpoint holds what training needs, and not weights alone."""
         return (checkpoint / "optimizer.safetensors").is_file()
 
-    def know(self, baseline: Mapping[str, float]) -> None:
+    def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Takes accuracies at the start from the record, that of a suite by its name in this trial."""
         self._state.baseline = dict(baseline)
 

@@ -27,7 +27,7 @@ from oneshot.errors import UserError
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Begin
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.trainer import GrpoWork
+from oneshot.training.trainer import GrpoTrainer
 
 STUCK = timedelta(hours=6)
 """After which a collective gives up. Rollouts of very different length are no error; who is stuck for less is the
@@ -40,7 +40,7 @@ class Member:
     def __init__(self, begin: Begin) -> None:
         _join(begin)
         self._is_first = begin.rank == 0
-        self._work = GrpoWork(
+        self._trainer = GrpoTrainer(
             begin.config,
             seed=begin.seed,
             resources=begin.resources,
@@ -50,26 +50,26 @@ class Member:
         )
         self._steps: Iterator[StepMetrics] = iter(())
 
-    def know(self, baseline: dict[str, float]) -> None:
+    def set_baseline(self, baseline: dict[str, float]) -> None:
         """As the work does."""
-        self._work.know(baseline)
+        self._trainer.set_baseline(baseline)
 
     def load(self, checkpoint: Path) -> int:
         """Goes to where a checkpoint was saved; its step."""
-        self._work.load(checkpoint)
-        return self._work.step
+        self._trainer.load(checkpoint)
+        return self._trainer.step
 
     def save(self, folder: Path, with_optimizer: bool) -> None:
         """All gather, the first writes."""
-        self._work.save(folder, with_optimizer=with_optimizer)
+        self._trainer.save(folder, with_optimizer=with_optimizer)
 
     def train(self) -> None:
         """Makes ready for the steps that are left."""
-        self._steps = self._work.train()
+        self._steps = self._trainer.train()
 
     def evaluate(self, checkpoint: Path | None, done: set[tuple[str, int]]) -> None:
         """Makes ready for the evaluations that are left."""
-        self._steps = self._work.evaluate(checkpoint, done=done)
+        self._steps = self._trainer.evaluate(checkpoint, done=done)
 
     def next(self) -> StepMetrics | bool:
         """What the next step gave, from the first process; False after the last."""

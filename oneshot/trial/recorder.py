@@ -38,7 +38,7 @@ from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import Evaluation, StepMetrics
-from oneshot.trial.trainer import Work, begin, make_ready
+from oneshot.trial.trainer import Trainer, begin, make_ready
 
 SEGMENT_S = 10.0
 MAX_SAMPLED = 64
@@ -53,28 +53,28 @@ def record(
     *,
     grader: Grader,
     origin: str,
-    over: Holder | None = None,
+    stale_holder: Holder | None = None,
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Generator[StepMetrics]:
     """Runs a training to its end, from its checkpoint if it has one, and records it in its folder.
 
-    `origin` names the sweep, or whatever else asked; `over` is who held the folder last and was seen to be gone;
-    `facts` are kept with the attempt. A
-    training that fails is recorded with its traceback and log, and raises nothing: whoever runs it reads the result.
+    `origin` names the sweep, or whatever else asked; `stale_holder` is who held the folder last and was seen to be
+    gone; `facts` are kept with the attempt. A training that fails is recorded with its traceback and log, and raises
+    nothing: whoever runs it reads the result.
     Closing the generator saves a checkpoint first. Whoever loses the folder to another leaves without a word in it.
 
     Raises:
         Leased: another process is at this training.
     """
     make_ready(training)
-    lease = take(folder, sweep=origin, facts={**environment(), **_spread(training), **facts}, over=over)
+    lease = take(folder, sweep=origin, facts={**environment(), **_spread(training), **facts}, stale_holder=stale_holder)
     recorder = _Recorder(training, folder, lease)
     try:
-        work = recorder.begin(grader)
-        for step in recorder.steps(work):
-            recorder.take(step, work)
+        trainer = recorder.begin(grader)
+        for step in recorder.steps(trainer):
+            recorder.take(step, trainer)
             yield step
-        recorder.end(work)
+        recorder.end(trainer)
     except LeaseLost as lost:
         logger.warning("leaves without writing: %s", lost)
     except GeneratorExit:
@@ -99,12 +99,12 @@ class _Recorder:
         self.guards = Guards(training.guards)
         self.pending: list[Row] = []
         self.last_segment_s = self.last_checkpoint_s = time.monotonic()
-        self.work: Work | None = None
+        self.trainer: Trainer | None = None
         self.only_evaluates = False
         """The weights are there: rows gain evaluations, and the checkpoint stays."""
         self.known_rows: dict[int, Row] = {}
 
-    def begin(self, grader: Grader) -> Work:
+    def begin(self, grader: Grader) -> Trainer:
         """Loads what the training needs; after attempts that ran out of memory, in smaller portions."""
         self.folder.write_json("trial.json", describe(self.training))
         self.known_rows = {row.step: row for row in self.folder.rows()}
@@ -112,10 +112,10 @@ class _Recorder:
         halvings = before.failures.get("oom", 0) if before is not None else 0
         if halvings:
             logger.info("computes in portions of 1/%d: it ran out of memory before", 2**halvings)
-        self.work = begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
-        return self.work
+        self.trainer = begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+        return self.trainer
 
-    def steps(self, work: Work) -> Iterator[StepMetrics]:
+    def steps(self, trainer: Trainer) -> Iterator[StepMetrics]:
         """What is left to do: the training from where it stands, or evaluations of the weights that it left."""
         config, done = self.training.config, self.folder.evaluations()
         wanted = due_evaluations(config) - done
@@ -127,17 +127,17 @@ class _Recorder:
             if at == config.train.num_steps and {step for _, step in wanted} <= {0, at}:
                 logger.info("the training is done: %d evaluations are to be made", len(wanted))
                 self.only_evaluates = True
-                work.know(self._baseline())
-                yield from work.evaluate(Path(local) if at else None, done=done)
+                trainer.set_baseline(self._baseline())
+                yield from trainer.evaluate(Path(local) if at else None, done=done)
                 return
-            if at and work.can_continue(Path(local)):
+            if at and trainer.can_continue(Path(local)):
                 if any(step <= at for _, step in wanted):
                     logger.info("starts anew: an evaluation is asked for that the checkpoint of step %d is past", at)
                 else:
-                    work.load(Path(local))
-                    work.know(self._baseline())
-                    logger.info("continues from step %d", work.step)
-        yield from work.train()
+                    trainer.load(Path(local))
+                    trainer.set_baseline(self._baseline())
+                    logger.info("continues from step %d", trainer.step)
+        yield from trainer.train()
 
     def _fetch_checkpoint(self, local: Path) -> int:
         """Copies the folder's checkpoint, if it has one; the steps that the training has behind it."""
@@ -152,7 +152,7 @@ class _Recorder:
         at_start = {suite.name: self.folder.evaluation(suite.digest, 0) for suite in suites}
         return {name: one["metrics"]["pass_at_1"] for name, one in at_start.items() if one is not None}
 
-    def take(self, step: StepMetrics, work: Work) -> None:
+    def take(self, step: StepMetrics, trainer: Trainer) -> None:
         """Records a step; writes what is due.
 
         Raises:
@@ -179,7 +179,7 @@ class _Recorder:
         if due or time.monotonic() - self.last_segment_s > SEGMENT_S or step.step == 0:
             self.flush()
         if due:
-            self._checkpoint(work, with_optimizer=True)
+            self._checkpoint(trainer, with_optimizer=True)
         self.guards.check(step.metrics)
 
     def _is_checkpoint_due(self, step: int) -> bool:
@@ -208,9 +208,9 @@ class _Recorder:
         self.folder.write(self.folder.log_name(self.attempt), self.log.text())
         self.last_segment_s = time.monotonic()
 
-    def _checkpoint(self, work: Work, *, with_optimizer: bool) -> None:
+    def _checkpoint(self, trainer: Trainer, *, with_optimizer: bool) -> None:
         with tempfile.TemporaryDirectory() as local:
-            work.save(Path(local), with_optimizer=with_optimizer)
+            trainer.save(Path(local), with_optimizer=with_optimizer)
             self.folder.put_folder("checkpoint", Path(local))
         self.last_checkpoint_s = time.monotonic()
 
@@ -218,14 +218,14 @@ class _Recorder:
         """Leaves a checkpoint of the last whole step, and no result."""
         try:
             self.flush()
-            if self.work is not None and self.work.step and not self.only_evaluates:
-                self._checkpoint(self.work, with_optimizer=True)
+            if self.trainer is not None and self.trainer.step and not self.only_evaluates:
+                self._checkpoint(self.trainer, with_optimizer=True)
         except LeaseLost as lost:
             logger.warning("leaves without writing: %s", lost)
         except DeadProcessError as error:
             logger.warning("leaves no checkpoint of its last step: %s", error)
 
-    def end(self, work: Work) -> None:
+    def end(self, trainer: Trainer) -> None:
         """Writes what is kept of a training that is through, then its result."""
         self.flush()
         keep = self.training.config.checkpoint.keep
@@ -234,7 +234,7 @@ class _Recorder:
         elif keep == "none":
             self.folder.remove_folder("checkpoint")
         else:
-            self._checkpoint(work, with_optimizer=keep == "full")
+            self._checkpoint(trainer, with_optimizer=keep == "full")
         self.folder.end_attempt(self.attempt, "finished", checkpoint=keep)
 
     def fail(self, error: Exception) -> None:
@@ -253,8 +253,8 @@ class _Recorder:
             logger.warning("leaves without writing: %s", lost)
 
     def close(self) -> None:
-        if self.work is not None:
-            self.work.close()
+        if self.trainer is not None:
+            self.trainer.close()
         self.log.close()
         try:
             self.lease.release()

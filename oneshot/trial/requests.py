@@ -26,12 +26,12 @@ class Request:
     """stop: without a checkpoint."""
 
 
-def ask(folder: Folder, request: Request) -> None:
+def send_request(folder: Folder, request: Request) -> None:
     """Leaves a request for the sweep's driver."""
     folder.write_json(f"requests/{now_ms():014d}-{uuid.uuid4().hex[:6]}.json", asdict(request))
 
 
-def heed(folder: Folder) -> list[Request]:
+def pop_requests(folder: Folder) -> list[Request]:
     """Takes the requests that are there, in order."""
     found = []
     for name in folder.list("requests"):

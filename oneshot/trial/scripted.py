@@ -23,7 +23,7 @@ from oneshot.training.metrics import StepMetrics
 MODULUS = 1_000_003
 
 
-class ScriptedWork:
+class ScriptedTrainer:
     """One scripted trial."""
 
     def __init__(self, config: TrialConfig, *, seed: int, attempt: int) -> None:
@@ -42,7 +42,7 @@ class ScriptedWork:
         """Always: there is no optimiser to miss."""
         return (checkpoint / "state.json").is_file()
 
-    def know(self, baseline: Mapping[str, float]) -> None:
+    def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Nothing: it has no suites."""
 
     def load(self, checkpoint: Path) -> None:

@@ -8,10 +8,10 @@ from oneshot.plan.trainings import Training
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Processes
 from oneshot.training.metrics import StepMetrics
-from oneshot.trial.scripted import ScriptedWork
+from oneshot.trial.scripted import ScriptedTrainer
 
 
-class Work(Protocol):
+class Trainer(Protocol):
     """A trial that is under way."""
 
     @property
@@ -23,7 +23,7 @@ class Work(Protocol):
         """Whether a checkpoint is enough to go on from."""
         ...
 
-    def know(self, baseline: Mapping[str, float]) -> None:
+    def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Takes accuracies at the start from the record."""
         ...
 
@@ -54,14 +54,14 @@ def make_ready(training: Training) -> None:
         import oneshot.training.trainer  # noqa: F401
 
 
-def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Work:
+def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
     """Loads what the training needs, at step 0.
 
     Raises:
         UserError: a model, example or suite is not as it should be.
     """
     if training.config.script is not None:
-        return ScriptedWork(training.config, seed=training.seed, attempt=attempt)
+        return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)
     resources = training.resources
     if resources.processes > 1:
         return Processes(
@@ -71,6 +71,6 @@ def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) ->
             grader_timeout_s=grader.timeout_s,
             halvings=halvings,
         )
-    from oneshot.training.trainer import GrpoWork
+    from oneshot.training.trainer import GrpoTrainer
 
-    return GrpoWork(training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings)
+    return GrpoTrainer(training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings)

@@ -33,7 +33,7 @@ Need = tuple[float, float, float | None, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class NodeType:
     """A kind of node: what each has, and how many there are, or may come to be."""
 
     resources: Mapping[str, float]
@@ -105,22 +105,22 @@ class Nodes:
 
     def __init__(self) -> None:
         self._looked_s = float("-inf")
-        self._shapes: list[Shape] = []
+        self._node_types: list[NodeType] = []
         self._leaving: frozenset[str] = frozenset()
-        self._rooms: dict[Need, int] = {}
+        self._capacities: dict[Need, int] = {}
 
-    def shapes(self) -> list[Shape]:
+    def shapes(self) -> list[NodeType]:
         """Every node that is there, and what an autoscaler may add."""
         self._look()
-        return self._shapes
+        return self._node_types
 
-    def room(self, resources: ResourceConfig) -> int:
+    def capacity(self, resources: ResourceConfig) -> int:
         """Trials of this need to have ready now, those that run counted."""
         self._look()
         need = need_of(resources)
-        if need not in self._rooms:
-            self._rooms[need] = room(resources, self._shapes)
-        return self._rooms[need]
+        if need not in self._capacities:
+            self._capacities[need] = capacity(resources, self._node_types)
+        return self._capacities[need]
 
     def leaving(self) -> frozenset[str]:
         """Ids of nodes that are being drained: a spot machine that is taken back, one that is scaled away."""
@@ -131,18 +131,18 @@ class Nodes:
         now_s = time.monotonic()
         if now_s - self._looked_s > LOOK_S:
             self._looked_s = now_s
-            self._shapes = shapes()
+            self._node_types = shapes()
             self._leaving = frozenset(state.get_draining_nodes())
-            self._rooms.clear()
+            self._capacities.clear()
 
 
-def shapes() -> list[Shape]:
+def shapes() -> list[NodeType]:
     """Every node that is there, and what an autoscaler may add."""
-    there = [Shape(resources=node["Resources"], count=1) for node in ray.nodes() if node["Alive"]]
+    there = [NodeType(resources=node["Resources"], count=1) for node in ray.nodes() if node["Alive"]]
     return there + node_types(os.environ.get(NODE_TYPES, ""))
 
 
-def node_types(text: str) -> list[Shape]:
+def node_types(text: str) -> list[NodeType]:
     """`CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64` -> what an autoscaler may add: Ray does not tell.
 
     Raises:
@@ -166,7 +166,7 @@ def node_types(text: str) -> list[Shape]:
                     "(there is also memory_gib, accelerator)"
                 ) from error
         resources["memory"] = resources.get("memory", float("inf")) * 2**30
-        found.append(Shape(resources=resources, count=count))
+        found.append(NodeType(resources=resources, count=count))
     return found
 
 
@@ -182,7 +182,7 @@ def is_there(node_id: str) -> bool:
     return True
 
 
-def bundle(resources: ResourceConfig, nodes: Sequence[Shape]) -> dict[str, float]:
+def bundle(resources: ResourceConfig, nodes: Sequence[NodeType]) -> dict[str, float]:
     """What a training reserves on one node; of several accelerator types, the first that the cluster has."""
     found: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
@@ -201,7 +201,7 @@ def need_of(resources: ResourceConfig) -> Need:
     return resources.cpus, resources.gpus, resources.memory_gib, tuple(resources.accelerator or ())
 
 
-def room(resources: ResourceConfig, nodes: Sequence[Shape]) -> int:
+def capacity(resources: ResourceConfig, nodes: Sequence[NodeType]) -> int:
     """Trials to have ready, those that run counted: what fits, and a few more, so that no worker waits for its next.
 
     Few, since Tune takes them in order: what was lost with a node waits behind those that are ready already.
@@ -211,7 +211,7 @@ def room(resources: ResourceConfig, nodes: Sequence[Shape]) -> int:
     return min(MOST_AT_A_TIME, most + max(2, most // 4))
 
 
-def _copies(needed: Mapping[str, float], node: Shape) -> int:
+def _copies(needed: Mapping[str, float], node: NodeType) -> int:
     """How often a bundle fits a kind of node."""
     of_one = min(node.resources.get(name, 0) / amount for name, amount in needed.items())
     return int(of_one) * node.count
@@ -232,7 +232,7 @@ def check_cluster(address: str, trials: Sequence[Trial]) -> None:
         check_feasible(trials, shapes())
 
 
-def check_feasible(trials: Sequence[Trial], nodes: Sequence[Shape]) -> None:
+def check_feasible(trials: Sequence[Trial], nodes: Sequence[NodeType]) -> None:
     """A trial that fits no node would wait for ever.
 
     Raises:

@@ -15,7 +15,7 @@ from oneshot.errors import UserError
 from oneshot.plan.plan import Plan, Trial
 from oneshot.store.store import Folder, Store
 from oneshot.sweep.cluster import probe
-from oneshot.sweep.cluster.nodes import Shape, bundle, check_feasible, fits, shapes
+from oneshot.sweep.cluster.nodes import NodeType, bundle, check_feasible, fits, shapes
 from oneshot.sweep.cluster.probe import Answer, Question
 from oneshot.sweep.events import ANSWER_S, PASSED
 
@@ -133,7 +133,7 @@ def _held(node: Mapping[str, object], trials: Sequence[Trial]) -> list[Trial]:
     """Trials that a node may hold."""
     resources = node["Resources"]
     assert isinstance(resources, Mapping), "Ray tells what a node has"
-    here = [Shape(resources=resources, count=1)]
+    here = [NodeType(resources=resources, count=1)]
     return [one for one in trials if fits(bundle(one.resources, here), resources)]
 
 

@@ -26,10 +26,10 @@ class AgendaSearcher(_Unsaved, Searcher):
     """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
 
     def __init__(
-        self, agenda: Agenda, *, storage: str, room: Callable[[ResourceConfig], int], most: int | None
+        self, agenda: Agenda, *, storage: str, capacity: Callable[[ResourceConfig], int], most: int | None
     ) -> None:
         super().__init__()
-        self._agenda, self._storage, self._room, self._most = agenda, storage, room, most
+        self._agenda, self._storage, self._capacity, self._most = agenda, storage, capacity, most
         self._live: dict[str, Need] = {}
         self._counts: Counter[Need] = Counter()
         self._kinds: dict[Need, ResourceConfig] = {}
@@ -54,19 +54,19 @@ class AgendaSearcher(_Unsaved, Searcher):
             turn.training,
             storage=self._storage,
             sweep=self._agenda.plan.name,
-            over=turn.over,
+            stale_holder=turn.stale_holder,
             watched=self._agenda.watched,
         )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Makes room for the next; the driver's callback tells the agenda, by key."""
+        """Makes capacity for the next; the driver's callback tells the agenda, by key."""
         self._counts[self._live.pop(trial_id)] -= 1
 
     def _is_full(self, resources: ResourceConfig) -> bool:
-        return self._most is None and self._counts[need_of(resources)] >= self._room(resources)
+        return self._most is None and self._counts[need_of(resources)] >= self._capacity(resources)
 
     def _is_all_full(self) -> bool:
-        """Whether there is no room for any: then nobody needs to look through the queue."""
+        """Whether there is no capacity for any: then nobody needs to look through the queue."""
         if self._agenda.plan is not self._of_plan:
             self._of_plan = self._agenda.plan
             self._kinds = {need_of(trial.resources): trial.resources for trial in self._of_plan.trials}

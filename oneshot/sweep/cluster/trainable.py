@@ -23,7 +23,7 @@ SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
 
 
 def to_tune_config(
-    training: Training, *, storage: str, sweep: str, over: Holder | None, watched: tuple[str, ...]
+    training: Training, *, storage: str, sweep: str, stale_holder: Holder | None, watched: tuple[str, ...]
 ) -> dict[str, Any]:
     """What a worker needs to run a training, as plain values."""
     return {
@@ -32,7 +32,7 @@ def to_tune_config(
         "sweep": sweep,
         "working_directory": os.getcwd(),
         "data_folder": os.environ.get("ONESHOT_DATA"),
-        "over": None if over is None else json.dumps(asdict(over)),
+        "stale_holder": None if stale_holder is None else json.dumps(asdict(stale_holder)),
         "shown": [*SHOWN, *watched],
         "resources": training.resources.model_dump(mode="json"),
         "training": json.dumps(
@@ -109,9 +109,16 @@ class TrialTrainable(tune.Trainable):
         if self._grader is None or self._grader.timeout_s != timeout_s:
             self._close_grader()
             self._grader = Grader(timeout_s=timeout_s)
-        over = None if self._config["over"] is None else Holder(**json.loads(self._config["over"]))
+        stale_holder = (
+            None if self._config["stale_holder"] is None else Holder(**json.loads(self._config["stale_holder"]))
+        )
         return record(
-            training, folder, grader=self._grader, origin=self._config["sweep"], over=over, facts={"node": self._node}
+            training,
+            folder,
+            grader=self._grader,
+            origin=self._config["sweep"],
+            stale_holder=stale_holder,
+            facts={"node": self._node},
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -69,7 +69,7 @@ def run_on_ray(
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=AgendaSearcher(agenda, storage=store.absolute, room=nodes.room, most=max_concurrent),
+                search_alg=AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent),
                 scheduler=AgendaScheduler(agenda),
                 num_samples=-1,
                 reuse_actors=True,  # between trials of equal resources, by their placement group

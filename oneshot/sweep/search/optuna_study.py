@@ -1,6 +1,6 @@
 """Points of a study, as far as they are known -> the next point, the best one, what mattered, and pictures.
 
-The only door to Optuna. A study lives for one call, in memory, and is made anew from what it was told: there is no
+The only door to Optuna. A study lives for one call, in memory, and is made anew from what it was points: there is no
 state to lose, and the same points give the same next one in any process.
 """
 
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from oneshot.config.sweep import RangeConfig, SamplerConfig
 from oneshot.report.plots import FAINT, INK, PALETTE
-from oneshot.sweep.search.points import Mode, Told, best, breaks, value_of
+from oneshot.sweep.search.points import Mode, Point, best, breaks, value_of
 
 Space = Mapping[str, RangeConfig]
 
@@ -34,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def ask(
     space: Space,
-    told: Sequence[Told],
+    points: Sequence[Point],
     *,
     study: str,
     sampler: SamplerConfig,
@@ -43,22 +43,22 @@ def ask(
 ) -> dict[str, Any]:
     """The next point: a value for every path of `space`, those in `given` as they are there.
 
-    TPE is Optuna 5's: multivariate, and with a constant liar for what is pending. Values that are given or told lie in
-    their range, or are one of its choices, type and all: the caller has seen to it.
+    TPE is Optuna 5's: multivariate, and with a constant liar for what is pending. Given values lie in their range, or
+    are one of its choices, with the right type: the caller checks that.
     """
-    seed = _seed(sampler.seed, study, len(told))
-    asked = _restored(space, told, mode=mode, sampler=_sampler(sampler, told, seed=seed))
+    seed = _seed(sampler.seed, study, len(points))
+    asked = _restored(space, points, mode=mode, sampler=_sampler(sampler, points, seed=seed))
     asked.enqueue_trial({path: _encoded(of, given[path]) for path, of in space.items() if path in given})
     params = asked.ask(fixed_distributions=_distributions(space)).params
     return {path: _decoded(of, params[path]) for path, of in space.items()}
 
 
-def importances(space: Space, told: Sequence[Told], mode: Mode) -> dict[str, float]:
+def importances(space: Space, points: Sequence[Point], mode: Mode) -> dict[str, float]:
     """Share of each path in reaching the best tenth (PED-ANOVA, arxiv.org/abs/2304.10255), the largest first.
 
     Empty where there are too few complete points, or the best tenth is no better than the worst point.
     """
-    complete = [point for point in told if value_of(point) is not None]
+    complete = [point for point in points if value_of(point) is not None]
     values = sorted((value for point in complete if (value := value_of(point)) is not None), reverse=mode == "max")
     if len(values) < FEW_POINTS or values[math.ceil(TOP_QUANTILE * len(values)) - 1] == values[-1]:
         return {}
@@ -74,22 +74,22 @@ def _seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
 
 
-def _sampler(config: SamplerConfig, told: Sequence[Told], *, seed: int) -> BaseSampler:
+def _sampler(config: SamplerConfig, points: Sequence[Point], *, seed: int) -> BaseSampler:
     if config.kind == "random":
         return RandomSampler(seed=seed)
     # what is shown as running does not count as a start for Optuna, but it was one
-    num_hidden = 0 if _any_ended(told) else sum(_is_infeasible(point) for point in told)
+    num_hidden = 0 if _any_ended(points) else sum(_is_infeasible(point) for point in points)
     return TPESampler(n_startup_trials=max(0, config.num_startup - num_hidden), seed=seed)
 
 
-def _restored(space: Space, told: Sequence[Told], *, mode: Mode, sampler: BaseSampler) -> optuna.Study:
+def _restored(space: Space, points: Sequence[Point], *, mode: Mode, sampler: BaseSampler) -> optuna.Study:
     study = optuna.create_study(sampler=sampler, direction="maximize" if mode == "max" else "minimize")
-    ended = _any_ended(told)
-    study.add_trials(_trial(space, point, ended=ended) for point in told)
+    ended = _any_ended(points)
+    study.add_trials(_trial(space, point, ended=ended) for point in points)
     return study
 
 
-def _trial(space: Space, point: Told, *, ended: bool) -> FrozenTrial:
+def _trial(space: Space, point: Point, *, ended: bool) -> FrozenTrial:
     """A point as Optuna's TPE learns from it.
 
     An infeasible one is a pruned trial with an endless violation, which TPE puts among the bad unless the best tenth
@@ -111,11 +111,11 @@ def _trial(space: Space, point: Told, *, ended: bool) -> FrozenTrial:
     )
 
 
-def _any_ended(told: Sequence[Told]) -> bool:
-    return any(point.state != "pending" and not _is_infeasible(point) for point in told)
+def _any_ended(points: Sequence[Point]) -> bool:
+    return any(point.state != "pending" and not _is_infeasible(point) for point in points)
 
 
-def _is_infeasible(point: Told) -> bool:
+def _is_infeasible(point: Point) -> bool:
     return point.state == "infeasible" or (point.state == "complete" and value_of(point) is None)
 
 
@@ -157,30 +157,30 @@ def _ends(of: RangeConfig) -> tuple[int | float, int | float]:
     return of.low, of.high
 
 
-def figures(space: Space, told: Sequence[Told], mode: Mode, *, metric: str) -> dict[str, Figure]:
+def figures(space: Space, points: Sequence[Point], mode: Mode, *, metric: str) -> dict[str, Figure]:
     """`history`; `parallel_coordinates` where a point is complete; `importances` where there are any.
 
     Drawn here, since Optuna's own cut long paths, and change pyplot's style for the whole process.
     """
-    found = {"history": _history(told, mode, metric=metric)}
-    if any(value_of(point) is not None for point in told):
-        found["parallel_coordinates"] = _parallel_coordinates(space, told, mode, metric=metric)
-    if shares := importances(space, told, mode):
+    found = {"history": _history(points, mode, metric=metric)}
+    if any(value_of(point) is not None for point in points):
+        found["parallel_coordinates"] = _parallel_coordinates(space, points, mode, metric=metric)
+    if shares := importances(space, points, mode):
         found["importances"] = _importances(shares, metric=metric)
     return found
 
 
-def _history(told: Sequence[Told], mode: Mode, *, metric: str) -> Figure:
+def _history(points: Sequence[Point], mode: Mode, *, metric: str) -> Figure:
     figure, axes = _figure(7.0, 3.6, title=f"{metric} of each point")
-    complete = {index: value for index, point in enumerate(told) if (value := value_of(point)) is not None}
-    kept = {index: value for index, value in complete.items() if not breaks(told[index])}
-    broken = {index: value for index, value in complete.items() if breaks(told[index])}
+    complete = {index: value for index, point in enumerate(points) if (value := value_of(point)) is not None}
+    kept = {index: value for index, value in complete.items() if not breaks(points[index])}
+    broken = {index: value for index, value in complete.items() if breaks(points[index])}
     stopped = {
         index: point.steps[max(point.steps)]
-        for index, point in enumerate(told)
+        for index, point in enumerate(points)
         if point.state == "pruned" and point.steps
     }
-    failed = [index for index, point in enumerate(told) if _is_infeasible(point)]
+    failed = [index for index, point in enumerate(points) if _is_infeasible(point)]
     axes.plot(list(kept), list(kept.values()), "o", color=PALETTE[0], label="complete")
     if broken:
         axes.plot(
@@ -191,7 +191,7 @@ def _history(told: Sequence[Told], mode: Mode, *, metric: str) -> Figure:
     if failed:
         floor = axes.get_xaxis_transform()
         axes.plot(failed, [0.0] * len(failed), "^", color=PALETTE[1], transform=floor, clip_on=False, label="no value")
-    winners = [(end, best(told[: end + 1], mode)) for end in range(len(told))]
+    winners = [(end, best(points[: end + 1], mode)) for end in range(len(points))]
     line = [(end, kept[winner]) for end, winner in winners if winner is not None]
     if line:
         axes.step(*zip(*line, strict=True), where="post", color=PALETTE[2], linewidth=1.2, label="best so far")
@@ -212,14 +212,14 @@ def _importances(shares: Mapping[str, float], *, metric: str) -> Figure:
     return figure
 
 
-def _parallel_coordinates(space: Space, told: Sequence[Told], mode: Mode, *, metric: str) -> Figure:
-    values = [value for point in told if (value := value_of(point)) is not None]
+def _parallel_coordinates(space: Space, points: Sequence[Point], mode: Mode, *, metric: str) -> Figure:
+    values = [value for point in points if (value := value_of(point)) is not None]
     low, high = min(values), max(values)
     last = RangeConfig(low=low, high=high if high > low else low + abs(low) + 1.0)
     columns = {**space, metric: last}
     title = "dark is better, dotted breaks the constraint, red has no value"
     figure, axes = _figure(max(6.0, 1.2 + 1.5 * len(columns)), 4.0, title=title)
-    for point in told:
+    for point in points:
         heights = [_height(of, point.params[path]) for path, of in space.items()]
         value = value_of(point)
         if value is not None:

@@ -16,7 +16,7 @@ from oneshot.plan.plan import Plan, make_plan, with_point
 from oneshot.plan.studies import FOLDER, Study, freeze_point, freeze_winner
 from oneshot.store.store import Folder, Row, Store
 from oneshot.sweep.search.early_stopping import EarlyStopping
-from oneshot.sweep.search.points import Told, as_record, best
+from oneshot.sweep.search.points import Point, as_record, best
 from oneshot.trial.requests import Stops
 from oneshot.trial.state import has_failed, trial_standing, view
 
@@ -27,7 +27,7 @@ class Searching:
     def __init__(self, sweep: Sweep, plan: Plan, store: Store, folder: Folder, early: EarlyStopping) -> None:
         self.sweep, self.plan = sweep, plan
         self._store, self._folder, self._early = store, folder, early
-        self._told: dict[tuple[str, int], Told] = {}
+        self._points: dict[tuple[str, int], Point] = {}
 
     def is_under_way(self) -> bool:
         """Whether a study has not been won yet."""
@@ -42,12 +42,12 @@ class Searching:
             if study.name in self.sweep.winners:
                 continue
             said += self._ask(study, search, stops)
-            told = self.told(study, stops)
-            if len(told) >= search.num_trials and all(one.state != "pending" for one in told):
-                said.append(self._win(study, search, told))
+            points = self.points(study, stops)
+            if len(points) >= search.num_trials and all(one.state != "pending" for one in points):
+                said.append(self._win(study, search, points))
         return said
 
-    def told(self, study: Study, stops: Stops) -> list[Told]:
+    def points(self, study: Study, stops: Stops) -> list[Point]:
         """The study's points so far."""
         asked = self.sweep.points.get(study.name, [])
         return [self._point(study, number, params, stops) for number, params in enumerate(asked)]
@@ -56,17 +56,17 @@ class Searching:
         from oneshot.sweep.search.optuna_study import ask  # Optuna takes seconds to import
 
         said = []
-        told = self.told(study, stops)
-        while len(told) < search.num_trials:
-            number = len(told)
-            known = told[: max(0, number - search.parallel + 1)]
+        points = self.points(study, stops)
+        while len(points) < search.num_trials:
+            number = len(points)
+            known = points[: max(0, number - search.parallel + 1)]
             if any(one.state == "pending" for one in known):
                 break
             given = search.warm_start[number] if number < len(search.warm_start) else {}
             params = ask(
                 study.space,
                 # of those that may still be under way nothing is known, even where they have ended
-                [*known, *(Told(params=one.params, state="pending") for one in told[len(known) :])],
+                [*known, *(Point(params=one.params, state="pending") for one in points[len(known) :])],
                 study=study.name,
                 sampler=search.sampler,
                 mode=search.objective.mode,
@@ -76,19 +76,19 @@ class Searching:
             asked = [*self.sweep.points.get(study.name, []), params]
             self.sweep = replace(self.sweep, points={**self.sweep.points, study.name: asked})
             self.plan = with_point(self.plan, self.sweep, study, number)
-            told.append(Told(params=params, state="pending"))
+            points.append(Point(params=params, state="pending"))
             said.append(f"{study.name}: point {number} (of {search.num_trials}): {_shown(params)}")
         return said
 
-    def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Told:
-        known = self._told.get((study.name, number))
+    def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
+        known = self._points.get((study.name, number))
         if known is None:
             known = self._judge(study, number, params, stops)
             if known.state != "pending":
-                self._told[study.name, number] = known
+                self._points[study.name, number] = known
         return known
 
-    def _judge(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Told:
+    def _judge(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
         """What a point's trials amount to; their seeds and cells are averaged."""
         search = self.sweep.config.search
         assert search is not None
@@ -104,29 +104,29 @@ class Searching:
             elif stops.reason(trial) is not None:
                 is_cut = True
             elif has_failed(result, folder, faults=self.sweep.config.faults):
-                return Told(params=params, state="infeasible")
+                return Point(params=params, state="infeasible")
             else:
-                return Told(params=params, state="pending")
+                return Point(params=params, state="pending")
             rows.append(view(trial, folder))
         if is_cut and (steps := self._early.judged(study.name, number)):
             # not by its rows: its worker may still be about to write the last of them
             last = steps[max(steps)]
             state: Literal["pruned", "infeasible"] = "pruned" if math.isfinite(last) else "infeasible"
-            return Told(params=params, state=state, value=last if state == "pruned" else None, steps=steps)
+            return Point(params=params, state=state, value=last if state == "pruned" else None, steps=steps)
         metric = search.objective.metric
         values = [_value(of_one, metric, search) for of_one in rows]
         found = [value for value in values if value is not None and math.isfinite(value)]
         if len(found) < len(rows):  # a metric that never came, or is not a number
-            return Told(params=params, state="infeasible")
+            return Point(params=params, state="infeasible")
         violation = None
         if search.constraint is not None:
             lasts = [_last(of_one, search.constraint.metric) for of_one in rows]
             if any(one is None or not math.isfinite(one) for one in lasts):
-                return Told(params=params, state="infeasible")
+                return Point(params=params, state="infeasible")
             level = fmean(one for one in lasts if one is not None)
             limit = search.constraint
             violation = level - limit.max if limit.max is not None else (limit.min or 0.0) - level
-        return Told(
+        return Point(
             params=params,
             state="pruned" if is_cut else "complete",
             value=fmean(found),
@@ -134,32 +134,32 @@ class Searching:
             steps=_mean_by_step(rows, metric),
         )
 
-    def _win(self, study: Study, search: SearchConfig, told: Sequence[Told]) -> str:
+    def _win(self, study: Study, search: SearchConfig, points: Sequence[Point]) -> str:
         """Keeps what the study has found, and sets its part of the grid by it."""
         from oneshot.sweep.search.optuna_study import importances  # Optuna takes seconds to import
 
         mode = search.objective.mode
-        number = best(told, mode)
+        number = best(points, mode)
         winner = Winner(
             point=number,
-            params={} if number is None else dict(told[number].params),
-            value=None if number is None else told[number].value,
-            num_points=len(told),
+            params={} if number is None else dict(points[number].params),
+            value=None if number is None else points[number].value,
+            num_points=len(points),
         )
         record = {
             "study": study.name,
             "objective": search.objective.model_dump(),
             "space": {path: known.model_dump(exclude_none=True) for path, known in study.space.items()},
-            "points": [as_record(one) for one in told],
+            "points": [as_record(one) for one in points],
             "winner": number,
-            "importances": importances(study.space, told, mode),
+            "importances": importances(study.space, points, mode),
         }
         self._folder.write_json(f"{FOLDER}/{study.name}/study.json", record)
         freeze_winner(self._folder, study.name, winner)
         self.sweep = replace(self.sweep, winners={**self.sweep.winners, study.name: winner})
         self.plan = make_plan(self.sweep)
         if number is None:
-            return f"{study.name}: no point of {len(told)} finished and kept to its constraint; its grid cannot run"
+            return f"{study.name}: no point of {len(points)} finished and kept to its constraint; its grid cannot run"
         best_of = f"{search.objective.metric} {winner.value:.4f}"
         return f"{study.name}: point {number} wins with {best_of}: {_shown(winner.params)}"
 

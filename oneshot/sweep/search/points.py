@@ -10,7 +10,7 @@ State = Literal["complete", "pruned", "infeasible", "pending"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Point:
     """One point of a study, as far as it is known."""
 
     params: Mapping[str, Any]  # path -> value, of the searched paths alone
@@ -20,33 +20,33 @@ class Told:
     steps: Mapping[int, float] = field(default_factory=dict)  # of a pruned point: what it was judged by
 
 
-def as_record(told: Told) -> dict[str, Any]:
+def as_record(points: Point) -> dict[str, Any]:
     """A point as JSON."""
-    return {**asdict(told), "steps": {str(step): value for step, value in told.steps.items()}}
+    return {**asdict(points), "steps": {str(step): value for step, value in points.steps.items()}}
 
 
-def told_of(record: Mapping[str, Any]) -> list[Told]:
+def read_points(record: Mapping[str, Any]) -> list[Point]:
     """The points of a study's record."""
     return [
-        Told(**{**point, "steps": {int(step): value for step, value in point["steps"].items()}})
+        Point(**{**point, "steps": {int(step): value for step, value in point["steps"].items()}})
         for point in record["points"]
     ]
 
 
-def best(told: Sequence[Told], mode: Mode) -> int | None:
+def best(points: Sequence[Point], mode: Mode) -> int | None:
     """Index of the best complete point that keeps the constraint, of equals the earliest; None where there is none."""
     sign = 1 if mode == "max" else -1
-    values = {index: sign * value for index, point in enumerate(told) if (value := value_of(point)) is not None}
-    able = [index for index in values if not breaks(told[index])]
+    values = {index: sign * value for index, point in enumerate(points) if (value := value_of(point)) is not None}
+    able = [index for index in values if not breaks(points[index])]
     return max(able, key=lambda index: values[index]) if able else None
 
 
-def value_of(point: Told) -> float | None:
+def value_of(point: Point) -> float | None:
     """Of a complete point, where it is finite."""
     value = point.value if point.state == "complete" else None
     return value if value is not None and math.isfinite(value) else None
 
 
-def breaks(point: Told) -> bool:
+def breaks(point: Point) -> bool:
     """Whether it is known to break the constraint."""
     return point.violation is not None and point.violation > 0

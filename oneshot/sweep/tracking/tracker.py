@@ -26,7 +26,7 @@ from oneshot.report.plots import has_curve, sweep_curves, trial_curve
 from oneshot.report.runs import read_runs
 from oneshot.store.store import Result, Row, Store, TrialFolder, now_ms
 from oneshot.sweep.cluster.package import commit
-from oneshot.sweep.search.points import told_of
+from oneshot.sweep.search.points import read_points
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.examples import identify
@@ -389,7 +389,7 @@ class Tracker:
                 continue
             path = f"{SEARCH}/{re.sub('[^A-Za-z0-9_.+]+', '-', study.name)}"
             self._client.log_dict(self._parent_id, record, f"{path}/study.json")
-            told = told_of(record)
+            told = read_points(record)
             metric, mode = record["objective"]["metric"], record["objective"]["mode"]
             for name, figure in figures(study.space, told, mode, metric=metric).items():
                 self._client.log_figure(self._parent_id, figure, f"{path}/{name}.png")
