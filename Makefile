@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 20
 .DEFAULT_GOAL := help
 
 .PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs bench clean
@@ -48,7 +49,7 @@ laptop: models/SmolLM2-135M-Instruct/model.safetensors
 	$(BIN)/oneshot run sweeps/laptop.yaml
 
 test: .venv/ready-dev
-	$(BIN)/pytest -q -m "not slow and not cluster and not gpu"
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
 test-all: .venv/ready-dev
 	$(BIN)/pytest -q -m "slow or cluster"
