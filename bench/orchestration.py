@@ -66,7 +66,7 @@ def ours(num_trials: int, folder: Path) -> dict[str, Any]:
     from oneshot.config.file import read
     from oneshot.plan.plan import make_plan
     from oneshot.store.store import Store
-    from oneshot.sweep import tuner
+    from oneshot.sweep.cluster import tuner
     from oneshot.sweep.cluster.nodes import joined
 
     sweep = read(sweep_text(num_trials, str(folder / "runs")), name="bench")
@@ -85,7 +85,9 @@ def ours(num_trials: int, folder: Path) -> dict[str, Any]:
 
 def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ended: list[float]) -> dict[str, Any]:
     """What `ours` measures, once Ray is there."""
-    from oneshot.sweep import tuner
+    from oneshot.plan.pinned import PinnedSweep
+    from oneshot.plan.sweep_run import SweepRun
+    from oneshot.sweep.cluster import tuner
     from oneshot.sweep.run import run
 
     calls = count_mlflow_calls()
@@ -103,7 +105,7 @@ def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ende
             reach=lambda: "",
         )
 
-    summary, _ = run(sweep, plan, store, launch=launch, listen=listen)
+    summary, _ = run(SweepRun(sweep=PinnedSweep.of(sweep), plan=plan, store=store), launch=launch, listen=listen)
     seconds = time.perf_counter() - start_s
     assert summary.finished == num_trials, summary
     assert not summary.tracking_error, summary
@@ -143,9 +145,11 @@ def peer(num_trials: int, folder: Path, *, reuse: bool) -> dict[str, Any]:
 def load(folder: Path) -> dict[str, Any]:
     """8 trials at a time, 20 metrics a second each: how long a step takes beyond its second, and MLflow's lag."""
     from oneshot.config.file import read
+    from oneshot.plan.pinned import PinnedSweep
     from oneshot.plan.plan import make_plan
+    from oneshot.plan.sweep_run import SweepRun
     from oneshot.store.store import Store
-    from oneshot.sweep import tuner
+    from oneshot.sweep.cluster import tuner
     from oneshot.sweep.run import run
 
     text = sweep_text(8, str(folder / "runs")).replace(f"{{metrics: {NUM_METRICS - 1}}}", "{step_s: 1.0, metrics: 18}")
@@ -164,7 +168,9 @@ def load(folder: Path) -> dict[str, Any]:
         ended.append(time.perf_counter())
         return done
 
-    summary, _ = run(sweep, made, store, launch=launch, listen=lambda event: None)
+    summary, _ = run(
+        SweepRun(sweep=PinnedSweep.of(sweep), plan=made, store=store), launch=launch, listen=lambda event: None
+    )
     lag_s = time.perf_counter() - ended[0]
     assert summary.finished == 8, summary
     rows = [store.trial(trial.key).rows() for trial in made.trials if trial.key]
@@ -189,7 +195,8 @@ def finish_most(folder: Path) -> dict[str, Any]:
     """A store in which all trials but one are finished."""
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
-    from oneshot.store.store import Row, Store
+    from oneshot.store.records import Row
+    from oneshot.store.store import Store
 
     file = folder / "big.yaml"
     file.write_text(sweep_text(NUM_PLANNED, str(folder / "runs")))
@@ -198,7 +205,8 @@ def finish_most(folder: Path) -> dict[str, Any]:
     for trial in made.trials[:-1]:
         assert trial.key is not None
         of_one = store.trial(trial.key)
-        attempt = of_one.begin_attempt({"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
+        attempt = 1
+        of_one.write_json("attempts/1.json", {"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
         of_one.write_segment(attempt, [Row(step=1, time_ms=1, metrics={"script/chain": 1.0})])
         of_one.end_attempt(attempt, "finished")
     store.sweep("bench").write("sweep.yaml", sweep.source.text)
@@ -207,28 +215,29 @@ def finish_most(folder: Path) -> dict[str, Any]:
 
 def restart(folder: Path) -> dict[str, Any]:
     """Seconds from process start to the first suggestion, by the command line's path; Ray is imported, not begun."""
-    from oneshot.cli.options import load_sweep, resolved
+    from oneshot.cli.options import load_sweep
     from oneshot.plan.edits import check_edits
+    from oneshot.plan.loader import pin_all
     from oneshot.store.store import Store
     from oneshot.sweep.run import run
 
     sweep = load_sweep(folder / "big.yaml", None)
     store = Store(sweep.config.storage)
-    sweep, made = resolved(sweep, store)
-    check_edits(sweep, made, store)
+    planned = pin_all(sweep, store)
+    check_edits(planned)
     found: dict[str, Any] = {}
 
     def launch(agenda: Any, tracking: Any) -> bool:
-        from oneshot.sweep import tuner
+        from oneshot.sweep.cluster import tuner
 
         assert tuner.run_on_ray
         turn = agenda.next()
         found["seconds"] = time.time() - psutil.Process().create_time()
-        assert turn.training.key == made.trials[-1].key
+        assert turn.training.key == planned.plan.trials[-1].key
         print(json.dumps({**found, **memory()}), flush=True)
         os._exit(0)
 
-    run(sweep, made, store, launch=launch, listen=lambda event: None)
+    run(planned, launch=launch, listen=lambda event: None)
     raise AssertionError("nothing was suggested")
 
 

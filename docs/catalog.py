@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from oneshot.config.file import Sweep, load
+from oneshot.config.file import load
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import BUILT_IN, GENERATED
@@ -33,7 +34,7 @@ def catalog(folder: Path) -> str:
     return "\n".join([INTRODUCTION, *_table(rows), "", *_suites(), "", *_aliases(), ""])
 
 
-def _row(name: str, sweep: Sweep, plan: Plan) -> list[str]:
+def _row(name: str, sweep: PinnedSweep, plan: Plan) -> list[str]:
     seeds = len(sweep.config.seeds)
     tokens = plan.to_json()["tokens"]
     hours = (

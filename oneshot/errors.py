@@ -54,3 +54,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
         return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -10,17 +10,19 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from builders import begin_attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Lab, chain, files, steps_of, sweep_text
 
-from oneshot.cli.options import resolved
-from oneshot.config.file import Sweep, load
+from oneshot.config.file import load
 from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.plan.loader import pin_all
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
 from oneshot.plan.trainings import Training, trainings
 from oneshot.store.lease import Holder, Leased, take
-from oneshot.store.store import FailureKind, Result
+from oneshot.store.records import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
@@ -48,7 +50,7 @@ class Desk:
 
     lab: Lab
     agenda: Agenda
-    sweep: Sweep
+    sweep: PinnedSweep
     events: list[Event]
     slots: int = 1
     num_ended: int = 0
@@ -118,11 +120,10 @@ def sit_down(lab: Lab, text: str = "", *, slots: int = 1) -> Desk:
     if text:
         lab.write(text.replace("seeds:", f"storage: {lab.folder}/runs\nseeds:", 1))
     store, events = lab.store, list[Event]()
-    sweep, plan = resolved(load(lab.folder / "s.yaml"), store)
-    folder = store.sweep("s")
-    folder.write("sweep.yaml", sweep.source.text)
-    made = Agenda(sweep, plan, store, folder=folder, listen=events.append, replanned=lambda plan: None)
-    return Desk(lab=lab, agenda=made, sweep=sweep, events=events, slots=slots)
+    run = pin_all(load(lab.folder / "s.yaml"), store)
+    run.folder.write("sweep.yaml", run.sweep.source.text)
+    agenda = Agenda(run, listen=events.append, replanned=lambda plan: None)
+    return Desk(lab=lab, agenda=agenda, sweep=run.sweep, events=events, slots=slots)
 
 
 def training_of(desk: Desk, label: str) -> Training:
@@ -202,7 +203,7 @@ def test_lost_nodes_and_stalls_are_counted_apart_and_together(
     for kind in kinds:
         turn: Any = desk.agenda.next()
         folder = lab.store.trial(turn.training.key)
-        lease = take(folder, sweep="s", facts={}, stale_holder=turn.stale_holder)
+        lease = take(folder, sweep="s", metadata={}, stale_holder=turn.stale_holder)
         folder.end_attempt(lease.attempt, "failed", kind=kind, reason=f"{kind}: it was lost")
         lease.release()
         desk.agenda.ended(turn.training.key)
@@ -224,13 +225,15 @@ def test_whose_worker_is_dead_is_not_waited_for_though_its_process_goes_on_beati
     turn: Any = desk.agenda.next()
     desk.agenda.begun(turn.training.key)
     folder = lab.store.trial(turn.training.key)
-    cut_off = take(folder, sweep="s", facts={})
+    cut_off = take(folder, sweep="s", metadata={})
     desk.agenda.is_dead(turn.training.key)
     desk.agenda.ended(turn.training.key)
     cut_off.beat()
     again: Any = desk.agenda.next()
     assert again.training.key == turn.training.key
-    assert take(lab.store.trial(again.training.key), sweep="s", facts={}, stale_holder=again.stale_holder).attempt == 2
+    assert (
+        take(lab.store.trial(again.training.key), sweep="s", metadata={}, stale_holder=again.stale_holder).attempt == 2
+    )
 
 
 def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
@@ -471,8 +474,8 @@ def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
     training = of_gpus(desk, 0.5)
     folder = lab.store.trial(training.key)
     hour_ms = 3_600_000
-    folder.begin_attempt({"started_ms": 0})
-    folder.begin_attempt({"started_ms": 5 * hour_ms, "last_beat_ms": hour_ms})  # the first one's last sign of life
+    begin_attempt(folder, {"started_ms": 0})
+    begin_attempt(folder, {"started_ms": 5 * hour_ms, "last_beat_ms": hour_ms})  # the first one's last sign of life
     folder.write_json("lease", {"attempt": 2, "time_ms": 8 * hour_ms})
     budget = Budget(BudgetConfig(gpu_hours=2), lab.store, [training])
     assert budget.gpu_hours == pytest.approx((1 + 3) * 0.5)

@@ -20,6 +20,7 @@ import mlflow
 import pytest
 import torch
 from browser import Browser
+from builders import located
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from synthetic import SMALL, make_store
@@ -452,7 +453,7 @@ def test_where_mlflow_has_no_run_the_model_waits_for_one(
     assert told["run_id"] is None
     known = MlflowClient(uri)
     assert str(known.get_logged_model(told["model_id"]).status) == "READY"
-    tracker = Tracker(plan(made), Store(str(made / "runs")), tracking_uri=uri, experiment="made", artifacts=None)
+    tracker = Tracker(plan(made), Store(str(made / "runs")), located(uri, experiment="made"))
     tracker.open(question="q", sweep_yaml=TEXT)
     tracker.sync(trial_of(made, "whole"))
     again = json.loads(export(made, "whole", tmp_path / "out", "--mlflow", uri, "--json").out)["mlflow"]
@@ -472,7 +473,7 @@ def server(made: Path, tmp_path_factory: pytest.TempPathFactory, database: Path)
     try:
         server.start()
         store = Store(str(made / "runs"))
-        tracker = Tracker(plan(made), store, tracking_uri=server.uri, experiment="made", artifacts=None)
+        tracker = Tracker(plan(made), store, located(server.uri, experiment="made"))
         tracker.open(question="Does one sum lift the rest?", sweep_yaml=TEXT)
         for trial in plan(made).trials:
             tracker.sync(trial)

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from scripted import Lab, files, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
 from oneshot.store.lease import holder
-from oneshot.store.store import TrialFolder
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.trial.requests import read_stops
 
 pytest_plugins = ["labs"]

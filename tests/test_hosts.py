@@ -34,7 +34,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.store.store import Row, Store, TrialFolder
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 
 pytestmark = [
     pytest.mark.cluster,

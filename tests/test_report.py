@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import located, sweep_run
 from mlflow import MlflowClient
 from synthetic import SMALL, make_store
 from verbs import oneshot
@@ -181,7 +182,7 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     sweep, store = load(begun / "sweep.yaml"), Store(str(begun / "runs"))
     uri, artifacts = f"sqlite:///{begun}/runs/mlflow.db", (begun / "runs" / "mlartifacts").as_uri()
     plan = make_plan(sweep)
-    tracker = Tracker(plan, store, tracking_uri=uri, experiment="small", artifacts=artifacts)
+    tracker = Tracker(plan, store, located(uri, experiment="small", artifacts=artifacts))
     tracker.open(question=sweep.config.question, sweep_yaml=sweep.source.text)
     said = oneshot("report", "small", cwd=begun)
     assert said.err == ""
@@ -197,7 +198,7 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
 def test_a_claims_name_is_text_in_the_description(tmp_path: Path) -> None:
     hostile = CLAIM.replace("one-shot beats base", "a|b <img src=x> [x](javascript:1)")
     sweep, plan, store = make_store(tmp_path, SMALL + hostile)
-    said = make_report(gather(sweep, plan, store)).description
+    said = make_report(gather(sweep_run(sweep, plan, store))).description
     (line, _) = (line for line in said.splitlines() if "img" in line)
     assert r"a\|b \<img src=x\> \[x\](javascript:1)" in line
 

@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import begin_attempt
 from hypothesis import given
 from hypothesis import strategies as st
 from test_edits import begin
 from test_search_file import HUNT
 from verbs import oneshot
 
-from oneshot.config.file import Winner, read
+from oneshot.config.file import read
 from oneshot.errors import UserError
+from oneshot.plan.pinned import Winner
 from oneshot.plan.plan import Plan, Trial, make_plan
 from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.gc import holdings, keys_of, remove
+from oneshot.store.folder import now_ms
+from oneshot.store.gc import find_waste, keys_of, remove_waste
 from oneshot.store.lease import Holder, Lease, take
-from oneshot.store.store import Row, Store, TrialFolder, now_ms
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
@@ -170,7 +175,7 @@ def rows(*times_s: float) -> list[Row]:
 def test_a_live_lease_shows_rate_and_time_left(store: Store) -> None:
     made = training(start(store, KINDS.replace("num_steps: 4", "num_steps: 11")), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     folder.write_segment(lease.attempt, rows(10, 12, 14, 16, 18))
     running = one(sweep_status(store, "kinds"), "good seed 0")
     # a step in 2 s; 6 steps are left
@@ -184,7 +189,7 @@ def test_a_live_lease_shows_rate_and_time_left(store: Store) -> None:
 def test_one_slow_step_does_not_count(store: Store) -> None:
     made = training(start(store, KINDS.replace("num_steps: 4", "num_steps: 11")), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     # an evaluation of 100 s after step 3: the middle of 2, 2, 100, 2 and 2
     folder.write_segment(lease.attempt, rows(10, 12, 14, 114, 116, 118))
     running = one(sweep_status(store, "kinds"), "good seed 0")
@@ -195,7 +200,7 @@ def test_one_slow_step_does_not_count(store: Store) -> None:
 def test_before_its_second_step_a_trial_has_no_rate(store: Store) -> None:
     made = training(start(store), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     assert one(sweep_status(store, "kinds"), "good seed 0").state == "running"
     folder.write_segment(lease.attempt, rows(10))
     running = one(sweep_status(store, "kinds"), "good seed 0")
@@ -209,7 +214,7 @@ def write_lease(folder: TrialFolder, found: Holder) -> None:
 
 def test_who_is_gone_runs_nothing(store: Store) -> None:
     folder = store.trial(training(start(store), "good seed 0").key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     lease.release()
     write_lease(folder, gone(lease))
     assert one(sweep_status(store, "kinds"), "good seed 0").state == "pending"
@@ -223,7 +228,7 @@ def test_who_is_gone_runs_nothing(store: Store) -> None:
 
 def test_the_driver_is_shown_while_it_lives(store: Store) -> None:
     start(store)
-    lease = take(store.sweep("kinds"), sweep="kinds", facts={})
+    lease = take(store.sweep("kinds"), sweep="kinds", metadata={})
     assert sweep_status(store, "kinds").driver == str(lease.holder)
     lease.release()
     assert sweep_status(store, "kinds").driver is None
@@ -303,7 +308,7 @@ def test_status_alone_lists_the_sweeps_of_a_store(store: Store, grader: Grader, 
 def test_a_sweep_that_cannot_be_read_hides_no_other(store: Store, tmp_path: Path) -> None:
     start(store)
     # a driver that died before it wrote what it runs, and a sweep whose model is on another machine
-    take(store.sweep("unborn"), sweep="unborn", facts={}).release()
+    take(store.sweep("unborn"), sweep="unborn", metadata={}).release()
     far = KINDS.replace("checkpoint.every_steps: 1", "model.path: ./far").replace(
         "script: {step_s: 0}", "loss.kl_coef: 0"
     )
@@ -321,7 +326,7 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(store: Store, tmp_path: Path
 def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> None:
     start(store)
     folder = store.sweep("kinds")
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     said = oneshot("stop", "kinds", "--now", cwd=tmp_path)
     assert said.code == 0
     assert said.out == f"kinds: told {lease.holder}; `oneshot status kinds` shows what it does\n"
@@ -466,7 +471,7 @@ def test_disk_is_counted_by_sweep(store: Store, grader: Grader, tmp_path: Path) 
     work_off(store, start(store), "good seed 0", grader=grader)
     # another sweep, that shares the training
     start(store, KINDS.replace("name: kinds", "name: again").replace("[0, 1]", "[0]"))
-    found, waste = holdings(store)
+    found, waste = find_waste(store)
     size = sum(path.stat().st_size for path in (tmp_path / "runs" / "trials").rglob("*") if path.is_file())
     assert [(one.sweep, one.num_trainings, one.num_bytes) for one in found] == [("again", 1, size), ("kinds", 1, size)]
     files = (tmp_path / "runs" / "trials").glob("*/checkpoint/**/*")
@@ -478,7 +483,7 @@ def test_disk_is_counted_by_sweep(store: Store, grader: Grader, tmp_path: Path) 
 
 def waste_of(store: Store) -> dict[str, str]:
     """Path below the store -> why it can go."""
-    return {waste.path.removeprefix(f"{store.path}/"): waste.why for waste in holdings(store)[1]}
+    return {waste.path.removeprefix(f"{store.path}/"): waste.why for waste in find_waste(store)[1]}
 
 
 def test_a_training_that_no_sweep_asks_for_can_go(failed: Store) -> None:
@@ -486,8 +491,8 @@ def test_a_training_that_no_sweep_asks_for_can_go(failed: Store) -> None:
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     dropped = {training(before, label).key for label in ("lost seed 1", "wrong seed 1")}
     assert waste_of(failed) == {f"trials/{key}": "no sweep asks for it" for key in dropped}
-    for waste in holdings(failed)[1]:
-        remove(failed, waste)
+    for waste in find_waste(failed)[1]:
+        remove_waste(failed, waste)
     assert waste_of(failed) == {}
     assert Counter(states(sweep_status(failed, "kinds")).values()) == {"finished": 1, "failed": 2, "pending": 1}
 
@@ -508,13 +513,13 @@ def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: S
     folder = store.trial(made.key)
     (kept,) = folder.list("checkpoint")
     folder.write("checkpoint/cut/model", "123")
-    (waste,) = holdings(store)[1]
+    (waste,) = find_waste(store)[1]
     assert (waste.path, waste.why, waste.num_bytes) == (
         f"{folder.path}/checkpoint/cut",
         "a checkpoint that was cut short",
         3,
     )
-    remove(store, waste)
+    remove_waste(store, waste)
     assert folder.list("checkpoint") == [kept]
 
 
@@ -559,7 +564,7 @@ def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
     store.sweep("kinds").write_json("plan.json", {"trials": []})
     assert keys_of(store, "kinds") == set()
     assert list(waste_of(store).values()) == ["no sweep asks for it"]
-    remove(store, holdings(store)[1][0])
+    remove_waste(store, find_waste(store)[1][0])
     assert store.trainings() == []
     store.fs.rm("/gc", recursive=True)
 
@@ -583,7 +588,7 @@ def test_a_sweep_whose_model_is_on_another_machine_still_shows_where_it_stands(
     folder.write_json("plan.json", {"num_cells": 1, "trials": [begun, {**begun, "key": "k1", "seed": 1}]})
     config = {"model": {"path": "./only-there"}, "examples": ["arithmetic:47+38"], "train": {"num_steps": 3}}
     store.trial("k0").write_json("trial.json", {"config": config})
-    attempt = store.trial("k0").begin_attempt({"sweep": "far", "started_ms": 0})
+    attempt = begin_attempt(store.trial("k0"), {"sweep": "far", "started_ms": 0})
     store.trial("k0").write_segment(attempt, [Row(step=3, time_ms=1, metrics={})])
     store.trial("k0").end_attempt(attempt, "finished")
     found = sweep_status(store, "far")

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from oneshot.config.file import Sweep
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.plan.keys import KEY_LENGTH
+from oneshot.plan.loader import UNKNOWN_COST, begun_sweep
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, Trial
-from oneshot.plan.recorded import UNKNOWN_COST, begun_sweep
 from oneshot.store.gc import keys_of
-from oneshot.store.store import Store, TrialFolder
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import load_suites
 
 MOST_SHOWN = 12
@@ -25,7 +26,7 @@ MOST_SHOWN = 12
 class Asked:
     """A trial, and the sweep that it is exported as a part of, if any asks for it."""
 
-    sweep: Sweep | None
+    sweep: PinnedSweep | None
     trial: Trial
 
     @property
@@ -80,7 +81,7 @@ class Kept:
         return "bfloat16" if model.mixed_precision == "bf16" else model.dtype
 
 
-def by_cell(sweep: Sweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Asked:
+def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Asked:
     """The one trial of a sweep's grid that cells and seed name.
 
     Raises:
@@ -125,8 +126,8 @@ def by_key(store: Store, text: str) -> Asked:
     found = []
     for name in store.sweeps():
         if key in keys_of(store, name):
-            sweep, plan = begun_sweep(store, name)
-            found += [(name == ran, Asked(sweep=sweep, trial=trial)) for trial in plan.trials if trial.key == key]
+            begun = begun_sweep(store, name)
+            found += [(name == ran, Asked(sweep=begun.sweep, trial=t)) for t in begun.plan.trials if t.key == key]
     if not found:
         return Asked(sweep=None, trial=_alone(store, key))
     # what is kept is what the longest asks for; of two as long it is shown as that of the sweep that ran it

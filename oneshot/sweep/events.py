@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from oneshot.store.store import Result
+from oneshot.store.records import Result
 
 BEGIN = "--- oneshot ---"
 """Written before the driver begins: Ray writes lines of its own before."""

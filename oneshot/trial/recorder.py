@@ -33,8 +33,10 @@ from oneshot.errors import DataError, DeadProcessError, GuardError, TrialError, 
 from oneshot.logs import JsonLines, wants_json
 from oneshot.models.placement import choose_strategy
 from oneshot.plan.trainings import Training
+from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
-from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind, Row, TrialFolder, now_ms
+from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, FailureKind, Row
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import Evaluation, StepMetrics
@@ -67,7 +69,9 @@ def record(
         Leased: another process is at this training.
     """
     make_ready(training)
-    lease = take(folder, sweep=origin, facts={**environment(), **_spread(training), **facts}, stale_holder=stale_holder)
+    lease = take(
+        folder, sweep=origin, metadata={**environment(), **_spread(training), **facts}, stale_holder=stale_holder
+    )
     recorder = _Recorder(training, folder, lease)
     try:
         trainer = recorder.begin(grader)

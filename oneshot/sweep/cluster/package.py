@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import oneshot
-from oneshot.config.file import Sweep
+from oneshot.config.file import SweepFile
 from oneshot.errors import UserError
 
 PACKAGE = Path(oneshot.__file__).parent
@@ -36,7 +36,7 @@ class Bundle:
     data: tuple[Path, ...]
 
 
-def bundle(file: Path, sweep: Sweep) -> Bundle:
+def bundle(file: Path, sweep: SweepFile) -> Bundle:
     """What of a sweep is sent to a cluster.
 
     Raises:

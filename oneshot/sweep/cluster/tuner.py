@@ -13,7 +13,8 @@ from ray.exceptions import RayActorError
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.store.lease import LeaseError, take
-from oneshot.store.store import FailureKind, Store
+from oneshot.store.records import FailureKind
+from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.gauges import Gauges
 from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, bundle, check_feasible, is_there, joined
@@ -190,7 +191,7 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
     elif _lost_its_node(trial, folder.attempt(attempt)):
         kind, reason = "node", "node: the node was lost"
     if not attempt:  # it died before it could begin
-        lease = take(folder, sweep=trial.config["sweep"], facts={"gpu": "", "env_digest": ""})
+        lease = take(folder, sweep=trial.config["sweep"], metadata={"gpu": "", "env_digest": ""})
         attempt = lease.attempt
         lease.release()
     log_name = folder.log_name(attempt)

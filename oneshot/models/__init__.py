@@ -1,0 +1,1 @@
+"""Models as files and sizes: where one is, how large it is, how much memory it needs."""
