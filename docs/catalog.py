@@ -61,8 +61,8 @@ def _suites() -> Iterator[str]:
     yield "## Suites\n"
     yield (
         "A suite uses the trial's prompt (`prompt.eval_template`, no suffix unless set). pass@1 is reported by the "
-        "strict grader (last `\\boxed{}`) and by the lenient one. With more than one sample pass@1 is avg@k, and pass@k "
-        "is reported as well.\n"
+        "strict grader (last `\\boxed{}`) and by the lenient one. With more than one sample pass@1 is avg@k, and "
+        "pass@k is reported as well.\n"
     )
     yield "| suite | problems | samples | temperature | metric | what |"
     yield "|---|---|---|---|---|---|"
@@ -79,8 +79,8 @@ def _suites() -> Iterator[str]:
 def _aliases() -> Iterator[str]:
     yield "## The paper's named examples\n"
     yield (
-        "Ranks are by the standard deviation of accuracy over the released 500 steps. Ranks 1106 to 1209 are ties at 0, "
-        "in the arbitrary order of a file's keys, so an example is named by its row and never by its rank.\n"
+        "Ranks are by the standard deviation of accuracy over the released 500 steps. Ranks 1106 to 1209 are ties at "
+        "0, in the arbitrary order of a file's keys, so an example is named by its row and never by its rank.\n"
     )
     yield "| paper | row | label | std | category | |"
     yield "|---|---|---|---|---|---|"
