@@ -31,7 +31,7 @@ TEMPERATURE = 1.0
 KL_COEF = 0.001
 LR = 1e-6
 PEER_WARMUPS = 1
-"""Ours takes two: what its first update frees is kept for the second one, and only then is nothing asked for anew."""
+"""Ours takes two: what its first update frees is kept for the second one, and only then is nothing asked for again."""
 NUM_THREADS = os.cpu_count() or 1
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
            "num_key_value_heads": 3}  # fmt: skip

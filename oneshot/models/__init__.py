@@ -1,1 +1,1 @@
-"""Models as files and sizes: where one is, how large it is, how much memory it needs."""
+"""Models as files: where they lie, their shapes, and the memory and GPUs that they need."""
