@@ -182,7 +182,7 @@ def test_a_class_of_failure_has_its_own_budget(lab: Lab, fault: str, faults: str
     assert (result.outcome, result.kind, result.attempt) == ("failed", kind, attempts)
     assert result.failures == {kind: attempts}
     assert desk.state("trial seed 0") == "failed"
-    assert desk.said.count("tried again") == attempts - 1
+    assert desk.said.count("retrying") == attempts - 1
     assert sit_down(lab).agenda.is_idle(), "a failed training is not run again"
 
 
@@ -243,7 +243,7 @@ def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
     desk.agenda.moves(turn.training.key)
     desk.agenda.ended(turn.training.key)
     assert desk.agenda.outstanding()[0].key == turn.training.key
-    assert "goes on elsewhere: its node is being drained" in desk.said
+    assert "its node is being drained; resumes elsewhere" in desk.said
 
 
 def test_a_training_for_whose_like_there_is_no_room_is_passed_and_keeps_its_place(lab: Lab) -> None:
@@ -279,7 +279,7 @@ def test_the_sweep_halts_when_the_first_trainings_fail_alike(lab: Lab) -> None:
     faults = "faults: {retries: 1, same_failure_limit: 3}\n"
     desk = sit_down(lab, sweep_text(script="faults: [{at: 1, do: crash}]", seeds="[0, 1, 2, 3]", rest=faults))
     assert desk.work() == "done"
-    assert "first 3 trainings failed alike (RuntimeError: the script says: crash)" in desk.agenda.halted
+    assert "first 3 trainings failed for the same reason (RuntimeError: the script says: crash)" in desk.agenda.halted
     # each is tried again before the next begins; the third halts the sweep with its first failure
     assert desk.labels() == ["trial seed 0"] * 2 + ["trial seed 1"] * 2 + ["trial seed 2"]
 
@@ -371,7 +371,7 @@ def test_what_another_sweep_is_at_comes_last_and_is_attached_to(
     desk, others = elsewhere
     assert desk.work() == "wait"
     assert desk.labels() == ["trial seed 1"]
-    assert "trial seed 0  waits: " in desk.said
+    assert "trial seed 0  waiting: held by " in desk.said
     assert "(sweep other, attempt 1)" in desk.said
     assert not desk.agenda.is_idle()
     assert len(list(others)) == 3
@@ -466,7 +466,7 @@ def test_gpu_hours_are_gpus_times_the_hours_that_they_are_held(lab: Lab) -> None
     assert budget.spent([half, two, none]) == ""
     assert budget.gpu_hours == pytest.approx(2.5)
     now_s[0] = 9000.0  # half an hour on one: 2.5 + 0.5
-    assert budget.spent([half, half]) == "the budget of 3 GPU-hours is spent"
+    assert budget.spent([half, half]) == "the budget of 3 GPU-hours is used up"
 
 
 def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
@@ -479,7 +479,7 @@ def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
     folder.write_json("lease", {"attempt": 2, "time_ms": 8 * hour_ms})
     budget = Budget(BudgetConfig(gpu_hours=2), lab.store, [training])
     assert budget.gpu_hours == pytest.approx((1 + 3) * 0.5)
-    assert budget.spent([]) == "the budget of 2 GPU-hours is spent"
+    assert budget.spent([]) == "the budget of 2 GPU-hours is used up"
 
 
 def test_a_deadline_halts_the_sweep(lab: Lab) -> None:
@@ -488,10 +488,10 @@ def test_a_deadline_halts_the_sweep(lab: Lab) -> None:
     now[0] = datetime(2026, 3, 1, 12, 59)
     assert budget.spent([]) == ""
     now[0] = datetime(2026, 3, 1, 13, 0)
-    assert budget.spent([]) == "it is 13:00, the budget's end"
+    assert budget.spent([]) == "the budget ends at 13:00"
     desk = sit_down(lab, sweep_text(rest='budget: {until: "2020-01-01T00:00"}\n'))
     assert desk.work() == "done"
-    assert desk.agenda.halted == "it is 2020-01-01T00:00, the budget's end"
+    assert desk.agenda.halted == "the budget ends at 2020-01-01T00:00"
     assert desk.labels() == []
 
 
@@ -630,7 +630,7 @@ def test_a_point_that_fails_is_infeasible_and_no_breaker(lab: Lab) -> None:
 def test_where_no_point_can_win_the_grid_is_missing_and_it_is_said(lab: Lab) -> None:
     desk = sit_down(lab, search_text(num_trials=3, rest="guards: [{metric: script/bowl, below: 9.0}]\n"))
     assert desk.work() == "done"
-    assert "all: no point of 3 finished and kept to its constraint; its grid cannot run" in desk.said
+    assert "all: none of 3 points finished within its constraint; its grid cannot run" in desk.said
     (grid,) = desk.plan.grid
     assert (grid.key, grid.waits_for) == (None, "the search of all, of which no point can win")
     assert desk.state("trial seed 0") == "missing"

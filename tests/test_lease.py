@@ -43,7 +43,7 @@ def taken() -> Callable[..., Lease]:
     """`take`, whose lease beats once, and then when it is told to."""
 
     def take_one(folder: Folder, **changes: Any) -> Lease:
-        made = take(folder, **{"sweep": "s", "facts": {}, **changes})
+        made = take(folder, **{"sweep": "s", "metadata": {}, **changes})
         until(lambda: made.holder.beat)
         leases._heart.remove(made)
         with made._lock:  # the first beat is through

@@ -141,7 +141,7 @@ def test_a_sweep_without_claims_is_described_and_not_judged(tmp_path: Path) -> N
     make_store(tmp_path, SMALL)
     said = oneshot("report", "small", "--no-publish", cwd=tmp_path)
     assert said.code == 0
-    assert said.out.startswith("the sweep has no claims: nothing is judged")
+    assert said.out.startswith("the sweep has no claims, so there are no verdicts")
 
 
 def test_what_has_not_begun_or_is_not_there_is_one_line(begun: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_claims_name_is_text_in_the_description(tmp_path: Path) -> None:
 
 def test_plan_says_what_the_claims_could_show(begun: Path) -> None:
     said = oneshot("plan", "sweep.yaml", cwd=begun)
-    assert re.search(r"3 seeds x 60 problems .*: \d+\.\d points or more are told in 4 sweeps of 5", said.out)
+    assert re.search(r"3 seeds x 60 problems .*: detects \d+\.\d points with 80% power", said.out)
     claims = json.loads(oneshot("plan", "sweep.yaml", "--json", cwd=begun).out)["claims"]
     assert [one["num_problems"] for one in claims] == [60, 60]
     assert all(0 < one["detectable"] < 1 for one in claims)

@@ -65,7 +65,7 @@ def sweep_of(
 ) -> PinnedSweep:
     """The sweep, and what its search is said to have asked and found."""
     found = {name: Winner(point=0, params=params, value=1.0, num_points=3) for name, params in (winners or {}).items()}
-    return replace(read(text, name="s.yaml", overrides=overrides), points=points or {}, winners=found)
+    return replace(PinnedSweep.of(read(text, name="s.yaml", overrides=overrides)), points=points or {}, winners=found)
 
 
 def plan(text: str, *overrides: str, **found: Any) -> Plan:

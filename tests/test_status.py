@@ -29,11 +29,12 @@ from oneshot.store.lease import Holder, Lease, take
 from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
-from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
+from oneshot.sweep.status import SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
-from oneshot.trial.requests import Request, Stops, covers, facts_of, pop_requests, read_stops, send_request, write_stops
+from oneshot.trial.requests import Request, Stops, axes_of, covers, pop_requests, read_stops, send_request, write_stops
+from oneshot.trial.state import SHOWN_STATES
 
 KINDS = """\
 version: 1
@@ -262,7 +263,7 @@ def test_status_as_json_has_its_counts_at_the_top(store: Store, grader: Grader, 
     said = oneshot("status", "kinds", "--json", cwd=tmp_path)
     facts = json.loads(said.out)
     assert said.code == 0
-    assert {state: facts[state] for state in STATES} == {
+    assert {state: facts[state] for state in SHOWN_STATES} == {
         "finished": 1, "failed": 1, "stopped": 0, "running": 0, "pending": 6,
     }  # fmt: skip
     assert (facts["name"], facts["phase"], facts["driver"], facts["num_trials"]) == ("kinds", "grid", None, 8)
@@ -288,9 +289,14 @@ def test_an_unknown_name_is_told_what_there_is(store: Store, tmp_path: Path) -> 
     for verb in ("status", "stop", "retry"):
         said = oneshot(verb, "kind", cwd=tmp_path)
         assert (said.code, said.out) == (2, "")
-        assert said.err == "oneshot: kind: no sweep of that name in runs, which has hunt, kinds; name its --storage\n"
+        assert (
+            said.err
+            == "oneshot: kind: no sweep of this name in runs, which has hunt, kinds; check the name or --storage\n"
+        )
     said = oneshot("status", "kinds", "--storage", "elsewhere", cwd=tmp_path)
-    assert said.err == "oneshot: kinds: no sweep of that name in elsewhere, which has none; name its --storage\n"
+    assert (
+        said.err == "oneshot: kinds: no sweep of this name in elsewhere, which has none; check the name or --storage\n"
+    )
 
 
 def test_status_alone_lists_the_sweeps_of_a_store(store: Store, grader: Grader, tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> N
     lease = take(folder, sweep="kinds", metadata={})
     said = oneshot("stop", "kinds", "--now", cwd=tmp_path)
     assert said.code == 0
-    assert said.out == f"kinds: told {lease.holder}; `oneshot status kinds` shows what it does\n"
+    assert said.out == f"kinds: sent to {lease.holder}; watch it with `oneshot status kinds`\n"
     oneshot("stop", "kinds", "--cell", "kind=good,seed=1", cwd=tmp_path)
     lease.release()
     assert pop_requests(folder) == [
@@ -342,9 +348,9 @@ def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> N
 def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) -> None:
     start(store)
     said = oneshot("stop", "kinds", cwd=tmp_path)
-    assert (said.code, said.err) == (2, "oneshot: kinds: no driver runs it; nothing to stop\n")
+    assert (said.code, said.err) == (2, "oneshot: kinds: no driver is running, so there is nothing to stop\n")
     said = oneshot("stop", "kinds", "--cell", "kind=good", cwd=tmp_path)
-    assert (said.code, said.out) == (0, "kinds: no driver runs it; the next `run` leaves kind=good out\n")
+    assert (said.code, said.out) == (0, "kinds: no driver is running; the next `oneshot run` leaves out kind=good\n")
     assert pop_requests(store.sweep("kinds")) == [Request(verb="stop", cell={"kind": "good"})]
 
 
@@ -352,8 +358,8 @@ def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("kind", "--cell kind: write it as axis=name"),
-        ("kinds=good", "--cell kinds=good: write it as axis=name; did you mean 'kind'?"),
+        ("kind", "--cell kind: expected axis=name"),
+        ("kinds=good", "--cell kinds=good: expected axis=name; did you mean 'kind'?"),
         ("kind=god", "--cell kind=god: unknown cell; did you mean 'good'?"),
         ("seed=7", "--cell seed=7: unknown seed; there is 0, 1"),
         ("phase=search", "--cell phase=search: unknown phase; there is grid"),
@@ -373,7 +379,7 @@ def test_a_cell_of_which_no_trial_is_is_refused(store: Store, tmp_path: Path) ->
     start(store, KINDS + search)
     said = oneshot("stop", "kinds", "--cell", "kind=lost,phase=search", cwd=tmp_path)
     assert said.code == 2
-    assert said.err == "oneshot: --cell kind=lost,phase=search: no trial of kinds is of all these\n"
+    assert said.err == "oneshot: --cell kind=lost,phase=search: no trial of kinds matches all of these\n"
 
 
 def test_what_ends_a_search_trial_ends_no_trial_of_the_grid(store: Store) -> None:
@@ -399,10 +405,10 @@ def kinds() -> tuple[Trial, ...]:
 @given(st.sets(st.sampled_from(["kind", "seed", "phase"])), st.integers(0, 7), st.integers(0, 7))
 def test_a_cell_covers_the_trials_that_agree_with_all_it_names(named: set[str], of: int, other: int) -> None:
     trials = kinds()
-    facts = facts_of(trials[of])
+    facts = axes_of(trials[of])
     cell = {axis: facts[axis] for axis in named}
     assert covers(cell, trials[of])
-    assert covers(cell, trials[other]) == all(facts_of(trials[other])[axis] == facts[axis] for axis in named)
+    assert covers(cell, trials[other]) == all(axes_of(trials[other])[axis] == facts[axis] for axis in named)
 
 
 def test_requests_are_heeded_in_order(store: Store) -> None:
@@ -443,7 +449,7 @@ def failed(store: Store, grader: Grader) -> Store:
 )
 def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: list[str], again: set[str]) -> None:
     said = oneshot("retry", "kinds", *options, cwd=tmp_path)
-    assert (said.code, said.out) == (0, f"{len(again)} failed trainings will be run again by the next `oneshot run`\n")
+    assert (said.code, said.out) == (0, f"{len(again)} failed trainings will run again with the next `oneshot run`\n")
     found = states(sweep_status(failed, "kinds"))
     assert found["good seed 0"] == "finished"
     every = {"lost seed 0", "lost seed 1", "wrong seed 0", "wrong seed 1"}
@@ -490,7 +496,7 @@ def test_a_training_that_no_sweep_asks_for_can_go(failed: Store) -> None:
     before = make_plan(read(KINDS, name="s.yaml"))
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     dropped = {training(before, label).key for label in ("lost seed 1", "wrong seed 1")}
-    assert waste_of(failed) == {f"trials/{key}": "no sweep asks for it" for key in dropped}
+    assert waste_of(failed) == {f"trials/{key}": "belongs to no sweep" for key in dropped}
     for waste in find_waste(failed)[1]:
         remove_waste(failed, waste)
     assert waste_of(failed) == {}
@@ -504,7 +510,7 @@ def test_a_training_that_somebody_is_at_stays(store: Store, grader: Grader) -> N
     start(store, KINDS.replace("[0, 1]", "[0]"))
     assert waste_of(store) == {}
     under_way.close()
-    assert list(waste_of(store).values()) == ["no sweep asks for it"]
+    assert list(waste_of(store).values()) == ["belongs to no sweep"]
 
 
 def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: Store, grader: Grader) -> None:
@@ -516,7 +522,7 @@ def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: S
     (waste,) = find_waste(store)[1]
     assert (waste.path, waste.why, waste.num_bytes) == (
         f"{folder.path}/checkpoint/cut",
-        "a checkpoint that was cut short",
+        "an incomplete checkpoint",
         3,
     )
     remove_waste(store, waste)
@@ -539,16 +545,16 @@ def test_a_write_that_was_cut_short_can_go_after_an_hour(store: Store, grader: G
     torn.write_text("{")
     assert waste_of(store) == {}
     os.utime(torn, (torn.stat().st_atime, torn.stat().st_mtime - 3601))
-    assert waste_of(store) == {f"trials/{made.key}/metrics/{torn.name}": "a write that was cut short"}
+    assert waste_of(store) == {f"trials/{made.key}/metrics/{torn.name}": "an incomplete write"}
 
 
 def test_gc_shows_and_removes_only_when_told_to(failed: Store, tmp_path: Path) -> None:
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     facts: dict[str, Any] = json.loads(oneshot("gc", "--json", cwd=tmp_path).out)
     assert [(one["sweep"], one["num_trainings"]) for one in facts["sweeps"]] == [("kinds", 3)]
-    assert [one["why"] for one in facts["waste"]] == ["no sweep asks for it"] * 2
+    assert [one["why"] for one in facts["waste"]] == ["belongs to no sweep"] * 2
     said = oneshot("gc", cwd=tmp_path).out
-    assert said.splitlines()[-1].endswith(" can go; --remove does it")
+    assert said.splitlines()[-1].endswith(" can be removed; use --remove to remove it")
     assert len(failed.trainings()) == 5
     assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can go")
     assert len(failed.trainings()) == 3
@@ -560,10 +566,10 @@ def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
     made = training(start(store), "good seed 0")
     list(steps(store, made, grader))
     store.trial(made.key).write("checkpoint/cut/model", "123")
-    assert list(waste_of(store).values()) == ["a checkpoint that was cut short"]
+    assert list(waste_of(store).values()) == ["an incomplete checkpoint"]
     store.sweep("kinds").write_json("plan.json", {"trials": []})
     assert keys_of(store, "kinds") == set()
-    assert list(waste_of(store).values()) == ["no sweep asks for it"]
+    assert list(waste_of(store).values()) == ["belongs to no sweep"]
     remove_waste(store, find_waste(store)[1][0])
     assert store.trainings() == []
     store.fs.rm("/gc", recursive=True)

@@ -88,7 +88,7 @@ def test_a_segment_that_lost_its_tail_counts_up_to_there(
     folder.write_segment(2, [row(4, 0.4)])
     with caplog.at_level(logging.WARNING):
         assert [r.step for r in folder.rows()] == [0, 1, 4]
-    assert "metrics/0001-00000000.jsonl: its last line is torn" in caplog.text
+    assert "metrics/0001-00000000.jsonl: the last line is incomplete" in caplog.text
 
 
 def test_a_segment_that_is_torn_in_its_middle_is_an_error(folder: TrialFolder) -> None:
@@ -122,7 +122,7 @@ def test_a_torn_result_is_none_and_the_log_says_where(
     folder.write("result.json", text)
     with caplog.at_level(logging.WARNING):
         assert folder.result() is None
-    assert f"{folder.path}/result.json is torn" in caplog.text
+    assert f"{folder.path}/result.json is incomplete" in caplog.text
 
 
 def test_failures_are_counted_by_kind_until_the_result_is_removed(folder: TrialFolder) -> None:
@@ -412,7 +412,7 @@ class Overwriting(MemoryFileSystem):
 
 def test_a_storage_that_creates_what_is_there_is_refused() -> None:
     fsspec.register_implementation("overwriting", Overwriting, clobber=True)
-    with pytest.raises(UserError, match="it creates a file that is there already"):
+    with pytest.raises(UserError, match="it overwrites files that must be created exclusively"):
         Store("overwriting://x").check_writable()
 
 

@@ -410,6 +410,6 @@ def test_interrupting_what_follows_leaves_the_sweep_alone(site: Site) -> None:
     following.send_signal(signal.SIGINT)
     _, said = following.communicate(timeout=30)
     assert following.returncode == 130
-    assert "alone-1 goes on; `oneshot stop alone" in said
+    assert "alone-1 keeps running; to stop it, use `oneshot stop alone" in said
     assert "1 finished" in site.oneshot("logs", "alone", "--address", site.address, "--follow")
     nothing_lost(lab_of(site), "alone", client=site.client)

@@ -16,7 +16,7 @@ from oneshot.plan.plan import Plan, Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.sweep.cluster import probe
-from oneshot.sweep.cluster.nodes import NodeType, bundle, check_feasible, fits, shapes
+from oneshot.sweep.cluster.nodes import NodeType, check_feasible, fits, live_types, reservation
 from oneshot.sweep.cluster.probe import Answer, Question
 from oneshot.sweep.events import ANSWER_S, PASSED
 
@@ -135,12 +135,12 @@ def _held(node: Mapping[str, object], trials: Sequence[Trial]) -> list[Trial]:
     resources = node["Resources"]
     assert isinstance(resources, Mapping), "Ray reports resources as a mapping"
     here = [NodeType(resources=resources, count=1)]
-    return [trial for trial in trials if fits(bundle(trial.resources, here), resources)]
+    return [trial for trial in trials if fits(reservation(trial.resources, here), resources)]
 
 
 def _fit(trials: Sequence[Trial]) -> Finding:
     try:
-        check_feasible(trials, shapes())
+        check_feasible(trials, live_types())
     except UserError as error:
         return Finding(check="resources", text=str(error), is_bad=True)
     return Finding(check="resources", text="each trial fits a node", is_bad=False)
