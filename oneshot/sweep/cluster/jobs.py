@@ -88,14 +88,15 @@ class Cluster:
             yield
         except AuthenticationError as error:
             raise TokenError(
-                f"--address {self._name}: the cluster requires a token, or rejects this one; set RAY_AUTH_MODE=token, and "
-                "RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with the token of its head "
+                f"--address {self._name}: the cluster requires a token, or rejects this one; set RAY_AUTH_MODE=token "
+                "and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with the token of its head "
                 "(`ray get-auth-token` prints it there)"
             ) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise UserError(
-                f"--address {self._name}: Ray's dashboard does not answer at {self._context.address}; check that the head "
-                "runs, was started with --dashboard-host, and can be reached (`ray dashboard`, kubectl port-forward)"
+                f"--address {self._name}: Ray's dashboard does not answer at {self._context.address}; check that the "
+                "head runs, was started with --dashboard-host, and can be reached (`ray dashboard`, kubectl "
+                "port-forward)"
             ) from error
         except RuntimeError as error:
             raise OneshotError(f"--address {self._name}: {_last_line(str(error))}") from error

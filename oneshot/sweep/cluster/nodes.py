@@ -166,8 +166,8 @@ def read_node_types(text: str) -> list[NodeType]:
                     resources[{"CPU": "CPU", "GPU": "GPU", "memory_gib": "memory"}[name]] = float(value)
             except (KeyError, ValueError) as error:
                 raise UserError(
-                    f"{NODE_TYPES}: {part.strip()!r}: expected node types as CPU=8,GPU=1,count=8, separated by semicolons "
-                    "(memory_gib and accelerator are allowed too)"
+                    f"{NODE_TYPES}: {part.strip()!r}: expected node types as CPU=8,GPU=1,count=8, separated by "
+                    "semicolons (memory_gib and accelerator are allowed too)"
                 ) from error
         resources["memory"] = resources.get("memory", float("inf")) * 2**30
         types.append(NodeType(resources=resources, count=count))

@@ -92,9 +92,9 @@ def _restored(space: Space, points: Sequence[Point], *, mode: Mode, sampler: Bas
 def _trial(space: Space, point: Point, *, ended: bool) -> FrozenTrial:
     """Return a point as the Optuna trial from which TPE learns it.
 
-    An infeasible point is a pruned trial with an infinite violation, which TPE counts among the bad ones unless the best
-    tenth cannot be filled otherwise. So until a point has ended well it is a running trial, which always counts among
-    the bad ones. A failed trial would teach TPE nothing.
+    An infeasible point is a pruned trial with an infinite violation, which TPE counts among the bad ones unless the
+    best tenth cannot be filled otherwise. So until a point has ended well it is a running trial, which always counts
+    among the bad ones. A failed trial would teach TPE nothing.
     """
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "pending": TrialState.RUNNING}
     violation = point.violation
