@@ -134,7 +134,7 @@ def test_a_history_is_ranked(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "run it first" in done.stderr
     done = oneshot("rank", "--history", "h.json", "--by", "historical-variance", cwd=tmp_path)
-    assert "--by historical-variance: unknown; did you mean 'historical_variance'?" in done.stderr
+    assert "--by historical-variance: unknown rule; did you mean 'historical_variance'?" in done.stderr
 
 
 def test_a_path_is_not_fetched(tmp_path: Path) -> None:

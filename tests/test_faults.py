@@ -203,7 +203,7 @@ def test_a_second_driver_is_refused_and_the_first_is_undisturbed(lab: Lab, drive
     first = drive()
     until(lambda: "started" in first.stderr, "the first driver does not begin")
     second = run(drive, code=2)
-    assert f"s is being run by {socket.gethostname()}:{first.process.pid}" in second.stderr
+    assert f"s is already running on {socket.gethostname()}:{first.process.pid}" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert first.wait() == 0, first.stderr
     assert only(lab).last_attempt() == 1
@@ -220,7 +220,7 @@ def test_a_training_that_another_live_sweep_is_at_is_waited_for(lab: Lab, drive:
         assert driver.wait() == 0, driver.stderr
     assert only(lab, "one").path == only(lab, "two").path
     assert only(lab, "one").last_attempt() == 1
-    assert sum("waits: " in driver.stderr for driver in drivers) == 1
+    assert sum("waiting: held by " in driver.stderr for driver in drivers) == 1
     (child,) = (run for name in ("one", "two") for run in nothing_lost(lab, name).values() if _is_reused(run))
     assert {child.data.tags["sweep"], child.data.tags["reused.from"]} == {"one", "two"}
 

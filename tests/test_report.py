@@ -117,7 +117,7 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(tmp_path: Path) -> N
     make_store(tmp_path, SMALL + CLAIM, missing=missing, failed=["tiny-llama/format seed 1"])
     said = oneshot("report", "small", "--no-publish", cwd=tmp_path)
     assert said.code == 1
-    assert "no seed has all the runs that these claims need: one-shot beats base" in said.err
+    assert "because no seed has all the runs that they need: one-shot beats base" in said.err
     assert "left out: seed 0: tiny-qwen2/outcome seed 0 is missing" in said.out
     page = (tmp_path / "runs/sweeps/small/report/report.html").read_text()
     assert "8 of 12 trials finished, 1 failed, 3 missing" in page
@@ -174,7 +174,7 @@ def test_a_sweep_beside_itself_is_the_same(begun: Path) -> None:
 def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     (begun / "runs" / "mlflow.db").write_bytes(database.read_bytes())
     said = oneshot("report", "small", cwd=begun)
-    assert "the report is not in MLflow (the sweep has no run there)" in said.err
+    assert "but not in MLflow (the sweep has no run there)" in said.err
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
     from oneshot.store.store import Store

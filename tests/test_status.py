@@ -556,9 +556,9 @@ def test_gc_shows_and_removes_only_when_told_to(failed: Store, tmp_path: Path) -
     said = oneshot("gc", cwd=tmp_path).out
     assert said.splitlines()[-1].endswith(" can be removed; use --remove to remove it")
     assert len(failed.trainings()) == 5
-    assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can go")
+    assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can be removed")
     assert len(failed.trainings()) == 3
-    assert oneshot("gc", cwd=tmp_path).out.splitlines()[-1] == "0 B can go"
+    assert oneshot("gc", cwd=tmp_path).out.splitlines()[-1] == "0 B can be removed"
 
 
 def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:

@@ -23,8 +23,9 @@ from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.run import run as run_sweep
+from oneshot.sweep.tracking.run_data import CUT
 from oneshot.sweep.tracking.thread import TrackingThread
-from oneshot.sweep.tracking.tracker import CUT, NOTE, Tracker
+from oneshot.sweep.tracking.tracker import NOTE, Tracker
 from oneshot.tasks.grading import Grader
 from oneshot.trial.recorder import record
 from oneshot.trial.state import standing
