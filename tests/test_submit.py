@@ -259,7 +259,7 @@ def test_a_cell_is_stopped_from_afar(site: Site) -> None:
     text = sweep_text(name="cut", trial="  train.num_steps: 40\n", axes=axes)
     lab_of(site).write(text, "cut.yaml")
     site.submit("cut.yaml")
-    assert "told" in site.oneshot("stop", "cut", "--cell", "pace=slow", "--address", site.address)
+    assert "sent to" in site.oneshot("stop", "cut", "--cell", "pace=slow", "--address", site.address)
     told = site.oneshot("logs", "cut", "--address", site.address, "--follow", code=0)
     assert "1 finished, 0 failed, 1 stopped, 0 missing" in told
 
