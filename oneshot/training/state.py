@@ -197,7 +197,7 @@ def _place(
     elif has_reference:
         reference = Scored(deepcopy(model).requires_grad_(False))
     if config.train.activation_checkpointing:
-        weights.scored.compute_twice()
+        weights.scored.checkpoint_activations()
     return weights, reference
 
 
