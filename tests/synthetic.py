@@ -16,8 +16,8 @@ from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store,
 from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
 from oneshot.training.evaluate import summary
-from oneshot.training.metrics import Record
-from oneshot.trial.recorder import describe
+from oneshot.training.metrics import EvaluatedCompletion
+from oneshot.trial.environment import describe
 
 Accuracy = Callable[[Trial, int, int], float]
 """(trial, step, index of the problem) -> whether it is right, or with what probability."""
@@ -185,10 +185,10 @@ def _write_evaluation(
     return summary(records, samples=suite.samples)
 
 
-def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: bool) -> Record:
+def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: bool) -> EvaluatedCompletion:
     answer = problem.answer if is_right else str(draw.randrange(1000, 1010))  # no answer of arithmetic is this large
     completion = f"{HOSTILE if is_first else ''}{problem.prompt} Let us see. The answer is \\boxed{{{answer}}}."
-    return Record(
+    return EvaluatedCompletion(
         problem_id=problem.id,
         category=problem.category,
         level=problem.level,

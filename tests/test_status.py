@@ -28,7 +28,7 @@ from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
-from oneshot.trial.requests import Request, Stops, covers, facts_of, pop_requests, read_stops, send_request, write_stops
+from oneshot.trial.requests import Request, Stops, axes_of, covers, pop_requests, read_stops, send_request, write_stops
 
 KINDS = """\
 version: 1
@@ -394,10 +394,10 @@ def kinds() -> tuple[Trial, ...]:
 @given(st.sets(st.sampled_from(["kind", "seed", "phase"])), st.integers(0, 7), st.integers(0, 7))
 def test_a_cell_covers_the_trials_that_agree_with_all_it_names(named: set[str], of: int, other: int) -> None:
     trials = kinds()
-    facts = facts_of(trials[of])
-    cell = {axis: facts[axis] for axis in named}
+    axes = axes_of(trials[of])
+    cell = {axis: axes[axis] for axis in named}
     assert covers(cell, trials[of])
-    assert covers(cell, trials[other]) == all(facts_of(trials[other])[axis] == facts[axis] for axis in named)
+    assert covers(cell, trials[other]) == all(axes_of(trials[other])[axis] == axes[axis] for axis in named)
 
 
 def test_requests_are_heeded_in_order(store: Store) -> None:

@@ -205,14 +205,14 @@ def gc(
 def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
     """`--cell` as axes and names, which the sweep has."""
     from oneshot.plan.recorded import begun_sweep
-    from oneshot.trial.requests import covers, facts_of
+    from oneshot.trial.requests import axes_of, covers
 
     if not text:
         return {}
     _, planned = begun_sweep(store, sweep)
     cells = read_cells(text, [*(planned.trials[0].cell if planned.trials else ()), "seed", "phase"])
     for axis, wanted in cells.items():
-        known = list(dict.fromkeys(facts_of(trial)[axis] for trial in planned.trials))
+        known = list(dict.fromkeys(axes_of(trial)[axis] for trial in planned.trials))
         if wanted not in known:
             kind = axis if axis in ("seed", "phase") else "cell"
             raise UserError(f"--cell {axis}={wanted}: unknown {kind}{nearest(wanted, known)}")

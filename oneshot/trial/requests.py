@@ -1,7 +1,7 @@
-"""What people and early stopping say about a sweep -> files in its folder, which its driver reads.
+"""Requests to a sweep's driver, and its stopped trials <-> files in the sweep's folder.
 
-requests/<time>-<id>.json   stop, retry: written by the command line, removed by the driver when it has heeded them
-stops.json                  which trials are stopped, and why: written by the driver alone
+requests/<time>-<id>.json   stop, retry: written by the command line, removed by the driver when it reads them
+stops.json                  which trials are stopped, and why: written only by the driver
 """
 
 import uuid
@@ -17,64 +17,64 @@ Verb = Literal["stop", "retry"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing that somebody asked of a driver."""
+    """A user's request to a driver."""
 
     verb: Verb
     cell: dict[str, str] = field(default_factory=dict)
-    """Of which trials; empty: of all."""
+    """Axes and names that select trials; empty: all trials."""
     now: bool = False
     """stop: without a checkpoint."""
 
 
 def send_request(folder: Folder, request: Request) -> None:
-    """Leaves a request for the sweep's driver."""
+    """Write a request for the sweep's driver."""
     folder.write_json(f"requests/{now_ms():014d}-{uuid.uuid4().hex[:6]}.json", asdict(request))
 
 
 def pop_requests(folder: Folder) -> list[Request]:
-    """Takes the requests that are there, in order."""
-    found = []
+    """Read and remove the requests, in order."""
+    requests = []
     for name in folder.list("requests"):
         fields = folder.read_json(f"requests/{name}")
         if fields is not None:
-            found.append(Request(**fields))
+            requests.append(Request(**fields))
         folder.remove(f"requests/{name}")
-    return found
+    return requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stops:
-    """Trials that are not to go on."""
+    """Trials that must not run."""
 
     early: dict[str, str] = field(default_factory=dict)
-    """Key of a search trial -> why early stopping ended it."""
+    """Key of a search trial -> why early stopping stopped it."""
     cells: tuple[dict[str, str], ...] = ()
-    """Cells that somebody stopped."""
+    """Cells that a user stopped."""
 
     def reason(self, trial: Trial) -> str | None:
-        """Why a trial is stopped; None where it is not. What ended a search trial ends no trial of the grid."""
+        """Return why a trial is stopped, or None. Early stopping of a search trial stops no trial of the grid."""
         if trial.phase == "search" and trial.key in self.early:
             return self.early[trial.key]
         return "stopped by hand" if any(covers(cell, trial) for cell in self.cells) else None
 
 
 def covers(cell: Mapping[str, str], trial: Trial) -> bool:
-    """Whether a trial is of a cell, of which some axes are named; `seed` and `phase` count as axes."""
-    facts = facts_of(trial)
-    return all(facts.get(axis) == name for axis, name in cell.items())
+    """Return whether a trial matches the named axes of a cell; `seed` and `phase` count as axes."""
+    axes = axes_of(trial)
+    return all(axes.get(axis) == name for axis, name in cell.items())
 
 
-def facts_of(trial: Trial) -> dict[str, str]:
-    """What `--cell` may say of a trial."""
+def axes_of(trial: Trial) -> dict[str, str]:
+    """Return the axes that `--cell` can name, with the trial's values."""
     return {"seed": str(trial.seed), "phase": trial.phase, **trial.cell}
 
 
 def read_stops(folder: Folder) -> Stops:
-    """Which trials of a sweep are stopped."""
+    """Read which trials of a sweep are stopped."""
     fields = folder.read_json("stops.json") or {}
     return Stops(early=fields.get("early", {}), cells=tuple(fields.get("cells", ())))
 
 
 def write_stops(folder: Folder, stops: Stops) -> None:
-    """Keeps which trials are stopped."""
+    """Write which trials of a sweep are stopped."""
     folder.write_json("stops.json", {"early": stops.early, "cells": list(stops.cells)})
