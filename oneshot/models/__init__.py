@@ -1,0 +1,1 @@
+"""Models as files: where they lie, their shapes, and the memory and GPUs that they need."""
