@@ -1,22 +1,25 @@
-# setup quickstart test test-all check fmt bench: what the README names, and what CI calls
+# The commands that README and CONTRIBUTING name, and that CI runs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 20
+TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs bench clean
+.PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs site bench clean
 
 help:
-	@echo "make setup       a virtual environment in .venv with oneshot in it"
-	@echo "make quickstart  the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
-	@echo "make miniature   the paper's story on tiny models: collect, rank, one-shot; ten minutes"
-	@echo "make laptop      one-shot GRPO on SmolLM2-135M-Instruct, downloaded first; half an hour"
-	@echo "make test        fast tests and those on a local Ray (make test-all: every test)"
-	@echo "make check       ruff, mypy, import-linter"
-	@echo "make bench       a GRPO step against TRL's, sweeps against plain Tune, a report of 500 trials, two processes"
-	@echo "make docs        writes the generated documents anew"
+	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
+	@echo "make quickstart  run the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
+	@echo "make miniature   repeat the paper on tiny models: collect, rank, one-shot; ten minutes"
+	@echo "make laptop      download SmolLM2-135M-Instruct and run one-shot GRPO on it; half an hour"
+	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
+	@echo "make check       run ruff, mypy, import-linter and codespell"
+	@echo "make bench       compare a GRPO step with TRL's and sweeps with plain Tune; time a report and two processes"
+	@echo "make docs        write the generated documents"
+	@echo "make site        build the documentation into site/; a dead link fails the build"
 
-# A torch that is in .venv already is kept; TORCH=... picks another one for a new environment.
+# An installed torch in .venv is kept; TORCH=... picks the one for a new environment.
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: some minutes the first time"
@@ -48,7 +51,7 @@ laptop: models/SmolLM2-135M-Instruct/model.safetensors
 	$(BIN)/oneshot run sweeps/laptop.yaml
 
 test: .venv/ready-dev
-	$(BIN)/pytest -q -m "not slow and not cluster and not gpu"
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
 test-all: .venv/ready-dev
 	$(BIN)/pytest -q -m "slow or cluster"
@@ -58,6 +61,8 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell $(TEXTS)
+	! grep -rIniE "stands twice|what survives" $(TEXTS)
 
 fmt: .venv/ready-dev
 	$(BIN)/ruff format .
@@ -68,6 +73,12 @@ docs: .venv/ready-dev
 	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
 	$(BIN)/python docs/catalog.py sweeps > docs/sweeps.md
 
+# MkDocs checks links only within one folder, so the files that documents link to are copied beside them.
+site: .venv/ready-dev
+	rm -rf build/site && mkdir -p build/site
+	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/orchestration.py
@@ -75,4 +86,4 @@ bench: .venv/ready-dev
 	$(BIN)/python bench/processes.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build site

@@ -83,6 +83,8 @@ def ours(num_trials: int, folder: Path) -> dict[str, Any]:
 
 def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ended: list[float]) -> dict[str, Any]:
     """Run the sweep on the running Ray, and measure."""
+    from oneshot.plan.pinned import PinnedSweep
+    from oneshot.plan.sweep_run import SweepRun
     from oneshot.sweep.cluster import tuner
     from oneshot.sweep.run import run
 
@@ -101,7 +103,7 @@ def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ende
             reach=lambda: "",
         )
 
-    summary, _ = run(sweep, plan, store, launch=launch, listen=listen)
+    summary, _ = run(SweepRun(sweep=PinnedSweep.of(sweep), plan=plan, store=store), launch=launch, listen=listen)
     seconds = time.perf_counter() - start_s
     assert summary.finished == num_trials, summary
     assert not summary.tracking_error, summary
@@ -141,7 +143,9 @@ def peer(num_trials: int, folder: Path, *, reuse: bool) -> dict[str, Any]:
 def load(folder: Path) -> dict[str, Any]:
     """Run 8 trials at a time with 20 metrics per second each; measure the steps' delay and MLflow's lag."""
     from oneshot.config.file import read
+    from oneshot.plan.pinned import PinnedSweep
     from oneshot.plan.plan import make_plan
+    from oneshot.plan.sweep_run import SweepRun
     from oneshot.store.store import Store
     from oneshot.sweep.cluster import tuner
     from oneshot.sweep.run import run
@@ -162,7 +166,9 @@ def load(folder: Path) -> dict[str, Any]:
         ended.append(time.perf_counter())
         return done
 
-    summary, _ = run(sweep, made, store, launch=launch, listen=lambda event: None)
+    summary, _ = run(
+        SweepRun(sweep=PinnedSweep.of(sweep), plan=made, store=store), launch=launch, listen=lambda event: None
+    )
     lag_s = time.perf_counter() - ended[0]
     assert summary.finished == 8, summary
     rows = [store.trial(trial.key).rows() for trial in made.trials if trial.key]
@@ -187,7 +193,8 @@ def finish_most(folder: Path) -> dict[str, Any]:
     """Write a store in which all trials but one are finished."""
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
-    from oneshot.store.store import Row, Store
+    from oneshot.store.records import Row
+    from oneshot.store.store import Store
 
     file = folder / "big.yaml"
     file.write_text(sweep_text(NUM_PLANNED, str(folder / "runs")))
@@ -196,25 +203,25 @@ def finish_most(folder: Path) -> dict[str, Any]:
     for trial in made.trials[:-1]:
         assert trial.key is not None
         record = store.trial(trial.key)
-        attempt = record.begin_attempt({"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
-        record.write_segment(attempt, [Row(step=1, time_ms=1, metrics={"script/chain": 1.0})])
-        record.end_attempt(attempt, "finished")
+        record.write_json("attempts/1.json", {"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
+        record.write_segment(1, [Row(step=1, time_ms=1, metrics={"script/chain": 1.0})])
+        record.end_attempt(1, "finished")
     store.sweep("bench").write("sweep.yaml", sweep.source.text)
     return {}
 
 
 def restart(folder: Path) -> dict[str, Any]:
-    """Measure the seconds from process start to the first suggestion, on the command line's path, without starting
-    Ray."""
-    from oneshot.cli.options import load_sweep, resolved
+    """Measure the seconds from process start to the first suggestion, on the command line's path, without Ray."""
+    from oneshot.cli.options import load_sweep
     from oneshot.plan.edits import check_edits
+    from oneshot.plan.loader import pin_all
     from oneshot.store.store import Store
     from oneshot.sweep.run import run
 
     sweep = load_sweep(folder / "big.yaml", None)
     store = Store(sweep.config.storage)
-    sweep, made = resolved(sweep, store)
-    check_edits(sweep, made, store)
+    planned = pin_all(sweep, store)
+    check_edits(planned)
 
     def launch(agenda: Any, tracking: Any) -> bool:
         from oneshot.sweep.cluster import tuner
@@ -222,11 +229,11 @@ def restart(folder: Path) -> dict[str, Any]:
         assert tuner.run_on_ray
         assignment = agenda.next()
         seconds = time.time() - psutil.Process().create_time()
-        assert assignment.training.key == made.trials[-1].key
+        assert assignment.training.key == planned.plan.trials[-1].key
         print(json.dumps({"seconds": seconds, **memory()}), flush=True)
         os._exit(0)
 
-    run(sweep, made, store, launch=launch, listen=lambda event: None)
+    run(planned, launch=launch, listen=lambda event: None)
     raise AssertionError("nothing was suggested")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from builders import sweep_run
 from synthetic import make_store
 
 from oneshot.plan.claims import freeze
@@ -70,7 +71,7 @@ def main() -> None:
         start_s = time.perf_counter()
         if profile:
             profile.enable()
-        gathered = gather(sweep, plan, store)
+        gathered = gather(sweep_run(sweep, plan, store))
         gathered_s = time.perf_counter() - start_s
         report = make_report(gathered)
         whole_s = time.perf_counter() - start_s

@@ -1,8 +1,11 @@
 """What tests share: the folder of given data, configs of tiny trials, one grader."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, and threads that wait spin
 
 import pytest
 import torch
@@ -13,6 +16,12 @@ from oneshot.tasks.grading import Grader
 
 PROJECT = Path(__file__).parent.parent
 SHARED = PROJECT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with tests on Ray first: they take longest, and wait more than they compute."""
+    on_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in on_ray)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import psutil
 
-from oneshot.store.store import Folder, TrialFolder
+from oneshot.store.folder import Folder
+from oneshot.store.trial_folder import TrialFolder
 
 PATIENCE_S = 120.0
 """For what takes seconds, on a machine that is busy with other things."""

@@ -15,10 +15,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from oneshot.config.trial import TrialConfig
+from oneshot.plan.loader import begun_sweep
 from oneshot.plan.plan import Plan, Trial
-from oneshot.plan.recorded import begun_sweep
 from oneshot.store.lease import holder
-from oneshot.store.store import Row, Store, TrialFolder
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.sweep.status import is_alive
 from oneshot.sweep.tracking.tracker import TRIAL
 from oneshot.trial.requests import read_stops
@@ -77,7 +79,7 @@ class Lab:
 
     def plan(self, name: str = "s") -> Plan:
         """As it was run last, with all points that were asked."""
-        return begun_sweep(self.store, name)[1]
+        return begun_sweep(self.store, name).plan
 
     def trainings(self, name: str = "s") -> dict[str, TrialFolder]:
         """Label of a trial -> its folder."""

@@ -9,10 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.file import Sweep, load
+from builders import begin_attempt
+
+from oneshot.config.file import load
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, Trial, make_plan
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, Store, TrialFolder, now_ms
+from oneshot.store.folder import now_ms
+from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
 from oneshot.training.evaluate import summary
@@ -68,7 +74,7 @@ def make_store(
     failed: Collection[str] = (),
     reward: Reward | None = None,
     facts: Callable[[Trial], Mapping[str, Any]] = lambda trial: {},
-) -> tuple[Sweep, Plan, Store]:
+) -> tuple[PinnedSweep, Plan, Store]:
     """Writes `folder/sweep.yaml` and the store `folder/runs`, in which every trial is finished.
 
     Trials that share a training are what `accuracy` says of the first. `missing`, `failed`: labels of trials that have
@@ -113,7 +119,7 @@ def _write(
     folder.write_json("trial.json", describe(training))
     started_ms = now_ms() - STEP_MS * training.config.train.num_steps
     facts = {"started_ms": started_ms, "gpu": "", "env_digest": "0" * 16, "host": "synthetic", "pid": 1}
-    attempt = folder.begin_attempt({**facts, **noted})
+    attempt = begin_attempt(folder, {**facts, **noted})
     due = due_evaluations(training.config)
     baseline: dict[str, float] = {}
     rows = []

@@ -10,17 +10,19 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from builders import begin_attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Lab, chain, files, steps_of, sweep_text
 
-from oneshot.cli.options import resolved
-from oneshot.config.file import Sweep, load
+from oneshot.config.file import load
 from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.plan.loader import pin_all
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
 from oneshot.plan.trainings import Training, trainings
 from oneshot.store.lease import Holder, Leased, take
-from oneshot.store.store import FailureKind, Result
+from oneshot.store.records import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
@@ -48,7 +50,7 @@ class Desk:
 
     lab: Lab
     agenda: Agenda
-    sweep: Sweep
+    sweep: PinnedSweep
     events: list[Event]
     slots: int = 1
     num_ended: int = 0
@@ -118,11 +120,10 @@ def sit_down(lab: Lab, text: str = "", *, slots: int = 1) -> Desk:
     if text:
         lab.write(text.replace("seeds:", f"storage: {lab.folder}/runs\nseeds:", 1))
     store, events = lab.store, list[Event]()
-    sweep, plan = resolved(load(lab.folder / "s.yaml"), store)
-    folder = store.sweep("s")
-    folder.write("sweep.yaml", sweep.source.text)
-    made = Agenda(sweep, plan, store, folder=folder, listen=events.append, replanned=lambda plan: None)
-    return Desk(lab=lab, agenda=made, sweep=sweep, events=events, slots=slots)
+    run = pin_all(load(lab.folder / "s.yaml"), store)
+    run.folder.write("sweep.yaml", run.sweep.source.text)
+    agenda = Agenda(run, listen=events.append, replanned=lambda plan: None)
+    return Desk(lab=lab, agenda=agenda, sweep=run.sweep, events=events, slots=slots)
 
 
 def training_of(desk: Desk, label: str) -> Training:
@@ -181,7 +182,7 @@ def test_a_class_of_failure_has_its_own_budget(lab: Lab, fault: str, faults: str
     assert (result.outcome, result.kind, result.attempt) == ("failed", kind, attempts)
     assert result.failures == {kind: attempts}
     assert desk.state("trial seed 0") == "failed"
-    assert desk.said.count("tried again") == attempts - 1
+    assert desk.said.count("retrying") == attempts - 1
     assert sit_down(lab).agenda.is_idle(), "a failed training is not run again"
 
 
@@ -202,7 +203,7 @@ def test_lost_nodes_and_stalls_are_counted_apart_and_together(
     for kind in kinds:
         turn: Any = desk.agenda.next()
         folder = lab.store.trial(turn.training.key)
-        lease = take(folder, sweep="s", facts={}, stale_holder=turn.stale_holder)
+        lease = take(folder, sweep="s", metadata={}, stale_holder=turn.stale_holder)
         folder.end_attempt(lease.attempt, "failed", kind=kind, reason=f"{kind}: it was lost")
         lease.release()
         desk.agenda.ended(turn.training.key)
@@ -224,13 +225,15 @@ def test_whose_worker_is_dead_is_not_waited_for_though_its_process_goes_on_beati
     turn: Any = desk.agenda.next()
     desk.agenda.begun(turn.training.key)
     folder = lab.store.trial(turn.training.key)
-    cut_off = take(folder, sweep="s", facts={})
+    cut_off = take(folder, sweep="s", metadata={})
     desk.agenda.is_dead(turn.training.key)
     desk.agenda.ended(turn.training.key)
     cut_off.beat()
     again: Any = desk.agenda.next()
     assert again.training.key == turn.training.key
-    assert take(lab.store.trial(again.training.key), sweep="s", facts={}, stale_holder=again.stale_holder).attempt == 2
+    assert (
+        take(lab.store.trial(again.training.key), sweep="s", metadata={}, stale_holder=again.stale_holder).attempt == 2
+    )
 
 
 def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
@@ -240,7 +243,7 @@ def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
     desk.agenda.moves(turn.training.key)
     desk.agenda.ended(turn.training.key)
     assert desk.agenda.outstanding()[0].key == turn.training.key
-    assert "goes on elsewhere: its node is being drained" in desk.said
+    assert "its node is being drained; resumes elsewhere" in desk.said
 
 
 def test_a_training_for_whose_like_there_is_no_room_is_passed_and_keeps_its_place(lab: Lab) -> None:
@@ -276,7 +279,7 @@ def test_the_sweep_halts_when_the_first_trainings_fail_alike(lab: Lab) -> None:
     faults = "faults: {retries: 1, same_failure_limit: 3}\n"
     desk = sit_down(lab, sweep_text(script="faults: [{at: 1, do: crash}]", seeds="[0, 1, 2, 3]", rest=faults))
     assert desk.work() == "done"
-    assert "first 3 trainings failed alike (RuntimeError: the script says: crash)" in desk.agenda.halted
+    assert "first 3 trainings failed for the same reason (RuntimeError: the script says: crash)" in desk.agenda.halted
     # each is tried again before the next begins; the third halts the sweep with its first failure
     assert desk.labels() == ["trial seed 0"] * 2 + ["trial seed 1"] * 2 + ["trial seed 2"]
 
@@ -368,7 +371,7 @@ def test_what_another_sweep_is_at_comes_last_and_is_attached_to(
     desk, others = elsewhere
     assert desk.work() == "wait"
     assert desk.labels() == ["trial seed 1"]
-    assert "trial seed 0  waits: " in desk.said
+    assert "trial seed 0  waiting: held by " in desk.said
     assert "(sweep other, attempt 1)" in desk.said
     assert not desk.agenda.is_idle()
     assert len(list(others)) == 3
@@ -463,7 +466,7 @@ def test_gpu_hours_are_gpus_times_the_hours_that_they_are_held(lab: Lab) -> None
     assert budget.spent([half, two, none]) == ""
     assert budget.gpu_hours == pytest.approx(2.5)
     now_s[0] = 9000.0  # half an hour on one: 2.5 + 0.5
-    assert budget.spent([half, half]) == "the budget of 3 GPU-hours is spent"
+    assert budget.spent([half, half]) == "the budget of 3 GPU-hours is used up"
 
 
 def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
@@ -471,12 +474,12 @@ def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
     training = of_gpus(desk, 0.5)
     folder = lab.store.trial(training.key)
     hour_ms = 3_600_000
-    folder.begin_attempt({"started_ms": 0})
-    folder.begin_attempt({"started_ms": 5 * hour_ms, "last_beat_ms": hour_ms})  # the first one's last sign of life
+    begin_attempt(folder, {"started_ms": 0})
+    begin_attempt(folder, {"started_ms": 5 * hour_ms, "last_beat_ms": hour_ms})  # the first one's last sign of life
     folder.write_json("lease", {"attempt": 2, "time_ms": 8 * hour_ms})
     budget = Budget(BudgetConfig(gpu_hours=2), lab.store, [training])
     assert budget.gpu_hours == pytest.approx((1 + 3) * 0.5)
-    assert budget.spent([]) == "the budget of 2 GPU-hours is spent"
+    assert budget.spent([]) == "the budget of 2 GPU-hours is used up"
 
 
 def test_a_deadline_halts_the_sweep(lab: Lab) -> None:
@@ -485,10 +488,10 @@ def test_a_deadline_halts_the_sweep(lab: Lab) -> None:
     now[0] = datetime(2026, 3, 1, 12, 59)
     assert budget.spent([]) == ""
     now[0] = datetime(2026, 3, 1, 13, 0)
-    assert budget.spent([]) == "it is 13:00, the budget's end"
+    assert budget.spent([]) == "the budget ends at 13:00"
     desk = sit_down(lab, sweep_text(rest='budget: {until: "2020-01-01T00:00"}\n'))
     assert desk.work() == "done"
-    assert desk.agenda.halted == "it is 2020-01-01T00:00, the budget's end"
+    assert desk.agenda.halted == "the budget ends at 2020-01-01T00:00"
     assert desk.labels() == []
 
 
@@ -627,7 +630,7 @@ def test_a_point_that_fails_is_infeasible_and_no_breaker(lab: Lab) -> None:
 def test_where_no_point_can_win_the_grid_is_missing_and_it_is_said(lab: Lab) -> None:
     desk = sit_down(lab, search_text(num_trials=3, rest="guards: [{metric: script/bowl, below: 9.0}]\n"))
     assert desk.work() == "done"
-    assert "all: no point of 3 finished and kept to its constraint; its grid cannot run" in desk.said
+    assert "all: none of 3 points finished within its constraint; its grid cannot run" in desk.said
     (grid,) = desk.plan.grid
     assert (grid.key, grid.waits_for) == (None, "the search of all, of which no point can win")
     assert desk.state("trial seed 0") == "missing"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import sweep_run
 from synthetic import HOSTILE, SMALL, make_store
 from verbs import oneshot
 
@@ -59,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def from_store(folder: Path) -> Gathered:
     sweep = load(folder / "sweep.yaml")
-    return gather(sweep, make_plan(sweep), Store(str(folder / "runs")))
+    return gather(sweep_run(sweep, make_plan(sweep), Store(str(folder / "runs"))))
 
 
 # to the same numbers

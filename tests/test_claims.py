@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import sweep_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_store
@@ -20,7 +21,8 @@ from oneshot.config.sweep import ClaimConfig
 from oneshot.plan.claims import FILE, claims_digest, comparisons, freeze, frozen, record_of, thaw
 from oneshot.report.runs import gather
 from oneshot.report.verdicts import verdicts
-from oneshot.store.store import Folder, Store
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
 
 AXES = {"model": ["small", "large"], "example": ["sum", "product"], "arm": ["outcome", "format"]}
 CELLS = [dict(zip(AXES, names, strict=True)) for names in product(*AXES.values())]
@@ -461,7 +463,7 @@ def test_a_claim_that_was_changed_is_judged_beside_the_frozen_one_and_marked(tmp
     sweep, planned, store = make_store(tmp_path, CLAIMED)
     freeze(store.sweep("base"), sweep.config.claims)
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "expect: {greater_by: -0.5}", CLAIMED))
-    judged = verdicts(gather(load(tmp_path / "sweep.yaml"), planned, store))
+    judged = verdicts(gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)))
     assert [(one.expect, one.is_amended) for one in judged] == [("a - b > 0", False), ("a - b > -0.5", True)]
     assert "amended: written after the sweep began" not in judged[0].notes
     assert judged[1].notes[0] == "amended: written after the sweep began"
@@ -471,14 +473,14 @@ def test_a_claim_that_was_taken_out_of_the_file_is_judged_all_the_same(tmp_path:
     sweep, planned, store = make_store(tmp_path, CLAIMED)
     freeze(store.sweep("base"), sweep.config.claims)
     (tmp_path / "sweep.yaml").write_text(BASE)
-    judged = verdicts(gather(load(tmp_path / "sweep.yaml"), planned, store))
+    judged = verdicts(gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)))
     assert [(one.name, one.is_amended) for one in judged] == [("c", False)]
 
 
 def test_other_words_for_the_same_claim_amend_nothing(tmp_path: Path) -> None:
     sweep, planned, store = make_store(tmp_path, CLAIMED)
     freeze(store.sweep("base"), sweep.config.claims)
-    found = gather(replace(sweep, config=sweep.config.model_copy()), planned, store)
+    found = gather(sweep_run(replace(sweep, config=sweep.config.model_copy()), planned, store))
     assert found.amended == ()
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "of: value, expect: {greater_by: 0.0}", CLAIMED))
-    assert gather(load(tmp_path / "sweep.yaml"), planned, store).amended == ()
+    assert gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)).amended == ()

@@ -59,9 +59,9 @@ def test_plan_json_lists_every_trial() -> None:
     [
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
-        (["trial", "{sweep}", "--cell", "arms=outcome"], "write it as axis=name; did you mean 'arm'?"),
-        (["trial", "{sweep}", "--cell", "arm=outcome"], "names 2 cells; choose one of"),
-        (["trial", "{sweep}", "--cell", "arm=no"], "names no cell of the grid; choose one of"),
+        (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),
+        (["trial", "{sweep}", "--cell", "arm=outcome"], "matches 2 cells; choose one of"),
+        (["trial", "{sweep}", "--cell", "arm=no"], "matches no cell of the grid; choose one of"),
         (["ui", "--storage", "nowhere"], "nowhere/mlflow.db: no such database"),
         (["run", "{sweep}", "--storage", "memory://x"], "set mlflow.tracking_uri to a server"),
     ],
@@ -93,7 +93,7 @@ def test_trial_runs_in_a_fresh_folder_and_prints_every_step(sweep: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.yaml"]
     again = oneshot(*arguments, "--out", str(tmp_path / "out"), cwd=tmp_path)
     assert again.returncode == 2
-    assert "not empty; name a new folder" in again.stderr
+    assert "the folder is not empty; name a new one" in again.stderr
 
 
 def test_a_trial_that_fails_says_why_and_exits_1(sweep: Path, tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_a_history_is_ranked(tmp_path: Path) -> None:
     ]
     done = oneshot("rank", "--history", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert "has no finished sweep of that name; run it first" in done.stderr
+    assert "run it first" in done.stderr
     done = oneshot("rank", "--history", "h.json", "--by", "historical-variance", cwd=tmp_path)
-    assert "--by historical-variance: unknown; did you mean 'historical_variance'?" in done.stderr
+    assert "--by historical-variance: unknown rule; did you mean 'historical_variance'?" in done.stderr
 
 
 def test_a_path_is_not_fetched(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_a_path_is_not_fetched(tmp_path: Path) -> None:
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
     done = oneshot("eval", "nowhere", "--suite", "arithmetic", cwd=tmp_path)
     assert done.returncode == 2
-    assert "nowhere: no such file, and no sweep of that name in runs" in done.stderr
+    assert "nowhere: no sweep of this name in runs" in done.stderr

@@ -6,7 +6,7 @@ from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.sweep.cluster.nodes import NodeType, bundle, capacity, check_feasible, node_types
+from oneshot.sweep.cluster.nodes import NodeType, capacity, check_feasible, read_node_types, reservation
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 
@@ -17,7 +17,7 @@ def plan_of(resources: str) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("resources", "shapes", "ready"),
+    ("resources", "live_types", "ready"),
     [
         ("cpus: 2, gpus: 1", [(EIGHT, 1)], 8 + 2),  # eight GPUs, though there are CPUs for 32
         ("cpus: 2, gpus: 1", [(EIGHT, 4)], 32 + 8),  # three of them may come to be
@@ -29,9 +29,9 @@ def plan_of(resources: str) -> Plan:
     ],
 )
 def test_what_fits_is_ready_and_a_few_more(
-    resources: str, shapes: list[tuple[dict[str, float], int]], ready: int
+    resources: str, live_types: list[tuple[dict[str, float], int]], ready: int
 ) -> None:
-    nodes = [NodeType(resources=each, count=count) for each, count in shapes]
+    nodes = [NodeType(resources=each, count=count) for each, count in live_types]
     (trial,) = plan_of(resources).trials
     assert capacity(trial.resources, nodes) == ready
 
@@ -45,22 +45,22 @@ def test_a_node_that_an_autoscaler_may_add_counts_as_one_that_fits() -> None:
 
 
 def test_what_an_autoscaler_may_add_is_said_by_a_variable() -> None:
-    first, second = node_types("CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64")
+    first, second = read_node_types("CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64")
     assert dict(first.resources) == {"CPU": 8.0, "GPU": 1.0, "memory": 48 * 2.0**30, "accelerator_type:L4": 1.0}
     assert (first.count, dict(second.resources)) == (8, {"CPU": 64.0, "memory": float("inf")})
     check_feasible(plan_of("gpus: 1, memory_gib: 40, accelerator: [L4]").trials, [first])
-    with pytest.raises(UserError, match="or say in ONESHOT_NODE_TYPES what its autoscaler may add"):
+    with pytest.raises(UserError, match="or set ONESHOT_NODE_TYPES to what its autoscaler may add"):
         check_feasible(plan_of("gpus: 2").trials, [first])
-    assert node_types("") == []
+    assert read_node_types("") == []
 
 
 @pytest.mark.parametrize("text", ["CPUs=8", "CPU=many", "8", "CPU=8,count=x"])
 def test_a_node_type_that_is_written_otherwise_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"ONESHOT_NODE_TYPES: .*: write node types as CPU=8,GPU=1,count=8"):
-        node_types(text)
+    with pytest.raises(UserError, match=r"ONESHOT_NODE_TYPES: .*: expected node types as CPU=8,GPU=1,count=8"):
+        read_node_types(text)
 
 
 def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:
     needed = ResourceConfig(gpus=1, accelerator=["A100-80G", "H100"])
-    assert bundle(needed, [NodeType(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
-    assert bundle(needed, [])["accelerator_type:A100-80G"] == 0.001
+    assert reservation(needed, [NodeType(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
+    assert reservation(needed, [])["accelerator_type:A100-80G"] == 0.001

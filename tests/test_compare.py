@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import sweep_run
 from rich.console import Console
 from scipy import stats
 from synthetic import SMALL, make_store
@@ -230,7 +231,7 @@ def test_names_of_cells_are_no_orders_to_the_terminal() -> None:
 
 
 def test_a_store_and_its_bundle_differ_by_nothing(tmp_path: Path) -> None:
-    made = gather(*make_store(tmp_path, SMALL.replace("num_problems: 20", "num_problems: 2")))
+    made = gather(sweep_run(*make_store(tmp_path, SMALL.replace("num_problems: 20", "num_problems: 2"))))
     write_bundle(made, tmp_path / "small.zip")
     found = compare(made, read_bundle(tmp_path / "small.zip"))
     assert len(found.lines) == 4

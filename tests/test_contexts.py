@@ -105,9 +105,9 @@ def test_submit_refuses_a_storage_that_means_another_folder_on_every_machine(tmp
     (tmp_path / "s.yaml").write_text(SWEEP)
     said = oneshot("submit", "s.yaml", "--address", "http://127.0.0.1:9", cwd=tmp_path)
     assert said.code == 2
-    assert "s.yaml:1: storage: runs means another folder on every machine; name a folder" in said.err
+    assert "s.yaml:1: storage: runs is a different folder on every machine; use a folder" in said.err
     said = oneshot("submit", "s.yaml", "--address", "http://127.0.0.1:9", "--storage", "memory://x", cwd=tmp_path)
-    assert "one process's memory" in said.err
+    assert "the memory of one process" in said.err
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path: Path) -> Non
     (tmp_path / "s.yaml").write_text(SWEEP)
     said = oneshot("plan", "s.yaml", "--address", "127.0.0.1:9", cwd=tmp_path)
     assert said.code == 2
-    assert "--address 127.0.0.1:9: no Ray cluster answers there (Connection refused)" in said.err
+    assert "--address 127.0.0.1:9: no Ray cluster answers (Connection refused)" in said.err
 
 
 # --- secrets and names ---
@@ -174,5 +174,5 @@ def test_a_name_that_would_lead_out_of_the_storage_is_refused(name: str, tmp_pat
     for verb in ("status", "stop", "retry"):
         said = oneshot(verb, name, "--storage", str(tmp_path / "runs"), cwd=tmp_path)
         assert said.code == 2, verb
-        assert "no name of a sweep" in said.err
+        assert "not a sweep's name" in said.err
     assert not (tmp_path / "up").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import begin_attempt
 from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,9 @@ from oneshot.plan.cost import (
     training_shape,
 )
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.store.store import Row, Store, now_ms
+from oneshot.store.folder import now_ms
+from oneshot.store.records import Row
+from oneshot.store.store import Store
 from oneshot.tasks.benchmarks import load_suites
 
 MakeConfig = Callable[..., TrialConfig]
@@ -162,7 +165,7 @@ def test_a_larger_known_model_needs_more_time(config: MakeConfig) -> None:
 def finished(store: Store, key: str, config: TrialConfig, seconds: list[float], *, gpus: float = 1) -> None:
     folder = store.trial(key)
     folder.write_json("trial.json", {"key": key, "seed": 0, "config": config.model_dump(mode="json"), "gpus": gpus})
-    attempt = folder.begin_attempt({"started_ms": now_ms()})
+    attempt = begin_attempt(folder, {"started_ms": now_ms()})
     rows = [Row(step=0, time_ms=now_ms(), metrics={"eval/a/pass_at_1": 0.0})]
     rows += [Row(step=n + 1, time_ms=now_ms(), metrics={"perf/step_s": s}) for n, s in enumerate(seconds)]
     folder.write_segment(attempt, rows)
@@ -188,7 +191,7 @@ def test_only_finished_trainings_on_gpus_are_measured(config: MakeConfig, tmp_pa
     begun = store.trial("b" * 16)
     begun.write_json("trial.json", {"config": config().model_dump(mode="json"), "gpus": 1})
     begun.write_segment(
-        begun.begin_attempt({"started_ms": now_ms()}), [Row(step=1, time_ms=0, metrics={"perf/step_s": 1})]
+        begin_attempt(begun, {"started_ms": now_ms()}), [Row(step=1, time_ms=0, metrics={"perf/step_s": 1})]
     )
     assert measured_steps(store) == {}
 

@@ -1,4 +1,4 @@
-"""What the documents show is so."""
+"""The documents' examples work as shown; `make site` checks their links."""
 
 import re
 from pathlib import Path
@@ -34,34 +34,12 @@ def test_the_readmes_mistake_is_answered_as_it_says(tmp_path: Path, monkeypatch:
     assert f"oneshot: {caught.value}\n" in README
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        "README.md",
-        "docs/claims.md",
-        "docs/design.md",
-        "docs/export.md",
-        "docs/grpo.md",
-        "docs/log.md",
-        "docs/memory.md",
-        "docs/mlflow.md",
-        "docs/operations.md",
-        "docs/paper.md",
-        "docs/security.md",
-        "docs/statistics.md",
-        "docs/sweeps.md",
-        "cluster/README.md",
-    ],
-)
-def test_every_file_that_a_document_links_to_is_there(document: str) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / document).read_text())
-    for link in links:
-        assert ((PROJECT / document).parent / link).exists(), link
-
-
-def test_every_target_that_the_readme_names_is_in_the_makefile() -> None:
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_target_that_a_document_names_is_in_the_makefile(document: str) -> None:
     targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"\$ make ([\w-]+)", README)) <= targets
+    named = set(re.findall(r"\$ make ([\w-]+)", (PROJECT / document).read_text()))
+    assert named
+    assert named <= targets
 
 
 def test_the_engines_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import sweep_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search_file import HUNT, edited
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.config.file import Sweep, Winner, read
+from oneshot.config.file import read
 from oneshot.errors import SweepFileError
 from oneshot.plan.edits import Edits, check_edits, find_edits
+from oneshot.plan.pinned import PinnedSweep, Winner
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.revisions import FILE as REVISIONS
 from oneshot.plan.revisions import frozen_revisions
@@ -42,14 +44,14 @@ def begin(store: Store, text: str, *overrides: str) -> None:
     folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
 
 
-def planned(store: Store, text: str, *overrides: str) -> tuple[Sweep, Plan]:
+def planned(store: Store, text: str, *overrides: str) -> tuple[PinnedSweep, Plan]:
     sweep = read(text, name="s.yaml", overrides=overrides)
     known = frozen_search(sweep, store.sweep(sweep.config.name))
     return known, make_plan(known)
 
 
 def edits(store: Store, text: str, *overrides: str) -> Edits | None:
-    return find_edits(*planned(store, text, *overrides), store)
+    return find_edits(sweep_run(*planned(store, text, *overrides), store))
 
 
 def counts(found: Edits | None) -> tuple[int, int, int, int]:
@@ -76,8 +78,8 @@ def test_the_same_text_is_not_even_planned(store: Store, tmp_path: Path) -> None
     sweep, plan = planned(store, SCRIPTED)
     begin(store, SCRIPTED.replace("script: {step_s: 0}", "model.path: ./gone"))
     gone = read(store.sweep("s").read("sweep.yaml") or "", name="s.yaml")
-    assert find_edits(gone, plan, store) is None
-    assert find_edits(sweep, plan, store) is None
+    assert find_edits(sweep_run(gone, plan, store)) is None
+    assert find_edits(sweep_run(sweep, plan, store)) is None
 
 
 def test_other_words_for_the_same_are_no_edit(store: Store) -> None:
@@ -123,7 +125,7 @@ def test_what_only_adds_is_accepted(store: Store, name: str) -> None:
     found = edits(store, text)
     assert counts(found) == expected
     assert found is not None and found.refused == ()
-    check_edits(*planned(store, text), store)
+    check_edits(sweep_run(*planned(store, text), store))
 
 
 def test_a_cell_that_is_new_is_new_at_every_seed(store: Store) -> None:
@@ -179,7 +181,7 @@ def test_what_is_no_addition_is_refused_by_name(store: Store, name: str) -> None
     assert found is not None
     assert found.refused[0] == expected
     with pytest.raises(SweepFileError) as caught:
-        check_edits(*planned(store, text), store)
+        check_edits(sweep_run(*planned(store, text), store))
     assert str(caught.value).startswith("s.yaml:")
     assert str(caught.value).endswith(
         "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
@@ -319,4 +321,4 @@ def test_a_commit_that_was_resolved_when_the_sweep_began_is_no_edit(store: Store
     folder = store.sweep("base")
     folder.write_json(REVISIONS, [["Qwen/Qwen2.5-Math-1.5B", None, "b" * 40]])
     sweep = frozen_revisions(read(edited("seeds: [0, 1]", "seeds: [0, 1, 2]", text), name="s.yaml"), folder)
-    assert counts(find_edits(sweep, make_plan(sweep), store)) == (4, 8, 0, 0)
+    assert counts(find_edits(sweep_run(sweep, make_plan(sweep), store))) == (4, 8, 0, 0)

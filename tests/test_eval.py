@@ -78,7 +78,7 @@ def test_a_sweep_without_finished_trials_is_refused(place: Place) -> None:
     (place.folder / "none.yaml").write_text(text.replace("name: small", "name: none").replace("[0]", "[8]"))
     done = place.run("eval", "none.yaml", "--suite", "arithmetic-val")
     assert done.returncode == 2
-    assert "none.yaml: no finished trial with kept weights in runs; run it first" in done.stderr
+    assert "none.yaml: no finished trial with kept weights in runs; run the sweep first" in done.stderr
 
 
 def test_a_label_that_is_right_after_all_is_told_before_anything_runs(place: Place) -> None:

@@ -20,6 +20,7 @@ import mlflow
 import pytest
 import torch
 from browser import Browser
+from builders import located
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from synthetic import SMALL, make_store
@@ -234,7 +235,7 @@ def test_a_trial_that_no_sweep_asks_for_is_exported_too(made: Path, tmp_path: Pa
     (training,) = trainings([trial_of(made, "whole")])
     list(record(training, Store(str(tmp_path)).trial(training.key), grader=grader, origin="trial"))
     said = oneshot("export", training.key, "--storage", str(tmp_path), "--to", str(tmp_path / "out"), cwd=made)
-    assert said.code == 0 and "not in MLflow: no sweep of this storage asks for the trial" in said.err
+    assert said.code == 0 and "not in MLflow: the trial belongs to no sweep of this storage" in said.err
     same = written(made, "whole", tmp_path / "same")
     assert (tmp_path / "out/model.safetensors").read_bytes() == (same / "model.safetensors").read_bytes()
 
@@ -248,11 +249,11 @@ def test_a_trial_that_no_sweep_asks_for_is_exported_too(made: Path, tmp_path: Pa
         (["made", "--cell", "model=hole"], "matches no trial of made"),
         (["made", "--cell", "modl=whole"], "did you mean 'model'?"),
         (["made", "--cell", "model=whole", "--seed", "7"], "--seed 7: matches no trial of made"),
-        (["ab", "--seed", "0"], "choose a trial of a sweep; runs has none of that name"),
+        (["ab", "--seed", "0"], "no sweep of this name in runs; --cell and --seed choose a sweep's trial"),
         (["made", "--storage", "nowhere"], "which has nothing; set --storage to another store"),
         (["made", "--cell", "model=whole", "--to", "s.yaml/out"], "s.yaml/out: cannot be written"),
-        (["made", "--no-mlflow", "--upload"], "drop one of them"),
-        (["made", "--public"], "nothing is pushed without --push"),
+        (["made", "--no-mlflow", "--upload"], "leave out one of them"),
+        (["made", "--public"], "nothing is published without it"),
         (["made", "--push", "name"], "write it as OWNER/NAME"),
     ],
 )
@@ -432,7 +433,7 @@ def test_a_server_that_is_down_loses_nothing(made: Path, tmp_path: Path) -> None
     said = export(made, "whole", tmp_path / "out", "--mlflow", "http://127.0.0.1:9")
     assert said.code == 1
     assert "not in MLflow: http://127.0.0.1:9 does not answer" in said.err
-    assert "the same command registers it" in said.err
+    assert "run the same command again to register it" in said.err
     assert said.out.startswith(f"{tmp_path}/out: whole seed 0, step 2, float32")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     again = export(made, "whole", tmp_path / "out")
@@ -452,7 +453,7 @@ def test_where_mlflow_has_no_run_the_model_waits_for_one(
     assert told["run_id"] is None
     known = MlflowClient(uri)
     assert str(known.get_logged_model(told["model_id"]).status) == "READY"
-    tracker = Tracker(plan(made), Store(str(made / "runs")), tracking_uri=uri, experiment="made", artifacts=None)
+    tracker = Tracker(plan(made), Store(str(made / "runs")), located(uri, experiment="made"))
     tracker.open(question="q", sweep_yaml=TEXT)
     tracker.sync(trial_of(made, "whole"))
     again = json.loads(export(made, "whole", tmp_path / "out", "--mlflow", uri, "--json").out)["mlflow"]
@@ -472,7 +473,7 @@ def server(made: Path, tmp_path_factory: pytest.TempPathFactory, database: Path)
     try:
         server.start()
         store = Store(str(made / "runs"))
-        tracker = Tracker(plan(made), store, tracking_uri=server.uri, experiment="made", artifacts=None)
+        tracker = Tracker(plan(made), store, located(server.uri, experiment="made"))
         tracker.open(question="Does one sum lift the rest?", sweep_yaml=TEXT)
         for trial in plan(made).trials:
             tracker.sync(trial)

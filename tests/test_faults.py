@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from scripted import Lab, files, make_lab, nothing_lost, runs_of, steps_of, sweep_text
 
 from oneshot.store.lease import holder
-from oneshot.store.store import TrialFolder
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.trial.requests import read_stops
 
 pytest_plugins = ["labs"]
@@ -180,7 +180,7 @@ def test_what_dies_is_tried_again_by_its_class_and_no_more(lab: Lab, scratch: st
         assert f"{label} failed: {reason}" in driver.stderr
     again = start(["run", "s.yaml"], folder=lab.folder, scratch=scratch)
     assert again.wait() == 1
-    assert "0 trainings to run now" in again.stderr
+    assert "0 trainings to run" in again.stderr
     nothing_lost(lab, failed=failed)
 
 
@@ -189,7 +189,7 @@ def test_a_sweep_whose_first_trainings_die_alike_stops_and_says_why(lab: Lab, dr
     faults = "faults: {retries: 0, same_failure_limit: 3}\nresources: {max_concurrent: 1}\n"
     lab.write(sweep_text(script="faults: [{at: 4, do: crash}]", seeds="[0, 1, 2, 3, 4, 5]", rest=faults))
     driver = run(drive, code=1)
-    assert "the first 3 trainings failed alike (RuntimeError: the script says: crash)" in driver.stderr
+    assert "the first 3 trainings failed for the same reason (RuntimeError: the script says: crash)" in driver.stderr
     assert "0 finished, 3 failed, 3 missing" in driver.stdout
     assert [folder.last_attempt() for folder in lab.trainings().values()] == [1, 1, 1, 0, 0, 0]
 
@@ -203,7 +203,7 @@ def test_a_second_driver_is_refused_and_the_first_is_undisturbed(lab: Lab, drive
     first = drive()
     until(lambda: "started" in first.stderr, "the first driver does not begin")
     second = run(drive, code=2)
-    assert f"s is being run by {socket.gethostname()}:{first.process.pid}" in second.stderr
+    assert f"s is already running on {socket.gethostname()}:{first.process.pid}" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert first.wait() == 0, first.stderr
     assert only(lab).last_attempt() == 1
@@ -220,7 +220,7 @@ def test_a_training_that_another_live_sweep_is_at_is_waited_for(lab: Lab, drive:
         assert driver.wait() == 0, driver.stderr
     assert only(lab, "one").path == only(lab, "two").path
     assert only(lab, "one").last_attempt() == 1
-    assert sum("waits: " in driver.stderr for driver in drivers) == 1
+    assert sum("waiting: held by " in driver.stderr for driver in drivers) == 1
     (child,) = (run for name in ("one", "two") for run in nothing_lost(lab, name).values() if _is_reused(run))
     assert {child.data.tags["sweep"], child.data.tags["reused.from"]} == {"one", "two"}
 
@@ -359,7 +359,7 @@ def test_mlflow_away_for_the_whole_run_is_caught_up_with_by_the_next(lab: Lab, d
     assert all(took_s(folder) < 2 * LONG * STEP_S for folder in lab.trainings().values())
     server.start()
     again = run(drive)
-    assert "0 trainings to run now" in again.stderr
+    assert "0 trainings to run" in again.stderr
     nothing_lost(lab, client=MlflowClient(server.uri))
 
 

@@ -15,7 +15,7 @@ from oneshot.report import figures
 from oneshot.report.figures import Picture, pictures
 from oneshot.report.plots import MAX_CHARS, inline, short
 from oneshot.report.runs import Gathered, Run
-from oneshot.store.store import Row
+from oneshot.store.records import Row
 
 
 @pytest.fixture(autouse=True)

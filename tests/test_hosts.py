@@ -34,7 +34,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from scripted import Lab, nothing_lost, runs_of, steps_of, sweep_text
 
-from oneshot.store.store import Row, Store, TrialFolder
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 
 pytestmark = [
     pytest.mark.cluster,
@@ -367,7 +369,7 @@ def test_a_sweep_runs_on_when_the_laptop_is_cut_off(site: Site) -> None:
     file = site.lab.write(site.text("follow", script="step_s: 0.8", seeds=seeds(6)), "follow.yaml")
     at_head = ("--address", site.dashboard)
     follower = site.laptop.start("follow", *ONESHOT, "submit", str(file), *at_head, "--follow", env=SECRETS.ray)
-    until(lambda: follower.code is not None or "trainings to run now" in follower.stdout, lambda: follower.text)
+    until(lambda: follower.code is not None or "trainings to run" in follower.stdout, lambda: follower.text)
     site.laptop.cut()
     driver = Driver(site=site, sweep="follow", id="follow-1")
     driver.wait()

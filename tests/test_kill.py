@@ -31,7 +31,9 @@ from test_plan import trial
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.plan import with_seed
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.store import Folder, Store, TrialFolder
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.training import state as trial_state
 from oneshot.training import trainer

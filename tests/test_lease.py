@@ -16,10 +16,14 @@ from typing import Any
 
 import psutil
 import pytest
+from builders import begin_attempt
 
 from oneshot.store import lease as leases
+from oneshot.store.folder import Folder
 from oneshot.store.lease import Holder, Lease, Leased, LeaseLost, Watch, holder, is_gone, known_dead, take
-from oneshot.store.store import Folder, Row, Store, TrialFolder
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 
 pytest_plugins = ["stores"]
 
@@ -39,7 +43,7 @@ def taken() -> Callable[..., Lease]:
     """`take`, whose lease beats once, and then when it is told to."""
 
     def take_one(folder: Folder, **changes: Any) -> Lease:
-        made = take(folder, **{"sweep": "s", "facts": {}, **changes})
+        made = take(folder, **{"sweep": "s", "metadata": {}, **changes})
         until(lambda: made.holder.beat)
         leases._heart.remove(made)
         with made._lock:  # the first beat is through
@@ -81,7 +85,7 @@ def test_the_first_taker_makes_the_first_attempt_and_says_who_it_is(
     folder: TrialFolder, taken: Callable[..., Lease]
 ) -> None:
     assert holder(folder) is None
-    lease = taken(folder, sweep="quick", facts={"gpu": "none"})
+    lease = taken(folder, sweep="quick", metadata={"gpu": "none"})
     found = holder(folder)
     assert found is not None
     assert (lease.attempt, found.attempt, found.sweep, found.pid) == (1, 1, "quick", psutil.Process().pid)
@@ -93,7 +97,7 @@ def test_the_first_taker_makes_the_first_attempt_and_says_who_it_is(
 def test_a_living_holder_is_named_to_whoever_comes_next(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
     first = taken(folder, sweep="quick")
     with pytest.raises(Leased, match=rf"^held by .+:{first.holder.pid} \(sweep quick, attempt 1\)$") as caught:
-        take(again(folder), sweep="other", facts={})
+        take(again(folder), sweep="other", metadata={})
     assert caught.value.holder.is_process(first.holder)
     assert folder.list("attempts") == ["1.json"]
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -133,13 +137,13 @@ def test_a_released_lease_is_for_the_next_to_take(folder: TrialFolder, taken: Ca
 
 
 def test_a_folder_from_before_leases_is_free(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
-    folder.begin_attempt({"started_ms": 1, "host": "h", "pid": 1})
+    begin_attempt(folder, {"started_ms": 1, "host": "h", "pid": 1})
     assert Watch().living(folder) is None
     assert taken(folder).attempt == 2
 
 
 def test_time_spent_counts_a_holder_up_to_its_last_beat(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
-    first = taken(folder, facts={"started_ms": 1000})
+    first = taken(folder, metadata={"started_ms": 1000})
     claim(folder, time_ms=1500, born=-1e9)  # a beat half a second later, by a process that is dead
     assert folder.spent_ms() == 500
     second = taken(folder)
@@ -169,7 +173,7 @@ def test_a_pid_of_another_machine_says_nothing(folder: TrialFolder, taken: Calla
     assert not is_gone(found)
     assert Watch().living(folder) == found
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={})
+        take(again(folder), sweep="s", metadata={})
 
 
 def test_a_holder_whose_beat_stops_is_dead_after_a_while(
@@ -182,7 +186,7 @@ def test_a_holder_whose_beat_stops_is_dead_after_a_while(
     until(lambda: watch.living(folder) is None)
     assert watch.lapsed(folder) == found
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={})  # who has not watched does not know
+        take(again(folder), sweep="s", metadata={})  # who has not watched does not know
     assert taken(again(folder), stale_holder=watch.lapsed(folder)).attempt == 2
 
 
@@ -206,14 +210,14 @@ def test_a_new_beat_is_a_sign_of_life(folder: TrialFolder, taken: Callable[..., 
     alive = claim(folder, host_id="elsewhere", beat=dead.beat + 1)
     assert watch.living(folder) == alive
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={}, stale_holder=dead)
+        take(again(folder), sweep="s", metadata={}, stale_holder=dead)
     assert folder.list("attempts") == ["1.json"]
 
 
 def test_a_lease_beats_by_itself_and_so_do_others_of_its_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
     folders = [store.trial("a"), store.sweep("b")]
-    made = [take(one, sweep="s", facts={}) for one in folders]
+    made = [take(one, sweep="s", metadata={}) for one in folders]
 
     def beats(one: Folder) -> int:
         found = holder(one)
@@ -266,7 +270,7 @@ def begin_only(folder: TrialFolder, taken: Callable[..., Lease], **changes: Any)
 def test_a_taker_that_has_not_beaten_yet_is_alive(folder: TrialFolder, taken: Callable[..., Lease]) -> None:
     begin_only(folder, taken)
     with pytest.raises(Leased) as caught:
-        take(again(folder), sweep="s", facts={})
+        take(again(folder), sweep="s", metadata={})
     assert (caught.value.holder.attempt, caught.value.holder.beat) == (2, 0)
     assert Watch().living(folder) == caught.value.holder
 
@@ -345,13 +349,13 @@ def test_a_holder_that_is_known_to_be_dead_is_passed_over_though_it_goes_on_beat
     assert seen is not None
     cut_off.beat()
     with pytest.raises(Leased):
-        take(again(folder), sweep="s", facts={}, stale_holder=seen)
+        take(again(folder), sweep="s", metadata={}, stale_holder=seen)
     new = taken(again(folder), stale_holder=known_dead(seen))
     assert new.attempt == 2
     with pytest.raises(LeaseLost):
         folder.write("trial.json", "late")
     with pytest.raises(Leased):  # of that process alone
-        take(again(folder), sweep="s", facts={}, stale_holder=known_dead(seen))
+        take(again(folder), sweep="s", metadata={}, stale_holder=known_dead(seen))
 
 
 def test_a_turn_is_lost_once_the_next_attempt_is_made_even_before_its_lease(
@@ -439,7 +443,7 @@ class Child:
 def main(root: str) -> None:
     leases.BEAT_S = 0.05
     folder = Store(root).trial("k")
-    take(folder, sweep="child", facts={})
+    take(folder, sweep="child", metadata={})
     say("taken")
     for _ in sys.stdin:
         try:
@@ -465,7 +469,7 @@ def test_a_process_that_is_killed_is_followed_at_once(shared_root: str, taken: C
         watch = Watch()
         assert watch.living(folder) is not None
         with pytest.raises(Leased, match=r"sweep child, attempt 1"):
-            take(folder, sweep="s", facts={})
+            take(folder, sweep="s", metadata={})
         child.signal(signal.SIGKILL)
         until(lambda: psutil.Process(child.process.pid).status() == psutil.STATUS_ZOMBIE)  # nobody has waited for it
         assert watch.living(folder) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, why_not
+from builders import located
 from synthetic import HOSTILE, SMALL, make_store
 from test_faults import Server
 
@@ -60,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[S
     server = Server(folder=folder / "server", port=port, processes=[])
     try:
         server.start()
-        tracker = Tracker(plan, store, tracking_uri=server.uri, experiment=plan.name, artifacts=None)
+        tracker = Tracker(plan, store, located(server.uri, experiment=plan.name))
         tracker.open(question=sweep.config.question, sweep_yaml=sweep.source.text)
         for trial in plan.trials:
             tracker.sync(trial)

@@ -77,7 +77,7 @@ def test_trials_spread_and_those_of_a_node_that_dies_end_elsewhere_without_using
     assert len(moved) == 2
     assert all(each == [first, second] for each in moved.values())
     assert "preflight: passed" in driver.stderr
-    assert "node: the node was lost; tried again" in driver.stderr
+    assert "node: the node was lost; retrying" in driver.stderr
     for label in moved:  # from its checkpoint, and not from the start
         again = steps_of(lab.trainings()[label])[2]
         assert again[0] > 1
@@ -117,7 +117,7 @@ def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     assert where(lab)[moved] == [first, second]
     steps = steps_of(lab.trainings()[moved])
     assert sorted([*steps[1], *steps[2]]) == list(range(1, 61)), "no step was made twice"
-    assert "goes on elsewhere: its node is being drained" in driver.stderr
+    assert "its node is being drained; resumes elsewhere" in driver.stderr
     nodes.kill(second)
 
 

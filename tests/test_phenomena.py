@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import sweep_run
 from synthetic import make_store
 from told import claim, gathered, run, suite
 
@@ -27,7 +28,7 @@ from oneshot.report.phenomena import (
 )
 from oneshot.report.runs import Gathered, Run, gather
 from oneshot.report.stats import Interval
-from oneshot.store.store import Row
+from oneshot.store.records import Row
 
 T = 4.302653  # t(0.975, 2)
 OUTCOME, FORMAT = {"arm": "outcome"}, {"arm": "format"}
@@ -346,7 +347,7 @@ axes:
   arm: {outcome: {}, format: {set: {reward.kind: format}}}
 seeds: [0, 1, 2]
 """
-    found = {table.name: table for table in tables(gather(*make_store(tmp_path, text)))}
+    found = {table.name: table for table in tables(gather(sweep_run(*make_store(tmp_path, text))))}
     assert list(found) == [
         "saturation",
         "categories",

@@ -16,7 +16,7 @@ from oneshot.plan.cost import estimate
 from oneshot.plan.keys import identify_trial, trial_keys
 from oneshot.plan.plan import Trial, with_seed
 from oneshot.plan.trainings import trainings
-from oneshot.store.store import Result
+from oneshot.store.records import Result
 from oneshot.tasks.benchmarks import due_evaluations
 from oneshot.trial.state import trial_standing
 

@@ -7,7 +7,7 @@ import pytest
 from oneshot.config.file import read
 from oneshot.plan.plan import make_plan
 from oneshot.store.store import Store
-from oneshot.sweep.cluster.preflight import here, versions
+from oneshot.sweep.cluster.preflight import check_here, check_versions
 from oneshot.sweep.cluster.probe import Answer, package_digest
 from oneshot.sweep.tracking.server import why_not
 
@@ -19,7 +19,7 @@ def answers(*each: dict[str, str]) -> dict[str, Answer]:
 
 
 def test_equal_versions_are_good_and_a_pythons_last_number_may_differ() -> None:
-    (found,) = versions(answers({}, {"python": "3.11.9"}))
+    (found,) = check_versions(answers({}, {"python": "3.11.9"}))
     assert (found.is_bad, found.text) == (False, "equal")
 
 
@@ -33,20 +33,20 @@ def test_equal_versions_are_good_and_a_pythons_last_number_may_differ() -> None:
     ],
 )
 def test_what_must_be_equal_and_is_not_is_bad_and_says_where(other: dict[str, str], text: str) -> None:
-    (found,) = versions(answers({}, {}, other))
+    (found,) = check_versions(answers({}, {}, other))
     assert found.is_bad
     assert found.text.startswith(text)
 
 
 def test_another_torch_is_a_warning_and_no_torch_is_bad() -> None:
-    (warned,) = versions(answers({"torch": "2.13.0"}, {"torch": "2.12.0"}))
+    (warned,) = check_versions(answers({"torch": "2.13.0"}, {"torch": "2.12.0"}))
     assert (warned.is_bad, warned.is_warning) == (False, True)
-    (bad,) = versions(answers({"torch": "2.13.0"}, {"torch": "missing"}))
+    (bad,) = check_versions(answers({"torch": "2.13.0"}, {"torch": "missing"}))
     assert bad.is_bad
 
 
 def test_a_node_that_holds_no_trial_is_not_asked_for_torch() -> None:
-    (found,) = versions(answers({"torch": "2.13.0"}, {}))
+    (found,) = check_versions(answers({"torch": "2.13.0"}, {}))
     assert not found.is_bad
     assert not found.is_warning
 
@@ -75,7 +75,7 @@ seeds: [0]
 def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_path: Path, no_data: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example=example), name="s.yaml"))
     store = Store(str(tmp_path / "runs"))
-    found = here(plan, store, reach=lambda: "")
+    found = check_here(plan, store, reach=lambda: "")
     assert {one.check: one.text[: len(bad.get(one.check, ""))] for one in found if one.is_bad} == bad
     assert {one.check for one in found} == {"mlflow", "versions", "storage", "models", "data"}
     assert list((tmp_path / "runs").iterdir()) == [], "nothing is left behind"
@@ -84,7 +84,7 @@ def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_
 def test_a_storage_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example="'arithmetic:47+38'"), name="s.yaml"))
     (tmp_path / "runs").write_text("a file")
-    (found,) = here(plan, Store(str(tmp_path / "runs")), reach=lambda: "")
+    (found,) = check_here(plan, Store(str(tmp_path / "runs")), reach=lambda: "")
     assert (found.check, found.is_bad) == ("storage", True)
 
 

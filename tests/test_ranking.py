@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from builders import begin_attempt
 from conftest import PROJECT
 
-from oneshot.config.file import Sweep, load, read
+from oneshot.config.file import load, read
 from oneshot.errors import UserError
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, Trial, make_plan
 from oneshot.plan.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
-from oneshot.store.store import Outcome, Row, Store, now_ms
+from oneshot.store.folder import now_ms
+from oneshot.store.records import Outcome, Row
+from oneshot.store.store import Store
 
 BASE = (PROJECT / "tests" / "cases" / "base.yaml").read_text()
 EXAMPLES = ("arithmetic:10+10", "arithmetic:10+11", "arithmetic:10+12", "arithmetic:10+13", "arithmetic:10+14")
@@ -30,7 +34,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "runs"))
 
 
-def ranked(history: str, wanted: str = "top: 1, bottom: 1, random: 1", *, grid: str = "") -> Sweep:
+def ranked(history: str, wanted: str = "top: 1, bottom: 1, random: 1", *, grid: str = "") -> PinnedSweep:
     """The base sweep with a ranking's cells in its axis of examples."""
     cell = f"ranked: {{from_rank: {{history: {history}, {wanted}}}}}"
     text = BASE.replace('product: {set: {examples: ["arithmetic:12*7"]}}', cell)
@@ -51,7 +55,7 @@ def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *,
     """Records a training whose steps visited examples so."""
     assert trial.key is not None
     folder = store.trial(trial.key)
-    attempt = folder.begin_attempt({"started_ms": now_ms()})
+    attempt = begin_attempt(folder, {"started_ms": now_ms()})
     steps = max(len(values) for values in visits.values())
     folder.write_segment(
         attempt,

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import located, sweep_run
 from mlflow import MlflowClient
 from synthetic import SMALL, make_store
 from verbs import oneshot
@@ -116,7 +117,7 @@ def test_while_a_sweep_runs_the_report_says_what_is_missing(tmp_path: Path) -> N
     make_store(tmp_path, SMALL + CLAIM, missing=missing, failed=["tiny-llama/format seed 1"])
     said = oneshot("report", "small", "--no-publish", cwd=tmp_path)
     assert said.code == 1
-    assert "no seed has all the runs that these claims need: one-shot beats base" in said.err
+    assert "because no seed has all the runs that they need: one-shot beats base" in said.err
     assert "left out: seed 0: tiny-qwen2/outcome seed 0 is missing" in said.out
     page = (tmp_path / "runs/sweeps/small/report/report.html").read_text()
     assert "8 of 12 trials finished, 1 failed, 3 missing" in page
@@ -140,7 +141,7 @@ def test_a_sweep_without_claims_is_described_and_not_judged(tmp_path: Path) -> N
     make_store(tmp_path, SMALL)
     said = oneshot("report", "small", "--no-publish", cwd=tmp_path)
     assert said.code == 0
-    assert said.out.startswith("the sweep has no claims: nothing is judged")
+    assert said.out.startswith("the sweep has no claims, so there are no verdicts")
 
 
 def test_what_has_not_begun_or_is_not_there_is_one_line(begun: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_sweep_beside_itself_is_the_same(begun: Path) -> None:
 def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     (begun / "runs" / "mlflow.db").write_bytes(database.read_bytes())
     said = oneshot("report", "small", cwd=begun)
-    assert "the report is not in MLflow (the sweep has no run there)" in said.err
+    assert "but not in MLflow (the sweep has no run there)" in said.err
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
     from oneshot.store.store import Store
@@ -181,7 +182,7 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     sweep, store = load(begun / "sweep.yaml"), Store(str(begun / "runs"))
     uri, artifacts = f"sqlite:///{begun}/runs/mlflow.db", (begun / "runs" / "mlartifacts").as_uri()
     plan = make_plan(sweep)
-    tracker = Tracker(plan, store, tracking_uri=uri, experiment="small", artifacts=artifacts)
+    tracker = Tracker(plan, store, located(uri, experiment="small", artifacts=artifacts))
     tracker.open(question=sweep.config.question, sweep_yaml=sweep.source.text)
     said = oneshot("report", "small", cwd=begun)
     assert said.err == ""
@@ -197,14 +198,14 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
 def test_a_claims_name_is_text_in_the_description(tmp_path: Path) -> None:
     hostile = CLAIM.replace("one-shot beats base", "a|b <img src=x> [x](javascript:1)")
     sweep, plan, store = make_store(tmp_path, SMALL + hostile)
-    said = make_report(gather(sweep, plan, store)).description
+    said = make_report(gather(sweep_run(sweep, plan, store))).description
     (line, _) = (line for line in said.splitlines() if "img" in line)
     assert r"a\|b \<img src=x\> \[x\](javascript:1)" in line
 
 
 def test_plan_says_what_the_claims_could_show(begun: Path) -> None:
     said = oneshot("plan", "sweep.yaml", cwd=begun)
-    assert re.search(r"3 seeds x 60 problems .*: \d+\.\d points or more are told in 4 sweeps of 5", said.out)
+    assert re.search(r"3 seeds x 60 problems .*: detects \d+\.\d points with 80% power", said.out)
     claims = json.loads(oneshot("plan", "sweep.yaml", "--json", cwd=begun).out)["claims"]
     assert [one["num_problems"] for one in claims] == [60, 60]
     assert all(0 < one["detectable"] < 1 for one in claims)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, why_not
+from builders import sweep_run
 from synthetic import HOSTILE, SMALL, make_store
 
 from oneshot.plan.claims import freeze
@@ -61,7 +62,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     sweep, plan, store = make_store(folder, TEXT, failed=["tiny-llama/format seed 2"])
     freeze(store.sweep(plan.name), sweep.config.claims)
-    for name, text in make_report(gather(sweep, plan, store)).files.items():
+    for name, text in make_report(gather(sweep_run(sweep, plan, store))).files.items():
         (folder / name).write_text(text)
     return folder / "report.html"
 

@@ -248,7 +248,7 @@ def test_the_end_of_a_sweep_is_posted_to_its_webhook(place: Ran) -> None:
     (made.folder / "hook.yaml").write_text(made.file.read_text() + "notify: {webhook_env: SMALL_HOOK}\n")
     unset = made.run("run", "hook.yaml")
     assert unset.returncode == 2
-    assert "notify.webhook_env: SMALL_HOOK is not set" in unset.stderr
+    assert "notify.webhook_env: the environment variable SMALL_HOOK is not set" in unset.stderr
     server = HTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     made.environment["SMALL_HOOK"] = f"http://127.0.0.1:{server.server_port}/"
@@ -325,7 +325,7 @@ def test_a_trial_that_fails_is_kept_and_turns_the_exit_code(tmp_path: Path) -> N
     again = made.run("run", "s.yaml")
     assert again.returncode == 1
     assert "0 trainings to run" in again.stderr
-    assert "1 failed trainings will be run again" in made.run("retry", "s.yaml").stdout
+    assert "1 failed trainings will run again" in made.run("retry", "s.yaml").stdout
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.plan.plan import with_seed
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.store import Store, TrialFolder
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.trial.recorder import record
 from oneshot.trial.state import standing, view

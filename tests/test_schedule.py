@@ -189,7 +189,7 @@ def test_median_by_hand() -> None:
     judged = [arrived(early, "c", 1, 0.375), arrived(early, "c", 2, 0.125)]
     assert [one.stop for one in judged] == [False, True]
     assert [one.reason for one in judged] == [
-        "step 1: its best, 0.375, is no worse than 0.375, the median of 2 others' means",
+        "step 1: its best, 0.375, is not worse than 0.375, the median of 2 others' means",
         "step 2: its best, 0.375, is worse than 0.4375, the median of 2 others' means",
     ]
     assert [one.rung for one in judged] == [0, 0]
@@ -208,7 +208,7 @@ def test_median_waits_until_enough_have_come_as_far() -> None:
     early = by_median(min_trials=2)
     others(early, a=[0.9, 0.9], b=[0.9])
     assert arrived(early, "c", 1, 0.1).stop
-    assert arrived(early, "d", 2, 0.1).reason == "step 2: 1 others have come as far, 2 are needed"
+    assert arrived(early, "d", 2, 0.1).reason == "step 2: 1 other trials have come this far; 2 are needed"
 
 
 def test_a_trial_without_a_value_so_far_has_no_mean() -> None:
@@ -224,8 +224,8 @@ def test_median_ends_nobody_before_grace_and_counts_the_values_from_there() -> N
     judged = [arrived(early, "b", step, value) for step, value in ((1, 0.0), (2, math.nan), (3, 0.25))]
     # a's mean over all three is 0.3, from step 3 on it would be 0.7
     assert [one.reason for one in judged] == [
-        "step 1: no trial ends before step 3",
-        "step 2: no trial ends before step 3",
+        "step 1: no trial stops before step 3",
+        "step 2: no trial stops before step 3",
         "step 3: its best, 0.25, is worse than 0.3, the median of 1 others' means",
     ]
 
@@ -234,7 +234,7 @@ def test_median_stops_what_is_not_a_number_and_leaves_it_out_for_others() -> Non
     early = by_median(min_trials=1)
     others(early, a=[0.5, math.nan])
     assert arrived(early, "b", 1, 0.4).stop
-    assert arrived(early, "c", 2, 0.1).reason == "step 2: 0 others have come as far, 1 are needed"
+    assert arrived(early, "c", 2, 0.1).reason == "step 2: 0 other trials have come this far; 1 are needed"
     assert arrived(early, "a", 3, 0.9).reason == "step 2: the value is not a number"
 
 

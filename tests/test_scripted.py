@@ -23,7 +23,9 @@ from oneshot.plan.cost import Cost
 from oneshot.plan.keys import identify_trial, trial_keys
 from oneshot.plan.plan import Trial
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.store import Result, Store, TrialFolder
+from oneshot.store.records import Result
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.training.free_memory import NoRoomError, wait_for_room
 from oneshot.training.trainer import GrpoTrainer

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from oneshot.config.file import Sweep, Winner, read
+from oneshot.config.file import read
 from oneshot.config.sweep import RangeConfig
 from oneshot.errors import UserError
+from oneshot.plan.pinned import PinnedSweep, Winner
 from oneshot.plan.plan import Plan, Trial, make_plan, with_point
 from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
 from oneshot.store.store import Store
@@ -61,10 +62,10 @@ def sweep_of(
     *overrides: str,
     points: dict[str, list[dict[str, Any]]] | None = None,
     winners: dict[str, dict[str, Any]] | None = None,
-) -> Sweep:
+) -> PinnedSweep:
     """The sweep, and what its search is said to have asked and found."""
     found = {name: Winner(point=0, params=params, value=1.0, num_points=3) for name, params in (winners or {}).items()}
-    return replace(read(text, name="s.yaml", overrides=overrides), points=points or {}, winners=found)
+    return replace(PinnedSweep.of(read(text, name="s.yaml", overrides=overrides)), points=points or {}, winners=found)
 
 
 def plan(text: str, *overrides: str, **found: Any) -> Plan:

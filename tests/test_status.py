@@ -10,25 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import begin_attempt
 from hypothesis import given
 from hypothesis import strategies as st
 from test_edits import begin
 from test_search_file import HUNT
 from verbs import oneshot
 
-from oneshot.config.file import Winner, read
+from oneshot.config.file import read
 from oneshot.errors import UserError
+from oneshot.plan.pinned import Winner
 from oneshot.plan.plan import Plan, Trial, make_plan
 from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.gc import holdings, keys_of, remove
+from oneshot.store.folder import now_ms
+from oneshot.store.gc import find_waste, keys_of, remove_waste
 from oneshot.store.lease import Holder, Lease, take
-from oneshot.store.store import Row, Store, TrialFolder, now_ms
-from oneshot.sweep.status import STATES, SweepStatus, TrialStatus, sweep_status
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
+from oneshot.sweep.status import SweepStatus, TrialStatus, sweep_status
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 from oneshot.trial.requests import Request, Stops, axes_of, covers, pop_requests, read_stops, send_request, write_stops
+from oneshot.trial.state import SHOWN_STATES
 
 KINDS = """\
 version: 1
@@ -170,7 +176,7 @@ def rows(*times_s: float) -> list[Row]:
 def test_a_live_lease_shows_rate_and_time_left(store: Store) -> None:
     made = training(start(store, KINDS.replace("num_steps: 4", "num_steps: 11")), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     folder.write_segment(lease.attempt, rows(10, 12, 14, 16, 18))
     running = one(sweep_status(store, "kinds"), "good seed 0")
     # a step in 2 s; 6 steps are left
@@ -184,7 +190,7 @@ def test_a_live_lease_shows_rate_and_time_left(store: Store) -> None:
 def test_one_slow_step_does_not_count(store: Store) -> None:
     made = training(start(store, KINDS.replace("num_steps: 4", "num_steps: 11")), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     # an evaluation of 100 s after step 3: the middle of 2, 2, 100, 2 and 2
     folder.write_segment(lease.attempt, rows(10, 12, 14, 114, 116, 118))
     running = one(sweep_status(store, "kinds"), "good seed 0")
@@ -195,7 +201,7 @@ def test_one_slow_step_does_not_count(store: Store) -> None:
 def test_before_its_second_step_a_trial_has_no_rate(store: Store) -> None:
     made = training(start(store), "good seed 0")
     folder = store.trial(made.key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     assert one(sweep_status(store, "kinds"), "good seed 0").state == "running"
     folder.write_segment(lease.attempt, rows(10))
     running = one(sweep_status(store, "kinds"), "good seed 0")
@@ -209,7 +215,7 @@ def write_lease(folder: TrialFolder, found: Holder) -> None:
 
 def test_who_is_gone_runs_nothing(store: Store) -> None:
     folder = store.trial(training(start(store), "good seed 0").key)
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     lease.release()
     write_lease(folder, gone(lease))
     assert one(sweep_status(store, "kinds"), "good seed 0").state == "pending"
@@ -223,7 +229,7 @@ def test_who_is_gone_runs_nothing(store: Store) -> None:
 
 def test_the_driver_is_shown_while_it_lives(store: Store) -> None:
     start(store)
-    lease = take(store.sweep("kinds"), sweep="kinds", facts={})
+    lease = take(store.sweep("kinds"), sweep="kinds", metadata={})
     assert sweep_status(store, "kinds").driver == str(lease.holder)
     lease.release()
     assert sweep_status(store, "kinds").driver is None
@@ -257,7 +263,7 @@ def test_status_as_json_has_its_counts_at_the_top(store: Store, grader: Grader, 
     said = oneshot("status", "kinds", "--json", cwd=tmp_path)
     facts = json.loads(said.out)
     assert said.code == 0
-    assert {state: facts[state] for state in STATES} == {
+    assert {state: facts[state] for state in SHOWN_STATES} == {
         "finished": 1, "failed": 1, "stopped": 0, "running": 0, "pending": 6,
     }  # fmt: skip
     assert (facts["name"], facts["phase"], facts["driver"], facts["num_trials"]) == ("kinds", "grid", None, 8)
@@ -283,9 +289,14 @@ def test_an_unknown_name_is_told_what_there_is(store: Store, tmp_path: Path) -> 
     for verb in ("status", "stop", "retry"):
         said = oneshot(verb, "kind", cwd=tmp_path)
         assert (said.code, said.out) == (2, "")
-        assert said.err == "oneshot: kind: no sweep of that name in runs, which has hunt, kinds; name its --storage\n"
+        assert (
+            said.err
+            == "oneshot: kind: no sweep of this name in runs, which has hunt, kinds; check the name or --storage\n"
+        )
     said = oneshot("status", "kinds", "--storage", "elsewhere", cwd=tmp_path)
-    assert said.err == "oneshot: kinds: no sweep of that name in elsewhere, which has none; name its --storage\n"
+    assert (
+        said.err == "oneshot: kinds: no sweep of this name in elsewhere, which has none; check the name or --storage\n"
+    )
 
 
 def test_status_alone_lists_the_sweeps_of_a_store(store: Store, grader: Grader, tmp_path: Path) -> None:
@@ -303,7 +314,7 @@ def test_status_alone_lists_the_sweeps_of_a_store(store: Store, grader: Grader, 
 def test_a_sweep_that_cannot_be_read_hides_no_other(store: Store, tmp_path: Path) -> None:
     start(store)
     # a driver that died before it wrote what it runs, and a sweep whose model is on another machine
-    take(store.sweep("unborn"), sweep="unborn", facts={}).release()
+    take(store.sweep("unborn"), sweep="unborn", metadata={}).release()
     far = KINDS.replace("checkpoint.every_steps: 1", "model.path: ./far").replace(
         "script: {step_s: 0}", "loss.kl_coef: 0"
     )
@@ -321,10 +332,10 @@ def test_a_sweep_that_cannot_be_read_hides_no_other(store: Store, tmp_path: Path
 def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> None:
     start(store)
     folder = store.sweep("kinds")
-    lease = take(folder, sweep="kinds", facts={})
+    lease = take(folder, sweep="kinds", metadata={})
     said = oneshot("stop", "kinds", "--now", cwd=tmp_path)
     assert said.code == 0
-    assert said.out == f"kinds: told {lease.holder}; `oneshot status kinds` shows what it does\n"
+    assert said.out == f"kinds: sent to {lease.holder}; watch it with `oneshot status kinds`\n"
     oneshot("stop", "kinds", "--cell", "kind=good,seed=1", cwd=tmp_path)
     lease.release()
     assert pop_requests(folder) == [
@@ -337,9 +348,9 @@ def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> N
 def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) -> None:
     start(store)
     said = oneshot("stop", "kinds", cwd=tmp_path)
-    assert (said.code, said.err) == (2, "oneshot: kinds: no driver runs it; nothing to stop\n")
+    assert (said.code, said.err) == (2, "oneshot: kinds: no driver is running, so there is nothing to stop\n")
     said = oneshot("stop", "kinds", "--cell", "kind=good", cwd=tmp_path)
-    assert (said.code, said.out) == (0, "kinds: no driver runs it; the next `run` leaves kind=good out\n")
+    assert (said.code, said.out) == (0, "kinds: no driver is running; the next `oneshot run` leaves out kind=good\n")
     assert pop_requests(store.sweep("kinds")) == [Request(verb="stop", cell={"kind": "good"})]
 
 
@@ -347,8 +358,8 @@ def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("kind", "--cell kind: write it as axis=name"),
-        ("kinds=good", "--cell kinds=good: write it as axis=name; did you mean 'kind'?"),
+        ("kind", "--cell kind: expected axis=name"),
+        ("kinds=good", "--cell kinds=good: expected axis=name; did you mean 'kind'?"),
         ("kind=god", "--cell kind=god: unknown cell; did you mean 'good'?"),
         ("seed=7", "--cell seed=7: unknown seed; there is 0, 1"),
         ("phase=search", "--cell phase=search: unknown phase; there is grid"),
@@ -368,7 +379,7 @@ def test_a_cell_of_which_no_trial_is_is_refused(store: Store, tmp_path: Path) ->
     start(store, KINDS + search)
     said = oneshot("stop", "kinds", "--cell", "kind=lost,phase=search", cwd=tmp_path)
     assert said.code == 2
-    assert said.err == "oneshot: --cell kind=lost,phase=search: no trial of kinds is of all these\n"
+    assert said.err == "oneshot: --cell kind=lost,phase=search: no trial of kinds matches all of these\n"
 
 
 def test_what_ends_a_search_trial_ends_no_trial_of_the_grid(store: Store) -> None:
@@ -438,7 +449,7 @@ def failed(store: Store, grader: Grader) -> Store:
 )
 def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: list[str], again: set[str]) -> None:
     said = oneshot("retry", "kinds", *options, cwd=tmp_path)
-    assert (said.code, said.out) == (0, f"{len(again)} failed trainings will be run again by the next `oneshot run`\n")
+    assert (said.code, said.out) == (0, f"{len(again)} failed trainings will run again with the next `oneshot run`\n")
     found = states(sweep_status(failed, "kinds"))
     assert found["good seed 0"] == "finished"
     every = {"lost seed 0", "lost seed 1", "wrong seed 0", "wrong seed 1"}
@@ -466,7 +477,7 @@ def test_disk_is_counted_by_sweep(store: Store, grader: Grader, tmp_path: Path) 
     work_off(store, start(store), "good seed 0", grader=grader)
     # another sweep, that shares the training
     start(store, KINDS.replace("name: kinds", "name: again").replace("[0, 1]", "[0]"))
-    found, waste = holdings(store)
+    found, waste = find_waste(store)
     size = sum(path.stat().st_size for path in (tmp_path / "runs" / "trials").rglob("*") if path.is_file())
     assert [(one.sweep, one.num_trainings, one.num_bytes) for one in found] == [("again", 1, size), ("kinds", 1, size)]
     files = (tmp_path / "runs" / "trials").glob("*/checkpoint/**/*")
@@ -478,16 +489,16 @@ def test_disk_is_counted_by_sweep(store: Store, grader: Grader, tmp_path: Path) 
 
 def waste_of(store: Store) -> dict[str, str]:
     """Path below the store -> why it can go."""
-    return {waste.path.removeprefix(f"{store.path}/"): waste.why for waste in holdings(store)[1]}
+    return {waste.path.removeprefix(f"{store.path}/"): waste.why for waste in find_waste(store)[1]}
 
 
 def test_a_training_that_no_sweep_asks_for_can_go(failed: Store) -> None:
     before = make_plan(read(KINDS, name="s.yaml"))
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     dropped = {training(before, label).key for label in ("lost seed 1", "wrong seed 1")}
-    assert waste_of(failed) == {f"trials/{key}": "no sweep asks for it" for key in dropped}
-    for waste in holdings(failed)[1]:
-        remove(failed, waste)
+    assert waste_of(failed) == {f"trials/{key}": "belongs to no sweep" for key in dropped}
+    for waste in find_waste(failed)[1]:
+        remove_waste(failed, waste)
     assert waste_of(failed) == {}
     assert Counter(states(sweep_status(failed, "kinds")).values()) == {"finished": 1, "failed": 2, "pending": 1}
 
@@ -499,7 +510,7 @@ def test_a_training_that_somebody_is_at_stays(store: Store, grader: Grader) -> N
     start(store, KINDS.replace("[0, 1]", "[0]"))
     assert waste_of(store) == {}
     under_way.close()
-    assert list(waste_of(store).values()) == ["no sweep asks for it"]
+    assert list(waste_of(store).values()) == ["belongs to no sweep"]
 
 
 def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: Store, grader: Grader) -> None:
@@ -508,13 +519,13 @@ def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: S
     folder = store.trial(made.key)
     (kept,) = folder.list("checkpoint")
     folder.write("checkpoint/cut/model", "123")
-    (waste,) = holdings(store)[1]
+    (waste,) = find_waste(store)[1]
     assert (waste.path, waste.why, waste.num_bytes) == (
         f"{folder.path}/checkpoint/cut",
-        "a checkpoint that was cut short",
+        "an incomplete checkpoint",
         3,
     )
-    remove(store, waste)
+    remove_waste(store, waste)
     assert folder.list("checkpoint") == [kept]
 
 
@@ -534,20 +545,20 @@ def test_a_write_that_was_cut_short_can_go_after_an_hour(store: Store, grader: G
     torn.write_text("{")
     assert waste_of(store) == {}
     os.utime(torn, (torn.stat().st_atime, torn.stat().st_mtime - 3601))
-    assert waste_of(store) == {f"trials/{made.key}/metrics/{torn.name}": "a write that was cut short"}
+    assert waste_of(store) == {f"trials/{made.key}/metrics/{torn.name}": "an incomplete write"}
 
 
 def test_gc_shows_and_removes_only_when_told_to(failed: Store, tmp_path: Path) -> None:
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     facts: dict[str, Any] = json.loads(oneshot("gc", "--json", cwd=tmp_path).out)
     assert [(one["sweep"], one["num_trainings"]) for one in facts["sweeps"]] == [("kinds", 3)]
-    assert [one["why"] for one in facts["waste"]] == ["no sweep asks for it"] * 2
+    assert [one["why"] for one in facts["waste"]] == ["belongs to no sweep"] * 2
     said = oneshot("gc", cwd=tmp_path).out
-    assert said.splitlines()[-1].endswith(" can go; --remove does it")
+    assert said.splitlines()[-1].endswith(" can be removed; use --remove to remove it")
     assert len(failed.trainings()) == 5
-    assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can go")
+    assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can be removed")
     assert len(failed.trainings()) == 3
-    assert oneshot("gc", cwd=tmp_path).out.splitlines()[-1] == "0 B can go"
+    assert oneshot("gc", cwd=tmp_path).out.splitlines()[-1] == "0 B can be removed"
 
 
 def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
@@ -555,11 +566,11 @@ def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
     made = training(start(store), "good seed 0")
     list(steps(store, made, grader))
     store.trial(made.key).write("checkpoint/cut/model", "123")
-    assert list(waste_of(store).values()) == ["a checkpoint that was cut short"]
+    assert list(waste_of(store).values()) == ["an incomplete checkpoint"]
     store.sweep("kinds").write_json("plan.json", {"trials": []})
     assert keys_of(store, "kinds") == set()
-    assert list(waste_of(store).values()) == ["no sweep asks for it"]
-    remove(store, holdings(store)[1][0])
+    assert list(waste_of(store).values()) == ["belongs to no sweep"]
+    remove_waste(store, find_waste(store)[1][0])
     assert store.trainings() == []
     store.fs.rm("/gc", recursive=True)
 
@@ -583,7 +594,7 @@ def test_a_sweep_whose_model_is_on_another_machine_still_shows_where_it_stands(
     folder.write_json("plan.json", {"num_cells": 1, "trials": [begun, {**begun, "key": "k1", "seed": 1}]})
     config = {"model": {"path": "./only-there"}, "examples": ["arithmetic:47+38"], "train": {"num_steps": 3}}
     store.trial("k0").write_json("trial.json", {"config": config})
-    attempt = store.trial("k0").begin_attempt({"sweep": "far", "started_ms": 0})
+    attempt = begin_attempt(store.trial("k0"), {"sweep": "far", "started_ms": 0})
     store.trial("k0").write_segment(attempt, [Row(step=3, time_ms=1, metrics={})])
     store.trial("k0").end_attempt(attempt, "finished")
     found = sweep_status(store, "far")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from builders import sweep_run
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_store
@@ -12,7 +13,7 @@ from synthetic import make_store
 from oneshot.report.runs import Run, SuiteFacts, gather
 from oneshot.report.steps import NoStepError, evaluated_after, find_step, saturation
 from oneshot.report.verdicts import verdicts
-from oneshot.store.store import Row
+from oneshot.store.records import Row
 
 ACCURACY = "eval/arithmetic/pass_at_1"
 SOURCES = {"arithmetic": "arithmetic", "val": "arithmetic-val", "other": "arithmetic-val"}
@@ -255,12 +256,12 @@ def test_each_seed_saturates_on_its_own(tmp_path: Path) -> None:
         accuracy=lambda trial, step, problem: float(problem < (12 if step == 8 else 6 if step >= 4 else 0)),
         reward=lambda trial, step: 1.0 if step >= (7 if trial.seed == 2 else 3) else 0.1,
     )
-    before, after, chosen = verdicts(gather(sweep, planned, store))
+    before, after, chosen = verdicts(gather(sweep_run(sweep, planned, store)))
     assert before.effect == pytest.approx(8 / 12)
     assert after.effect == pytest.approx(4 / 12)
     # seed 2 goes on for one step of 8, of which a quarter are 2
     note = "still rising near the end, so not seen to saturate: only seed 2"
-    labels = {run.seed: run.label for run in gather(sweep, planned, store).runs}
+    labels = {run.seed: run.label for run in gather(sweep_run(sweep, planned, store)).runs}
     assert note.replace("only seed 2", labels[2]) in before.notes
     # val is asked the same way here: best at 8
     assert chosen.effect == pytest.approx(1.0)
@@ -271,7 +272,7 @@ def test_a_seed_that_never_had_a_reward_is_left_out_of_what_saturates(tmp_path: 
     sweep, planned, store = make_store(
         tmp_path, RISING, reward=lambda trial, step: 0.0 if trial.seed == 1 else 0.5, accuracy=lambda *_: 1.0
     )
-    before, _, chosen = verdicts(gather(sweep, planned, store))
+    before, _, chosen = verdicts(gather(sweep_run(sweep, planned, store)))
     assert (before.num_seeds, before.verdict, before.low) == (2, "inconclusive", None)
     assert [note for note in before.notes if "seed 1" in note and "never above 0" in note]
     assert chosen.num_seeds == 3

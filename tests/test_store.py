@@ -13,10 +13,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from builders import begin_attempt
 from fsspec.implementations.memory import MemoryFileSystem
 
 from oneshot.errors import UserError
-from oneshot.store.store import Folder, Result, Row, Store, TrialFolder
+from oneshot.store.folder import Folder
+from oneshot.store.records import Result, Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 
 pytest_plugins = ["stores"]
 
@@ -84,7 +88,7 @@ def test_a_segment_that_lost_its_tail_counts_up_to_there(
     folder.write_segment(2, [row(4, 0.4)])
     with caplog.at_level(logging.WARNING):
         assert [r.step for r in folder.rows()] == [0, 1, 4]
-    assert "metrics/0001-00000000.jsonl: its last line is torn" in caplog.text
+    assert "metrics/0001-00000000.jsonl: the last line is incomplete" in caplog.text
 
 
 def test_a_segment_that_is_torn_in_its_middle_is_an_error(folder: TrialFolder) -> None:
@@ -94,7 +98,7 @@ def test_a_segment_that_is_torn_in_its_middle_is_an_error(folder: TrialFolder) -
 
 
 def test_attempts_are_counted(folder: TrialFolder) -> None:
-    assert [folder.begin_attempt({"host": host}) for host in ("a", "b")] == [1, 2]
+    assert [begin_attempt(folder, {"host": host}) for host in ("a", "b")] == [1, 2]
     assert folder.attempt(2) == {"host": "b"}
 
 
@@ -118,12 +122,12 @@ def test_a_torn_result_is_none_and_the_log_says_where(
     folder.write("result.json", text)
     with caplog.at_level(logging.WARNING):
         assert folder.result() is None
-    assert f"{folder.path}/result.json is torn" in caplog.text
+    assert f"{folder.path}/result.json is incomplete" in caplog.text
 
 
 def test_failures_are_counted_by_kind_until_the_result_is_removed(folder: TrialFolder) -> None:
     def end(outcome: str, kind: str = "") -> dict[str, int]:
-        attempt = folder.begin_attempt({"started_ms": 1})
+        attempt = begin_attempt(folder, {"started_ms": 1})
         folder.end_attempt(attempt, outcome, kind=kind)  # type: ignore[arg-type]
         ended = folder.result()
         assert ended is not None
@@ -141,18 +145,18 @@ def test_failures_are_counted_by_kind_until_the_result_is_removed(folder: TrialF
 
 def test_time_spent_is_that_of_every_attempt_up_to_its_last_sign_of_life(folder: TrialFolder) -> None:
     assert folder.spent_ms() == 0
-    folder.begin_attempt({"started_ms": 1000})
+    begin_attempt(folder, {"started_ms": 1000})
     assert folder.spent_ms() == 0
     folder.write_segment(1, [row(0, 0.0, time_ms=1200), row(1, 0.0, time_ms=1400)])
     folder.write_segment(1, [row(2, 0.0, time_ms=1500)])
     assert folder.spent_ms() == 500
-    folder.begin_attempt({"started_ms": 3000, "last_beat_ms": 1700})  # the first attempt's, taken over
+    begin_attempt(folder, {"started_ms": 3000, "last_beat_ms": 1700})  # the first attempt's, taken over
     assert folder.spent_ms() == 700
     folder.write_json("lease", {"attempt": 2, "time_ms": 3010})
     assert folder.spent_ms() == 710
     folder.write_result(result(attempt=2, started_ms=3000, ended_ms=3020))
     assert folder.spent_ms() == 720
-    folder.begin_attempt({"started_ms": 9000})
+    begin_attempt(folder, {"started_ms": 9000})
     assert folder.spent_ms() == 720
 
 
@@ -166,10 +170,10 @@ def test_evaluations_are_known_by_digest_and_step(folder: TrialFolder) -> None:
 
 
 def test_a_result_is_current_until_the_next_attempt_begins(folder: TrialFolder) -> None:
-    folder.begin_attempt({})
+    begin_attempt(folder, {})
     folder.write_result(result(attempt=1))
     assert folder.current_result() == result(attempt=1)
-    folder.begin_attempt({})
+    begin_attempt(folder, {})
     assert folder.current_result() is None
     assert folder.result() == result(attempt=1)
 
@@ -408,7 +412,7 @@ class Overwriting(MemoryFileSystem):
 
 def test_a_storage_that_creates_what_is_there_is_refused() -> None:
     fsspec.register_implementation("overwriting", Overwriting, clobber=True)
-    with pytest.raises(UserError, match="it creates a file that is there already"):
+    with pytest.raises(UserError, match="it overwrites files that must be created exclusively"):
         Store("overwriting://x").check_writable()
 
 

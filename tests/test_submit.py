@@ -210,7 +210,7 @@ def test_a_submitted_sweep_is_watched_stopped_and_resumed_from_the_laptop(site: 
     site_lab = lab_of(site)
     site_lab.write(sweep_text(name="far", rest="resources: {gpus: 1}\n", **LONG), "far.yaml")
     assert site.submit("far.yaml") == "far-1\n"
-    assert "far is being run as far-1" in site.oneshot(
+    assert "far is already running as far-1" in site.oneshot(
         "submit", "far.yaml", "--address", site.address, "--storage", site.store.path, code=2
     )
     folders = list(site_lab.trainings("far").values())
@@ -290,7 +290,7 @@ def test_a_preflight_tells_of_everything_at_once_and_nothing_begins(site: Site) 
     (site.folder / "bad.yaml").write_text(BAD.replace("MODEL", "/nowhere/model"))
     wrong = ["--address", site.address, "--storage", site.store.path, "--mlflow", "http://127.0.0.1:9"]
     said = site.oneshot("submit", "bad.yaml", *wrong, code=2)
-    assert "oneshot: cannot be planned on this machine, only there: bad.yaml:4: trial.model.path" in said
+    assert "oneshot: can only be planned on the cluster: bad.yaml:4: trial.model.path" in said
     assert "oneshot: bad.yaml:4: trial.model.path: model.path: /nowhere/model: no such folder" in said  # nor there
     (site.folder / "bad.yaml").write_text(BAD.replace("MODEL", "tiny:qwen2"))
     for said in (
@@ -309,7 +309,9 @@ def test_mlflows_refusals_are_explained(site: Site) -> None:
     kept = os.environ["MLFLOW_TRACKING_PASSWORD"]
     os.environ["MLFLOW_TRACKING_PASSWORD"] = "another"
     try:
-        assert "asks for a user and password, or for others: set MLFLOW_TRACKING_USERNAME" in why_not(site.mlflow)
+        assert "rejects the user name and password, or their absence; set MLFLOW_TRACKING_USERNAME" in why_not(
+            site.mlflow
+        )
         with pytest.raises(MlflowException):
             site.client.search_experiments()
     finally:
@@ -387,7 +389,7 @@ def test_without_the_token_nothing_is_told(site: Site) -> None:
     assert refused.value.code == 401
     other = Site(folder=site.folder, port=site.port, mlflow_port=1, token="wrong" * 8, password="")
     said = other.oneshot("status", "--address", site.address, code=2)
-    assert "the cluster asks for a token, or for another one" in said
+    assert "the cluster requires a token, or rejects this one" in said
     assert "RAY_AUTH_MODE=token" in said
     assert said.count("\n") == 1
 
@@ -410,6 +412,6 @@ def test_interrupting_what_follows_leaves_the_sweep_alone(site: Site) -> None:
     following.send_signal(signal.SIGINT)
     _, said = following.communicate(timeout=30)
     assert following.returncode == 130
-    assert "alone-1 goes on; `oneshot stop alone" in said
+    assert "alone-1 keeps running; to stop it, use `oneshot stop alone" in said
     assert "1 finished" in site.oneshot("logs", "alone", "--address", site.address, "--follow")
     nothing_lost(lab_of(site), "alone", client=site.client)

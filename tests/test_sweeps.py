@@ -7,7 +7,8 @@ import pytest
 from catalog import catalog
 from conftest import PROJECT
 
-from oneshot.config.file import Sweep, load
+from oneshot.config.file import load
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks.examples import aliases, identify
 from oneshot.tasks.sets import val_rows
@@ -54,7 +55,7 @@ NUM_SEEDS |= dict.fromkeys(
 
 
 @cache
-def planned(path: Path) -> tuple[Sweep, Plan]:
+def planned(path: Path) -> tuple[PinnedSweep, Plan]:
     sweep = load(path)
     return sweep, make_plan(sweep)
 

@@ -5,22 +5,27 @@ import logging
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import begin_attempt, located, sweep_run
 from mlflow import MlflowClient
 from synthetic import SMALL, make_store
 from test_sweepfile import BASE
 
-from oneshot.config.file import Sweep, load
+from oneshot.config.file import load
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.store import Result, Store
+from oneshot.store.records import Result
+from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.run import run as run_sweep
+from oneshot.sweep.tracking.run_data import CUT
 from oneshot.sweep.tracking.thread import TrackingThread
-from oneshot.sweep.tracking.tracker import CUT, NOTE, Tracker
+from oneshot.sweep.tracking.tracker import NOTE, Tracker
 from oneshot.tasks.grading import Grader
 from oneshot.trial.recorder import record
 from oneshot.trial.state import standing
@@ -37,7 +42,7 @@ class Lab:
         self.folder, self.grader = folder, grader
         self.store = Store(str(folder / "runs"))
 
-    def sweep(self, *changes: tuple[str, str]) -> Sweep:
+    def sweep(self, *changes: tuple[str, str]) -> PinnedSweep:
         text = TEXT
         for old, new in changes:
             assert old in text
@@ -53,14 +58,13 @@ class Lab:
             tracking.wake(training.key, ended=agenda.ended(training.key))
         return False
 
-    def agenda(self, sweep: Sweep, plan: Plan) -> Agenda:
-        folder = self.store.sweep(plan.name)
+    def agenda(self, sweep: PinnedSweep, plan: Plan) -> Agenda:
         quiet: Any = lambda *_: None  # noqa: E731 - nobody watches
-        return Agenda(sweep, plan, self.store, folder=folder, listen=quiet, replanned=quiet)
+        return Agenda(sweep_run(sweep, plan, self.store), listen=quiet, replanned=quiet)
 
-    def run(self, sweep: Sweep) -> Any:
+    def run(self, sweep: PinnedSweep) -> Any:
         plan = make_plan(sweep)
-        summary, _ = run_sweep(sweep, plan, self.store, launch=self.launch, listen=lambda event: None)
+        summary, _ = run_sweep(sweep_run(sweep, plan, self.store), launch=self.launch, listen=lambda event: None)
         return summary
 
     @property
@@ -101,7 +105,7 @@ def failed(attempt: int) -> Result:
 def test_a_retried_trial_is_finished_in_mlflow_too(lab: Lab) -> None:
     sweep = lab.sweep()
     folder = lab.store.trial(only(make_plan(sweep)).key)
-    attempt = folder.begin_attempt({"sweep": "base", "started_ms": 1, "gpu": "", "env_digest": "d"})
+    attempt = begin_attempt(folder, {"sweep": "base", "started_ms": 1, "gpu": "", "env_digest": "d"})
     folder.write_result(failed(attempt))
     assert lab.run(sweep).failed == 1
     assert lab.child().info.status == "FAILED"
@@ -138,7 +142,9 @@ def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: p
     sweep = lab.sweep()
     plan = make_plan(sweep)
     training = only(plan)
-    down = TrackingThread(sweep, plan, lab.store, uri="http://127.0.0.1:9", artifacts=None)
+    nowhere = {"mlflow": sweep.config.mlflow.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})}
+    unreachable = replace(sweep, config=sweep.config.model_copy(update=nowhere))
+    down = TrackingThread(sweep_run(unreachable, plan, lab.store))
     start_s = time.monotonic()
     with caplog.at_level(logging.WARNING):
         lab.launch(lab.agenda(sweep, plan), down)
@@ -162,7 +168,7 @@ def tracker(lab: Lab, database: Path) -> Tracker:
 
 def _opened(lab: Lab, plan: Plan, *, experiment: str) -> Tracker:
     uri, artifacts = f"sqlite:///{lab.folder}/m.db", (lab.folder / "artifacts").as_uri()
-    made = Tracker(plan, lab.store, tracking_uri=uri, experiment=experiment, artifacts=artifacts)
+    made = Tracker(plan, lab.store, located(uri, experiment=experiment, artifacts=artifacts))
     made.open(question="Is it so?", sweep_yaml="")
     return made
 
@@ -229,9 +235,8 @@ def test_more_points_than_mlflow_takes_at_once_all_arrive(tmp_path: Path, databa
     shutil.copy(database, tmp_path / "m.db")
     text = SMALL.replace("num_steps: 12", "num_steps: 120").replace("[0, 1, 2]", "[0]")
     _, plan, store = make_store(tmp_path, text)
-    tracker = Tracker(
-        plan, store, tracking_uri=f"sqlite:///{tmp_path}/m.db", experiment="e", artifacts=(tmp_path / "a").as_uri()
-    )
+    location = located(f"sqlite:///{tmp_path}/m.db", experiment="e", artifacts=(tmp_path / "a").as_uri())
+    tracker = Tracker(plan, store, location)
     tracker.open(question="?", sweep_yaml="")
     tracker.sync(plan.trials[0])
     (child,) = tracker._children.values()

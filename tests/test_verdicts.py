@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import sweep_run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -22,7 +23,8 @@ from oneshot.plan.claims import freeze
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
 from oneshot.report.verdicts import JudgedClaim, verdicts
-from oneshot.store.store import Row, Store
+from oneshot.store.records import Row
+from oneshot.store.store import Store
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -514,7 +516,7 @@ claims:
         failed=["outcome seed 1"],
         missing=["format seed 3"],
     )
-    found = judged(gather(*made))
+    found = judged(gather(sweep_run(*made)))
     assert (found.effect, found.num_seeds, found.verdict, found.num_problems) == (1.0, 3, "supported", 6)
     assert found.notes == (
         "left out: seed 1: outcome seed 1 is failed (TrialError: the loss is not finite)",
@@ -705,7 +707,7 @@ def test_an_environment_names_no_host(tmp_path: Path) -> None:
         tmp_path,
         facts=lambda trial: {"host": "secret-host", "versions": {"torch": f"2.{trial.seed}"}, "platform": "Linux"},
     )
-    runs = gather(*made).runs
+    runs = gather(sweep_run(*made)).runs
     assert runs[0].environments[0]["versions"] == {"torch": "2.0"}
     assert "secret-host" not in repr(runs)
 

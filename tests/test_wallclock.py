@@ -225,7 +225,7 @@ def test_plan_says_how_long_it_takes_and_what_its_budget_lets_be_done(tmp_path: 
     assert facts["num_within_budget"] == 5
     lines = oneshot("plan", "s.yaml", "--gpus", "2", cwd=tmp_path).out.splitlines()
     assert lines[-2:] == [
-        "on 2 GPUs: about 2.0 h, each trial begun as soon as its GPUs are free",
+        "on 2 GPUs: about 2.0 h, if each trial starts as soon as its GPUs are free",
         "within the budget: 5 of 8 trainings, in the order of the plan",
     ]
 
@@ -240,7 +240,7 @@ def test_plan_on_too_few_gpus_is_one_line_and_exit_2(tmp_path: Path) -> None:
 def test_plan_on_gpus_that_nobody_asks_for_says_so(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(BASE)
     said = oneshot("plan", "s.yaml", "--gpus", "2", cwd=tmp_path)
-    assert said.out.splitlines()[-1] == "on 2 GPUs: no trial asks for one, or of one nothing is known"
+    assert said.out.splitlines()[-1] == "on 2 GPUs: unknown, because no trial uses a GPU or a cost is unknown"
 
 
 def test_a_search_that_has_not_begun_is_scheduled_by_what_its_trials_cost() -> None:

@@ -1,4 +1,4 @@
-"""The environment's S3 endpoint and keys -> a bucket for MLflow's artifacts, made where there is none."""
+"""The environment's S3 endpoint and keys -> a bucket for MLflow's artifacts, created if there is none."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ PATIENCE = Config(retries={"mode": "standard", "max_attempts": 10})
 
 
 def make_bucket(name: str) -> None:
-    """Make it; that it is there already is fine."""
+    """Create the bucket, unless it exists."""
     s3 = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"], config=PATIENCE)
     try:
         s3.create_bucket(Bucket=name)

@@ -1,7 +1,6 @@
-"""The verb that gives a trained model away."""
+"""The verb that exports a trained model."""
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,11 +14,12 @@ from oneshot.cli.options import (
     app,
     find_name,
     load_sweep,
+    open_store,
     read_cells,
+    warn,
     with_mlflow,
 )
-from oneshot.errors import UserError
-from oneshot.logs import printable
+from oneshot.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from oneshot.export.kept import Asked
@@ -32,49 +32,51 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What became of an export in MLflow."""
+    """An export's record in MLflow."""
 
     registered: "Registered | None" = None
     uri: str = ""
-    trouble: str = ""
-    """Why MLflow has nothing of it, though asked."""
+    error: str = ""
+    """Why MLflow has no record, although one was wanted."""
     note: str = ""
-    """What else is to be known."""
+    """What the user should know besides."""
 
 
 @app.command()
 def export(
     name: Annotated[
-        str,
-        typer.Argument(metavar="TRIAL", help="a trial's key, or its beginning; or a sweep's file or name, with --cell"),
+        str, typer.Argument(metavar="TRIAL", help="A trial's key or its beginning; or a sweep, with --cell and --seed")
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
-    cell: Annotated[str, typer.Option(help="of a sweep: axis=name, comma between, as model=a,arm=b")] = "",
-    seed: Annotated[int | None, typer.Option(min=0, help="of a sweep: which of its seeds")] = None,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder")],
+    cell: Annotated[str, typer.Option(help="The trial's cell in the sweep, as model=a,arm=b")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="The trial's seed in the sweep")] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="precision of the weights; absent: what the trial was evaluated in")
+        Dtype | None, typer.Option(help="Precision of the weights; default: that of the trial's evaluation")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace an earlier export in DIR")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR")] = False,
     mlflow: MlflowOption = None,
     in_mlflow: Annotated[
-        bool, typer.Option("--in-mlflow/--no-mlflow", help="show it among the models of the sweep's experiment")
+        bool, typer.Option("--in-mlflow/--no-mlflow", help="Show the model in the sweep's MLflow experiment")
     ] = True,
-    upload: Annotated[bool, typer.Option("--upload", help="also store its files in MLflow")] = False,
+    upload: Annotated[bool, typer.Option("--upload", help="Also store its files in MLflow")] = False,
     register: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="also make it a version of a registered model; uploads")
+        str | None, typer.Option(metavar="MODEL", help="Also make it a version of a registered model; uploads it")
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="also upload it to the model hub, as a private repository")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also push it to the model hub, as a private repository")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="with --push: for everybody to see")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public")] = False,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a finished trial's model as a folder that transformers and vLLM load, and show it in MLflow."""
+    """Write a trained model as a folder that transformers loads.
+
+    vLLM loads it too. Adapters are merged, and a model card is included. MLflow shows it with its run and accuracies.
+    """
     if not in_mlflow and (upload or register is not None):
-        raise UserError("--no-mlflow: leaves out what --upload and --register ask for; drop one of them")
+        raise UserError("--no-mlflow contradicts --upload and --register; leave out one of them")
     if public and push is None:
-        raise UserError("--public: says who may see what --push uploads; nothing is pushed without --push OWNER/NAME")
+        raise UserError("--public needs --push OWNER/NAME: nothing is published without it")
     if push is not None:
         from oneshot.export.push import check_push
 
@@ -85,42 +87,38 @@ def export(
     store, asked = _find(name, cell, seed, storage)
     kept = read_kept(store, asked)
     target = to.expanduser().resolve()
-    made = write_export(kept, target, dtype=dtype or kept.dtype, force=force, say=_say)
-    told = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Published()
-    if told.trouble:
-        _say(f"not in MLflow: {told.trouble}; {to} is written, and the same command registers it")
-    if told.note:
-        _say(told.note)
-    address = _push(made, push, public=public, told=told) if push is not None else None
+    made = write_export(kept, target, dtype=dtype or kept.dtype, force=force, say=warn)
+    published = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Published()
+    if published.error:
+        warn(f"{to} is written, but not in MLflow: {published.error}; run the same command again to register it")
+    if published.note:
+        warn(published.note)
+    address = _push(made, push, public=public, published=published) if push is not None else None
     if as_json:
-        print(json.dumps(_facts(made, told, address), indent=2))
+        print(json.dumps(_to_json(made, published, address), indent=2))
     else:
-        _print(made, told, address, to=to)
-    if told.trouble:
+        _print(made, published, address, to=to)
+    if published.error:
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
-    print(f"oneshot: {printable(text)}", file=sys.stderr, flush=True)
-
-
 def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple["Store", "Asked"]:
-    """The trial that is meant, and the storage that it is in."""
+    """Return the trial that is meant, and its store."""
     from oneshot.export.kept import by_cell, by_key
-    from oneshot.plan.recorded import begun_sweep
-    from oneshot.store.store import Store
+    from oneshot.plan.loader import begun_sweep
 
-    store = Store(storage or "runs")
+    store = open_store(storage)
     is_file = Path(name).is_file()
     if not is_file and name not in store.sweeps():
         if cell or seed is not None:
-            raise UserError(f"{name}: --cell and --seed choose a trial of a sweep; {store.root} has none of that name")
+            raise UserError(f"{name}: no sweep of this name in {store.root}; --cell and --seed choose a sweep's trial")
         return store, by_key(store, name)
     sweep_name = name
     if is_file:
         sweep_name, store = find_name(name, storage)
-    sweep, plan = begun_sweep(store, sweep_name)
-    if is_file:  # a server may be named, or another one, since it ran
+    sweep_run = begun_sweep(store, sweep_name)
+    sweep, plan = sweep_run.sweep, sweep_run.plan
+    if is_file:  # the file may name another tracking server than when the sweep ran
         config = sweep.config.model_copy(update={"mlflow": load_sweep(Path(name), None).config.mlflow})
         sweep = replace(sweep, config=config)
     axes = list(plan.trials[0].cell) if plan.trials else []
@@ -128,81 +126,77 @@ def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple[
 
 
 def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: bool, name: str | None) -> Published:
-    """Shows the export in MLflow."""
-    from oneshot.sweep.run import mlflow_location
+    """Show the export in MLflow."""
+    from oneshot.plan.sweep_run import mlflow_location
 
     sweep = made.kept.asked.sweep
     if sweep is None:
-        why = "no sweep of this storage asks for the trial"
-        return Published(trouble=why) if upload or name else Published(note=f"not in MLflow: {why}")
-    sweep = with_mlflow(sweep, mlflow)
+        reason = "the trial belongs to no sweep of this storage"
+        return Published(error=reason) if upload or name else Published(note=f"not in MLflow: {reason}")
     try:
-        uri, artifacts = mlflow_location(sweep, store)
+        location = mlflow_location(with_mlflow(sweep, mlflow), store)
     except UserError as error:
-        return Published(trouble=str(error))
+        return Published(error=str(error))
     from oneshot.sweep.tracking.server import why_not  # MLflow takes seconds to import
 
-    if trouble := why_not(uri):
-        return Published(trouble=trouble)
+    if reason := why_not(location.uri):
+        return Published(error=reason)
     from oneshot.sweep.tracking.registry import register
 
-    experiment = sweep.config.mlflow.experiment or sweep.config.name
     try:
-        done = register(made, tracking_uri=uri, experiment=experiment, artifacts=artifacts, upload=upload, name=name)
-    except Exception as error:  # server, network or disk: the folder is written, and can be registered again
-        return Published(trouble=f"{type(error).__name__}: {error}".splitlines()[0])
-    note = (
-        ""
-        if done.run_id is not None
-        else (
-            f"MLflow has no run of {made.kept.label}, and so no accuracies; `oneshot run` its sweep writes it, and "
-            "the same command links it"
+        registered = register(made, location, upload=upload, name=name)
+    except Exception as error:  # server, network or disk: the folder is written, and can be registered later
+        return Published(error=first_line(error))
+    note = ""
+    if registered.run_id is None:
+        note = (
+            f"MLflow has no run of {made.kept.label}, so it shows no accuracies; run the sweep with `oneshot run`, "
+            "then run this command again"
         )
-    )
-    return Published(registered=done, uri=uri, note=note)
+    return Published(registered=registered, uri=location.uri, note=note)
 
 
-def _push(made: "Export", repository: str, *, public: bool, told: Published) -> str:
+def _push(made: "Export", repository: str, *, public: bool, published: Published) -> str:
     from oneshot.export.push import push
 
-    _say(f"uploads {made.num_bytes / 2**20:.1f} MiB to {repository}")
+    warn(f"uploading {made.num_bytes / 2**20:.1f} MiB to {repository}")
     message = f"{made.kept.label}, step {made.kept.step}, {made.dtype} (oneshot {made.kept.asked.key})"
     address = push(made.folder, repository, public=public, message=message)
-    if told.registered is not None:
+    if published.registered is not None:
         from oneshot.sweep.tracking.registry import note_push
 
         try:
-            note_push(told.registered.model_id, tracking_uri=told.uri, repository=repository)
-        except Exception as error:  # as above: it is where it should be, and only the note of it is missing
-            _say(f"MLflow does not know of {repository}: {error}".splitlines()[0])
+            note_push(published.registered.model_id, tracking_uri=published.uri, repository=repository)
+        except Exception as error:  # server or network: the model is pushed, and only the note of it is missing
+            warn(f"could not note {repository} in MLflow: {first_line(error)}")
     return address
 
 
-def _facts(made: "Export", told: Published, address: str | None) -> dict[str, Any]:
-    done = told.registered
+def _to_json(made: "Export", published: Published, address: str | None) -> dict[str, Any]:
+    registered = published.registered
     return {
         "folder": str(made.folder),
         **{name: made.facts[name] for name in ("key", "label", "step", "dtype")},
         "num_bytes": made.num_bytes,
         "mlflow": None
-        if done is None
+        if registered is None
         else {
-            "tracking_uri": told.uri,
-            "experiment": done.experiment,
-            "model_id": done.model_id,
-            "run_id": done.run_id,
-            "version": done.version,
+            "tracking_uri": published.uri,
+            "experiment": registered.experiment,
+            "model_id": registered.model_id,
+            "run_id": registered.run_id,
+            "version": registered.version,
         },
         "hub": address,
     }
 
 
-def _print(made: "Export", told: Published, address: str | None, *, to: Path) -> None:
+def _print(made: "Export", published: Published, address: str | None, *, to: Path) -> None:
     size = made.num_bytes / 2**20
     print(f"{to}: {made.kept.label}, step {made.kept.step}, {made.dtype}, {size:.1f} MiB")
-    if (done := told.registered) is not None:
-        print(f"MLflow: {done.model_id}, under Models of the experiment {done.experiment!r}")
-        if done.version is not None:
-            print(f"version {done.version} of the registered model")
+    if (registered := published.registered) is not None:
+        print(f"MLflow: {registered.model_id}, under Models of the experiment {registered.experiment!r}")
+        if registered.version is not None:
+            print(f"version {registered.version} of the registered model")
     if address is not None:
         print(f"hub: {address}")

@@ -1,11 +1,11 @@
-"""What verbs share: the application, options, and finding a sweep by its file or its name."""
+"""What verbs share: the application, its options, and finding a sweep by file or name."""
 
 import os
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,105 +15,112 @@ from oneshot.logs import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from oneshot.config.file import Sweep
-    from oneshot.plan.plan import Plan, Trial
+    from oneshot.config.file import SweepFile
+    from oneshot.plan.plan import Trial
     from oneshot.store.store import Store
     from oneshot.sweep.cluster.jobs import Cluster
+
+Sweep = TypeVar("Sweep", bound="SweepFile")
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="The replication lab for one-shot RLVR: plan, run and watch sweeps of GRPO trials.",
+    help="A replication lab for one-shot RLVR: plan, run, watch and judge sweeps of GRPO trials.",
 )
 
 
 def _no_password(storage: str | None) -> str | None:
-    """Refuses `--storage` with a password: it is shown, logged and kept."""
-    from oneshot.config.sweep import STORAGE_MEND, without_password
+    """Refuse a `--storage` that contains a password, because it is shown, logged and recorded."""
+    from oneshot.config.sweep import STORAGE_HINT, without_password
 
     try:
-        return without_password(storage, STORAGE_MEND)
+        return without_password(storage, STORAGE_HINT)
     except ValueError as error:
         raise UserError(f"--storage: {error}") from error
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting above the file's")]
+NAME_HELP = "A sweep file, or the name of a sweep in the storage"
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable")
+]
 StorageOption = Annotated[
     str | None,
-    typer.Option("--storage", envvar="ONESHOT_STORAGE", callback=_no_password, help="above the file's `storage`"),
+    typer.Option("--storage", envvar="ONESHOT_STORAGE", callback=_no_password, help="Folder or URL of the trial store"),
 ]
 FarStorageOption = Annotated[
     str | None,
-    typer.Option("--storage", callback=_no_password, help="as the cluster sees it; above the context's and the file's"),
+    typer.Option("--storage", callback=_no_password, help="Trial store as the cluster sees it"),
 ]
 MlflowOption = Annotated[
-    str | None,
-    typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="tracking server; above the file's"),
+    str | None, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking server")
 ]
 RayOption = Annotated[
-    str | None, typer.Option("--address", help="a Ray cluster that this machine is part of: host:port, or auto")
+    str | None,
+    typer.Option("--address", help="A Ray cluster that this machine belongs to: HOST:PORT, or auto"),
 ]
 ClusterOption = Annotated[
     str | None,
-    typer.Option("--address", help="a cluster elsewhere: http://HEAD:8265, or a context of cluster/contexts.yaml"),
+    typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 def results() -> "Console":
-    """Where tables go: as wide as the terminal, and wide enough where there is none."""
+    """Return the console for tables: as wide as the terminal, or 160 columns without one."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
-def load_sweep(file: Path, settings: list[str] | None) -> "Sweep":
-    """A sweep file with `--set` on top."""
+def warn(text: str) -> None:
+    """Print a message to stderr."""
+    print(f"oneshot: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def load_sweep(file: Path, settings: list[str] | None) -> "SweepFile":
+    """Read a sweep file with its `--set` values."""
     from oneshot.config.file import load
 
     return load(file, overrides=tuple(settings or ()))
 
 
-def with_mlflow(sweep: "Sweep", uri: str | None) -> "Sweep":
-    """The sweep with another tracking server than the file's."""
+def with_mlflow(sweep: Sweep, uri: str | None) -> Sweep:
+    """Return the sweep with another tracking server than the file's, if one is given."""
     if uri is None:
         return sweep
-    from oneshot.config.sweep import MLFLOW_MEND, without_password
+    from oneshot.config.sweep import MLFLOW_HINT, without_password
 
     try:
-        without_password(uri, MLFLOW_MEND)
+        without_password(uri, MLFLOW_HINT)
     except ValueError as error:
         raise UserError(f"--mlflow: {error}") from error
-    config = sweep.config
-    mlflow = config.mlflow.model_copy(update={"tracking_uri": uri})
-    return replace(sweep, config=config.model_copy(update={"mlflow": mlflow}))
+    mlflow = sweep.config.mlflow.model_copy(update={"tracking_uri": uri})
+    return replace(sweep, config=sweep.config.model_copy(update={"mlflow": mlflow}))
 
 
 def is_elsewhere(address: str) -> bool:
-    """Whether an address is of Ray Jobs, a URL or a context, and not of a Ray that this machine is part of."""
+    """Return whether an address is one of Ray Jobs (URL or context), not a Ray that this machine belongs to."""
     return "://" in address or (":" not in address and address != "auto")
 
 
 def check_ray(address: str | None, *, instead: str | None) -> None:
-    """Refuses an address of Ray Jobs where this process itself is to join Ray.
+    """Refuse an address of Ray Jobs where this process itself must join Ray.
 
     Raises:
-        UserError: says what to call instead.
+        UserError: names the command to use instead.
     """
     if address is not None and is_elsewhere(address):
-        elsewhere = (
-            f"from elsewhere: `oneshot {instead} --address {address}`" if instead else "there is no other way yet"
-        )
+        hint = f"from another machine, use `oneshot {instead} --address {address}`" if instead else "run it there"
         raise UserError(
-            f"--address {address}: give host:port of a Ray that this machine is part of, or auto; {elsewhere}"
+            f"--address {address}: expected HOST:PORT of a Ray that this machine belongs to, or auto; {hint}"
         )
 
 
 def cluster_at(address: str) -> "Cluster":
-    """Ray Jobs at a URL or context."""
+    """Return the Ray Jobs client of a URL or context."""
     from oneshot.config.contexts import find_context
     from oneshot.sweep.cluster.jobs import Cluster
 
@@ -121,114 +128,88 @@ def cluster_at(address: str) -> "Cluster":
 
 
 def far_storage(storage: str | None) -> str | None:
-    """`--storage` of a verb about a cluster elsewhere, for which this machine's ONESHOT_STORAGE says nothing."""
+    """Return `--storage` for a cluster elsewhere, where this machine's ONESHOT_STORAGE does not count."""
     return None if storage == os.environ.get("ONESHOT_STORAGE") else storage
 
 
+def open_store(storage: str | None, sweep: "SweepFile | None" = None) -> "Store":
+    """Return the store of `--storage`, else of the sweep file, else `runs`."""
+    from oneshot.store.store import Store
+
+    return Store(storage or (sweep.config.storage if sweep is not None else "runs"))
+
+
 def sweep_name(name: str) -> str:
-    """A sweep's name by its file, or as it is.
+    """Return a sweep's name, given its file or its name.
 
     Raises:
-        UserError: it is neither.
+        UserError: the text is neither.
     """
     if Path(name).is_file():
         return load_sweep(Path(name), None).config.name
     from oneshot.config.sweep import NAME
 
     if not re.fullmatch(NAME, name):
-        raise UserError(f"{name}: no such file, and no name of a sweep (letters, digits, _ and -)")
+        raise UserError(f"{name}: no such file, and not a sweep's name (letters, digits, _ and -)")
     return name
 
 
-def with_known(sweep: "Sweep", store: "Store") -> "Sweep":
-    """The sweep with what is frozen of it, and every ranking that can be made now."""
-    from oneshot.plan.ranking import known_rankings
-    from oneshot.plan.revisions import frozen_revisions
-    from oneshot.plan.studies import frozen_search
-
-    folder = store.sweep(sweep.config.name)
-    ranked, _ = known_rankings(sweep, store)
-    return frozen_search(frozen_revisions(ranked, folder), folder)
-
-
-def resolved(sweep: "Sweep", store: "Store") -> tuple["Sweep", "Plan"]:
-    """The sweep and its plan with every key known that can be.
-
-    Asks the hub for the commit of a revision that is none, once for each sweep.
-    """
-    from oneshot.plan.plan import make_plan
-    from oneshot.plan.ranking import pin_rankings
-    from oneshot.plan.revisions import frozen_revisions, pin_revisions
-    from oneshot.plan.studies import frozen_search
-
-    folder = store.sweep(sweep.config.name)
-    frozen = frozen_search(frozen_revisions(pin_rankings(sweep, store), folder), folder)
-    planned = make_plan(frozen)
-    pinned = pin_revisions(frozen, planned, folder)
-    return pinned, planned if pinned is frozen else make_plan(pinned)
-
-
-def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["Sweep", "Store"]:
-    """A sweep by its file, or by its name in the storage; and that storage."""
+def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["SweepFile", "Store"]:
+    """Return a sweep by its file, or by its name in the storage, and its store."""
     from oneshot.config.file import read
-    from oneshot.store.store import Store
+    from oneshot.plan.loader import begun_text
 
     if Path(name).is_file():
         sweep = load_sweep(Path(name), settings)
-        return sweep, Store(storage or sweep.config.storage)
-    store = Store(storage or "runs")
-    text = store.sweep(sweep_name(name)).read("sweep.yaml")
-    if text is None:
-        raise UserError(f"{name}: no such file, and no sweep of that name in {store.root}; name its --storage")
-    return read(text, name=name, overrides=tuple(settings or ())), store
+        return sweep, open_store(storage, sweep)
+    store = open_store(storage)
+    return read(begun_text(store, sweep_name(name)), name=name, overrides=tuple(settings or ())), store
 
 
 def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
-    """A sweep's name by its file, or as it is; and the storage that it is in."""
-    from oneshot.store.store import Store
-
+    """Return a sweep's name, given its file or its name, and its store."""
     if Path(name).is_file():
         sweep = load_sweep(Path(name), None)
-        return sweep.config.name, Store(storage or sweep.config.storage)
-    return sweep_name(name), Store(storage or "runs")
+        return sweep.config.name, open_store(storage, sweep)
+    return sweep_name(name), open_store(storage)
 
 
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:
-    """`model=a,example=b` -> cell by axis.
+    """Parse `model=a,example=b` into cells by axis.
 
     Raises:
-        UserError: it has another form, or names another axis.
+        UserError: the text has another form, or names an unknown axis.
     """
-    found: dict[str, str] = {}
+    cells: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         axis, equals, name = part.partition("=")
         if not equals or axis not in axes:
-            raise UserError(f"--cell {part}: write it as axis=name{nearest(axis, axes)}")
-        found[axis] = name
-    return found
+            raise UserError(f"--cell {part}: expected axis=name{nearest(axis, axes)}")
+        cells[axis] = name
+    return cells
 
 
-def choose_trial(sweep: "Sweep", cell: str, seed: int) -> "Trial":
-    """The trial that `--cell` and `--seed` name."""
+def choose_trial(sweep: "SweepFile", cell: str, seed: int) -> "Trial":
+    """Return the trial that `--cell` and `--seed` name."""
+    from oneshot.plan.loader import pin_known
     from oneshot.plan.plan import make_plan, with_seed
-    from oneshot.store.store import Store
 
     wanted = read_cells(cell, list(sweep.config.axes))
-    planned = make_plan(with_known(sweep, Store(sweep.config.storage)))
-    trials = {tuple(trial.cell.items()): trial for trial in planned.trials if trial.phase == "grid"}
+    plan = make_plan(pin_known(sweep, open_store(None, sweep)))
+    trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
     matching = [t for t in trials.values() if all(t.cell[axis] == name for axis, name in wanted.items())]
     if len(matching) != 1:
-        there = "\n  ".join(",".join(f"{axis}={name}" for axis, name in names) for names in trials)
-        found = f"names {len(matching)} cells" if matching else "names no cell of the grid"
-        raise UserError(f"--cell {cell or '(none)'}: {found}; choose one of\n  {there}")
+        choices = "\n  ".join(",".join(f"{axis}={name}" for axis, name in names) for names in trials)
+        problem = f"matches {len(matching)} cells" if matching else "matches no cell of the grid"
+        raise UserError(f"--cell {cell or '(none)'}: {problem}; choose one of\n  {choices}")
     return with_seed(matching[0], seed)
 
 
 def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
-    """Has the head of a cluster, which sees the storage, run a verb about a sweep that was submitted to it."""
+    """Run a verb on the cluster's head, which sees the storage, for a sweep that was submitted to it."""
     sweep = sweep_name(name)
     root = cluster.last(sweep, storage=far_storage(storage)).storage
-    code, said = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(printable(said), end="")
+    code, output = cluster.ask([verb, sweep, "--storage", root, *arguments])
+    print(printable(output), end="")
     if code:
         raise typer.Exit(code)

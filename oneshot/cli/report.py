@@ -1,4 +1,4 @@
-"""Verbs about what a sweep has found."""
+"""Verbs about a sweep's results."""
 
 import json
 import sys
@@ -18,122 +18,124 @@ from oneshot.cli.options import (
     load_sweep,
     relay,
     results,
+    warn,
     with_mlflow,
 )
 from oneshot.errors import UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.config.file import Sweep
-    from oneshot.plan.plan import Plan
+    from oneshot.plan.sweep_run import SweepRun
     from oneshot.report.page import Report
     from oneshot.report.runs import Gathered
-    from oneshot.store.store import Store
-
-Reported = Annotated[
-    str, typer.Argument(metavar="NAME", help="a sweep file, the name of a sweep in the storage, or a bundle")
-]
 
 
 @app.command()
 def report(
-    name: Reported,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A sweep file, the name of a sweep in the storage, or a bundle")
+    ],
     storage: StorageOption = None,
     mlflow: MlflowOption = None,
-    out: Annotated[Path | None, typer.Option(help="also put page, JSON and figures into this folder")] = None,
-    bundle: Annotated[bool, typer.Option("--bundle", help="write NAME.oneshot.zip, for a reviewer, instead")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write page, JSON and figures into this folder")] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Write NAME.oneshot.zip for a reviewer instead")] = False,
     address: ClusterOption = None,
-    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="show the report in MLflow")] = True,
+    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Show the report in MLflow")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a sweep's claims, and write its report: one page that needs nothing else; also while it still runs."""
+    """Judge a sweep's claims and write its report.
+
+    The report is one HTML page that needs no other files. It can be written while the sweep runs.
+    """
     if address is not None:
         _report_elsewhere(name, storage, address, local=bundle or out is not None, as_json=as_json)
         return
     from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
 
+    sweep_run: SweepRun | None = None
     if is_bundle(Path(name)):
-        gathered, known = read_bundle(Path(name)), None
+        gathered = read_bundle(Path(name))
     else:
-        sweep, planned, store = _begun(name, storage)
-        gathered, known = _gathered(sweep, planned, store), (with_mlflow(sweep, mlflow), planned, store)
+        sweep_run = _begun(name, storage, mlflow)
+        gathered = _gathered(sweep_run)
     if bundle:
         target = (out or Path()) / f"{gathered.name}{SUFFIX}"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bundle(gathered, target)
-        print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; `oneshot report {target}` judges it again")
+        print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; to judge it again, use `oneshot report {target}`")
         return
     made = make_report(gathered)
-    if known is None and out is None:
+    if sweep_run is None and out is None:
         out = Path(f"{gathered.name}-report")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for file, text in made.files.items():
             (out / file).write_text(text, encoding="utf-8")
     if as_json:
-        print(json.dumps([one.to_json() for one in made.judged], indent=2))
+        print(json.dumps([claim.to_json() for claim in made.judged], indent=2))
     else:
         show_verdict(made)
-    where = str(out) if known is None else keep_and_publish(made, *known, publish=publish)
-    print(f"report: {where}/report.html", file=sys.stderr if as_json else sys.stdout)
+    folder = str(out) if sweep_run is None else keep_and_publish(made, sweep_run, publish=publish)
+    print(f"report: {folder}/report.html", file=sys.stderr if as_json else sys.stdout)
     if made.cannot_judge:
-        names = ", ".join(dict.fromkeys(one.name for one in made.cannot_judge))
-        print(f"oneshot: no seed has all the runs that these claims need: {printable(names)}", file=sys.stderr)
+        names = ", ".join(dict.fromkeys(claim.name for claim in made.cannot_judge))
+        warn(f"cannot judge these claims, because no seed has all the runs that they need: {names}")
         raise typer.Exit(1)
 
 
 def _report_elsewhere(name: str, storage: str | None, address: str, *, local: bool, as_json: bool) -> None:
-    """The head of a cluster, which sees the storage, makes the report; it is in MLflow and in the storage then."""
+    """Have the cluster's head, which sees the storage, make the report."""
     if local:
-        raise UserError("--address: the report is made where the storage is seen; --out and --bundle work there")
+        raise UserError("--out and --bundle write on this machine; leave out --address, or run `oneshot report` there")
     relay(cluster_at(address), "report", name, storage, *(["--json"] if as_json else []))
 
 
-def _begun(name: str, storage: str | None) -> tuple["Sweep", "Plan", "Store"]:
-    """A sweep as it was run last; by a file, with what the file says now of claims and published numbers.
+def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
+    """Return a sweep as it was last run; given a file, with that file's claims and published numbers.
 
     Raises:
         UserError: the storage has no such sweep.
     """
     from dataclasses import replace
 
-    from oneshot.plan.recorded import begun_sweep
+    from oneshot.plan.loader import begun_sweep
 
     sweep_name, store = find_name(name, storage)
-    sweep, planned = begun_sweep(store, sweep_name)
-    if not Path(name).is_file():
-        return sweep, planned, store
-    written = load_sweep(Path(name), None)
-    updates = {field: getattr(written.config, field) for field in ("claims", "published", "mlflow")}
-    return replace(sweep, config=sweep.config.model_copy(update=updates), source=written.source), planned, store
+    sweep_run = begun_sweep(store, sweep_name)
+    sweep = sweep_run.sweep
+    if Path(name).is_file():
+        written = load_sweep(Path(name), None)
+        updates = {field: getattr(written.config, field) for field in ("claims", "published", "mlflow")}
+        sweep = replace(sweep, config=sweep.config.model_copy(update=updates), source=written.source)
+    return replace(sweep_run, sweep=with_mlflow(sweep, mlflow))
 
 
-def _gathered(sweep: "Sweep", planned: "Plan", store: "Store") -> "Gathered":
+def _gathered(sweep_run: "SweepRun") -> "Gathered":
     from oneshot.config.paths import SettingError
     from oneshot.plan.claims import FILE, comparisons
     from oneshot.report.runs import gather
 
-    found = gather(sweep, planned, store)
+    gathered = gather(sweep_run)
     try:
-        comparisons(found.frozen.claims, found.cells)
+        comparisons(gathered.frozen.claims, gathered.cells)
     except SettingError as error:
-        record = f"{store.sweep(planned.name).path}/{FILE}"
+        record = f"{sweep_run.folder.path}/{FILE}"
         place = ".".join(map(str, error.where))
-        raise UserError(f"{record}: {place}: {error.message}; restore what was frozen") from error
+        raise UserError(f"{record}: {place}: {error.message}; restore the frozen file") from error
     try:
-        comparisons(found.amended, found.cells)
+        comparisons(gathered.amended, gathered.cells)
     except SettingError as error:
-        raise sweep.source.error((), f"a claim that was added: {error.message}") from error
-    return found
+        raise sweep_run.sweep.source.error((), f"an added claim: {error.message}") from error
+    return gathered
 
 
 def show_verdict(made: "Report") -> None:
-    """Prints the verdict table, and beneath it what must be known beside the numbers."""
-    from oneshot.cli.tables import note_lines, verdict_table
+    """Print the verdict table, and the notes below it."""
+    from oneshot.cli.verdict_tables import note_lines, verdict_table
 
     if not made.judged:
-        print("the sweep has no claims: nothing is judged")
+        print("the sweep has no claims, so there are no verdicts")
         return
     console = results()
     console.print(verdict_table(made.judged))
@@ -141,42 +143,45 @@ def show_verdict(made: "Report") -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def keep_and_publish(made: "Report", sweep: "Sweep", planned: "Plan", store: "Store", *, publish: bool = True) -> str:
-    """Writes the report into the store and MLflow; returns where in the store."""
+def keep_and_publish(made: "Report", sweep_run: "SweepRun", *, publish: bool = True) -> str:
+    """Write the report into the store and MLflow; return its folder in the store."""
     from oneshot.sweep.tracking.publish import keep_report, publish_report
 
-    where = keep_report(made, planned, store)
-    if publish and (trouble := publish_report(made, sweep, planned, store)):
-        print(f"oneshot: the report is not in MLflow ({printable(trouble)}); it is in {where}", file=sys.stderr)
-    return where
+    folder = keep_report(made, sweep_run)
+    if publish and (reason := publish_report(made, sweep_run)):
+        warn(f"the report is in {folder}, but not in MLflow ({reason})")
+    return folder
 
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="a sweep file, a name in the storage, or a bundle")],
-    b: Annotated[str, typer.Argument(metavar="B", help="another, or the same in `--other-storage`")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A sweep file, a name in the storage, or a bundle")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, or the same name in --other-storage")],
     storage: StorageOption = None,
-    other_storage: Annotated[str | None, typer.Option(help="of B, where it is not A's")] = None,
+    other_storage: Annotated[str | None, typer.Option(help="Trial store of B; default: that of A")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put two sweeps, or one sweep by two versions of the code, side by side on the cells that both have."""
-    from oneshot.cli.tables import comparison_lines, comparison_table
+    """Compare two sweeps on the cells that both have.
+
+    Also compares one sweep as run by two versions of the code.
+    """
+    from oneshot.cli.verdict_tables import comparison_lines, comparison_table
     from oneshot.report.bundle import is_bundle, read_bundle
     from oneshot.report.compare import compare as compare_sweeps
 
-    def find(name: str, where: str | None) -> "Gathered":
-        return read_bundle(Path(name)) if is_bundle(Path(name)) else _gathered(*_begun(name, where))
+    def read(name: str, store: str | None) -> "Gathered":
+        return read_bundle(Path(name)) if is_bundle(Path(name)) else _gathered(_begun(name, store, None))
 
-    found = compare_sweeps(find(a, storage), find(b, other_storage or storage))
+    comparison = compare_sweeps(read(a, storage), read(b, other_storage or storage))
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(json.dumps(comparison.to_json(), indent=2))
         return
-    rest = comparison_lines(found, a=a, b=b)
-    if not found.lines:
-        what = f"{a} and {b} have nothing to compare: no suite of a cell with a finished trial on both sides"
-        raise UserError("; ".join([what, *rest]))
-    if found.environments:
-        print(printable(f"other environments: {found.environments}"))
-    results().print(comparison_table(found, a=a, b=b))
-    for line in rest:
+    lines = comparison_lines(comparison, a=a, b=b)
+    if not comparison.lines:
+        reason = f"{a} and {b} have no suite of a common cell with finished trials on both sides"
+        raise UserError("; ".join([reason, *lines]))
+    if comparison.environments:
+        print(printable(f"different environments: {comparison.environments}"))
+    results().print(comparison_table(comparison, a=a, b=b))
+    for line in lines:
         print(line)

@@ -1,4 +1,4 @@
-"""Verbs about what a store holds, and about sweeps that run."""
+"""Verbs about the trial store, and about sweeps that run."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.cli.options import (
+    NAME_HELP,
     ClusterOption,
     JsonOption,
     StorageOption,
@@ -17,10 +18,12 @@ from oneshot.cli.options import (
     far_storage,
     find_name,
     load_sweep,
+    open_store,
     read_cells,
     relay,
     results,
     sweep_name,
+    warn,
 )
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
@@ -29,84 +32,93 @@ if TYPE_CHECKING:
     from oneshot.store.store import Store
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")]
-CellOption = Annotated[
-    str, typer.Option(help="only trials of these cells: axis=name, comma between; `seed` and `phase` count as axes")
-]
+Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)]
+CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; seed and phase count as axes")]
 
 
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="a sweep file or name; absent: lists sweeps")
+        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; without it, list all sweeps")
     ] = None,
     storage: StorageOption = None,
     address: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a sweep stands: its trials by state, rates, what failed; from any shell that sees the storage."""
-    from oneshot.cli.progress import status_table, sweeps_table
-    from oneshot.plan.recorded import sweeps
-    from oneshot.store.store import Store
+    """Show the state of a sweep's trials.
+
+    Works from any shell or machine that sees the storage, while the sweep runs and afterwards.
+    """
+    from oneshot.cli.tables import status_table
     from oneshot.sweep.status import sweep_status
 
     if address is not None:
         _status_elsewhere(name, storage, address, as_json=as_json)
         return
     if name is None:
-        store = Store(storage or "runs")
-        every = []
-        for one in sweeps(store):
-            try:
-                every.append(sweep_status(store, one))
-            except OneshotError as error:  # its model or data are not on this machine: the others are shown
-                print(f"oneshot: {one}: {error}", file=sys.stderr)
-        if as_json:
-            print(json.dumps([{**one.to_json(), "trials": []} for one in every], indent=2))
-        else:
-            results().print(sweeps_table(every))
+        _list_sweeps(open_store(storage), as_json=as_json)
         return
     sweep, store = find_name(name, storage)
-    found = sweep_status(store, sweep)
+    current = sweep_status(store, sweep)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(json.dumps(current.to_json(), indent=2))
         return
-    counts = ", ".join(f"{number} {state}" for state, number in found.counts.items() if number)
-    print(f"{found.name}: {found.phase}; {counts or 'no trials'}; driver: {found.driver or 'none'}")
-    results().print(status_table(found))
-    if found.last_error:
-        print(f"last error: {printable(found.last_error)}")
+    counts = ", ".join(f"{number} {state}" for state, number in current.counts.items() if number)
+    print(f"{current.name}: {current.phase}; {counts or 'no trials'}; driver: {current.driver or 'none'}")
+    results().print(status_table(current))
+    if current.last_error:
+        print(f"last error: {printable(current.last_error)}")
+
+
+def _list_sweeps(store: "Store", *, as_json: bool) -> None:
+    from oneshot.cli.tables import sweeps_table
+    from oneshot.plan.loader import sweep_names
+    from oneshot.sweep.status import sweep_status
+
+    sweeps = []
+    for name in sweep_names(store):
+        try:
+            sweeps.append(sweep_status(store, name))
+        except OneshotError as error:  # its model or data are on another machine
+            warn(f"{name}: {error}")
+    if as_json:
+        print(json.dumps([{**sweep.to_json(), "trials": []} for sweep in sweeps], indent=2))
+    else:
+        results().print(sweeps_table(sweeps))
 
 
 def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from oneshot.cli.progress import submissions_table
+    from oneshot.cli.tables import submissions_table
 
     cluster = cluster_at(address)
     if name is not None:
         relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
         return
-    found = cluster.submissions()
+    submissions = cluster.submissions()
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        print(json.dumps([asdict(submission) for submission in submissions], indent=2))
     else:
-        results().print(submissions_table(found))
+        results().print(submissions_table(submissions))
 
 
 @app.command()
 def stop(
     name: Name,
     cell: CellOption = "",
-    now: Annotated[bool, typer.Option("--now", help="kill running trials, instead of letting them checkpoint")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Kill running trials instead of saving checkpoints")] = False,
     storage: StorageOption = None,
     address: ClusterOption = None,
 ) -> None:
-    """End a running sweep, or some of its cells: `run` goes on from checkpoints, `retry --cell` brings cells back."""
+    """Stop a running sweep, or some of its cells.
+
+    `oneshot run` resumes a stopped sweep from its checkpoints; `oneshot retry --cell` resumes stopped cells.
+    """
     if address is not None:
         _stop_elsewhere(name, cell, now, storage, address)
         return
-    from oneshot.plan.recorded import begun_sweep
+    from oneshot.plan.loader import begun_text
     from oneshot.store.lease import holder
     from oneshot.sweep.status import is_alive
     from oneshot.trial.requests import Request, send_request
@@ -115,15 +127,15 @@ def stop(
     folder = store.sweep(sweep)
     driver = holder(folder)
     if not is_alive(driver):
-        begun_sweep(store, sweep)  # says what there is, where there is no such sweep
+        begun_text(store, sweep)  # refuses an unknown sweep
     cells = _cells(cell, sweep, store)
     if not is_alive(driver) and not cells:
-        raise UserError(f"{sweep}: no driver runs it; nothing to stop")
+        raise UserError(f"{sweep}: no driver is running, so there is nothing to stop")
     send_request(folder, Request(verb="stop", cell=cells, now=now))
     if is_alive(driver):
-        print(f"{sweep}: told {driver}; `oneshot status {sweep}` shows what it does")
+        print(f"{sweep}: sent to {driver}; watch it with `oneshot status {sweep}`")
     else:
-        print(f"{sweep}: no driver runs it; the next `run` leaves {cell} out")
+        print(f"{sweep}: no driver is running; the next `oneshot run` leaves out {cell}")
 
 
 def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
@@ -133,25 +145,28 @@ def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, addres
         return
     last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
-        raise UserError(f"{last.sweep}: {last.id} has ended ({last.status}); nothing to stop")
+        raise UserError(f"{last.sweep}: {last.id} has already ended ({last.status})")
     cluster.stop(last.id)
-    print(f"{last.sweep}: told {last.id}; its trials leave a checkpoint, and `oneshot submit` goes on from there")
+    print(f"{last.sweep}: sent to {last.id}; its trials save checkpoints, and `oneshot submit` resumes them")
 
 
 @app.command()
 def retry(
     name: Name,
     cell: CellOption = "",
-    reason: Annotated[str, typer.Option(help="only trials whose reason or class of failure has this text")] = "",
+    reason: Annotated[str, typer.Option(help="Only trials whose reason or kind of failure contains this text")] = "",
     storage: StorageOption = None,
     address: ClusterOption = None,
 ) -> None:
-    """Take the results of failed trials away, and stops of cells back, so that they are run again."""
+    """Retry failed trials and resume stopped cells.
+
+    A running driver does so at once; otherwise the next `oneshot run` does.
+    """
     if address is not None:
-        chosen = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
-        relay(cluster_at(address), "retry", name, storage, *chosen)
+        options = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
+        relay(cluster_at(address), "retry", name, storage, *options)
         return
-    from oneshot.plan.recorded import begun_sweep
+    from oneshot.plan.loader import begun_sweep
     from oneshot.plan.trainings import trainings
     from oneshot.store.lease import holder
     from oneshot.sweep.status import is_alive
@@ -159,80 +174,77 @@ def retry(
 
     sweep, store = find_name(name, storage)
     cells = _cells(cell, sweep, store)
-    _, planned = begun_sweep(store, sweep)
+    sweep_run = begun_sweep(store, sweep)
     count = 0
-    for training in trainings([trial for trial in planned.trials if covers(cells, trial)]):
+    for training in trainings([trial for trial in sweep_run.plan.trials if covers(cells, trial)]):
         result = store.trial(training.key).result()
         if result is not None and result.outcome == "failed" and (reason in result.reason or reason == result.kind):
             store.trial(training.key).remove("result.json")
             count += 1
-    folder = store.sweep(sweep)
-    send_request(folder, Request(verb="retry", cell=cells))
-    when = "now" if is_alive(holder(folder)) else "by the next `oneshot run`"
-    print(f"{count} failed trainings will be run again {when}")
+    send_request(sweep_run.folder, Request(verb="retry", cell=cells))
+    when = "now" if is_alive(holder(sweep_run.folder)) else "with the next `oneshot run`"
+    print(f"{count} failed trainings will run again {when}")
 
 
 @app.command()
 def gc(
     storage: StorageOption = None,
-    remove: Annotated[bool, typer.Option("--remove", help="take what can go off the disk")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each sweep holds on disk, and what can go."""
+    """Show disk space by sweep, and remove what no sweep needs."""
     from dataclasses import asdict
 
-    from oneshot.cli.progress import holdings_table, size
-    from oneshot.store.gc import holdings
-    from oneshot.store.gc import remove as take_away
-    from oneshot.store.store import Store
+    from oneshot.cli.layout import size
+    from oneshot.cli.tables import holdings_table
+    from oneshot.store.gc import find_waste, remove_waste
 
-    store = Store(storage or "runs")
-    found, waste = holdings(store)
+    store = open_store(storage)
+    holdings, waste = find_waste(store)
     if as_json:
-        print(json.dumps({"sweeps": [asdict(one) for one in found], "waste": [asdict(one) for one in waste]}, indent=2))
+        data = {"sweeps": [asdict(holding) for holding in holdings], "waste": [asdict(item) for item in waste]}
+        print(json.dumps(data, indent=2))
     else:
-        results().print(holdings_table(found))
-        for one in waste:
-            print(f"{size(one.num_bytes):>10}  {one.path}: {one.why}")
-        print(
-            f"{size(sum(one.num_bytes for one in waste))} can go"
-            + ("" if remove or not waste else "; --remove does it")
-        )
-    for one in waste if remove else ():
-        take_away(store, one)
+        results().print(holdings_table(holdings))
+        for item in waste:
+            print(f"{size(item.num_bytes):>10}  {item.path}: {item.why}")
+        hint = "" if remove or not waste else "; use --remove to remove it"
+        print(f"{size(sum(item.num_bytes for item in waste))} can be removed{hint}")
+    for item in waste if remove else ():
+        remove_waste(store, item)
 
 
 def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
-    """`--cell` as axes and names, which the sweep has."""
-    from oneshot.plan.recorded import begun_sweep
+    """Return `--cell` as names by axis, after checking that the sweep has them."""
+    from oneshot.plan.loader import begun_sweep
     from oneshot.trial.requests import axes_of, covers
 
     if not text:
         return {}
-    _, planned = begun_sweep(store, sweep)
-    cells = read_cells(text, [*(planned.trials[0].cell if planned.trials else ()), "seed", "phase"])
+    trials = begun_sweep(store, sweep).plan.trials
+    cells = read_cells(text, [*(trials[0].cell if trials else ()), "seed", "phase"])
     for axis, wanted in cells.items():
-        known = list(dict.fromkeys(axes_of(trial)[axis] for trial in planned.trials))
-        if wanted not in known:
+        names = list(dict.fromkeys(axes_of(trial)[axis] for trial in trials))
+        if wanted not in names:
             kind = axis if axis in ("seed", "phase") else "cell"
-            raise UserError(f"--cell {axis}={wanted}: unknown {kind}{nearest(wanted, known)}")
-    if cells and not any(covers(cells, trial) for trial in planned.trials):
-        raise UserError(f"--cell {text}: no trial of {sweep} is of all these")
+            raise UserError(f"--cell {axis}={wanted}: unknown {kind}{nearest(wanted, names)}")
+    if cells and not any(covers(cells, trial) for trial in trials):
+        raise UserError(f"--cell {text}: no trial of {sweep} matches all of these")
     return cells
 
 
 @app.command()
 def ui(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="a sweep file; its storage is shown")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A sweep file; shows its storage")] = None,
     storage: StorageOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="on this machine")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,
 ) -> None:
-    """Open the MLflow server of an embedded store."""
+    """Open the MLflow server of a local store."""
     root = Path(storage or (load_sweep(file, None).config.storage if file else "runs")).resolve()
     database = root / "mlflow.db"
     if not database.is_file():
         raise UserError(f"{database}: no such database; run a sweep first, or name its --storage")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(root / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    print(f"MLflow on http://127.0.0.1:{port} in half a minute; Ctrl-C ends it", file=sys.stderr)
+    print(f"MLflow starts on http://127.0.0.1:{port} within half a minute; Ctrl-C stops it", file=sys.stderr)
     os.execv(sys.executable, command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oneshot.cli.options import (
+    NAME_HELP,
     File,
     JsonOption,
     MlflowOption,
@@ -22,18 +23,22 @@ from oneshot.cli.options import (
     choose_trial,
     find_sweep,
     load_sweep,
-    resolved,
+    open_store,
     results,
-    with_known,
+    warn,
     with_mlflow,
 )
 from oneshot.errors import UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
-    from oneshot.config.file import Sweep
+    from oneshot.plan.edits import Edits
     from oneshot.plan.plan import Plan
-    from oneshot.store.store import Store
+    from oneshot.plan.sweep_run import SweepRun
+    from oneshot.plan.wallclock import Schedule
+    from oneshot.report.power import Prospect
+    from oneshot.report.runs import Gathered
+    from oneshot.store.records import Result
     from oneshot.sweep.agenda import Agenda
     from oneshot.sweep.run import Summary
     from oneshot.sweep.tracking.thread import TrackingThread
@@ -44,54 +49,83 @@ def plan(
     file: File,
     settings: SetOption = None,
     storage: StorageOption = None,
-    gpus: Annotated[float | None, typer.Option(min=0.01, help="so many: how long it takes, what a budget lets")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0.01, help="Estimate wall-clock time and budget on N GPUs")] = None,
     address: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a sweep's trials, keys and cost, and what an edited file changes, without running anything."""
+    """Show a sweep's trials, keys and cost without running it.
+
+    Also shows what an edited file changes in a sweep that has begun, and what its claims can detect.
+    """
     from oneshot.plan.cost import measured_steps
+    from oneshot.plan.edits import find_edits
+    from oneshot.plan.loader import pin_known
     from oneshot.plan.plan import make_plan
-    from oneshot.store.store import Store
+    from oneshot.plan.sweep_run import SweepRun
+    from oneshot.plan.wallclock import schedule
 
     check_ray(address, instead=f"doctor {file}")
     sweep = load_sweep(file, settings)
-    store = Store(storage or sweep.config.storage)
+    store = open_store(storage, sweep)
     measured = measured_steps(store) if sweep.config.asks_for_gpus else None
-    planned = make_plan(with_known(sweep, store), measured=measured)
-    for warning in planned.warnings:
-        print(f"oneshot: warning: {warning}", file=sys.stderr)
-    from oneshot.cli.progress import cost_lines, edit_lines, plan_table, schedule_lines
-    from oneshot.plan.edits import find_edits
-    from oneshot.plan.wallclock import schedule
-
-    edits = find_edits(sweep, planned, store)
-    scheduled = schedule(planned, gpus=gpus) if gpus is not None else None
-    foreseen = []
+    pinned = pin_known(sweep, store)
+    sweep_run = SweepRun(sweep=pinned, plan=make_plan(pinned, measured=measured), store=store)
+    _warn_of_plan(sweep_run.plan)
+    edits = find_edits(sweep_run)
+    scheduled = schedule(sweep_run.plan, gpus=gpus) if gpus is not None else None
+    prospects: list[Prospect] = []
     if sweep.config.claims:
-        from oneshot.report.prospects import prospect_lines, prospects
+        from oneshot.report.power import find_prospects
 
-        foreseen = prospects(planned, sweep.config.claims, num_seeds=len(sweep.config.seeds))
+        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=len(sweep.config.seeds))
     if address is not None:
         from oneshot.sweep.cluster.nodes import check_cluster
 
-        check_cluster(address, planned.trials)
+        check_cluster(address, sweep_run.plan.trials)
     if as_json:
-        facts = planned.to_json()
-        if foreseen:
-            facts["claims"] = [one.to_json() for one in foreseen]
-        if edits is not None:
-            facts["edits"] = edits.to_json()
-        if scheduled is not None:
-            facts["wall_clock_hours"] = scheduled.hours
-            facts["num_within_budget"] = scheduled.num_within(**sweep.config.budget.limits())
-        print(json.dumps(facts, indent=2))
-        return
+        print(json.dumps(_plan_json(sweep_run, edits, scheduled, prospects), indent=2))
+    else:
+        _show_plan(sweep_run, edits, scheduled, prospects, gpus=gpus)
+
+
+def _warn_of_plan(plan: "Plan") -> None:
+    for text in plan.warnings:
+        warn(f"warning: {text}")
+
+
+def _plan_json(
+    sweep_run: "SweepRun", edits: "Edits | None", scheduled: "Schedule | None", prospects: "list[Prospect]"
+) -> dict[str, Any]:
+    data = sweep_run.plan.to_json()
+    if prospects:
+        data["claims"] = [prospect.to_json() for prospect in prospects]
+    if edits is not None:
+        data["edits"] = edits.to_json()
+    if scheduled is not None:
+        data["wall_clock_hours"] = scheduled.hours
+        data["num_within_budget"] = scheduled.num_within(**sweep_run.sweep.config.budget.limits())
+    return data
+
+
+def _show_plan(
+    sweep_run: "SweepRun",
+    edits: "Edits | None",
+    scheduled: "Schedule | None",
+    prospects: "list[Prospect]",
+    *,
+    gpus: float | None,
+) -> None:
+    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, schedule_lines
+
     console = results()
-    console.print(plan_table(planned))
-    lines = cost_lines(planned)
+    console.print(plan_table(sweep_run.plan))
+    lines = cost_lines(sweep_run.plan)
     if gpus is not None:
-        lines += schedule_lines(scheduled, sweep.config.budget, gpus=gpus)
-    lines += prospect_lines(foreseen) if foreseen else []
+        lines += schedule_lines(scheduled, sweep_run.sweep.config.budget, gpus=gpus)
+    if prospects:
+        from oneshot.report.power import prospect_lines
+
+        lines += prospect_lines(prospects)
     for line in [*lines, *edit_lines(edits)]:
         console.print(line, highlight=False)
 
@@ -105,27 +139,26 @@ def run(
     mlflow: MlflowOption = None,
     check: Annotated[
         bool | None,
-        typer.Option("--check/--no-check", help="look the cluster over first; absent: where it has several nodes"),
+        typer.Option("--check/--no-check", help="Check the cluster first; default: if it has several nodes"),
     ] = None,
 ) -> None:
-    """Run a sweep, or what is missing of it; finished trials are never run again."""
-    from oneshot.store.store import Store
+    """Run a sweep, or resume it.
+
+    Finished trials are never run again. If anything crashed, run the same command again: it resumes from checkpoints.
+    """
+    from oneshot.plan.edits import check_edits
+    from oneshot.plan.loader import pin_all
+    from oneshot.sweep.notify import notify, webhook_url
 
     check_ray(address, instead=f"submit {file}")
     sweep = with_mlflow(load_sweep(file, settings), mlflow)
-    root = storage or sweep.config.storage
-    store = Store(root)
-    sweep, planned = resolved(sweep, store)
-    for warning in planned.warnings:
-        print(f"oneshot: warning: {warning}", file=sys.stderr)
-    from oneshot.plan.edits import check_edits
-    from oneshot.sweep.notify import notify, webhook_url
-
-    check_edits(sweep, planned, store)
+    sweep_run = pin_all(sweep, open_store(storage, sweep))
+    _warn_of_plan(sweep_run.plan)
+    check_edits(sweep_run)
     webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
-    summary = _run(sweep, planned, store, address=address, file=str(file), check=check)
+    summary = _run(sweep_run, address=address, file=str(file), check=check)
     if webhook:
-        notify(webhook, sweep=planned.name, summary=summary)
+        notify(webhook, sweep=sweep_run.name, summary=summary)
     if summary.interrupted and not summary.halted:
         raise typer.Exit(130)
     if summary.failed or summary.missing:
@@ -133,125 +166,138 @@ def run(
 
 
 def _run(
-    sweep: "Sweep",
-    planned: "Plan",
-    store: "Store",
+    sweep_run: "SweepRun",
     *,
     address: str | None,
     file: str,
-    work: "Plan | None" = None,
+    only: set[str] | None = None,
     check: bool | None = False,
 ) -> "Summary":
-    """Runs what is missing of a plan (`work`: of these trials alone), and shows what came of it."""
+    """Run the missing trainings (`only`: among these keys), and show the results."""
     from rich.console import Console
 
     from oneshot.cli.progress import Progress
-    from oneshot.cli.report import keep_and_publish, show_verdict
-    from oneshot.report.cells import cell_lines
     from oneshot.report.runs import gather
-    from oneshot.sweep.run import mlflow_location
     from oneshot.sweep.run import run as run_sweep
 
-    uri, _ = mlflow_location(sweep, store)
+    location = sweep_run.mlflow()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    only = None if work is None else {trial.key for trial in work.trials if trial.key is not None}
-    with Progress(Console(stderr=True), sweep=planned.name) as progress:
+    with Progress(Console(stderr=True), sweep=sweep_run.name) as progress:
 
         def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
-            # Ray takes seconds to import, and a sweep that is done needs none of it
+            # Ray takes seconds to import, and a finished sweep does not need it
             from oneshot.sweep.cluster.tuner import run_on_ray
             from oneshot.sweep.tracking.server import why_not
 
             return run_on_ray(
                 agenda,
                 tracking,
-                store=store,
+                store=sweep_run.store,
                 address=address,
-                max_concurrent=sweep.config.resources.max_concurrent,
+                max_concurrent=sweep_run.sweep.config.resources.max_concurrent,
                 listen=progress,
                 check=check,
-                reach=partial(why_not, uri),
+                reach=partial(why_not, location.uri),
             )
 
-        summary, planned = run_sweep(sweep, planned, store, launch=launch, listen=progress, only=only)
-    gathered = gather(sweep, planned, store)
-    lines = cell_lines(gathered.runs)
-    if lines:
-        from oneshot.cli.tables import cells_table
-
-        results().print(cells_table(lines))
-    print(f"\n{_counts(summary)}; store: {store.root}")
-    where = f"oneshot ui {file}" if uri.startswith("sqlite") else uri
-    print(f"MLflow: {where}, experiment {sweep.config.mlflow.experiment or planned.name!r}")
-    if summary.tracking_error:
-        print(f"oneshot: MLflow is behind ({summary.tracking_error}); `oneshot run {file}` catches up", file=sys.stderr)
-    if summary.failed:
-        _tell_failures(sweep, planned, store)
-    if summary.halted:
-        print(f"oneshot: {summary.halted}; `oneshot run {file}` goes on", file=sys.stderr)
-    is_evaluated = any(one.suites for one in gathered.runs)  # of scripts alone there is nothing to say
-    if work is None and (is_evaluated or sweep.config.claims) and (not summary.interrupted or summary.halted):
+        summary, sweep_run = run_sweep(sweep_run, launch=launch, listen=progress, only=only)
+    gathered = gather(sweep_run)
+    _show_summary(sweep_run, summary, gathered, file=file)
+    has_results = any(run.suites for run in gathered.runs)  # scripted trials have none
+    is_over = not summary.interrupted or summary.halted
+    if only is None and is_over and (has_results or sweep_run.sweep.config.claims):
+        from oneshot.cli.report import keep_and_publish, show_verdict
         from oneshot.report.page import make_report
 
         made = make_report(gathered)
         print()
         show_verdict(made)
-        print(f"report: {keep_and_publish(made, sweep, planned, store)}/report.html")
+        print(f"report: {keep_and_publish(made, sweep_run)}/report.html")
     return summary
 
 
-def _counts(summary: "Summary") -> str:
+def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered", *, file: str) -> None:
+    from oneshot.report.cells import cell_lines
+
+    lines = cell_lines(gathered.runs)
+    if lines:
+        from oneshot.cli.verdict_tables import cells_table
+
+        results().print(cells_table(lines))
+    location = sweep_run.mlflow()
     stopped = f", {summary.stopped} stopped" if summary.stopped else ""
-    return f"{summary.finished} finished, {summary.failed} failed{stopped}, {summary.missing} missing"
+    counts = f"{summary.finished} finished, {summary.failed} failed{stopped}, {summary.missing} missing"
+    print(f"\n{counts}; store: {sweep_run.store.root}")
+    server = f"oneshot ui {file}" if location.uri.startswith("sqlite") else location.uri
+    print(f"MLflow: {server}, experiment {location.experiment!r}")
+    if summary.tracking_error:
+        warn(f"MLflow is behind ({summary.tracking_error}); `oneshot run {file}` sends the rest")
+    if summary.failed:
+        _show_failures(sweep_run)
+    if summary.halted:
+        warn(f"{summary.halted}; `oneshot run {file}` resumes")
 
 
-def _tell_failures(sweep: "Sweep", planned: "Plan", store: "Store") -> None:
+def _show_failures(sweep_run: "SweepRun") -> None:
     from oneshot.trial.requests import read_stops
-    from oneshot.trial.state import trial_state
+    from oneshot.trial.state import TrialState, trial_state
 
-    stops = read_stops(store.sweep(planned.name))
-    for trial in planned.trials:
-        if trial_state(trial, store, stops, faults=sweep.config.faults) == "failed":
+    stops = read_stops(sweep_run.folder)
+    faults = sweep_run.sweep.config.faults
+    for trial in sweep_run.plan.trials:
+        if trial_state(trial, sweep_run.store, stops, faults=faults) is TrialState.FAILED:
             assert trial.key is not None, "a trial that failed has run"
-            result = store.trial(trial.key).result()
+            result = sweep_run.store.trial(trial.key).result()
             assert result is not None, "a trial that failed has a result"
-            print(f"oneshot: {trial.label} failed: {printable(result.reason)}; log: {result.log_path}", file=sys.stderr)
-    print("oneshot: failed trials are not run again until `oneshot retry` takes their results away", file=sys.stderr)
+            _warn_of_failure(trial.label, result)
+    warn(f"to run failed trials again, use `oneshot retry {sweep_run.name}`")
+
+
+def _warn_of_failure(label: str, result: "Result") -> None:
+    warn(f"{label} failed: {result.reason}; log: {result.log_path}")
 
 
 @app.command("eval")
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a sweep file, or the name of a sweep in the storage")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
     settings: SetOption = None,
     *,
-    suite: Annotated[list[str], typer.Option("--suite", help="a built-in suite, or name=SOURCE; again for more")],
-    samples: Annotated[int | None, typer.Option(min=1, help="completions a problem; default: the suite's")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, max=10.0, help="default: the suite's")] = None,
-    num_problems: Annotated[int | None, typer.Option(min=1, help="as in the sweep file")] = None,
+    suite: Annotated[list[str], typer.Option("--suite", help="A built-in suite, or NAME=SOURCE; repeatable")],
+    samples: Annotated[int | None, typer.Option(min=1, help="Completions per problem; default: the suite's")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=10.0, help="Sampling temperature; default: the suite's")
+    ] = None,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="Use only part of the suite, as in the sweep file")
+    ] = None,
     storage: StorageOption = None,
     address: RayOption = None,
     mlflow: MlflowOption = None,
 ) -> None:
-    """Evaluate the kept weights of a sweep's finished trials, and their start, on more suites."""
+    """Evaluate a finished sweep's weights on more suites.
+
+    Trials that kept their weights are evaluated before and after training, without training again.
+    """
     from oneshot.config.trial import SuiteConfig
+    from oneshot.plan.loader import pin_all
     from oneshot.trial.state import with_suites
 
     check_ray(address, instead=None)
     sweep, store = find_sweep(name, storage, settings)
-    sweep, planned = resolved(with_mlflow(sweep, mlflow), store)
-    given = {"samples": samples, "temperature": temperature, "num_problems": num_problems}
+    sweep_run = pin_all(with_mlflow(sweep, mlflow), store)
+    options = {"samples": samples, "temperature": temperature, "num_problems": num_problems}
     suites = {}
     for text in suite:
         suite_name, _, source = text.partition("=")
-        suites[suite_name] = SuiteConfig.model_validate({**given, "source": source or None})
-    whole, asked, left_out = with_suites(planned, suites, store)
+        suites[suite_name] = SuiteConfig.model_validate({**options, "source": source or None})
+    whole, trials, left_out = with_suites(sweep_run.plan, suites, store)
     for reason in left_out:
-        print(f"oneshot: {reason}", file=sys.stderr)
-    if not asked:
-        raise UserError(f"{name}: no finished trial with kept weights in {store.root}; run it first")
-    work = replace(whole, trials=tuple(asked))
-    summary = _run(sweep, whole, store, address=address, file=name, work=work)
+        warn(reason)
+    if not trials:
+        raise UserError(f"{name}: no finished trial with kept weights in {store.root}; run the sweep first")
+    keys = {trial.key for trial in trials if trial.key is not None}
+    summary = _run(replace(sweep_run, plan=whole), address=address, file=name, only=keys)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed:
@@ -261,13 +307,16 @@ def evaluate(
 @app.command()
 def trial(
     file: File,
-    cell: Annotated[str, typer.Option(help="axis=name for every axis, comma between, as model=a,example=b")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="one of the sweep's or any other")] = 0,
+    cell: Annotated[str, typer.Option(help="The trial's cell: axis=name for every axis, as model=a,example=b")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Any seed, also one that the sweep does not have")] = 0,
     settings: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="an empty folder for the records; default: a new one")] = None,
+    out: Annotated[Path | None, typer.Option(help="An empty folder for the records; default: a new one")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run one trial of a sweep here, without Ray, MLflow or the sweep's store."""
+    """Run one trial here, without Ray and MLflow.
+
+    Its metrics equal those of the same trial in the sweep, to the last bit.
+    """
     chosen = choose_trial(load_sweep(file, settings), cell, seed)
     from tempfile import mkdtemp
 
@@ -277,11 +326,11 @@ def trial(
     from oneshot.trial.recorder import record
 
     if out is not None and out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out}: not empty; name a new folder")
+        raise UserError(f"--out {out}: the folder is not empty; name a new one")
     store = Store(str(out or mkdtemp(prefix="oneshot-trial-")))
     (training,) = trainings([chosen])
     folder = store.trial(training.key)
-    print(f"oneshot: {chosen.label}, key {training.key}, records in {folder.path}", file=sys.stderr)
+    warn(f"{chosen.label}, key {training.key}, records in {folder.path}")
     with Grader(timeout_s=chosen.config.reward.timeout_s) as grader:
         for step in record(training, folder, grader=grader, origin="trial"):
             if as_json:
@@ -292,7 +341,7 @@ def trial(
     assert result is not None, "record ends with a result"
     if result.outcome == "failed":
         print(printable(result.traceback), file=sys.stderr)
-        print(f"oneshot: {chosen.label} failed: {printable(result.reason)}; log: {result.log_path}", file=sys.stderr)
+        _warn_of_failure(chosen.label, result)
         raise typer.Exit(1)
 
 

@@ -1,10 +1,10 @@
-"""The YAML door: a sweep file -> `Sweep`, or one error with file, line, path and mend.
+"""The YAML door: a sweep file -> `SweepFile`, or one error with file, line, path and mend.
 
 YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,44 +44,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """An example that a ranking named."""
-
-    example: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Winner:
-    """The best point of a study."""
-
-    point: int | None
-    """None: no point of the study kept to its constraint and finished."""
-    params: dict[str, Any]
-    value: float | None
-    num_points: int
-    """Of the study when it won."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
+class SweepFile:
     """A sweep file, read and checked by itself; `plan` makes trials of it."""
 
     config: SweepConfig
     source: Source
     overrides: dict[str, Setting]
     """From `--set`, above everything in the file."""
-    revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
-    """(hub model, revision as written) -> the commit that it stands for in this sweep."""
-    rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
-    """(axis, cell with `from_rank`) -> the examples that it stands for, by the end of their cell's name."""
-    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Study -> the settings of each point that it has asked."""
-    winners: dict[str, Winner] = field(default_factory=dict)
-    """Study -> what it has found, once it is through."""
 
 
-def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
+def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
     """Reads a sweep file; `overrides` are `path=value` as `--set` takes them.
 
     Raises:
@@ -96,7 +68,7 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> Sweep:
 
 def read(
     text: str, *, name: str, overrides: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})
-) -> Sweep:
+) -> SweepFile:
     """A sweep file's text -> the sweep; `name` is what errors call the file, `settings` are overrides read before.
 
     Raises:
@@ -112,7 +84,7 @@ def read(
     if len(set(config.seeds)) != len(config.seeds):
         raise source.error(("seeds",), "a seed stands twice; each is one replicate")
     known = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
-    return Sweep(config=config, source=source, overrides={**known, **_read_overrides(overrides)})
+    return SweepFile(config=config, source=source, overrides={**known, **_read_overrides(overrides)})
 
 
 def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:

@@ -369,8 +369,8 @@ class FaultsConfig(Config):
         return {("same_failure_limit" if name == "alike" else name): value for name, value in data.items()}
 
 
-STORAGE_MEND = "set what fsspec's driver reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-MLFLOW_MEND = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+STORAGE_HINT = "set what fsspec's driver reads from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+MLFLOW_HINT = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
 
 
 def without_password(url: str | None, mend: str) -> str | None:
@@ -424,7 +424,7 @@ class MlflowConfig(Config):
     @field_validator("tracking_uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
-        return without_password(uri, MLFLOW_MEND)
+        return without_password(uri, MLFLOW_HINT)
 
 
 class NotifyConfig(Config):
@@ -468,7 +468,7 @@ class SweepConfig(Config):
     @field_validator("storage")
     @classmethod
     def _no_password(cls, storage: str) -> str | None:
-        return without_password(storage, STORAGE_MEND)
+        return without_password(storage, STORAGE_HINT)
 
     @field_validator("grid", mode="before")
     @classmethod

@@ -7,15 +7,16 @@ from fnmatch import fnmatch
 from operator import attrgetter
 from typing import Any
 
-from oneshot.config.file import Sweep
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.plan.keys import KEY_LENGTH
+from oneshot.plan.loader import UNKNOWN_COST, begun_sweep
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, Trial
-from oneshot.plan.recorded import UNKNOWN_COST, begun_sweep
 from oneshot.store.gc import keys_of
-from oneshot.store.store import Store, TrialFolder
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import load_suites
 
 MOST_SHOWN = 12
@@ -26,7 +27,7 @@ MOST_SHOWN = 12
 class Asked:
     """A trial to export, and its sweep if it has one."""
 
-    sweep: Sweep | None
+    sweep: PinnedSweep | None
     trial: Trial
 
     @property
@@ -81,7 +82,7 @@ class Kept:
         return "bfloat16" if model.mixed_precision == "bf16" else model.dtype
 
 
-def by_cell(sweep: Sweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Asked:
+def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Asked:
     """Return the one trial of a sweep's grid with this cell and seed.
 
     Raises:
@@ -126,8 +127,9 @@ def by_key(store: Store, text: str) -> Asked:
     matches = []
     for name in store.sweeps():
         if key in keys_of(store, name):
-            sweep, plan = begun_sweep(store, name)
-            matches += [(name == runner, Asked(sweep=sweep, trial=trial)) for trial in plan.trials if trial.key == key]
+            begun = begun_sweep(store, name)
+            trials = [trial for trial in begun.plan.trials if trial.key == key]
+            matches += [(name == runner, Asked(sweep=begun.sweep, trial=trial)) for trial in trials]
     if not matches:
         return Asked(sweep=None, trial=_alone(store, key))
     # the kept weights are those of the longest trial; between equals, the sweep that ran it comes first

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes
 from oneshot.config.trial import TrialConfig
+from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes
 from oneshot.models.shapes import ModelShape
 from oneshot.tasks.benchmarks import Suite
 

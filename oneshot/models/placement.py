@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import AdapterConfig, TrialConfig
 from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.models.shapes import model_shape
-from oneshot.config.sweep import ResourceConfig
 from oneshot.tasks.benchmarks import load_suites
 
 __all__ = [
@@ -116,7 +116,9 @@ def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:
     return "ddp" if whole is not None and whole.peak_gib <= usable else "fsdp"
 
 
-def place_trial(config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None) -> Placement | None:
+def place_trial(
+    config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None
+) -> Placement | None:
     """Return how a trial will run; None if its model's shape is unknown."""
     chosen = strategy or choose_strategy(config, resources)
     memory = trial_memory(config, resources, strategy=chosen)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from oneshot.config.file import Sweep, explain
+from oneshot.config.file import explain
 from oneshot.config.paths import Setting, SettingError, Where, flatten, unflatten
 from oneshot.config.sweep import (
     CellConfig,
@@ -25,6 +25,7 @@ from oneshot.config.sweep import (
 )
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import nearest
+from oneshot.plan.pinned import PinnedSweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Cell:
 Axes = dict[str, dict[str, AxisCell]]
 
 
-def read_axes(sweep: Sweep) -> Axes:
+def read_axes(sweep: PinnedSweep) -> Axes:
     """The three kinds of axis -> cells by name.
 
     Raises:
@@ -93,7 +94,7 @@ def read_axes(sweep: Sweep) -> Axes:
     return axes
 
 
-def _named(sweep: Sweep, axis: str, name: str, config: CellConfig) -> dict[str, AxisCell]:
+def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict[str, AxisCell]:
     """One cell, or as many as its ranking names."""
     where: Where = ("axes", axis, name)
     known = list(ResourceConfig.model_fields)
@@ -173,7 +174,7 @@ def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
     return cells
 
 
-def expand(sweep: Sweep, axes: Axes) -> list[Cell]:
+def expand(sweep: PinnedSweep, axes: Axes) -> list[Cell]:
     """Every cell of the grid, each once, in the order of blocks and axes.
 
     Raises:
@@ -205,7 +206,7 @@ def study_name(names: Mapping[str, str], per: Sequence[str]) -> str:
     return name.replace("/", "%2F")
 
 
-def _winner(sweep: Sweep, names: Mapping[str, str]) -> dict[str, Setting]:
+def _winner(sweep: PinnedSweep, names: Mapping[str, str]) -> dict[str, Setting]:
     """The settings that the search has found for a cell."""
     if sweep.config.search is None:
         return {}
@@ -241,7 +242,7 @@ def matches(selector: Any, names: list[str], where: Where) -> list[str]:
 
 
 def resolve(
-    sweep: Sweep,
+    sweep: PinnedSweep,
     axes: Axes,
     names: dict[str, str],
     *,
@@ -274,7 +275,7 @@ def resolve(
     )
 
 
-def _resources(sweep: Sweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
+def _resources(sweep: PinnedSweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
     common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
     merged = common | {key: setting.value for key, setting in resources.items()}
     validated: ResourceConfig = _validated(ResourceConfig, merged, resources, label, ("resources",))
@@ -314,7 +315,9 @@ def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], 
         raise SettingError(place, f"{named} (in cell {label})" if label else named) from error
 
 
-def unused(sweep: Sweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]) -> list[tuple[Where, str]]:
+def unused(
+    sweep: PinnedSweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]
+) -> list[tuple[Where, str]]:
     """Places of the file that change no trial, each with a sentence why; `besides`: paths that a search sets."""
     found: list[tuple[Where, str]] = []
     selected = {pair for cell in cells for pair in cell.names.items()}

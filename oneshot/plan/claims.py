@@ -17,7 +17,7 @@ from oneshot.config.sweep import ClaimConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError, nearest
 from oneshot.plan.cells import matches
-from oneshot.store.store import Folder, now_ms
+from oneshot.store.folder import Folder, now_ms
 from oneshot.tasks.examples import identify, load_row
 
 AT = ("start", "last", "best", "saturation")

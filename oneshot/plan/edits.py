@@ -7,15 +7,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneshot.config.file import Sweep, read
 from oneshot.config.paths import flat
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import OneshotError
+from oneshot.plan.loader import recorded_sweep
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, Trial, make_plan
-from oneshot.plan.ranking import frozen_rankings
-from oneshot.plan.revisions import frozen_revisions
-from oneshot.plan.studies import frozen_search
-from oneshot.store.store import Folder, Store
+from oneshot.plan.sweep_run import SweepRun
 from oneshot.tasks.benchmarks import due_evaluations
 
 MEND = "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
@@ -49,20 +47,20 @@ class Edits:
         return {**counts, "orphaned_trials": [trial.label for trial in self.orphaned], "refused": list(self.refused)}
 
 
-def check_edits(sweep: Sweep, plan: Plan, store: Store) -> None:
+def check_edits(run: SweepRun) -> None:
     """Refuses edits that are no additions.
 
     Raises:
         SweepFileError: names each.
     """
-    edits = find_edits(sweep, plan, store)
+    edits = find_edits(run)
     if edits is not None and edits.refused:
-        raise sweep.source.error((), f"{edits.refused[0]}; {MEND}")
+        raise run.sweep.source.error((), f"{edits.refused[0]}; {MEND}")
 
 
-def find_edits(sweep: Sweep, plan: Plan, store: Store) -> Edits | None:
+def find_edits(run: SweepRun) -> Edits | None:
     """What the file says now against what its sweep began with; None where it has not begun, or says the same."""
-    folder = store.sweep(plan.name)
+    sweep, plan, folder = run.sweep, run.plan, run.folder
     text = folder.read("sweep.yaml")
     if text is None:
         return None
@@ -70,21 +68,14 @@ def find_edits(sweep: Sweep, plan: Plan, store: Store) -> Edits | None:
     if text == sweep.source.text and settings == _settings(sweep):
         return None
     try:
-        old = began_with(folder, text, name=f"{plan.name} as it began")
+        old = recorded_sweep(folder, text, name=f"{plan.name} as it began")
         before = make_plan(old)
     except OneshotError:  # written by a version that knew other keys: trials can still be told apart by theirs
         return None
     return _compare(old, before, sweep, plan)
 
 
-def began_with(folder: Folder, text: str, *, name: str) -> Sweep:
-    """The sweep as its folder has it, with what is frozen of it."""
-    settings = folder.read_json("settings.json") or {}
-    sweep = read(text, name=name, settings=settings)
-    return frozen_search(frozen_revisions(frozen_rankings(sweep, folder), folder), folder)
-
-
-def _settings(sweep: Sweep) -> dict[str, Any]:
+def _settings(sweep: PinnedSweep) -> dict[str, Any]:
     return {path: setting.value for path, setting in sweep.overrides.items()}
 
 
@@ -92,7 +83,7 @@ def _identity(trial: Trial) -> tuple[object, ...]:
     return trial.phase, tuple(trial.cell.items()), trial.seed, trial.study, trial.point
 
 
-def _compare(old: Sweep, before: Plan, sweep: Sweep, plan: Plan) -> Edits:
+def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan) -> Edits:
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
     refused = [complaint for name in FROZEN for complaint in _frozen(name, old, sweep)]
@@ -122,7 +113,7 @@ def _labels(trials: Sequence[Trial]) -> str:
     return f"{trials[0].label}{more}"
 
 
-def _frozen(name: str, old: Sweep, sweep: Sweep) -> list[str]:
+def _frozen(name: str, old: PinnedSweep, sweep: PinnedSweep) -> list[str]:
     """What of a section has been changed; a search may be given more points."""
     was, now = getattr(old.config, name), getattr(sweep.config, name)
     if name == "search" and was is not None and now is not None:

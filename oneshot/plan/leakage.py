@@ -6,13 +6,13 @@ seeds may be none of the grid's, and problems that are for choosing may not be t
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from oneshot.config.file import Sweep
 from oneshot.config.paths import SettingError, Where
 from oneshot.config.sweep import ClaimConfig, PublishedConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import Cell
 from oneshot.plan.claims import comparisons, trained_categories
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import MEASURES, TRAINING, category_key, is_measure, is_one_of, is_over_problems, suite_of
@@ -21,7 +21,7 @@ VAL_SUITES = ("val", "arithmetic-val")
 MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
 
 
-def check_choices(sweep: Sweep, *, grid: Sequence[Cell], searched: Sequence[Cell]) -> None:
+def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequence[Cell]) -> None:
     """Refuses to choose by what is judged, or by what is trained on; the grid is judged, `searched` cells choose.
 
     Raises:
@@ -56,7 +56,7 @@ def check_choices(sweep: Sweep, *, grid: Sequence[Cell], searched: Sequence[Cell
             raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {MEND}")
 
 
-def _choosers(sweep: Sweep) -> Iterator[tuple[str, str]]:
+def _choosers(sweep: PinnedSweep) -> Iterator[tuple[str, str]]:
     search, early_stop = sweep.config.search, sweep.config.early_stop
     if search is not None:
         yield search.objective.metric, "search.objective"
@@ -88,7 +88,7 @@ def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
     return any(source in VAL_SUITES and name != suite_of(claim.metric) for name, source in suites)
 
 
-def _check_metrics(sweep: Sweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
+def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
     """A metric that no trial has would be waited for in vain; a point is worth what all its trials have."""
     asked: list[tuple[Where, str]] = []
     search, early_stop = sweep.config.search, sweep.config.early_stop
@@ -125,7 +125,7 @@ def _nearest_metric(metric: str, suites: Collection[str]) -> str:
     return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
 
 
-def _check_claims(sweep: Sweep, grid: Sequence[Cell]) -> None:
+def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
     """Every claim can be judged, were all trials to finish: its cells, steps, suites and categories are there."""
     cells = {tuple(cell.names.items()): cell for cell in grid}
     if sweep.config.claims and not grid:
@@ -195,7 +195,7 @@ def _has_no_such(measure: str, name: str, claim: ClaimConfig, cell: Cell) -> str
     return ""
 
 
-def _check_published(sweep: Sweep, published: PublishedConfig, where: Where, grid: Sequence[Cell]) -> None:
+def _check_published(sweep: PinnedSweep, published: PublishedConfig, where: Where, grid: Sequence[Cell]) -> None:
     suites = {name for cell in grid for name in cell.config.eval.suites}
     for place, suite in enumerate(published.columns):
         if suite not in suites:
@@ -212,7 +212,7 @@ def _check_published(sweep: Sweep, published: PublishedConfig, where: Where, gri
                 raise sweep.source.error(at, f"unknown cell {str(name)!r}{nearest(str(name), names)}")
 
 
-def _refuse_val(sweep: Sweep, cells: Sequence[Cell]) -> None:
+def _refuse_val(sweep: PinnedSweep, cells: Sequence[Cell]) -> None:
     used_for_choice = {suite.source for cell in cells for suite in load_suites(cell.config)} & set(VAL_SUITES)
     for cell in cells if used_for_choice else ():
         for source in sorted(used_for_choice) if cell.waits_for is None else ():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from oneshot.config.file import Sweep
+from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, flatten
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
@@ -19,6 +19,7 @@ from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import Cost, TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial, inert_paths
 from oneshot.plan.leakage import check_choices
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.tasks.benchmarks import due_evaluations, load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
@@ -118,13 +119,14 @@ class _Place:
     point: int | None = None
 
 
-def make_plan(sweep: Sweep, *, measured: Mapping[TrainingShape, float] | None = None) -> Plan:
+def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None = None) -> Plan:
     """Expands, resolves, checks and keys every trial of a sweep; `measured` are seconds a step by shape.
 
     Raises:
         SweepFileError: the file asks for something that cannot be; names the place.
         UserError: an example, a suite or a model is not there.
     """
+    sweep = PinnedSweep.of(file)
     try:
         axes = read_axes(sweep)
         cells = expand(sweep, axes)
@@ -166,7 +168,7 @@ def make_plan(sweep: Sweep, *, measured: Mapping[TrainingShape, float] | None = 
     )
 
 
-def _points(sweep: Sweep, axes: Axes, study: Study) -> Iterator[_Place]:
+def _points(sweep: PinnedSweep, axes: Axes, study: Study) -> Iterator[_Place]:
     """Each point of a study, on each of its cells; those not asked yet stand for themselves."""
     search = sweep.config.search
     assert search is not None, "a study is of a search"
@@ -180,7 +182,7 @@ def _points(sweep: Sweep, axes: Axes, study: Study) -> Iterator[_Place]:
         yield from (_Place(cell=cell, phase="search", study=study.name, point=point) for cell in cells)
 
 
-def _waiting(sweep: Sweep, cell: Cell, awaited: Mapping[str, Study]) -> Cell:
+def _waiting(sweep: PinnedSweep, cell: Cell, awaited: Mapping[str, Study]) -> Cell:
     """A cell of the grid, which waits for its study unless that has been won, or nothing of it reaches the cell."""
     search = sweep.config.search
     if search is None or (name := study_name(cell.names, search.per)) not in awaited:
@@ -200,7 +202,7 @@ def _is_paid_for_answers(place: _Place) -> bool:
     return not is_control(place.cell.config)
 
 
-def with_point(plan: Plan, sweep: Sweep, study: Study, number: int) -> Plan:
+def with_point(plan: Plan, sweep: PinnedSweep, study: Study, number: int) -> Plan:
     """The plan with the trials of a point that has just been asked, in place of those that stood for it."""
     search = sweep.config.search
     assert search is not None, "a study is of a search"
@@ -220,7 +222,7 @@ def with_point(plan: Plan, sweep: Sweep, study: Study, number: int) -> Plan:
 class _Maker:
     """Cells -> trials; what several share is found once."""
 
-    def __init__(self, sweep: Sweep, measured: Mapping[TrainingShape, float]) -> None:
+    def __init__(self, sweep: PinnedSweep, measured: Mapping[TrainingShape, float]) -> None:
         self._sweep = sweep
         self._measured = measured
         self.provisional: set[str] = set()
@@ -357,7 +359,7 @@ def _coinciding(trials: Sequence[Trial]) -> list[str]:
     return warnings
 
 
-def _identify(cell: Cell, sweep: Sweep) -> TrialIdentity:
+def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
     """`identify_trial`, with an error told at the place of the file that it comes from."""
     config = cell.config
     for name, suite in config.eval.suites.items():

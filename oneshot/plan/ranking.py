@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.file import Chosen, Sweep
+from oneshot.config.file import SweepFile
 from oneshot.config.sweep import FromRankConfig
 from oneshot.errors import UserError
+from oneshot.plan.pinned import Chosen, PinnedSweep
 from oneshot.plan.rank_rules import History, choose, rank, ranking_digest, read_history, set_order
-from oneshot.store.store import Folder, Store
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
 
 FILE = "rankings.json"
 
 
-def frozen_rankings(sweep: Sweep, folder: Folder) -> Sweep:
+def frozen_rankings(sweep: SweepFile, folder: Folder) -> PinnedSweep:
     """The sweep with the examples that were chosen when it first ran.
 
     Raises:
@@ -38,10 +40,10 @@ def frozen_rankings(sweep: Sweep, folder: Folder) -> Sweep:
         rankings[axis, cell] = {
             end: Chosen(example=one["example"], score=one["score"]) for end, one in frozen["chosen"].items()
         }
-    return replace(sweep, rankings=rankings)
+    return replace(PinnedSweep.of(sweep), rankings=rankings)
 
 
-def known_rankings(sweep: Sweep, store: Store) -> tuple[Sweep, dict[str, Any]]:
+def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[str, Any]]:
     """The sweep with every ranking that is frozen or can be made now; and what is to be frozen of those made."""
     frozen = frozen_rankings(sweep, store.sweep(sweep.config.name))
     made, rankings = {}, dict(frozen.rankings)
@@ -66,7 +68,7 @@ def known_rankings(sweep: Sweep, store: Store) -> tuple[Sweep, dict[str, Any]]:
     return replace(frozen, rankings=rankings), made
 
 
-def pin_rankings(sweep: Sweep, store: Store) -> Sweep:
+def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
     """The sweep with every ranking known, and frozen in its folder.
 
     Raises:
@@ -119,7 +121,7 @@ def _histories(wanted: FromRankConfig, store: Store) -> list[History]:
     return sweep_histories(store, wanted.history)
 
 
-def _wanted(sweep: Sweep) -> Iterator[tuple[str, str, FromRankConfig]]:
+def _wanted(sweep: SweepFile) -> Iterator[tuple[str, str, FromRankConfig]]:
     for axis, name, cell in sweep.config.named_cells():
         if cell.from_rank is not None:
             yield axis, name, cell.from_rank

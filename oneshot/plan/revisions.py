@@ -8,11 +8,12 @@ from dataclasses import replace
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from oneshot.config.file import Sweep
+from oneshot.config.file import SweepFile
 from oneshot.errors import ModelError
 from oneshot.plan.keys import needs_commit
+from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
-from oneshot.store.store import Folder
+from oneshot.store.folder import Folder
 
 FILE = "revisions.json"
 
@@ -39,13 +40,13 @@ def resolve(path: str, revision: str | None) -> str:
     return commit
 
 
-def frozen_revisions(sweep: Sweep, folder: Folder) -> Sweep:
+def frozen_revisions(sweep: SweepFile, folder: Folder) -> PinnedSweep:
     """The sweep with the commits that were resolved when it first ran."""
     known = folder.read_json(FILE) or []
-    return replace(sweep, revisions={(path, revision): commit for path, revision, commit in known})
+    return replace(PinnedSweep.of(sweep), revisions={(path, revision): commit for path, revision, commit in known})
 
 
-def pin_revisions(sweep: Sweep, plan: Plan, folder: Folder) -> Sweep:
+def pin_revisions(sweep: PinnedSweep, plan: Plan, folder: Folder) -> PinnedSweep:
     """The sweep with every moving revision that its trials wait for resolved, and frozen in its folder."""
     waiting = {(t.config.model.path, t.config.model.revision) for t in plan.trials if needs_commit(t.config)}
     if not waiting:

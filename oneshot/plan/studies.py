@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from oneshot.config.file import Sweep, Winner
+from oneshot.config.file import SweepFile
 from oneshot.config.paths import Setting, SettingError, Where, flatten, setting_of
 from oneshot.config.sweep import RangeConfig, SearchConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.cells import Axes, Cell, matches, resolve, study_name
-from oneshot.store.store import Folder
+from oneshot.plan.pinned import PinnedSweep, Winner
+from oneshot.store.folder import Folder
 
 FOLDER = "search"
 
@@ -31,7 +32,7 @@ class Study:
     """Without a point's settings."""
 
 
-def read_studies(sweep: Sweep, axes: Axes, grid: Sequence[Cell]) -> list[Study]:
+def read_studies(sweep: PinnedSweep, axes: Axes, grid: Sequence[Cell]) -> list[Study]:
     """The studies that the grid's cells wait for; without a grid, one for every cell of the `per` axes.
 
     Raises:
@@ -56,7 +57,7 @@ def read_studies(sweep: Sweep, axes: Axes, grid: Sequence[Cell]) -> list[Study]:
     return studies
 
 
-def idle(sweep: Sweep, studies: Sequence[Study]) -> list[tuple[Where, str]]:
+def idle(sweep: PinnedSweep, studies: Sequence[Study]) -> list[tuple[Where, str]]:
     """Places of `early_stop` that end no trial, each with a sentence why."""
     config = sweep.config.early_stop
     if config is None or not studies:
@@ -72,7 +73,7 @@ def idle(sweep: Sweep, studies: Sequence[Study]) -> list[tuple[Where, str]]:
     return found
 
 
-def _refuse_without_search(sweep: Sweep, axes: Axes) -> None:
+def _refuse_without_search(sweep: PinnedSweep, axes: Axes) -> None:
     if sweep.config.early_stop is not None:
         raise SettingError(("early_stop",), "there is no `search`, and grid trials are never cut; leave it out")
     for axis, cells in axes.items():
@@ -89,7 +90,7 @@ def _check_axes(axes: Axes, named: Sequence[str], where: Where) -> None:
             raise SettingError((*where, place), f"{axis!r} stands twice; keep one")
 
 
-def _check(sweep: Sweep, search: SearchConfig, axes: Axes) -> None:
+def _check(sweep: PinnedSweep, search: SearchConfig, axes: Axes) -> None:
     _check_axes(axes, search.per, ("search", "per"))
     if sweep.config.early_stop is not None:
         _check_axes(axes, sweep.config.early_stop.per or [], ("early_stop", "per"))
@@ -123,7 +124,7 @@ def _check(sweep: Sweep, search: SearchConfig, axes: Axes) -> None:
                 )
 
 
-def _study(sweep: Sweep, search: SearchConfig, axes: Axes, name: str, group: dict[str, str]) -> Study:
+def _study(sweep: PinnedSweep, search: SearchConfig, axes: Axes, name: str, group: dict[str, str]) -> Study:
     chosen = {
         axis: [group[axis]] if axis in group else matches(search.on.get(axis), list(cells), ("search", "on", axis))
         for axis, cells in axes.items()
@@ -166,13 +167,13 @@ def axes_settings(axes: Axes, names: Mapping[str, str]) -> set[str]:
 
 
 def _try(
-    sweep: Sweep, axes: Axes, names: dict[str, str], settings: dict[str, Setting], path: str, value: Setting
+    sweep: PinnedSweep, axes: Axes, names: dict[str, str], settings: dict[str, Setting], path: str, value: Setting
 ) -> TrialConfig:
     """A trial with a value of a range."""
     return resolve(sweep, axes, names, settled=settings, point={path: value}).config
 
 
-def at_point(sweep: Sweep, axes: Axes, study: Study, params: Mapping[str, Any]) -> list[Cell]:
+def at_point(sweep: PinnedSweep, axes: Axes, study: Study, params: Mapping[str, Any]) -> list[Cell]:
     """The study's cells with a point's settings: above `trial`, below what a cell sets itself."""
     assert sweep.config.search is not None
     settings = flatten(sweep.config.search.set, ("search", "set"))
@@ -180,8 +181,9 @@ def at_point(sweep: Sweep, axes: Axes, study: Study, params: Mapping[str, Any]) 
     return [resolve(sweep, axes, cell.names, settled=settings, point=point) for cell in study.cells]
 
 
-def frozen_search(sweep: Sweep, folder: Folder) -> Sweep:
+def frozen_search(file: SweepFile, folder: Folder) -> PinnedSweep:
     """The sweep with the points that its studies have asked, and the winners that they have found."""
+    sweep = PinnedSweep.of(file)
     if sweep.config.search is None:
         return sweep
     points: dict[str, list[dict[str, Any]]] = {}

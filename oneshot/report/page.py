@@ -20,6 +20,7 @@ from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
 from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.tasks.measures import is_share
+from oneshot.trial.state import TrialState
 
 PAGE, DATA = "report.html", "report.json"
 
@@ -76,16 +77,15 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
 
 def standing(gathered: Gathered) -> str:
     """`17 of 18 trials finished, 1 failed`, and the same of a search's."""
-    told = _standing(gathered.runs)
-    return f"{told}; of the search {_standing(gathered.searched)}" if gathered.searched else told
+    text = _standing(gathered.runs)
+    return f"{text}; of the search {_standing(gathered.searched)}" if gathered.searched else text
 
 
 def _standing(runs: Sequence[Run]) -> str:
     counts = Counter(run.state for run in runs)
-    ended = f"{counts['finished']} of {len(runs)} trials finished"
-    return ", ".join(
-        [ended, *(f"{counts[state]} {state}" for state in ("failed", "stopped", "missing") if counts[state])]
-    )
+    others = (TrialState.FAILED, TrialState.STOPPED, TrialState.MISSING)
+    finished = f"{counts[TrialState.FINISHED]} of {len(runs)} trials finished"
+    return ", ".join([finished, *(f"{counts[state]} {state}" for state in others if counts[state])])
 
 
 # --- as data ---

@@ -18,7 +18,7 @@ from oneshot.report.cells import by_cell, cell_label, finished
 from oneshot.report.runs import Run
 from oneshot.report.stats import Interval, mean_interval
 from oneshot.report.steps import saturation
-from oneshot.store.store import Row
+from oneshot.store.records import Row
 
 INK, FAINT = "#22303c", "#d7dee4"
 PALETTE = ("#2489b8", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")

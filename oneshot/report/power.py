@@ -1,23 +1,36 @@
-"""Seeds, problems and their noise -> what difference between two cells a sweep can find, before it runs."""
+"""A plan's claims -> the smallest difference that each can detect, under stated assumptions, before anything runs."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import sqrt
+from typing import Any
+
+from oneshot.config.sweep import ClaimConfig
+from oneshot.errors import DataError
+from oneshot.plan.claims import Comparison, comparisons, trained_categories
+from oneshot.plan.plan import Plan, Trial
+from oneshot.tasks.benchmarks import load_suites
+from oneshot.tasks.measures import is_one_of, is_share, suite_of
 
 LEVEL = 0.05  # of the two-sided test
 MIN_SEEDS = 3
 STEPS = 100_000  # effects are sought in thousandths of a point of accuracy
-CLEAR = 30.0  # in errors: beyond it power is 1 to nine digits, and SciPy's tails underflow to NaN
+CLEAR = 30.0  # standard errors beyond which power is 1 to nine digits, and SciPy's tails underflow to NaN
+GIVEN = 10_000
+"""Replicates so many that t is normal."""
 
 
 def power(
     effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float
 ) -> float | None:
-    """Chance that the t interval over seeds lies on the side of zero on which `effect` does; None below three seeds.
+    """Return the chance that the t interval over seeds lies on the effect's side of zero; None below three seeds.
 
-    The error of a difference is sqrt(seed_sd^2 / S + (discordance - effect^2) / P): `seed_sd` is what training leaves
-    to chance in one seed's difference of accuracies; `discordance` the share of problems on which one cell is right and
-    the other wrong, at least `effect`, whose part no seed makes smaller. Without `num_problems` only seeds count.
+    The standard error of a difference is sqrt(seed_sd^2 / S + (discordance - effect^2) / P). `seed_sd` is the SD of one
+    seed's difference of accuracies that is due to training. `discordance` is the share of problems that one cell gets
+    right and the other wrong, at least `effect`; more seeds do not reduce its part. Without `num_problems` only seeds
+    count.
     """
     if num_seeds < MIN_SEEDS:
         return None
@@ -27,9 +40,9 @@ def power(
 def detectable(
     *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float, power: float = 0.8
 ) -> float | None:
-    """The least effect that is found with this power, rounded up to a thousandth of a point.
+    """Return the smallest effect that is detected with this power, rounded up to a thousandth of a point.
 
-    None below three seeds, and where no effect below 1 is found as often.
+    None below three seeds, and if no effect below 1 reaches the power.
     """
     if num_seeds < MIN_SEEDS:
         return None
@@ -39,7 +52,7 @@ def detectable(
 
 
 def _power(effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float) -> float:
-    # a quarter of a second, for the few plans with claims
+    # takes a quarter of a second to import, and most plans have no claims
     from scipy.special import nctdtr, stdtrit
 
     by_seed = seed_sd**2 / num_seeds
@@ -49,3 +62,99 @@ def _power(effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: 
         return float(effect > 0)
     df = num_seeds - 1
     return float(1 - nctdtr(df, min(effect / error, CLEAR), stdtrit(df, 1 - LEVEL / 2)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """What one verdict may be able to detect."""
+
+    name: str
+    cells: dict[str, str]
+    num_seeds: int
+    num_problems: int | None
+    """None: the metric is not counted over problems, or they are not fetched."""
+    is_given: bool
+    """Whether nothing is trained on either side, so that problems are the only replicates."""
+    seed_sd: float
+    discordance: float
+    detectable: float | None
+    """Smallest true difference that is detected with power 0.8; None: none is."""
+    effect: float | None
+    power: float | None
+    """Power for `effect`, if the claim states one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prospect as `plan --json` prints it."""
+        return asdict(self)
+
+
+def find_prospects(plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int) -> list[Prospect]:
+    """Return a prospect for every verdict on a share of completions, in the claims' order."""
+    trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
+    prospects: dict[tuple[int, tuple[str, ...]], Prospect] = {}
+    for comparison in comparisons(claims, list({names: dict(names) for names in trials}.values())):
+        if not is_share(comparison.claim.metric):
+            continue
+        trial = trials[tuple(comparison.pairs[0].a[0].items())]
+        verdict = (comparison.number, tuple(comparison.cells.values()))
+        prospects.setdefault(verdict, _prospect(comparison, trial, num_seeds=num_seeds))
+    return list(prospects.values())
+
+
+def _prospect(comparison: Comparison, trial: Trial, *, num_seeds: int) -> Prospect:
+    claim = comparison.claim
+    num_problems, assumed, effect = _num_problems(claim, trial), claim.power, claim.power.effect
+    is_given = comparison.at_a == comparison.at_b == "start" or trial.config.train.num_steps == 0
+    model = {"seed_sd": 0.0 if is_given else assumed.seed_sd, "discordance": assumed.discordance}
+    replicates = GIVEN if is_given else num_seeds
+    return Prospect(
+        name=claim.name,
+        cells=comparison.cells,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+        is_given=is_given,
+        seed_sd=model["seed_sd"],
+        discordance=assumed.discordance,
+        detectable=detectable(num_seeds=replicates, num_problems=num_problems, **model),
+        effect=effect,
+        power=None if effect is None else power(effect, num_seeds=replicates, num_problems=num_problems, **model),
+    )
+
+
+def _num_problems(claim: ClaimConfig, trial: Trial) -> int | None:
+    suite = next((suite for suite in load_suites(trial.config) if suite.name == suite_of(claim.metric)), None)
+    if suite is None:
+        return None
+    try:
+        problems = suite.problems
+    except DataError:  # not fetched yet
+        return None
+    trained = trained_categories(trial.labels, trial.config) if claim.categories != "all" else frozenset()
+    is_trained = is_one_of(trained)
+    is_wanted = {"all": True, "trained": True, "untrained": False}[claim.categories]
+    return sum(claim.categories == "all" or is_trained(problem.category) == is_wanted for problem in problems)
+
+
+def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
+    """Return one line for all prospects that read the same."""
+    names: dict[str, list[str]] = {}
+    for prospect in prospects:
+        names.setdefault(_prospect_text(prospect), []).append(prospect.name)
+    lines = [f"{text}  [{'; '.join(dict.fromkeys(claims))}]" for text, claims in names.items()]
+    return ["power of the claims, by a conservative model (docs/statistics.md):", *lines] if lines else []
+
+
+def _prospect_text(prospect: Prospect) -> str:
+    problems = f" x {prospect.num_problems} problems" if prospect.num_problems is not None else ""
+    if prospect.num_seeds < MIN_SEEDS and not prospect.is_given:
+        text = "no interval with fewer than 3 seeds, so the verdict will be inconclusive"
+    elif prospect.detectable is None:
+        text = "no difference can be detected"
+    else:
+        text = f"detects {100 * prospect.detectable:.1f} points with 80% power"
+    if prospect.is_given:
+        text += " (nothing is trained, so seeds do not count)"
+    if prospect.power is not None and prospect.effect is not None:
+        text += f", {100 * prospect.effect:g} points with {prospect.power:.0%}"
+    assumed = f"seed SD {100 * prospect.seed_sd:g} points, discordance {prospect.discordance:.0%}"
+    return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text}"

@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.file import Sweep
 from oneshot.config.sweep import ClaimConfig, FaultsConfig, PublishedConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
 from oneshot.plan.plan import Plan, Trial
-from oneshot.store.store import EVALUATION_COLUMNS, Row, Store, TrialFolder
+from oneshot.plan.sweep_run import SweepRun
+from oneshot.store.records import EVALUATION_COLUMNS, Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.problems import extract_boxed
@@ -236,9 +238,9 @@ def read_runs(
         return tuple(readers.map(read, plan.grid if phase == "grid" else plan.searched))
 
 
-def gather(sweep: Sweep, plan: Plan, store: Store) -> Gathered:
-    """Reads a sweep: its runs, and what it began with."""
-    folder = store.sweep(plan.name)
+def gather(sweep_run: SweepRun) -> Gathered:
+    """Read a sweep: its runs, and what it began with."""
+    sweep, plan, store, folder = sweep_run.sweep, sweep_run.plan, sweep_run.store, sweep_run.folder
     record = frozen(folder, sweep.config.claims)
     began = folder.read("sweep.yaml")
     is_other = began is not None and began != sweep.source.text

@@ -1,18 +1,19 @@
-"""A store -> what its sweeps hold, and what nobody needs any more."""
+"""A store -> what each of its sweeps holds, and what no sweep needs."""
 
 import posixpath
 from dataclasses import dataclass
 
+from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
-from oneshot.store.store import Folder, Store, now_ms
+from oneshot.store.store import Store
 
 LEFT_MS = 3_600_000
-"""A temporary file of so long ago is nobody's."""
+"""Age after which a temporary file is taken for abandoned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """What one sweep holds; a training that several sweeps share counts in each."""
+    """The disk space of one sweep; a training that several sweeps share counts in each."""
 
     sweep: str
     num_trainings: int
@@ -22,69 +23,69 @@ class Holding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waste:
-    """One thing that can go."""
+    """A file or folder that can be removed."""
 
     path: str
     why: str
     num_bytes: int
 
 
-def holdings(store: Store) -> tuple[list[Holding], list[Waste]]:
-    """Disk by sweep, and what can go: trainings that no sweep asks for, copies that no pointer names, torn writes."""
-    asked = {name: keys_of(store, name) for name in store.sweeps()}
-    by_key = {key: _sizes(store, key) for key in store.trainings()}
-    found = [
-        Holding(
-            sweep=name,
-            num_trainings=len(keys & by_key.keys()),
-            num_bytes=sum(sum(by_key[key].values()) for key in keys & by_key.keys()),
-            checkpoint_bytes=sum(
-                size for key in keys & by_key.keys() for path, size in by_key[key].items() if "/checkpoint/" in path
-            ),
-        )
-        for name, keys in asked.items()
-    ]
-    needed = set().union(*asked.values())
+def find_waste(store: Store) -> tuple[list[Holding], list[Waste]]:
+    """Return disk space by sweep, and what no sweep needs: orphaned trainings, incomplete checkpoints and writes."""
+    keys_by_sweep = {name: keys_of(store, name) for name in store.sweeps()}
+    sizes_by_key = {key: _sizes(store, key) for key in store.trainings()}
+    holdings = [_holding(name, keys, sizes_by_key) for name, keys in keys_by_sweep.items()]
+    needed = set().union(*keys_by_sweep.values())
     waste, watch = [], Watch()
-    for key, sizes in by_key.items():
+    for key, sizes in sizes_by_key.items():
         folder = store.trial(key)
         if watch.living(folder) is not None:
             continue
         if key not in needed:
-            waste.append(Waste(path=folder.path, why="no sweep asks for it", num_bytes=sum(sizes.values())))
+            waste.append(Waste(path=folder.path, why="belongs to no sweep", num_bytes=sum(sizes.values())))
         else:
             waste += _leftovers(store, folder, sizes)
-    return found, waste
+    return holdings, waste
 
 
-def remove(store: Store, waste: Waste) -> None:
-    """Takes it off the disk."""
+def _holding(name: str, keys: set[str], sizes_by_key: dict[str, dict[str, int]]) -> Holding:
+    sizes = [item for key in keys & sizes_by_key.keys() for item in sizes_by_key[key].items()]
+    return Holding(
+        sweep=name,
+        num_trainings=len(keys & sizes_by_key.keys()),
+        num_bytes=sum(size for _, size in sizes),
+        checkpoint_bytes=sum(size for path, size in sizes if "/checkpoint/" in path),
+    )
+
+
+def remove_waste(store: Store, waste: Waste) -> None:
+    """Remove a file or folder from the store."""
     parent, name = posixpath.split(waste.path)
     Folder(store.fs, parent).remove(name)
 
 
 def keys_of(store: Store, sweep: str) -> set[str]:
-    """The trainings that a sweep asked for when it was run last."""
+    """Return the keys of the trainings that a sweep asked for when it last ran."""
     plan = store.sweep(sweep).read_json("plan.json") or {"trials": []}
     return {trial["key"] for trial in plan["trials"] if trial["key"]}
 
 
 def _sizes(store: Store, key: str) -> dict[str, int]:
-    """Bytes of each file of a training."""
+    """Return the bytes of each file of a training."""
     files = store.fs.find(store.trial(key).path, detail=True)
-    return {path: int(facts["size"]) for path, facts in files.items()}
+    return {path: int(info["size"]) for path, info in files.items()}
 
 
 def _leftovers(store: Store, folder: Folder, sizes: dict[str, int]) -> list[Waste]:
-    """What a kill in the middle of a write leaves."""
-    found = []
-    said = folder.read_json("checkpoint.json")
+    """Return what processes that were killed while writing left behind."""
+    waste = []
+    pointer = folder.read_json("checkpoint.json")
     for copy in folder.list("checkpoint"):
-        if said is None or copy != said["folder"]:
+        if pointer is None or copy != pointer["folder"]:
             path = posixpath.join(folder.path, "checkpoint", copy)
             size = sum(size for file, size in sizes.items() if file.startswith(f"{path}/"))
-            found.append(Waste(path=path, why="a checkpoint that was cut short", num_bytes=size))
+            waste.append(Waste(path=path, why="an incomplete checkpoint", num_bytes=size))
     for path, size in sizes.items():
         if path.endswith(".tmp") and now_ms() - 1000 * store.fs.modified(path).timestamp() > LEFT_MS:
-            found.append(Waste(path=path, why="a write that was cut short", num_bytes=size))
-    return found
+            waste.append(Waste(path=path, why="an incomplete write", num_bytes=size))
+    return waste

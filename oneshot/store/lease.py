@@ -1,12 +1,13 @@
-"""A folder of the store -> whose turn it is to write in it: one process at a time, on whatever machine.
+"""A folder of the store -> the one process, on any machine, that may write to it.
 
-Attempt n + 1 is whoever creates `attempts/<n + 1>.json`: the store lets one process do so. `lease` is that attempt's
-beat, written anew every `BEAT_S`; once its holder is done, it says so. A holder is dead if its process is gone from the
-machine that we are on, or if a `Watch` has seen no new beat for `LAPSE_S`. No clocks are compared between machines.
+The process that creates `attempts/<n + 1>.json` holds attempt n + 1; the store lets only one process create it. The
+file `lease` is that attempt's heartbeat, rewritten every `BEAT_S`, and says when the holder is done. A holder is dead
+if its process is gone from this machine, or if a `Watch` has seen no new heartbeat for `LAPSE_S`. No clocks are
+compared between machines.
 
-A holder that is slow but alive may be taken for dead. So each lease is its folder's fence: before anything is made to
-count, the store is asked whether there is a later attempt. A process that stops for long between that question and the
-write that follows can still do harm: one file of its own, whole.
+A holder that is slow but alive may be taken for dead. Therefore each lease is the fence of its folder: before a write
+takes effect, the store is asked whether there is a later attempt. A process that pauses for long between that question
+and its write can still do harm, but only by one whole file.
 """
 
 import json
@@ -26,41 +27,41 @@ from typing import Any
 import psutil
 
 from oneshot.errors import OneshotError
-from oneshot.store.store import Folder, now_ms, unfenced
+from oneshot.store.folder import Folder, now_ms, unfenced
 
 BEAT_S = 5.0
 LAPSE_S = 30.0
 ANY_BEAT = -1
-"""In place of a beat: whatever it beats."""
+"""Stands for every heartbeat."""
 LOOK_AGAIN_S = 0.05
 BORN_WITHIN_S = 1.5
-"""Two readings of one process's age may differ by a tick of the machine's clock."""
+"""Two readings of a process's start time may differ by a tick of the machine's clock."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """The process whose turn it is."""
+    """The process that holds an attempt."""
 
     attempt: int
     sweep: str
     host: str
     host_id: str
-    """Digest of the running machine and its process ids' namespace: within it a pid means something."""
+    """Digest of the running machine and its pid namespace, within which a pid is unique."""
     pid: int
     born: float
-    """Seconds after its machine's start; another process may get the pid later."""
+    """Start in seconds since boot, because another process may get the same pid later."""
     beat: int
-    """0 until the attempt's first beat."""
+    """Number of heartbeats so far."""
     time_ms: int
-    """When it beat last, by its own clock."""
+    """Time of the last heartbeat, by the holder's own clock."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid} (sweep {self.sweep}, attempt {self.attempt})"
 
     def is_process(self, other: "Holder") -> bool:
-        """Whether both are the same attempt of the same process."""
+        """Return whether both are the same attempt of the same process."""
         return self._process == other._process
 
     @property
@@ -69,11 +70,11 @@ class Holder:
 
 
 class LeaseError(OneshotError):
-    """It is not this process's turn."""
+    """This process may not write."""
 
 
-class Leased(LeaseError):  # noqa: N818 - it reads as what is the case
-    """Another process holds the lease, and may be alive."""
+class Leased(LeaseError):  # noqa: N818 - named after the state, not the error
+    """Another process holds the lease and may be alive."""
 
     def __init__(self, holder: Holder) -> None:
         super().__init__(holder)
@@ -84,18 +85,18 @@ class Leased(LeaseError):  # noqa: N818 - it reads as what is the case
 
 
 class LeaseLost(LeaseError):  # noqa: N818 - as above
-    """Our lease was taken over: nothing that we write may count any more."""
+    """Another process took over this lease, so writes no longer count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
-    """What a folder says about its latest attempt."""
+    """The state of a folder's latest attempt."""
 
     attempt: int
     holder: Holder | None
-    """None where there was none, it is done, or it was begun without a lease."""
+    """None if there is none, it is done, or it began without a lease."""
     last_beat_ms: int = 0
-    """Of the attempt's lease, also where it is done; 0 where it never beat."""
+    """Time of the last heartbeat, also of a holder that is done; 0 without one."""
 
 
 def _turn(folder: Folder) -> _Turn:
@@ -103,43 +104,42 @@ def _turn(folder: Folder) -> _Turn:
     leased, is_released = _lease(folder)
     if leased is not None and leased.attempt >= attempt:
         return _Turn(attempt=leased.attempt, holder=None if is_released else leased, last_beat_ms=leased.time_ms)
-    # no lease of this attempt: its taker is between the two files, or somebody who had lost the folder wrote late
-    facts = (folder.salvage(f"attempts/{attempt}.json") if attempt else None) or {}
-    taker = Holder(**_of_holder(facts | {"attempt": attempt, "beat": 0})) if "host_id" in facts else None
+    # the attempt has no lease: its holder is between writing the two files, or a former holder wrote late
+    begun = (folder.salvage(f"attempts/{attempt}.json") if attempt else None) or {}
+    taker = Holder(**_of_holder(begun | {"attempt": attempt, "beat": 0})) if "host_id" in begun else None
     return _Turn(attempt=attempt, holder=taker)
 
 
 def _lease(folder: Folder) -> tuple[Holder | None, bool]:
-    """What `lease` says, and whether its holder is done."""
-    said = folder.salvage("lease")
-    return (None, False) if said is None else (Holder(**_of_holder(said)), said["released"])
+    """Return the holder in `lease`, and whether it is done."""
+    fields = folder.salvage("lease")
+    return (None, False) if fields is None else (Holder(**_of_holder(fields)), fields["released"])
 
 
-def _of_holder(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: said[name] for name in Holder.__slots__}
+def _of_holder(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fields[name] for name in Holder.__slots__}
 
 
 def holder(folder: Folder) -> Holder | None:
-    """Who took the latest attempt and is not done with it, alive or not; None where nobody is."""
+    """Return the holder of the latest attempt, alive or not; None if it is done or there is none."""
     return _turn(folder).holder
 
 
 def known_dead(holder: Holder) -> Holder:
-    """A holder that nobody drives any more, as `stale_holder` for `take`.
+    """Mark a holder that no driver controls any more, as `stale_holder` for `take`.
 
-    Its process may go on beating, on a host that is cut off from its driver and not from the store; what it still
-    writes does not count.
+    Its process may still send heartbeats, on a host that lost its driver but not the store. Its writes do not count.
     """
     return replace(holder, beat=ANY_BEAT)
 
 
 def is_here(holder: Holder) -> bool:
-    """Whether the holder's process is on the machine that we are on, and alive."""
+    """Return whether the holder's process is on this machine and alive."""
     return holder.host_id == _host_id() and not is_gone(holder)
 
 
 def is_gone(holder: Holder) -> bool:
-    """Whether the holder is known to be dead at once: its process is not on this machine, where it was."""
+    """Return whether the holder ran on this machine and its process is gone."""
     if holder.host_id != _host_id():
         return False
     try:
@@ -152,7 +152,7 @@ def is_gone(holder: Holder) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether it is another user's process on a machine that shows nobody else's (`hidepid`)."""
+    """Return whether it is another user's process on a machine that hides these (`hidepid`)."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -161,34 +161,34 @@ def _is_hidden(pid: int) -> bool:
 
 
 class Watch:
-    """Which holders still beat, by this process's own clock: when each beat was seen first."""
+    """Observes which holders still send heartbeats, by this process's own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
     def living(self, folder: Folder) -> Holder | None:
-        """The holder that may still be alive; None where nobody holds, or a dead one does."""
-        found, is_dead = self._look(folder)
-        return None if is_dead else found
+        """Return the holder if it may be alive, else None."""
+        current, is_dead = self._look(folder)
+        return None if is_dead else current
 
     def lapsed(self, folder: Folder) -> Holder | None:
-        """The holder that is dead, for `take` to pass over; None where nobody holds, or a living one does."""
-        found, is_dead = self._look(folder)
-        return found if is_dead else None
+        """Return the holder if it is dead, for `take` to pass over, else None."""
+        current, is_dead = self._look(folder)
+        return current if is_dead else None
 
     def _look(self, folder: Folder) -> tuple[Holder | None, bool]:
-        found = holder(folder)
-        if found is None:
+        current = holder(folder)
+        if current is None:
             self._seen.pop(folder.path, None)
             return None, False
         now_s = time.monotonic()
         seen = self._seen.get(folder.path)
-        if seen is None or not (seen.holder.is_process(found) and seen.holder.beat == found.beat):
-            seen = _Seen(holder=found, looked_s=now_s)
-        # after a long time without a look, the store may have been cut off from the holder as it was from us
+        if seen is None or not (seen.holder.is_process(current) and seen.holder.beat == current.beat):
+            seen = _Seen(holder=current, looked_s=now_s)
+        # if we have not looked for long, perhaps the store could not be reached by anybody: do not count that time
         unchanged_s = seen.unchanged_s + min(now_s - seen.looked_s, LAPSE_S / 3)
         self._seen[folder.path] = replace(seen, looked_s=now_s, unchanged_s=unchanged_s)
-        return found, unchanged_s >= LAPSE_S or is_gone(found)
+        return current, unchanged_s >= LAPSE_S or is_gone(current)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,42 +198,45 @@ class _Seen:
     unchanged_s: float = 0.0
 
 
-def take(folder: Folder, *, sweep: str, facts: Mapping[str, Any], stale_holder: Holder | None = None) -> "Lease":
-    """Takes the folder's next attempt: records `facts` as its own, begins to beat, and fences the folder.
+def take(folder: Folder, *, sweep: str, metadata: Mapping[str, Any], stale_holder: Holder | None = None) -> "Lease":
+    """Take the folder's next attempt: record it with `metadata`, start its heartbeat, and fence the folder.
 
-    `stale_holder` is a holder that a `Watch` found dead, in this process or in another: it is passed over unless it
-    has beaten since (`known_dead`: even then). One whose process is gone from this machine is passed over anyway.
+    `stale_holder` is a holder that a `Watch` found dead, in this process or in another. It is passed over unless it has
+    sent a heartbeat since (if marked by `known_dead`: even then). A holder whose process is gone from this machine is
+    always passed over.
 
     Raises:
-        Leased: somebody holds the lease and may be alive.
+        Leased: another process holds the lease and may be alive.
     """
     while True:
         turn = _turn(folder)
         if turn.holder is not None and not is_gone(turn.holder) and not _is_still(stale_holder, turn.holder):
             raise Leased(turn.holder)
         own = _myself(attempt=turn.attempt + 1, sweep=sweep)
-        if _create_attempt(folder, own, {"started_ms": own.time_ms, **facts, "last_beat_ms": turn.last_beat_ms}):
+        if _create_attempt(folder, own, {"started_ms": own.time_ms, **metadata, "last_beat_ms": turn.last_beat_ms}):
             return Lease(folder, own)
-        # somebody was faster: a later look says whether they are still at it; NFS may show their file a minute late
+        # another process was faster; NFS may show its file a minute late, so look again
         time.sleep(LOOK_AGAIN_S)
 
 
-def _is_still(stale_holder: Holder | None, found: Holder) -> bool:
-    return stale_holder is not None and stale_holder.is_process(found) and stale_holder.beat in (ANY_BEAT, found.beat)
+def _is_still(stale_holder: Holder | None, current: Holder) -> bool:
+    if stale_holder is None or not stale_holder.is_process(current):
+        return False
+    return stale_holder.beat in (ANY_BEAT, current.beat)
 
 
-def _create_attempt(folder: Folder, own: Holder, facts: Mapping[str, Any]) -> bool:
-    known = {name: value for name, value in asdict(own).items() if name not in ("attempt", "beat")}
+def _create_attempt(folder: Folder, own: Holder, metadata: Mapping[str, Any]) -> bool:
+    fields = {name: value for name, value in asdict(own).items() if name not in ("attempt", "beat")}
     token = uuid.uuid4().hex
     name = f"attempts/{own.attempt}.json"
-    if folder.create(name, json.dumps({**facts, **known, "token": token}, indent=2, sort_keys=True)):
+    if folder.create(name, json.dumps({**metadata, **fields, "token": token}, indent=2, sort_keys=True)):
         return True
-    # a creation whose answer was lost on the way is sent again by the store's client, and then finds itself
+    # if the answer was lost, the store's client sends the creation again, which then finds its own file
     return (folder.salvage(name) or {}).get("token") == token
 
 
 class Lease:
-    """Our turn in a folder, kept by a beat until it is released or lost."""
+    """This process's hold on a folder, kept by a heartbeat until it is released or lost."""
 
     def __init__(self, folder: Folder, holder: Holder) -> None:
         self.folder = folder
@@ -249,32 +252,32 @@ class Lease:
 
     @property
     def attempt(self) -> int:
-        """The attempt's number, from 1."""
+        """Return the attempt's number, from 1."""
         return self.holder.attempt
 
     def check(self) -> None:
-        """Asks the store whether the folder is still ours.
+        """Ask the store whether this lease still holds the folder.
 
         Raises:
-            LeaseLost: it is another process's, or the lease was removed.
+            LeaseLost: another process holds it, or the lease was removed.
         """
         if not self._is_lost and self._is_others():
             self._is_lost = True
         if self._is_lost:
-            raise LeaseLost(f"{self.folder.path}: {self.holder}: was taken for dead, and its place is taken")
+            raise LeaseLost(f"{self.folder.path}: {self.holder} was taken for dead, and another process took over")
 
     def _is_others(self) -> bool:
-        found, _ = _lease(self._unfenced)
-        if found is None:
+        current, _ = _lease(self._unfenced)
+        if current is None:
             return True
-        # the lease of an earlier attempt was written late, by somebody who had lost the folder
-        if found.attempt >= self.attempt and not found.is_process(self.holder):
+        # a lease of an earlier attempt was written late, by a process that had lost the folder
+        if current.attempt >= self.attempt and not current.is_process(self.holder):
             return True
-        # between a taker's two files the attempts say more; NFS may show a folder's new files late, a new lease at once
+        # a new holder may have written only its attempt so far; NFS may show new files late, but a new lease at once
         return self._unfenced.last_attempt() != self.attempt
 
     def beat(self) -> None:
-        """Shows that we live; a store that does not answer is asked again at the next beat."""
+        """Send a heartbeat; if the store does not answer, try again at the next one."""
         with self._lock:
             if self._is_over or self._is_lost:
                 return
@@ -287,13 +290,13 @@ class Lease:
                 self._write(self.holder, released=False)
             except OSError as error:
                 if not self._is_cut_off:
-                    logger.warning("%s: the lease cannot be renewed, goes on trying: %s", self.folder.path, error)
+                    logger.warning("%s: cannot renew the lease; retrying: %s", self.folder.path, error)
                 self._is_cut_off = True
             else:
                 self._is_cut_off = False
 
     def release(self) -> None:
-        """Stops beating and lets the next one take the folder; of a lost lease the fence stays."""
+        """Stop the heartbeat and free the folder; the fence of a lost lease stays."""
         _heart.remove(self)
         with self._lock:
             if self._is_over:
@@ -309,7 +312,7 @@ class Lease:
 
 
 class _Heart:
-    """One thread that beats for every lease of this process."""
+    """One thread that sends the heartbeats of every lease of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -357,7 +360,7 @@ def _myself(*, attempt: int, sweep: str) -> Holder:
 
 
 def _born(process: psutil.Process) -> float:
-    # since the machine's start: what the clock is set to meanwhile changes nothing
+    # counted from boot, so that setting the clock changes nothing
     born: float = process.create_time() - psutil.boot_time()
     return round(born, 2)
 

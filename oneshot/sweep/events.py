@@ -1,22 +1,22 @@
-"""What the driver tells whoever watches."""
+"""Events of a sweep that the driver reports to whoever watches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from oneshot.store.store import Result
+from oneshot.store.records import Result
 
 BEGIN = "--- oneshot ---"
-"""Written before the driver begins: Ray writes lines of its own before."""
+"""Line that marks where the driver's log begins, after lines of Ray."""
 ANSWER_S = 180.0
-"""A node has so long to start a worker, fetch the package, and read the data."""
+"""Time limit for a node to start a worker, fetch the package and read the data."""
 PASSED = "preflight: passed"
-"""How the line begins that says that trials may begin."""
+"""Prefix of the line that says that trials may begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that a person watching would like to see."""
+    """Something that a person watching a sweep would like to see."""
 
     kind: Literal["message", "started", "step", "ended"]
     text: str = ""
@@ -27,7 +27,7 @@ class Event:
     reward: float | None = None
     result: Result | None = None
     stopped: bool = False
-    """It ended because nobody wants more of it."""
+    """It ended because nobody wants more of it: early stopping, or by hand."""
 
 
 Listener = Callable[[Event], None]

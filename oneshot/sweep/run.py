@@ -1,21 +1,20 @@
-"""A plan and its store -> every training done once; the driver's side of a sweep.
+"""A sweep run -> every training done once: the driver's side of a sweep.
 
-`run` is also `resume`: what the store has finished is skipped, what it has begun goes on from its checkpoint.
+`run` is also `resume`: finished trainings are skipped, begun ones resume from their checkpoint.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from oneshot.config.file import Sweep
 from oneshot.errors import UserError
 from oneshot.plan.claims import cell_key, freeze
 from oneshot.plan.plan import Plan
+from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import check_data
+from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
-from oneshot.store.store import Folder, Store, now_ms
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
@@ -23,11 +22,12 @@ from oneshot.trial.requests import read_stops
 from oneshot.trial.state import trial_state
 
 Launch = Callable[[Agenda, TrackingThread], bool]
+"""Runs an agenda on a cluster; returns whether it was interrupted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What became of a sweep's trials."""
+    """The state of a sweep's trials when its driver ends."""
 
     finished: int
     failed: int
@@ -36,85 +36,65 @@ class Summary:
     missing: int
     interrupted: bool
     halted: str
-    """Why the sweep ended though trials are missing."""
+    """Why the sweep ended although trials are missing."""
     num_started: int
-    """Attempts that this call began."""
+    """Attempts that this driver began."""
     tracking_error: str
 
 
 def run(
-    sweep: Sweep,
-    plan: Plan,
-    store: Store,
-    *,
-    launch: Launch,
-    listen: Listener,
-    only: Collection[str] | None = None,
-) -> tuple[Summary, Plan]:
-    """Runs what is missing of a plan, keeps MLflow up to date, and says what became of it, and of the plan by a search.
+    sweep_run: SweepRun, *, launch: Launch, listen: Listener, only: Collection[str] | None = None
+) -> tuple[Summary, SweepRun]:
+    """Run the missing trainings and keep MLflow up to date; return a summary, and the run with its final plan.
 
-    `launch` runs an agenda on a cluster and returns whether it was interrupted; it is not called where nothing is
-    missing. `only`: of these trainings alone.
+    `launch` is not called when nothing is missing. `only` limits the run to these training keys.
 
     Raises:
-        UserError: the storage cannot be written, MLflow cannot live in it, another driver runs the sweep, data are
-            missing, or the cluster cannot be used.
+        UserError: the storage cannot be written, the MLflow location cannot be used, another driver runs the sweep,
+            data are missing, or the cluster cannot be used.
     """
-    store.check_writable()
-    uri, artifacts = mlflow_location(sweep, store)
-    folder = store.sweep(plan.name)
-    lease = drive(folder, plan.name, listen)
+    sweep_run.store.check_writable()
+    sweep_run.mlflow()  # refuses a location that cannot be used
+    lease = drive(sweep_run.folder, sweep_run.name, listen)
     try:
-        return _run(sweep, plan, store, folder, launch, listen, only, uri=uri, artifacts=artifacts)
+        return _run(sweep_run, launch, listen, only)
     finally:
-        with contextlib.suppress(OSError):  # cut off from the store: the lease lapses
+        with contextlib.suppress(OSError):  # without the store, the lease lapses by itself
             lease.release()
 
 
 def drive(folder: Folder, name: str, listen: Listener) -> Lease:
-    """Takes the sweep for this driver; waits for a lease that nobody renews to lapse.
+    """Take the sweep's lease for this driver, waiting for a lease that nobody renews to lapse.
 
     Raises:
-        UserError: another driver runs it.
+        UserError: another driver runs the sweep.
     """
     watch, start_s = Watch(), time.monotonic()
-    first = None
+    first_holder = None
     while True:
         try:
-            return take(folder, sweep=name, facts={"started_ms": now_ms()}, stale_holder=watch.lapsed(folder))
+            return take(folder, sweep=name, metadata={"started_ms": now_ms()}, stale_holder=watch.lapsed(folder))
         except Leased as leased:
-            has_beaten = first is not None and leased.holder != first
+            has_beaten = first_holder is not None and leased.holder != first_holder
             if is_here(leased.holder) or has_beaten or time.monotonic() - start_s > 2 * LAPSE_S:
-                who = f"{leased.holder.host}:{leased.holder.pid}"
+                host = f"{leased.holder.host}:{leased.holder.pid}"
                 raise UserError(
-                    f"{name} is being run by {who} (attempt {leased.holder.attempt}): `oneshot status {name}` shows "
-                    f"it, `oneshot stop {name}` ends it"
+                    f"{name} is already running on {host} (attempt {leased.holder.attempt}); "
+                    f"watch it with `oneshot status {name}`, or end it with `oneshot stop {name}`"
                 ) from leased
-            if first is None:
-                first = leased.holder
-                listen(Event(kind="message", text=f"waits {LAPSE_S:.0f} s for a sign of life of {first}"))
+            if first_holder is None:
+                first_holder = leased.holder
+                listen(Event(kind="message", text=f"waiting up to {LAPSE_S:.0f} s to see whether {first_holder} lives"))
             time.sleep(1.0)
 
 
 def _run(
-    sweep: Sweep,
-    plan: Plan,
-    store: Store,
-    folder: Folder,
-    launch: Launch,
-    listen: Listener,
-    only: Collection[str] | None,
-    *,
-    uri: str,
-    artifacts: str | None,
-) -> tuple[Summary, Plan]:
+    sweep_run: SweepRun, launch: Launch, listen: Listener, only: Collection[str] | None
+) -> tuple[Summary, SweepRun]:
+    folder, plan = sweep_run.folder, sweep_run.plan
     if only is None:
-        folder.write("sweep.yaml", sweep.source.text)
-        folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
-        folder.write_json("plan.json", plan.to_json())
-        steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
-        freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=steps)
-    tracking = TrackingThread(sweep, plan, store, uri=uri, artifacts=artifacts)
+        _record_start(sweep_run)
+    tracking = TrackingThread(sweep_run)
     interrupted, agenda = False, None
 
     def replanned(fresh: Plan) -> None:
@@ -122,44 +102,37 @@ def _run(
         tracking.replan(fresh)
 
     try:
-        agenda = Agenda(sweep, plan, store, folder=folder, listen=listen, replanned=replanned, only=only)
+        agenda = Agenda(sweep_run, listen=listen, replanned=replanned, only=only)
         missing = agenda.outstanding()
-        check_data([one.config for one in missing] + [trial.config for trial in plan.trials if trial.key is None])
-        listen(
-            Event(kind="message", text=f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run now")
-        )
+        unkeyed = [trial.config for trial in plan.trials if trial.key is None]
+        check_data([training.config for training in missing] + unkeyed)
+        text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
+        listen(Event(kind="message", text=text))
         if not agenda.is_idle():
             interrupted = launch(agenda, tracking)
     finally:
-        ended = agenda.plan if agenda is not None else plan
-        summary = _summary(sweep, ended, store, agenda, interrupted=interrupted)
+        ended = sweep_run if agenda is None else replace(sweep_run, plan=agenda.plan)
+        summary = _summary(ended, agenda, interrupted=interrupted)
         status = "FAILED" if summary.failed or summary.missing else "FINISHED"
         tracking.finish("KILLED" if summary.interrupted else status)
     return replace(summary, tracking_error=tracking.error), ended
 
 
-def mlflow_location(sweep: Sweep, store: Store) -> tuple[str, str | None]:
-    """Tracking URI and artifact root: the file's own, or sqlite beside the trials.
-
-    Raises:
-        UserError: the storage is remote, and no tracking server is named.
-    """
-    if sweep.config.mlflow.tracking_uri is not None:
-        return sweep.config.mlflow.tracking_uri, None
-    if not store.is_local:
-        raise sweep.source.error(
-            ("storage",),
-            f"{store.root} is no local folder, where sqlite could live; set mlflow.tracking_uri to a server",
-        )
-    root = Path(store.path).resolve()
-    return f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
+def _record_start(sweep_run: SweepRun) -> None:
+    """Record the file, the `--set` values, the plan and the claims before any trial begins."""
+    sweep, plan, folder = sweep_run.sweep, sweep_run.plan, sweep_run.folder
+    folder.write("sweep.yaml", sweep.source.text)
+    folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
+    folder.write_json("plan.json", plan.to_json())
+    num_steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
+    freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=num_steps)
 
 
-def _summary(sweep: Sweep, plan: Plan, store: Store, agenda: Agenda | None, *, interrupted: bool) -> Summary:
+def _summary(sweep_run: SweepRun, agenda: Agenda | None, *, interrupted: bool) -> Summary:
     counts = {"finished": 0, "failed": 0, "stopped": 0, "missing": 0}
-    stops = read_stops(store.sweep(plan.name))
-    for trial in plan.trials:
-        counts[trial_state(trial, store, stops, faults=sweep.config.faults)] += 1
+    stops = read_stops(sweep_run.folder)
+    for trial in sweep_run.plan.trials:
+        counts[trial_state(trial, sweep_run.store, stops, faults=sweep_run.sweep.config.faults)] += 1
     return Summary(
         **counts,
         interrupted=interrupted,

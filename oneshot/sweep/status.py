@@ -1,4 +1,4 @@
-"""A sweep's folder and its trials' -> where it stands, for whoever asks and sees the store."""
+"""A sweep's folder and the records of its trials -> the state of each trial, for anybody who sees the store."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -6,114 +6,114 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, Literal
 
+from oneshot.plan.loader import begun_sweep
 from oneshot.plan.plan import Trial
-from oneshot.plan.recorded import begun_sweep
+from oneshot.plan.sweep_run import SweepRun
+from oneshot.store.folder import now_ms
 from oneshot.store.lease import LAPSE_S, Holder, holder, is_gone, is_here
-from oneshot.store.store import Row, Store, TrialFolder, now_ms
-from oneshot.trial.requests import read_stops
-from oneshot.trial.state import trial_state
+from oneshot.store.records import Row
+from oneshot.store.store import Store
+from oneshot.trial.requests import Stops, read_stops
+from oneshot.trial.state import SHOWN_STATES, TrialState, trial_state
 
-State = Literal["finished", "failed", "stopped", "running", "pending"]
-STATES: tuple[State, ...] = ("finished", "failed", "stopped", "running", "pending")
+Phase = Literal["search", "grid", "done"]
 RATE_STEPS = 10
-"""Steps that a rate is taken over."""
+"""Steps that a rate is measured over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialStatus:
-    """Where one trial stands."""
+    """The state of one trial."""
 
     label: str
     cell: dict[str, str]
     seed: int
     phase: str
     key: str | None
-    state: State
+    state: TrialState
     step: int
     num_steps: int
     steps_per_s: float | None
     eta_s: float | None
     attempts: int
     reason: str
-    """What it failed of last, why it was stopped, or what it waits for."""
+    """Why it last failed, why it was stopped, or what it waits for."""
     where: str
-    """Host and process of a running one."""
+    """Host and process of a running trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepStatus:
-    """Where a sweep stands."""
+    """The state of a sweep."""
 
     name: str
-    phase: Literal["search", "grid", "done"]
+    phase: Phase
     driver: str | None
-    """Host and process of the driver, if one is alive."""
+    """Host and process of the driver, if it is alive."""
     num_trials: int
     counts: dict[str, int]
     last_error: str
     trials: list[TrialStatus] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """What `status --json` prints: the counts stand at the top, too."""
+        """Return what `status --json` prints: the counts appear at the top level too."""
         return {**asdict(self), **self.counts}
 
 
-def is_alive(found: Holder | None) -> bool:
-    """Whether a holder seems to live, at one look: its process does, or its last beat is not long ago.
+def is_alive(last_holder: Holder | None) -> bool:
+    """Return whether a holder's process lives, or its last heartbeat is recent.
 
-    Machines' clocks are compared here, which is good enough to look at; whoever takes a lease over waits instead.
+    This compares clocks of two machines, which is good enough for display. Taking a lease over waits instead.
     """
-    if found is None or is_gone(found):
+    if last_holder is None or is_gone(last_holder):
         return False
-    return is_here(found) or now_ms() - found.time_ms < 2000 * LAPSE_S
+    return is_here(last_holder) or now_ms() - last_holder.time_ms < 2000 * LAPSE_S
 
 
 def sweep_status(store: Store, name: str) -> SweepStatus:
-    """Where a sweep stands.
+    """Return the state of a sweep.
 
     Raises:
         UserError: the store has no such sweep.
     """
-    sweep, plan = begun_sweep(store, name)
-    folder = store.sweep(name)
-    stops = read_stops(folder)
-    trials = []
-    for trial in plan.trials:
-        state = trial_state(trial, store, stops, faults=sweep.config.faults)
-        of_one = store.trial(trial.key) if trial.key is not None else None
-        found = holder(of_one) if of_one is not None and state == "missing" else None
-        shown: State = ("running" if is_alive(found) else "pending") if state == "missing" else state
-        reason = stops.reason(trial) or "" if state == "stopped" else trial.waits_for or ""
-        trials.append(_trial_status(trial, of_one, shown, reason, found))
-    counts = Counter(one.state for one in trials)
-    driver = holder(folder)
+    sweep_run = begun_sweep(store, name)
+    stops = read_stops(sweep_run.folder)
+    trials = [_trial_status(sweep_run, trial, stops) for trial in sweep_run.plan.trials]
+    counts = Counter(trial.state for trial in trials)
+    driver = holder(sweep_run.folder)
     return SweepStatus(
         name=name,
         phase=_phase(trials),
         driver=str(driver) if is_alive(driver) else None,
         num_trials=len(trials),
-        counts={state: counts[state] for state in STATES},
-        last_error=next((one.reason for one in reversed(trials) if one.state == "failed"), ""),
+        counts={str(state): counts[state] for state in SHOWN_STATES},
+        last_error=next((trial.reason for trial in reversed(trials) if trial.state is TrialState.FAILED), ""),
         trials=trials,
     )
 
 
-def _phase(trials: list[TrialStatus]) -> Literal["search", "grid", "done"]:
-    open_ = {one.phase for one in trials if one.state in ("running", "pending")}
-    if not open_:
+def _phase(trials: list[TrialStatus]) -> Phase:
+    phases = {trial.phase for trial in trials if trial.state in (TrialState.RUNNING, TrialState.PENDING)}
+    if not phases:
         return "done"
-    return "search" if "search" in open_ else "grid"
+    return "search" if "search" in phases else "grid"
 
 
-def _trial_status(
-    trial: Trial, folder: TrialFolder | None, state: State, reason: str, found: Holder | None
-) -> TrialStatus:
+def _trial_status(sweep_run: SweepRun, trial: Trial, stops: Stops) -> TrialStatus:
+    store = sweep_run.store
+    state = trial_state(trial, store, stops, faults=sweep_run.sweep.config.faults)
+    folder = store.trial(trial.key) if trial.key is not None else None
+    last_holder = None
+    if state is TrialState.MISSING:
+        last_holder = holder(folder) if folder is not None else None
+        state = TrialState.RUNNING if is_alive(last_holder) else TrialState.PENDING
+    reason = stops.reason(trial) or "" if state is TrialState.STOPPED else trial.waits_for or ""
     num_steps = trial.config.train.num_steps
     result = folder.result() if folder is not None else None
-    rows = folder.rows() if folder is not None and state != "finished" else []
-    step = num_steps if state == "finished" else min(num_steps, rows[-1].step if rows else 0)
-    rate = _rate(rows) if state == "running" else None
-    if result is not None and result.outcome == "failed" and state != "finished":
+    rows = folder.rows() if folder is not None and state is not TrialState.FINISHED else []
+    step = num_steps if state is TrialState.FINISHED else min(num_steps, rows[-1].step if rows else 0)
+    rate = _rate(rows) if state is TrialState.RUNNING else None
+    if result is not None and result.outcome == "failed" and state is not TrialState.FINISHED:
         reason = result.reason
     return TrialStatus(
         label=trial.label,
@@ -128,12 +128,12 @@ def _trial_status(
         eta_s=(num_steps - step) / rate if rate else None,
         attempts=folder.last_attempt() if folder is not None else 0,
         reason=reason,
-        where=str(found) if state == "running" and found is not None else "",
+        where=str(last_holder) if state is TrialState.RUNNING and last_holder is not None else "",
     )
 
 
 def _rate(rows: list[Row]) -> float | None:
-    """Steps a second over the last few: their median, so that an evaluation or a restart does not count."""
+    """Return the median steps a second over the last few, so that an evaluation or a restart does not count."""
     last = rows[-RATE_STEPS - 1 :]
     gaps = [(b.time_ms - a.time_ms) / 1000 / max(1, b.step - a.step) for a, b in pairwise(last)]
     step_s = median(gaps) if gaps else 0.0

@@ -6,7 +6,7 @@ from collections import Counter
 
 from oneshot.config.sweep import GuardConfig
 from oneshot.errors import DataError, DeadProcessError, GuardError, TrialError, UserError
-from oneshot.store.store import FailureKind
+from oneshot.store.records import FailureKind
 
 
 class Guards:

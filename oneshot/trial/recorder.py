@@ -20,8 +20,10 @@ from typing import Any
 from oneshot.errors import DeadProcessError, first_line
 from oneshot.logs import JsonLines, wants_json
 from oneshot.plan.trainings import Training
+from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
-from oneshot.store.store import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row, TrialFolder, now_ms
+from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import Evaluation, StepMetrics
@@ -59,7 +61,7 @@ def record(
     """
     make_ready(training)
     metadata = {**environment(), **distribution(training), **metadata}
-    recorder = _Recorder(training, folder, take(folder, sweep=origin, facts=metadata, stale_holder=stale_holder))
+    recorder = _Recorder(training, folder, take(folder, sweep=origin, metadata=metadata, stale_holder=stale_holder))
     try:
         trainer = recorder.begin(grader)
         for step in recorder.steps(trainer):

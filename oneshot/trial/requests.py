@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from oneshot.plan.plan import Trial
-from oneshot.store.store import Folder, now_ms
+from oneshot.store.folder import Folder, now_ms
 
 Verb = Literal["stop", "retry"]
 
@@ -23,7 +23,7 @@ class Request:
     cell: dict[str, str] = field(default_factory=dict)
     """Axes and names that select trials; empty: all trials."""
     now: bool = False
-    """stop: without a checkpoint."""
+    """For stop: kill without a checkpoint."""
 
 
 def send_request(folder: Folder, request: Request) -> None:

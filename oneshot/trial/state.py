@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from enum import StrEnum
 
 from pydantic import ValidationError
 
@@ -12,51 +12,75 @@ from oneshot.errors import UserError
 from oneshot.plan.leakage import trains_on
 from oneshot.plan.plan import Plan, Trial
 from oneshot.plan.trainings import Training
-from oneshot.store.store import Result, Row, Store, TrialFolder
+from oneshot.store.records import Result, Row
+from oneshot.store.store import Store
+from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.trial.requests import Stops
 
-Standing = Literal["finished", "failed", "missing"]
 DEFAULT_FAULTS = FaultsConfig()
-TrialState = Literal["finished", "failed", "stopped", "missing"]
 
 
-def trial_standing(trial: Trial, result: Result | None) -> Standing:
+class TrialState(StrEnum):
+    """The state of a trial, or of the training that its trials share."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    """No attempts are left."""
+    STOPPED = "stopped"
+    """By early stopping, or by hand."""
+    MISSING = "missing"
+    """It still has to run, from the start or from a checkpoint. People see it as running or pending."""
+    RUNNING = "running"
+    PENDING = "pending"
+
+
+SHOWN_STATES = (
+    TrialState.FINISHED,
+    TrialState.FAILED,
+    TrialState.STOPPED,
+    TrialState.RUNNING,
+    TrialState.PENDING,
+)
+
+
+def trial_standing(trial: Trial, result: Result | None) -> TrialState:
     """Return whether the record has the steps and evaluations that a trial asks for.
 
     A later attempt that fails, with more steps, does not undo what is recorded.
     """
     if result is None:
-        return "missing"
+        return TrialState.MISSING
     enough = result.steps_done >= trial.config.train.num_steps
     if enough and due_evaluations(trial.config) <= result.evaluations:
-        return "finished"
-    return "failed" if result.outcome == "failed" else "missing"
+        return TrialState.FINISHED
+    return TrialState.FAILED if result.outcome == "failed" else TrialState.MISSING
 
 
 def trial_state(trial: Trial, store: Store, stops: Stops, *, faults: FaultsConfig) -> TrialState:
     """Return a trial's state by its record, whether or not it is running now."""
     if trial.key is None:
-        return "missing"
+        return TrialState.MISSING
     folder = store.trial(trial.key)
     result = folder.result()
-    if trial_standing(trial, result) == "finished":
-        return "finished"
+    if trial_standing(trial, result) is TrialState.FINISHED:
+        return TrialState.FINISHED
     if stops.reason(trial) is not None:
-        return "stopped"
+        return TrialState.STOPPED
     if has_failed(result, folder, faults=faults):
-        return "failed"
+        return TrialState.FAILED
     if trial.is_settled:  # its study was decided by the recorded steps; the sweep asked for more steps later
-        return "finished" if result is not None and result.outcome == "finished" else "stopped"
-    return "missing"
+        is_finished = result is not None and result.outcome == "finished"
+        return TrialState.FINISHED if is_finished else TrialState.STOPPED
+    return TrialState.MISSING
 
 
-def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = DEFAULT_FAULTS) -> Standing:
+def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = DEFAULT_FAULTS) -> TrialState:
     """Return whether every trial of the training is finished; failed means that the sweep's `faults` allow no retry."""
     result = folder.result()
-    if all(trial_standing(trial, result) == "finished" for trial in training.trials):
-        return "finished"
-    return "failed" if has_failed(result, folder, faults=faults) else "missing"
+    if all(trial_standing(trial, result) is TrialState.FINISHED for trial in training.trials):
+        return TrialState.FINISHED
+    return TrialState.FAILED if has_failed(result, folder, faults=faults) else TrialState.MISSING
 
 
 def has_failed(result: Result | None, folder: TrialFolder, *, faults: FaultsConfig) -> bool:
@@ -108,7 +132,7 @@ def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> 
     for trial in plan.trials:
         folder = store.trial(trial.key) if trial.key is not None else None
         result = folder.result() if folder is not None else None
-        if folder is None or result is None or trial_standing(trial, result) != "finished":
+        if folder is None or result is None or trial_standing(trial, result) is not TrialState.FINISHED:
             left_out.append(f"{trial.label}: not finished, so not evaluated")
         elif trial.config.train.num_steps and folder.read_json("checkpoint.json") is None:
             left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")

@@ -1,4 +1,4 @@
-"""Where a sweep stands -> Prometheus, through Ray's metrics agent: `ray_oneshot_*` on each node's metrics port."""
+"""The state of a sweep -> Prometheus, through Ray's metrics agent: `ray_oneshot_*` on each node's metrics port."""
 
 import time
 
@@ -10,7 +10,7 @@ SHOW_S = 5.0
 
 
 class Gauges:
-    """The sweep's gauges, set anew every `SHOW_S`."""
+    """The sweep's gauges, set every `SHOW_S` seconds."""
 
     def __init__(self, agenda: Agenda) -> None:
         self._agenda = agenda
@@ -18,11 +18,11 @@ class Gauges:
         by_sweep = ("sweep",)
         self._trials = Gauge("oneshot_trials", "trials of a sweep by state", tag_keys=("sweep", "state"))
         self._tokens = Gauge("oneshot_tokens_per_s", "completion tokens a second of running trials", tag_keys=by_sweep)
-        self._used = Gauge("oneshot_gpu_hours_used", "GPUs x hours that trials have held", tag_keys=by_sweep)
-        self._left = Gauge("oneshot_gpu_hours_left", "GPUs x hours that open trials may take", tag_keys=by_sweep)
+        self._used = Gauge("oneshot_gpu_hours_used", "GPU-hours that trials have used", tag_keys=by_sweep)
+        self._left = Gauge("oneshot_gpu_hours_left", "estimated GPU-hours of open trials", tag_keys=by_sweep)
 
     def show(self, *, now: bool = False) -> None:
-        """Sets them, if it is time."""
+        """Set the gauges, if it is time."""
         if not now and time.monotonic() - self._shown_s < SHOW_S:
             return
         self._shown_s = time.monotonic()

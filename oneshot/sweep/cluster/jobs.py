@@ -1,7 +1,7 @@
-"""Ray Jobs: a sweep's driver on a cluster's head -> submitted, followed, stopped, asked, from any machine.
+"""Ray Jobs: submit, follow and stop a sweep's driver on a cluster's head, and run verbs there, from any machine.
 
-A submission is called `<sweep>-<attempt>`: Ray takes an id once. Nothing secret goes along, for a job's description
-is shown to whoever may ask; what the driver needs of that kind is in the environment of the head's `ray start`.
+A submission is called `<sweep>-<attempt>`, because Ray accepts an id only once. No secrets are sent, because everybody
+with access can read a job's description. The driver's secrets are in the environment of the head's `ray start`.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from oneshot.sweep.cluster.package import COMMIT, Bundle, commit, packed
 from oneshot.sweep.events import BEGIN
 
 STOP_WAIT_S = 60
-"""From the signal to stop to the kill, at least."""
+"""Least time from the stop signal to the kill."""
 LOOK_S = 1.0
 READY_S = 60.0
-"""A head that has just been started takes jobs some seconds after it answers."""
+"""A new head accepts jobs only some seconds after it first answers."""
 CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Ray's loggers that tell what is uploaded, and how a socket was closed."""
+"""Loggers of Ray that report uploads and closed sockets."""
 QUIET_S = 60.0
-"""Without a word, after which the log is asked for anew."""
+"""Silence after which the log is requested again."""
 PATIENCE_S = 120.0
-"""For a verb that is run on the head."""
+"""Time limit of a verb that runs on the head."""
 RAYS = "Running entrypoint for job"
-"""How a line begins that Ray writes into a job's log."""
+"""Prefix of lines that Ray writes into a job's log."""
 LIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
 Print = Callable[[str], None]
@@ -51,7 +51,7 @@ Print = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One driver of a sweep, on a cluster."""
+    """A driver of a sweep on a cluster."""
 
     id: str
     sweep: str
@@ -64,12 +64,12 @@ class Submission:
 
     @property
     def is_live(self) -> bool:
-        """Whether it runs, or will."""
+        """Return whether it runs or will run."""
         return self.status in {str(status.value) for status in LIVE}
 
 
 class Cluster:
-    """Ray Jobs at an address."""
+    """The Ray Jobs client of an address."""
 
     def __init__(self, context: ContextConfig, *, name: str) -> None:
         self._context, self._name = context, name
@@ -83,57 +83,58 @@ class Cluster:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Whatever goes wrong on the way to the head -> one line with its mend."""
+        """Turn an error on the way to the head into one line with a hint."""
         try:
             yield
         except AuthenticationError as error:
             raise TokenError(
-                f"--address {self._name}: the cluster asks for a token, or for another one than this: set "
-                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with that of its "
-                "head, where `ray get-auth-token` prints it"
+                f"--address {self._name}: the cluster requires a token, or rejects this one; set RAY_AUTH_MODE=token "
+                "and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with the token of its head "
+                "(`ray get-auth-token` prints it there)"
             ) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
             raise UserError(
-                f"--address {self._name}: Ray's dashboard does not answer at {self._context.address}; is the head up, "
-                "started with --dashboard-host, and is there a way to it (`ray dashboard`, kubectl port-forward)?"
+                f"--address {self._name}: Ray's dashboard does not answer at {self._context.address}; check that the "
+                "head runs, was started with --dashboard-host, and can be reached (`ray dashboard`, kubectl "
+                "port-forward)"
             ) from error
         except RuntimeError as error:
             raise OneshotError(f"--address {self._name}: {_last_line(str(error))}") from error
 
     def submissions(self, sweep: str | None = None) -> list[Submission]:
-        """Every submission of a sweep, or of all, by time."""
+        """Return the submissions of a sweep, or of all sweeps, by time."""
         with self._explained():
             jobs = self._client.list_jobs()
-        found = [one for job in jobs if (one := _submission(job)) is not None and sweep in (None, one.sweep)]
-        return sorted(found, key=lambda one: one.started_ms)
+        submissions = [made for job in jobs if (made := _submission(job)) is not None]
+        chosen = (made for made in submissions if sweep in (None, made.sweep))
+        return sorted(chosen, key=lambda made: made.started_ms)
 
     def last(self, sweep: str, *, storage: str | None = None) -> Submission:
-        """The latest submission of a sweep, of those with a storage if one is given.
+        """Return the latest submission of a sweep, among those with a storage if one is given.
 
         Raises:
             UserError: there is none.
         """
-        found = [one for one in self.submissions(sweep) if storage in (None, one.storage)]
-        if not found:
-            there = sorted({one.sweep for one in self.submissions()})
-            has = f"it has had {', '.join(there)}" if there else "it has had none"
-            raise UserError(f"{sweep}: never submitted to {self._name}; {has}")
-        return found[-1]
+        matching = [made for made in self.submissions(sweep) if storage in (None, made.storage)]
+        if not matching:
+            names = ", ".join(sorted({made.sweep for made in self.submissions()})) or "no sweep"
+            raise UserError(f"{sweep}: never submitted to {self._name}, which has had {names}; check the name")
+        return matching[-1]
 
     def submit(self, bundle: Bundle, *, sweep: str, storage: str, arguments: Sequence[str], wait_s: int) -> str:
-        """Has the head run `oneshot run FILE ...`; returns the submission's id.
+        """Run `oneshot run FILE ...` on the head; return the submission's id.
 
         Raises:
-            UserError: a driver of that sweep is at it.
+            UserError: a driver of that sweep is already running.
         """
-        known = self.submissions(sweep)
-        live = [one for one in known if one.is_live and one.storage == storage]
+        earlier = self.submissions(sweep)
+        live = [made for made in earlier if made.is_live and made.storage == storage]
         if live:
             raise UserError(
-                f"{sweep} is being run as {live[-1].id}: `oneshot logs {sweep} --address {self._name} --follow` shows "
-                f"it, `oneshot stop {sweep} --address {self._name}` ends it"
+                f"{sweep} is already running as {live[-1].id}; watch it with `oneshot logs {sweep} --address "
+                f"{self._name} --follow`, or end it with `oneshot stop {sweep} --address {self._name}`"
             )
-        attempt = max((one.attempt for one in known), default=0) + 1
+        attempt = max((made.attempt for made in earlier), default=0) + 1
         command = ["run", bundle.file.name, "--address", "auto", "--check", "--storage", storage, *arguments]
         with packed(bundle) as folder:
             while True:
@@ -145,11 +146,11 @@ class Cluster:
                         {"sweep": sweep, "attempt": str(attempt), "storage": storage},
                         wait_s=max(STOP_WAIT_S, wait_s),
                     )
-                except _TakenError:  # somebody else's, just now, or one that was deleted from the list
+                except _TakenError:  # another user took it just now, or it was deleted from the list
                     attempt += 1
 
     def _start(
-        self, submission_id: str, entrypoint: str, folder: Path, facts: dict[str, str], *, wait_s: int = STOP_WAIT_S
+        self, submission_id: str, entrypoint: str, folder: Path, metadata: dict[str, str], *, wait_s: int = STOP_WAIT_S
     ) -> str:
         variables = {
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
@@ -168,7 +169,7 @@ class Cluster:
                             entrypoint=entrypoint,
                             submission_id=submission_id,
                             runtime_env={"working_dir": str(folder), "env_vars": variables},
-                            metadata={f"oneshot.{name}": value for name, value in facts.items()},
+                            metadata={f"oneshot.{name}": value for name, value in metadata.items()},
                         )
                     )
                 except RuntimeError as error:
@@ -181,10 +182,10 @@ class Cluster:
     def ask(
         self, arguments: Sequence[str], *, bundle: Bundle | None = None, patience_s: float = PATIENCE_S
     ) -> tuple[int, str]:
-        """Has the head run a verb, with a sweep file at hand, and waits; returns its exit code and what it said.
+        """Run a verb on the head, with a sweep file if one is given; return its exit code and its output.
 
         Raises:
-            OneshotError: the head does not say anything in time.
+            OneshotError: the head does not answer in time.
         """
         submission_id = f"oneshot-{arguments[0]}-{uuid.uuid4().hex[:8]}"
         with packed(bundle) as folder:
@@ -196,17 +197,17 @@ class Cluster:
                 if time.monotonic() > deadline_s:
                     raise OneshotError(f"--address {self._name}: the head has not answered within {patience_s:.0f} s")
                 time.sleep(LOOK_S)
-            said = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
+            output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
             with self._explained():
                 details = self._client.get_job_info(submission_id)
         finally:
             self._forget(submission_id, is_live=status in LIVE)
         if status != JobStatus.SUCCEEDED and details.driver_exit_code is None:
             raise OneshotError(f"--address {self._name}: {_first_line(details.message or '')}")
-        return details.driver_exit_code or 0, said
+        return details.driver_exit_code or 0, output
 
     def _forget(self, submission_id: str, *, is_live: bool) -> None:
-        """Takes a verb's job off the list; one that still runs is stopped, and stays there."""
+        """Delete a verb's job from the list; one that still runs is stopped, and stays."""
         with contextlib.suppress(OneshotError), self._explained():
             if is_live:
                 self._client.stop_job(submission_id)
@@ -218,45 +219,47 @@ class Cluster:
             return self._client.get_job_status(submission_id)
 
     def stop(self, submission_id: str) -> None:
-        """Asks a driver to end: it has a minute or more for its trials' checkpoints."""
+        """Ask a driver to end; it has at least a minute for its trials' checkpoints."""
         with self._explained():
             self._client.stop_job(submission_id)
 
     def logs(self, submission_id: str) -> str:
-        """What a driver has said so far."""
+        """Return a driver's log so far."""
         with self._explained():
             return str(self._client.get_job_logs(submission_id))
 
     def follow(self, submission_id: str, say: Print, *, complain: Print, until: str | None = None) -> Submission:
-        """Passes a driver's words on, line by line, until it ends, or has said `until`.
+        """Pass a driver's log on, line by line, until it ends or a line contains `until`.
 
-        Where the way to the head is cut, it is tried again: the driver does not need us.
+        If the connection to the head is lost, try again: the driver does not need this process.
         """
         tail = _Tail(say, until)
         is_cut = False
         while True:
             try:
                 asyncio.run(self._tail(submission_id, tail))
-                found = next((one for one in self.submissions() if one.id == submission_id), None)
-                if found is None:
+                job = next((made for made in self.submissions() if made.id == submission_id), None)
+                if job is None:
                     raise ForgottenError(
-                        f"{submission_id}: the cluster knows it no more: was its head started anew? `oneshot submit` "
-                        "goes on where the sweep stands"
+                        f"{submission_id}: the cluster has no record of it; perhaps its head was restarted. "
+                        "`oneshot submit` resumes the sweep"
                     )
-                if tail.is_over or not found.is_live:
+                if tail.is_over or not job.is_live:
                     tail.rest(self.logs(submission_id) if not tail.is_over else "")
-                    return found
+                    return job
                 is_cut = False
             except (TokenError, ForgottenError):
                 raise
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
-                    complain(f"lost the way to the head ({_first_line(str(error))}); the sweep goes on, and so do we")
+                    complain(
+                        f"Lost connection to the head node ({_first_line(str(error))}). The sweep keeps running; retrying."
+                    )
                 is_cut = True
             time.sleep(LOOK_S)
 
     async def _tail(self, submission_id: str, tail: "_Tail") -> None:
-        """Reads on until the log ends, or nothing has come for a while: a way that is cut may say nothing at all."""
+        """Read until the log ends or has been silent for a while, because a lost connection may stay silent."""
         tail.begin()
         words = aiter(self._client.tail_job_logs(submission_id))
         while not tail.is_over:
@@ -268,13 +271,13 @@ class Cluster:
 
 
 def own_words(lines: Iterable[str]) -> Iterator[str]:
-    """What a driver said, of a log in which Ray speaks first, and now and then between."""
+    """Return the driver's own lines of a log, without those of Ray."""
     is_own = _OwnWords()
     return (line for line in lines if is_own(line))
 
 
 class _OwnWords:
-    """Tells the driver's lines of a log from Ray's, taken one after another."""
+    """Tells the driver's lines from Ray's, taken one after another."""
 
     def __init__(self) -> None:
         self._has_begun = False
@@ -286,19 +289,19 @@ class _OwnWords:
 
 
 class TokenError(UserError):
-    """The cluster does not let us in."""
+    """The cluster denies access."""
 
 
 class ForgottenError(UserError):
-    """The cluster has lost what was submitted to it."""
+    """The cluster has no record of a submission."""
 
 
 class _TakenError(Exception):
-    """An id was used before."""
+    """A submission id is already taken."""
 
 
 class _Tail:
-    """A log that is read from its start again after every interruption; the driver's words are passed on once."""
+    """A log that is read from its start after every interruption, but passed on only once."""
 
     def __init__(self, say: Print, until: str | None) -> None:
         self._say, self._until = say, until
@@ -321,7 +324,7 @@ class _Tail:
             self._pass_on(line)
 
     def rest(self, whole: str) -> None:
-        """What came after the last word that was passed on."""
+        """Pass on what came after the last text passed on."""
         self.begin()
         self.take(whole)
         if self._line:
@@ -335,15 +338,15 @@ class _Tail:
 
 
 def _submission(job: JobDetails) -> Submission | None:
-    """A job as a sweep's; None where it is something else."""
-    facts: dict[str, Any] = job.metadata or {}
-    if "oneshot.sweep" not in facts or job.submission_id is None:
+    """Return a job as a sweep's submission, or None if it is something else."""
+    metadata: dict[str, Any] = job.metadata or {}
+    if "oneshot.sweep" not in metadata or job.submission_id is None:
         return None
     return Submission(
         id=job.submission_id,
-        sweep=facts["oneshot.sweep"],
-        attempt=int(facts["oneshot.attempt"]),
-        storage=facts["oneshot.storage"],
+        sweep=metadata["oneshot.sweep"],
+        attempt=int(metadata["oneshot.attempt"]),
+        storage=metadata["oneshot.storage"],
         status=str(job.status.value),
         started_ms=int(job.start_time or 0),
         message=job.message or "",
@@ -356,7 +359,7 @@ def _entrypoint(arguments: Sequence[str]) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of a server's traceback, what it was about."""
+    """Return the last line of a server's traceback."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return re.sub(r"\s+", " ", lines[-1]) if lines else "no reason was given"
 

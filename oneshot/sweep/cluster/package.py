@@ -1,4 +1,4 @@
-"""A sweep file -> the folder that a job brings to the cluster: this package as it is here, and the file."""
+"""A sweep file -> the folder that a job ships to the cluster: this package, the file and its data."""
 
 import os
 import re
@@ -14,63 +14,61 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import oneshot
-from oneshot.config.file import Sweep
+from oneshot.config.file import SweepFile
 from oneshot.errors import UserError
 
 PACKAGE = Path(oneshot.__file__).parent
 COMMIT = "ONESHOT_COMMIT"
-"""Variable that says which commit was shipped: the copy has no git."""
-
-
+"""Variable with the commit that was shipped, because the copy has no git."""
 MOST_MIB = 64
-"""Of data files that go along; Ray itself takes 500."""
+"""Most data files that are shipped; Ray itself accepts 500 MiB."""
 _DATA_FILE = re.compile(r"(?P<path>[^:]+\.(jsonl|parquet|json))(:.*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A sweep file, and the data files that go with it."""
+    """A sweep file and its data files."""
 
     file: Path
     text: str
     data: tuple[Path, ...]
 
 
-def bundle(file: Path, sweep: Sweep) -> Bundle:
-    """What of a sweep is sent to a cluster.
+def bundle(file: Path, sweep: SweepFile) -> Bundle:
+    """Return what a cluster needs of a sweep.
 
     Raises:
         UserError: its data files are too large.
     """
     settings = [setting.value for setting in sweep.overrides.values()]
-    said = [sweep.config.model_dump(mode="json"), settings]
-    return Bundle(file=file, text=sweep.source.text, data=tuple(data_files(said)))
+    values = [sweep.config.model_dump(mode="json"), settings]
+    return Bundle(file=file, text=sweep.source.text, data=tuple(data_files(values)))
 
 
-def data_files(said: Any) -> list[Path]:
-    """Files that a sweep names by paths relative to the working directory: sets, suites, histories.
+def data_files(values: Any) -> list[Path]:
+    """Return the sets, suites and histories that a sweep names by relative paths.
 
     Raises:
-        UserError: they are too large to be sent.
+        UserError: they are too large to be shipped.
     """
-    found = {path: None for text in _texts(said) if (path := _beside(text)) is not None}
-    if sum(path.stat().st_size for path in found) > MOST_MIB * 2**20:
+    paths = {path: None for text in _texts(values) if (path := _beside(text)) is not None}
+    if sum(path.stat().st_size for path in paths) > MOST_MIB * 2**20:
         raise UserError(
-            f"{', '.join(map(str, found))}: more than {MOST_MIB} MiB are not sent along; put them on the cluster's "
-            "shared disk and name them by absolute paths, or by URLs"
+            f"{', '.join(map(str, paths))}: larger than {MOST_MIB} MiB, so not shipped; put them on the cluster's "
+            "shared disk and name them by absolute paths, or use URLs"
         )
-    return list(found)
+    return list(paths)
 
 
-def _texts(said: Any) -> Iterator[str]:
-    if isinstance(said, str):
-        yield said
-    elif isinstance(said, dict):
-        for name, value in said.items():
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict):
+        for name, value in values.items():
             yield from _texts(name)
             yield from _texts(value)
-    elif isinstance(said, list | tuple):
-        for value in said:
+    elif isinstance(values, list | tuple):
+        for value in values:
             yield from _texts(value)
 
 
@@ -83,14 +81,14 @@ def _beside(text: str) -> Path | None:
 
 @contextmanager
 def packed(bundle: Bundle | None) -> Iterator[Path]:
-    """A folder with oneshot, its metadata, and a sweep with its data, while the block lasts."""
+    """Make a temporary folder with oneshot, its metadata, and a sweep with its data."""
     with TemporaryDirectory(prefix="oneshot-job-") as made:
         folder = Path(made)
         shutil.copytree(PACKAGE, folder / "oneshot", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        # an import finds the copy without this; its version is read from here
-        facts = folder / f"oneshot-{version('oneshot')}.dist-info"
-        facts.mkdir()
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: oneshot\nVersion: {version('oneshot')}\n")
+        # importing works without the metadata; the version is read from it
+        metadata = folder / f"oneshot-{version('oneshot')}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: oneshot\nVersion: {version('oneshot')}\n")
         if bundle is not None:
             (folder / bundle.file.name).write_text(bundle.text, encoding="utf-8")
         for path in bundle.data if bundle is not None else ():
@@ -101,13 +99,13 @@ def packed(bundle: Bundle | None) -> Iterator[Path]:
 
 @cache
 def commit() -> str | None:
-    """Commit of the checkout that this package lies in, or was shipped from; None where it is of none."""
+    """Return the commit of the checkout that this package is in or was shipped from, or None."""
     if shipped := os.environ.get(COMMIT):
         return shipped
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.strip()
+    return output.strip()

@@ -1,4 +1,4 @@
-"""A plan and the Ray that it is to run on -> whether every node can run it, before anything holds a GPU."""
+"""A plan and a Ray cluster -> whether every node can run the plan, before any trial holds a GPU."""
 
 import os
 import secrets
@@ -13,16 +13,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan, Trial
-from oneshot.store.store import Folder, Store
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
 from oneshot.sweep.cluster import probe
-from oneshot.sweep.cluster.nodes import NodeType, bundle, check_feasible, fits, shapes
+from oneshot.sweep.cluster.nodes import NodeType, check_feasible, fits, live_types, reservation
 from oneshot.sweep.cluster.probe import Answer, Question
 from oneshot.sweep.events import ANSWER_S, PASSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that was looked at."""
+    """The result of one check."""
 
     check: str
     text: str
@@ -34,28 +35,28 @@ class Finding:
 
 
 class PreflightError(UserError):
-    """The cluster cannot run the sweep; one line for each finding."""
+    """The cluster cannot run the sweep; the message has one line for each finding."""
 
 
 def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callable[[str], None]) -> None:
-    """Looks at everything, and says in one line what was found good.
+    """Check everything; report warnings, and in one line the checks that passed.
 
     Raises:
-        PreflightError: a line with its mend for each thing that is not as it must be.
+        PreflightError: has a line with a fix for each check that failed.
     """
-    found = findings(plan, store, reach=reach)
-    for finding in found:
+    findings = check_nodes(plan, store, reach=reach)
+    for finding in findings:
         if finding.is_warning:
             say(f"warning: {finding}")
-    bad = [finding for finding in found if finding.is_bad]
+    bad = [finding for finding in findings if finding.is_bad]
     if bad:
         raise PreflightError("\n".join(f"preflight: {finding}" for finding in bad))
-    good = ", ".join(dict.fromkeys(finding.check for finding in found if not finding.is_warning))
+    good = ", ".join(dict.fromkeys(finding.check for finding in findings if not finding.is_warning))
     say(f"{PASSED} ({good}; nodes: {sum(node['Alive'] for node in ray.nodes())})")
 
 
-def findings(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
-    """What there is to say of the cluster that this process has joined. `reach`: why MLflow cannot be used, if so.
+def check_nodes(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
+    """Check the cluster that this process has joined. `reach` returns why MLflow cannot be used, or nothing.
 
     Raises:
         UserError: the driver itself cannot write the storage.
@@ -64,24 +65,24 @@ def findings(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Find
     token = secrets.token_hex(8)
     store.check_writable()
     store.scratch(token).write("driver", token)
-    found = [_fit(plan.trials), _mlflow(reach())]
+    findings = [_fit(plan.trials), _mlflow(reach())]
     try:
         answers, silent = _ask(nodes, plan.trials, storage=store.absolute, token=token)
-        found += silent
-        found += versions(answers)
-        found += _storage(answers, store.scratch(token), token, root=store.root)
+        findings += silent
+        findings += check_versions(answers)
+        findings += _storage(answers, store.scratch(token), token, root=store.root)
     finally:
         store.remove_scratch(token)
     if any(_held(node, plan.trials) for node in nodes):
-        return [*found, *_models(answers), *_data(answers)]
-    text = "no node is up yet that may hold a trial; they are looked for when one begins"
-    return [*found, Finding(check="models and data", text=text, is_bad=False, is_warning=True)]
+        return [*findings, *_models(answers), *_data(answers)]
+    text = "no node that can run a trial is up yet; they are checked when a trial begins"
+    return [*findings, Finding(check="models and data", text=text, is_bad=False, is_warning=True)]
 
 
 def _ask(
     nodes: Sequence[Mapping[str, object]], trials: Sequence[Trial], *, storage: str, token: str
 ) -> tuple[dict[str, Answer], list[Finding]]:
-    """Node id -> its answer; and those that gave none."""
+    """Return the answers by node id, and a finding for each node that gave none."""
     cloudpickle.register_pickle_by_value(probe)
     try:
         ask = ray.remote(num_cpus=0, max_retries=0)(probe.ask)
@@ -100,11 +101,11 @@ def _ask(
         try:
             answers[str(node["NodeID"])] = Answer(**ray.get(reference, timeout=0.1))
         except RayTaskError as error:
-            text = f"{name}: looking failed ({_last_line(error)})"
+            text = f"{name}: the check failed ({_last_line(error)})"
             silent.append(Finding(check="nodes", text=text, is_bad=True))
         except (RayError, TimeoutError) as error:
             why = _last_line(error)
-            text = f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); look at Ray's logs there"
+            text = f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node"
             silent.append(Finding(check="nodes", text=text, is_bad=True))
     return answers, silent or [Finding(check="nodes", text="every node answers", is_bad=False)]
 
@@ -115,31 +116,31 @@ def _last_line(error: Exception) -> str:
 
 
 def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, token: str) -> Question:
-    those = [one for one in _held(node, trials) if one.config.script is None]
-    configs = {one.config.model_dump_json(include={"examples", "prompt", "eval"}): one.config for one in those}
+    trained = [trial for trial in _held(node, trials) if trial.config.script is None]
+    configs = {t.config.model_dump_json(include={"examples", "prompt", "eval"}): t.config for t in trained}
     return Question(
         working_directory=os.getcwd(),
         data_folder=os.environ.get("ONESHOT_DATA"),
         storage=storage,
         node=str(node["NodeID"]),
         token=token,
-        models=tuple(dict.fromkeys((one.config.model.path, one.config.model.revision) for one in those)),
+        models=tuple(dict.fromkeys((trial.config.model.path, trial.config.model.revision) for trial in trained)),
         configs=tuple(config.model_dump(mode="json") for config in configs.values()),
-        needs_libraries=bool(those),
+        needs_libraries=bool(trained),
     )
 
 
 def _held(node: Mapping[str, object], trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that a node may hold."""
+    """Return the trials that a node has the resources for."""
     resources = node["Resources"]
-    assert isinstance(resources, Mapping), "Ray tells what a node has"
+    assert isinstance(resources, Mapping), "Ray reports resources as a mapping"
     here = [NodeType(resources=resources, count=1)]
-    return [one for one in trials if fits(bundle(one.resources, here), resources)]
+    return [trial for trial in trials if fits(reservation(trial.resources, here), resources)]
 
 
 def _fit(trials: Sequence[Trial]) -> Finding:
     try:
-        check_feasible(trials, shapes())
+        check_feasible(trials, live_types())
     except UserError as error:
         return Finding(check="resources", text=str(error), is_bad=True)
     return Finding(check="resources", text="each trial fits a node", is_bad=False)
@@ -149,79 +150,80 @@ def _mlflow(why: str) -> Finding:
     return Finding(check="mlflow", text=why or "answers", is_bad=bool(why))
 
 
-def versions(answers: Mapping[str, Answer]) -> list[Finding]:
-    """Python's, Ray's and oneshot's must be one on all nodes; other libraries' should be."""
-    found = []
-    for name in dict.fromkeys(name for one in answers.values() for name in one.versions):
-        has = {one.host: _comparable(name, one.versions[name]) for one in answers.values() if name in one.versions}
+def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
+    """Check that all nodes have the same Python, Ray and oneshot; warn if other libraries differ."""
+    findings = []
+    for name in dict.fromkeys(name for answer in answers.values() for name in answer.versions):
+        has = {a.host: _comparable(name, a.versions[name]) for a in answers.values() if name in a.versions}
         missing = sorted(host for host, text in has.items() if text == "missing")
         if missing:
             text = f"{name} is not installed on {', '.join(missing)}; install it there, or use one image for all nodes"
-            found.append(Finding(check="versions", text=text, is_bad=True))
+            findings.append(Finding(check="versions", text=text, is_bad=True))
         elif len(set(has.values())) > 1:
             must = name in ("python", "ray", "oneshot")
             text = f"{name} differs between nodes ({_tell(has)}); install one version, or use one image for all nodes"
-            found.append(Finding(check="versions", text=text, is_bad=must, is_warning=not must))
-    return found or [Finding(check="versions", text="equal", is_bad=False)]
+            findings.append(Finding(check="versions", text=text, is_bad=must, is_warning=not must))
+    return findings or [Finding(check="versions", text="equal", is_bad=False)]
 
 
 def _comparable(name: str, text: str) -> str:
-    """Of Python, the part that decides what can be shared; of others, all."""
+    """Return the part of a version that must agree: major and minor of Python, all of others."""
     return ".".join(text.split(".")[:2]) if name == "python" else text
 
 
 def _tell(has: Mapping[str, str]) -> str:
-    """`2.60.0 on a, b and 4 more; 2.59.0 on c`."""
+    """Return `2.60.0 on a, b and 4 more; 2.59.0 on c`."""
     parts = []
     for text, _ in Counter(has.values()).most_common():
-        hosts = sorted(host for host, one in has.items() if one == text)
+        hosts = sorted(host for host, version in has.items() if version == text)
         more = f" and {len(hosts) - 2} more" if len(hosts) > 2 else ""
         parts.append(f"{text} on {', '.join(hosts[:2])}{more}")
     return "; ".join(parts)
 
 
 def _storage(answers: Mapping[str, Answer], folder: Folder, token: str, *, root: str) -> list[Finding]:
-    mend = "put it on a disk that all nodes share, or on an object store, and let the nodes' user write there"
-    found = []
-    for node, one in answers.items():
-        why = one.storage
-        if not why and one.versions["oneshot"] != "missing" and folder.read(node) != token:
-            why = "what it wrote there does not reach the driver: it is another folder"
-        if why:
-            text = f"{root} on {one.host}: {why}; {mend}"
-            found.append(Finding(check="storage", text=text, is_bad=True))
-    return found or [Finding(check="storage", text="shared by every node", is_bad=False)]
+    hint = "use a disk that all nodes share, or an object store, and give the nodes' user write access"
+    findings = []
+    for node, answer in answers.items():
+        reason = answer.storage
+        if not reason and answer.versions["oneshot"] != "missing" and folder.read(node) != token:
+            reason = "the driver cannot see what this node wrote: it is another folder"
+        if reason:
+            text = f"{root} on {answer.host}: {reason}; {hint}"
+            findings.append(Finding(check="storage", text=text, is_bad=True))
+    return findings or [Finding(check="storage", text="shared by every node", is_bad=False)]
 
 
 def _models(answers: Mapping[str, Answer]) -> list[Finding]:
-    found = []
-    for path in dict.fromkeys(path for one in answers.values() for path in one.models):
-        says = {one.host: one.models[path] for one in answers.values() if path in one.models}
-        for host, text in says.items():
+    findings = []
+    for path in dict.fromkeys(path for answer in answers.values() for path in answer.models):
+        states = {answer.host: answer.models[path] for answer in answers.values() if path in answer.models}
+        for host, text in states.items():
             if not text.startswith("ok"):
-                mend = f"put it there, or set HF_HOME to a shared cache where `ray start` runs ({path})"
-                found.append(Finding(check="models", text=f"{path} on {host}: {text}; {mend}", is_bad=True))
-        if len({text for text in says.values() if text.startswith("ok")}) > 1:
-            text = f"{path}: its files differ between nodes ({_tell(says)}); copy one folder to all"
-            found.append(Finding(check="models", text=text, is_bad=True))
-    return found or [Finding(check="models", text="at hand", is_bad=False)]
+                hint = f"copy it there, or set HF_HOME to a shared cache where `ray start` runs ({path})"
+                findings.append(Finding(check="models", text=f"{path} on {host}: {text}; {hint}", is_bad=True))
+        if len({text for text in states.values() if text.startswith("ok")}) > 1:
+            text = f"{path}: its files differ between nodes ({_tell(states)}); copy one folder to all of them"
+            findings.append(Finding(check="models", text=text, is_bad=True))
+    return findings or [Finding(check="models", text="available", is_bad=False)]
 
 
 def _data(answers: Mapping[str, Answer]) -> list[Finding]:
-    found = [
-        Finding(check="data", text=f"on {one.host}: {one.data}; ONESHOT_DATA says where data lie", is_bad=True)
-        for one in answers.values()
-        if one.data
+    hint = "set ONESHOT_DATA to the folder of the data"
+    findings = [
+        Finding(check="data", text=f"on {answer.host}: {answer.data}; {hint}", is_bad=True)
+        for answer in answers.values()
+        if answer.data
     ]
-    return found or [Finding(check="data", text="at hand", is_bad=False)]
+    return findings or [Finding(check="data", text="available", is_bad=False)]
 
 
-def here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
-    """The same of this machine alone, without Ray."""
+def check_here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
+    """Check this machine alone, without Ray."""
     token = secrets.token_hex(8)
     everything = {"CPU": float("inf"), "GPU": float("inf"), "memory": float("inf")}
     node = {"NodeID": "here", "Resources": everything}
-    trials = [replace(one, resources=one.resources.model_copy(update={"accelerator": None})) for one in plan.trials]
+    trials = [replace(t, resources=t.resources.model_copy(update={"accelerator": None})) for t in plan.trials]
     try:
         store.check_writable()
     except UserError as error:
@@ -229,7 +231,7 @@ def here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]
     store.scratch(token).write("driver", token)
     try:
         answers = {"here": probe.answer(_question(node, trials, storage=store.absolute, token=token))}
-        found = [_mlflow(reach()), *versions(answers), *_storage(answers, store.scratch(token), token, root=store.root)]
+        storage = _storage(answers, store.scratch(token), token, root=store.root)
     finally:
         store.remove_scratch(token)
-    return [*found, *_models(answers), *_data(answers)]
+    return [_mlflow(reach()), *check_versions(answers), *storage, *_models(answers), *_data(answers)]

@@ -1,6 +1,6 @@
-"""What a node says of itself before a trial is sent there. Shipped by value: a node may lack oneshot.
+"""The checks that run on a node before a trial is sent there.
 
-So nothing of oneshot is imported at the top.
+This module is shipped by value, because the node may lack oneshot. So it imports nothing of oneshot at the top.
 """
 
 import importlib.util
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "math-verify", "numpy")
-"""What a trial computes with."""
+"""Libraries that a trial computes with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a node is asked."""
+    """What a node must check."""
 
     working_directory: str
     data_folder: str | None
     storage: str
     node: str
-    """Id of the node that is asked."""
+    """Id of the node."""
     token: str
-    """Names a folder of the storage for this, and is what its files say."""
+    """Names a scratch folder of the storage, and is the content of its files."""
     models: tuple[tuple[str, str | None], ...] = ()
-    """(path, revision) of models that trials of this node load."""
+    """(path, revision) of the models that trials on this node load."""
     configs: tuple[dict[str, Any], ...] = ()
     """Trials whose examples and suites this node reads."""
     needs_libraries: bool = True
@@ -37,24 +37,24 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What it says; empty texts are good news."""
+    """A node's answer; an empty text means that all is well."""
 
     host: str
     versions: dict[str, str]
-    """python, ray, oneshot (a digest of its files), and the libraries; `missing` where there is none."""
+    """Versions of python, ray, oneshot (a digest of its files) and the libraries, or `missing`."""
     storage: str = ""
     models: dict[str, str] = field(default_factory=dict)
-    """Model path and revision -> what identifies its files here, or why it is not at hand."""
+    """Model path and revision -> a digest of its files, or why it is not available."""
     data: str = ""
 
 
 def ask(question: dict[str, Any]) -> dict[str, Any]:
-    """`answer`, in plain values, which need no module of ours where they are read."""
+    """Return `answer` as plain values, which the reader can unpickle without this module."""
     return asdict(answer(Question(**question)))
 
 
 def answer(question: Question) -> Answer:
-    """Looks at this node."""
+    """Check this node."""
     if os.path.isdir(question.working_directory):
         os.chdir(question.working_directory)
     if question.data_folder:
@@ -75,11 +75,11 @@ def answer(question: Question) -> Answer:
 
 
 def package_digest() -> str:
-    """First 12 hex digits of sha256 over oneshot's own Python files; `missing` where it cannot be imported."""
-    found = importlib.util.find_spec("oneshot")
-    if found is None or found.origin is None:
+    """Return the first 12 hex digits of sha256 over oneshot's Python files, or `missing`."""
+    spec = importlib.util.find_spec("oneshot")
+    if spec is None or spec.origin is None:
         return "missing"
-    root = Path(found.origin).parent
+    root = Path(spec.origin).parent
     digest = sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode())
@@ -95,15 +95,15 @@ def _version(name: str) -> str:
 
 
 def _read_back(question: Question) -> str:
-    """Reads the driver's token, and leaves one for it."""
+    """Read the driver's token and write one back; return what is wrong."""
     from oneshot.store.store import Store
 
     try:
         folder = Store(question.storage).scratch(question.token)
         if folder.read("driver") != question.token:
-            return "what the driver wrote there is not to be seen: it is another folder"
+            return "this node cannot see what the driver wrote: it is another folder"
         folder.write(question.node, question.token)
-    except Exception as error:  # whatever is wrong with a storage is what is asked for here
+    except Exception as error:  # any error of the storage is the answer
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -113,7 +113,7 @@ def _named(path: str, revision: str | None) -> str:
 
 
 def _model(path: str, revision: str | None) -> str:
-    """`ok` and a digest of the names and sizes of a folder's files; else why it is not at hand."""
+    """Return `ok` and a digest of the names and sizes of a folder's files, or why it is not available."""
     from oneshot.errors import UserError
     from oneshot.models.source import local_folder
 
@@ -134,8 +134,8 @@ def _hub_model(path: str, revision: str | None) -> str:
         return "ok"
     try:
         HfApi().model_info(path, revision=revision, timeout=10.0)
-    except Exception as error:  # network, a gated model, a name that is wrong
-        return f"neither in its cache nor to be had from the hub ({type(error).__name__})"
+    except Exception as error:  # network, a gated model, or a wrong name
+        return f"not in its cache, and not available from the Hub ({type(error).__name__})"
     return "ok"
 
 

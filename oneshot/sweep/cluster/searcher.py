@@ -1,4 +1,4 @@
-"""The agenda's next training -> Tune's next trial; what Tune reports -> the agenda."""
+"""The agenda's next training -> Tune's next trial, and Tune's reports -> the agenda."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from oneshot.sweep.cluster.trainable import to_tune_config
 
 
 class _Unsaved:
-    """Tune pickles what it is given in order to be restored, and it never is: a sweep is rebuilt from its store."""
+    """Something that Tune pickles to restore it, and never does: a sweep is rebuilt from its store."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class AgendaSearcher(_Unsaved, Searcher):
-    """Suggests what the agenda says is next; finished when nothing is left and nothing will come."""
+    """Suggests the agenda's next training; finished when nothing is left and nothing will come."""
 
     def __init__(
         self, agenda: Agenda, *, storage: str, capacity: Callable[[ResourceConfig], int], most: int | None
@@ -36,58 +36,58 @@ class AgendaSearcher(_Unsaved, Searcher):
         self._of_plan: Plan | None = None
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        """Accepts that Tune knows no metric: what chooses is ours."""
+        """Accept Tune's settings, which have no metric."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
-        """The next training; None while there are enough of them, or live ones may still matter."""
+        """Return the next training; None while there are enough, or while running ones may still matter."""
         if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
             return None
-        turn = self._agenda.next(lambda training: self._is_full(training.resources))
-        if turn == "done":
+        assignment = self._agenda.next(lambda training: self._is_full(training.resources))
+        if assignment == "done":
             return str(Searcher.FINISHED)
-        if turn == "wait":
+        if assignment == "wait":
             return None
-        self._live[trial_id] = need_of(turn.training.resources)
+        self._live[trial_id] = need_of(assignment.training.resources)
         self._counts[self._live[trial_id]] += 1
         return to_tune_config(
-            turn.training,
+            assignment.training,
             storage=self._storage,
             sweep=self._agenda.plan.name,
-            stale_holder=turn.stale_holder,
+            stale_holder=assignment.stale_holder,
             watched=self._agenda.watched,
         )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Makes capacity for the next; the driver's callback tells the agenda, by key."""
+        """Free the trial's capacity; the driver's callback tells the agenda."""
         self._counts[self._live.pop(trial_id)] -= 1
 
     def _is_full(self, resources: ResourceConfig) -> bool:
         return self._most is None and self._counts[need_of(resources)] >= self._capacity(resources)
 
     def _is_all_full(self) -> bool:
-        """Whether there is no capacity for any: then nobody needs to look through the queue."""
+        """Return whether no need has capacity left, so that the queue need not be searched."""
         if self._agenda.plan is not self._of_plan:
             self._of_plan = self._agenda.plan
             self._kinds = {need_of(trial.resources): trial.resources for trial in self._of_plan.trials}
         return all(self._is_full(resources) for resources in self._kinds.values())
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep is rebuilt from its store, Tune is never restored."""
+        """Do nothing: a sweep is rebuilt from its store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+        """Do nothing, see `save`."""
 
 
 class AgendaScheduler(_Unsaved, FIFOScheduler):
-    """First come, first served; ends a trial that the agenda wants no more of."""
+    """First come, first served; stops a trial that the agenda no longer wants."""
 
     def __init__(self, agenda: Agenda) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray's
         self._agenda = agenda
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
+        """Return whether the trial continues."""
         if "step" not in result:
             return str(TrialScheduler.CONTINUE)
         metrics = {name: value for name, value in result.items() if isinstance(value, float | int)}
@@ -96,16 +96,16 @@ class AgendaScheduler(_Unsaved, FIFOScheduler):
 
 
 class AgendaStopper(_Unsaved, Stopper):
-    """Ends the experiment when the agenda is halted; trials leave a checkpoint."""
+    """Ends the experiment when the agenda halts; trials save a checkpoint."""
 
     def __init__(self, agenda: Agenda) -> None:
         self._agenda = agenda
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial by itself."""
+        """Stop no single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether nothing more is to be done."""
+        """Return whether the agenda has halted."""
         self._agenda.look()
         return bool(self._agenda.halted)

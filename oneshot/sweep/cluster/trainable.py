@@ -1,4 +1,4 @@
-"""A training by its key -> that training, step by step, inside a Ray worker."""
+"""A training, run step by step inside a Ray worker."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 
 SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
-"""Metrics that a wake-up carries to the live table; all others but those that are judged are read from the store."""
+"""Metrics that a report carries for the live table; the others are read from the store."""
 
 
 def to_tune_config(
     training: Training, *, storage: str, sweep: str, stale_holder: Holder | None, watched: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What a worker needs to run a training, as plain values."""
+    """Return what a worker needs to run a training, as plain values."""
     return {
         "key": training.key,
         "storage": storage,
@@ -48,42 +48,42 @@ def to_tune_config(
 
 
 def _from_tune_config(config: dict[str, Any]) -> Training:
-    facts = json.loads(config["training"])
+    fields = json.loads(config["training"])
     return Training(
-        key=facts["key"],
-        seed=facts["seed"],
-        config=TrialConfig.model_validate(facts["config"]),
-        resources=ResourceConfig.model_validate(facts["resources"]),
-        guards=tuple(GuardConfig.model_validate(guard) for guard in facts["guards"]),
+        key=fields["key"],
+        seed=fields["seed"],
+        config=TrialConfig.model_validate(fields["config"]),
+        resources=ResourceConfig.model_validate(fields["resources"]),
+        guards=tuple(GuardConfig.model_validate(guard) for guard in fields["guards"]),
         trials=(),
     )
 
 
 class TrialTrainable(tune.Trainable):
-    """One training at a time; the worker, its imports and its grader serve the next one too.
+    """A worker that runs one training at a time and keeps its imports and its grader for the next one.
 
-    Reports say that something happened. What happened is in the store: a training that fails is recorded there and
-    ends here without an error, so that its worker can be used again.
+    Reports only say that something happened; the store has the details. A training that fails is recorded there and
+    ends here without an error, so that its worker can be reused.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Takes the first training."""
+        """Take the first training."""
         self._node = ray.get_runtime_context().get_node_id()
         self._grader: Grader | None = None
         self._steps: Generator[StepMetrics] | None = None
         self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next one."""
+        """Take the next training."""
         self._end_steps()
         self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """Runs one step."""
+        """Run one step."""
         if self._steps is None:
             if os.path.isdir(self._config["working_directory"]):
-                # Tune moves its workers elsewhere; a sweep's paths are meant from where it was started
+                # Tune changes the working directory; a sweep's paths are relative to where it was started
                 os.chdir(self._config["working_directory"])
             if self._config["data_folder"]:
                 os.environ["ONESHOT_DATA"] = self._config["data_folder"]
@@ -98,7 +98,7 @@ class TrialTrainable(tune.Trainable):
         return {"key": self._config["key"], "step": step.step, "node": self._node, **shown, "done": False}
 
     def leave(self) -> None:
-        """Leaves a checkpoint and ends this worker, whose node is about to go."""
+        """Save a checkpoint and end this worker, whose node is about to disappear."""
         self.cleanup()
         ray.actor.exit_actor()
 
@@ -122,13 +122,13 @@ class TrialTrainable(tune.Trainable):
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: checkpoints are the store's."""
+        """Do nothing: the store has the checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: checkpoints are the store's."""
+        """Do nothing: the store has the checkpoints."""
 
     def cleanup(self) -> None:
-        """Ends a training in the middle, with a checkpoint, and the grader."""
+        """End the current training with a checkpoint, and the grader."""
         self._end_steps()
         self._close_grader()
 

@@ -1,4 +1,4 @@
-"""An agenda -> run by Ray Tune, each training placed by what it needs."""
+"""Run an agenda with Ray Tune, which places each training by the resources that it needs."""
 
 import os
 import tempfile
@@ -13,10 +13,11 @@ from ray.exceptions import RayActorError
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.store.lease import LeaseError, take
-from oneshot.store.store import FailureKind, Store
+from oneshot.store.records import FailureKind
+from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.gauges import Gauges
-from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, bundle, check_feasible, is_there, joined
+from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, check_feasible, is_there, joined, reservation
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
 from oneshot.sweep.cluster.trainable import TrialTrainable
@@ -25,7 +26,7 @@ from oneshot.sweep.tracking.thread import TrackingThread
 
 MOVED = "its node is being drained"
 WAKE_S = 5.0
-"""MLflow is brought up to date with a running trial at most this often."""
+"""Least time between two MLflow updates of a running trial."""
 
 
 def run_on_ray(
@@ -39,10 +40,10 @@ def run_on_ray(
     check: bool | None,
     reach: Callable[[], str],
 ) -> bool:
-    """Runs an agenda on a cluster until nothing is left; returns whether it was interrupted.
+    """Run an agenda on a cluster until nothing is left; return whether it was interrupted.
 
-    `check`: whether to look the cluster over first; None: where it has several nodes. `reach`: why MLflow cannot be
-    used, if so.
+    `check` tells whether to check the cluster first; None means if it has several nodes. `reach` returns why MLflow
+    cannot be used, or nothing.
 
     Raises:
         UserError: no cluster answers, or it cannot run the sweep.
@@ -54,17 +55,17 @@ def run_on_ray(
     say("starting Ray" if address is None else f"joining Ray at {address}")
     with joined(address), tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
         nodes = Nodes()
-        if check or (check is None and len(nodes.shapes()) > 1):
+        if check or (check is None and len(nodes.types()) > 1):
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
-            check_feasible(agenda.plan.trials, nodes.shapes())
+            check_feasible(agenda.plan.trials, nodes.types())
 
         def resources(config: dict[str, Any]) -> Any:
             needed = ResourceConfig.model_validate(config["resources"])
-            return tune.PlacementGroupFactory([bundle(needed, nodes.shapes())])
+            return tune.PlacementGroupFactory([reservation(needed, nodes.types())])
 
         driver = _Driver(agenda, store, tracking, nodes)
-        # Tune asks for one trial at a time of a searcher that states no limit; ours moves with the cluster
+        # without this, Tune asks a searcher without a limit for one trial at a time; ours follows the cluster's size
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
         tuner = tune.Tuner(
             tune.with_resources(TrialTrainable, resources),
@@ -72,7 +73,7 @@ def run_on_ray(
                 search_alg=AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent),
                 scheduler=AgendaScheduler(agenda),
                 num_samples=-1,
-                reuse_actors=True,  # between trials of equal resources, by their placement group
+                reuse_actors=True,  # for trials of equal resources
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -81,7 +82,7 @@ def run_on_ray(
                 callbacks=[driver],
                 stop=AgendaStopper(agenda),
                 failure_config=tune.FailureConfig(max_failures=0),
-                # checkpoints are the store's; for Tune's own, all nodes would have to share its scratch folder
+                # the store has the checkpoints; Tune's own would need a scratch folder that all nodes share
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -92,22 +93,22 @@ def run_on_ray(
 
 
 class _Driver(tune.Callback):
-    """Tune's events -> the agenda and MLflow. A Tune result is a wake-up: what happened is read from the store."""
+    """Tune's events -> the agenda and MLflow. A Tune result only says that something happened; the store says what."""
 
     def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
         self._agenda, self._store, self._tracking, self._nodes = agenda, store, tracking, nodes
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}
-        """Key -> why its worker was made to end."""
+        """Key -> why its worker was ended."""
         self._leased: set[str] = set()
         self._gauges = Gauges(agenda)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks in order to be restored, and it never is."""
+        """Return nothing: Tune pickles its callbacks to restore them, and is never restored."""
         return {}
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Kills workers that hang, and all of them where somebody asked for it."""
+        """Kill workers that hang, and all workers if a person asked for it."""
         self._gauges.show()
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
@@ -121,15 +122,15 @@ class _Driver(tune.Callback):
             ray.kill(actor)
 
     def close(self) -> None:
-        """Says once more where the sweep stands."""
+        """Set the gauges a last time."""
         self._gauges.show(now=True)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A worker takes a training."""
+        """Note that a worker begins a training."""
         self._agenda.begun(trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """A step was made."""
+        """Note a step."""
         key = trial.config["key"]
         is_leaving = result.get("node") in self._nodes.leaving()
         if is_leaving and not result.get("done") and key not in self._killed:
@@ -142,14 +143,14 @@ class _Driver(tune.Callback):
             self._tracking.wake(key, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A worker is free again."""
+        """Note that a worker is free."""
         key = trial.config["key"]
         self._end(key, is_elsewhere=key in self._leased)
         self._leased.discard(key)
         self._killed.pop(key, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A worker died."""
+        """Note that a worker died."""
         key = trial.config["key"]
         why = self._killed.pop(key, "")
         if why == MOVED:
@@ -157,7 +158,7 @@ class _Driver(tune.Callback):
         elif why != "killed by hand":
             try:
                 _record_death(self._store, key, trial, is_stall=why == "stall")
-            except (OSError, LeaseError) as error:  # a store that is full, read-only or cut off
+            except (OSError, LeaseError) as error:  # the store is full, read-only or unreachable
                 self._agenda.halt(f"the store cannot be written ({error})")
         self._agenda.is_dead(key)
         self._end(key, is_elsewhere=False)
@@ -168,7 +169,7 @@ class _Driver(tune.Callback):
 
 
 def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
-    """Whether a worker died with its node, or of a node that was taken back."""
+    """Return whether a worker died with its node, or because its node was reclaimed."""
     error = trial.get_pickled_error()
     if isinstance(error, RayActorError) and error.preempted:
         return True
@@ -176,7 +177,7 @@ def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
 
 
 def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None:
-    """A worker that died could not record its own end."""
+    """Record the end of a worker that died and could not do so itself."""
     folder = store.trial(key)
     attempt = folder.last_attempt()
     if folder.current_result() is not None:
@@ -189,8 +190,8 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
         kind, reason = "stall", "stall: no report for longer than faults.stall_s; the worker was killed"
     elif _lost_its_node(trial, folder.attempt(attempt)):
         kind, reason = "node", "node: the node was lost"
-    if not attempt:  # it died before it could begin
-        lease = take(folder, sweep=trial.config["sweep"], facts={"gpu": "", "env_digest": ""})
+    if not attempt:  # it died before it began
+        lease = take(folder, sweep=trial.config["sweep"], metadata={"gpu": "", "env_digest": ""})
         attempt = lease.attempt
         lease.release()
     log_name = folder.log_name(attempt)

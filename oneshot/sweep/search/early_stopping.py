@@ -1,37 +1,36 @@
-"""Reports of search trials -> which points lag behind their group and end; kept, so that no restart forgets.
+"""Reports of search trials -> the points that lag behind their group and end early. Judgements survive restarts.
 
-A point is judged as a whole, by the mean over its cells and seeds, once all of its trials have come as far: so there is
-always a point that is through, and a study is told of what it is judged by.
+A point is judged as a whole, by the mean over its cells and seeds, once all of its trials have reached the step. So at
+least one point always completes, and Optuna learns the value that the point was judged by.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from statistics import fmean
 
-from oneshot.config.file import Sweep
 from oneshot.plan.cells import study_name
-from oneshot.plan.plan import Plan, Trial
-from oneshot.store.store import Folder
+from oneshot.plan.plan import Trial
+from oneshot.plan.sweep_run import SweepRun
 from oneshot.sweep.search.pruners import EarlyStop, Judgement
 
 FOLDER = "rungs"
 
 
 class EarlyStopping:
-    """The sweep's `early_stop`, if it has one: judges each arrival once, now or before a restart."""
+    """The sweep's `early_stop`, if it has one. It judges each arrival once, across restarts."""
 
-    def __init__(self, sweep: Sweep, plan: Plan, folder: Folder) -> None:
-        search, config = sweep.config.search, sweep.config.early_stop
-        self._folder = folder
+    def __init__(self, sweep_run: SweepRun) -> None:
+        search, config = sweep_run.sweep.config.search, sweep_run.sweep.config.early_stop
+        folder = self._folder = sweep_run.folder
         self._machine: EarlyStop | None = None
         self._kept: set[Judgement] = set()
         if search is None or config is None:
             return
         self._metric = config.metric or search.objective.metric
         self._per = search.per if config.per is None else config.per
-        self._num_trials = {study.name: len(study.cells) * len(search.seeds) for study in plan.studies}
+        self._num_trials = {study.name: len(study.cells) * len(search.seeds) for study in sweep_run.plan.studies}
         self._values: dict[tuple[str, int | None, int], dict[str, float]] = {}
-        """(study, point, step) -> what each of its trials has reported."""
+        """(study, point, step) -> trial -> value."""
         self._machine = EarlyStop(config, mode=search.objective.mode)
         for name in folder.list(FOLDER):
             fields = folder.salvage(f"{FOLDER}/{name}")
@@ -41,16 +40,16 @@ class EarlyStopping:
 
     @property
     def metric(self) -> str | None:
-        """What points are judged by; None where the sweep stops none early."""
+        """Return the metric that points are judged by; None without early stopping."""
         return self._metric if self._machine is not None else None
 
     def judged(self, study: str, point: int) -> dict[int, float]:
-        """Step -> the mean by which a point was judged there."""
+        """Return the mean that a point was judged by, by step."""
         key = _name(study, point)
-        return {one.step: one.value for one in sorted(self._kept, key=lambda one: one.step) if one.key == key}
+        return {made.step: made.value for made in sorted(self._kept, key=lambda made: made.step) if made.key == key}
 
     def judge(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> Judgement | None:
-        """Takes a step of a search trial; None where there is nothing to judge yet, or nothing new."""
+        """Judge a step of a search trial; return None where there is nothing to judge yet, or nothing new."""
         if self._machine is None or trial.phase != "search" or self._metric not in metrics:
             return None
         values = self._values.setdefault((trial.study, trial.point, step), {})

@@ -1,7 +1,7 @@
-"""Points of a study, as far as they are known -> the next point, the best one, what mattered, and pictures.
+"""The points of a study so far -> the next point, the importance of each path, and figures.
 
-The only door to Optuna. A study lives for one call, in memory, and is made anew from what it was points: there is no
-state to lose, and the same points give the same next one in any process.
+An Optuna study exists only during one call, in memory, and is rebuilt from the points. So there is no state to lose,
+and the same points give the same next point in any process.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from oneshot.sweep.search.points import Mode, Point, best, breaks, value_of
 
 Space = Mapping[str, RangeConfig]
 
-FEW_POINTS = 5  # fewer say nothing of importances
-TOP_QUANTILE = 0.1  # what counts as good there; Optuna's default
+FEW_POINTS = 5  # with fewer points, importances mean nothing
+TOP_QUANTILE = 0.1  # share of the points that counts as good; Optuna's default
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -41,22 +41,22 @@ def ask(
     mode: Mode,
     given: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """The next point: a value for every path of `space`, those in `given` as they are there.
+    """Return the next point: a value for every path of `space`; values in `given` are taken as they are.
 
-    TPE is Optuna 5's: multivariate, and with a constant liar for what is pending. Given values lie in their range, or
+    TPE is Optuna 5's: multivariate, with a constant liar for pending points. Given values lie in their range, or
     are one of its choices, with the right type: the caller checks that.
     """
     seed = _seed(sampler.seed, study, len(points))
-    asked = _restored(space, points, mode=mode, sampler=_sampler(sampler, points, seed=seed))
-    asked.enqueue_trial({path: _encoded(of, given[path]) for path, of in space.items() if path in given})
-    params = asked.ask(fixed_distributions=_distributions(space)).params
+    fresh_study = _restored(space, points, mode=mode, sampler=_sampler(sampler, points, seed=seed))
+    fresh_study.enqueue_trial({path: _encoded(of, given[path]) for path, of in space.items() if path in given})
+    params = fresh_study.ask(fixed_distributions=_distributions(space)).params
     return {path: _decoded(of, params[path]) for path, of in space.items()}
 
 
 def importances(space: Space, points: Sequence[Point], mode: Mode) -> dict[str, float]:
-    """Share of each path in reaching the best tenth (PED-ANOVA, arxiv.org/abs/2304.10255), the largest first.
+    """Return each path's share in reaching the best tenth (PED-ANOVA, arxiv.org/abs/2304.10255), largest first.
 
-    Empty where there are too few complete points, or the best tenth is no better than the worst point.
+    Empty with too few complete points, or if the best tenth is not better than the worst point.
     """
     complete = [point for point in points if value_of(point) is not None]
     values = sorted((value for point in complete if (value := value_of(point)) is not None), reverse=mode == "max")
@@ -77,7 +77,7 @@ def _seed(*parts: Any) -> int:
 def _sampler(config: SamplerConfig, points: Sequence[Point], *, seed: int) -> BaseSampler:
     if config.kind == "random":
         return RandomSampler(seed=seed)
-    # what is shown as running does not count as a start for Optuna, but it was one
+    # infeasible points that Optuna is shown as running do not count as startup points, but they were
     num_hidden = 0 if _any_ended(points) else sum(_is_infeasible(point) for point in points)
     return TPESampler(n_startup_trials=max(0, config.num_startup - num_hidden), seed=seed)
 
@@ -90,11 +90,11 @@ def _restored(space: Space, points: Sequence[Point], *, mode: Mode, sampler: Bas
 
 
 def _trial(space: Space, point: Point, *, ended: bool) -> FrozenTrial:
-    """A point as Optuna's TPE learns from it.
+    """Return a point as the Optuna trial from which TPE learns it.
 
-    An infeasible one is a pruned trial with an endless violation, which TPE puts among the bad unless the best tenth
-    cannot be filled otherwise. So while nothing has ended well it is a running one: these are always among the bad. A
-    failed trial would teach nothing.
+    An infeasible point is a pruned trial with an infinite violation, which TPE counts among the bad ones unless the
+    best tenth cannot be filled otherwise. So until a point has ended well it is a running trial, which always counts
+    among the bad ones. A failed trial would teach TPE nothing.
     """
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "pending": TrialState.RUNNING}
     violation = point.violation
@@ -135,10 +135,10 @@ def _distribution(of: RangeConfig) -> BaseDistribution:
 
 def _encoded(of: RangeConfig, value: Any) -> Any:
     if of.choice is not None:
-        assert repr(value) in map(repr, of.choice), f"{value!r} is none of {of.choice}"
+        assert repr(value) in map(repr, of.choice), f"{value!r} is not one of {of.choice}"
         return repr(value)
     low, high = _ends(of)
-    assert low <= value <= high, f"{value!r} is not from {low} to {high}"
+    assert low <= value <= high, f"{value!r} is not between {low} and {high}"
     return value
 
 
@@ -148,7 +148,7 @@ def _decoded(of: RangeConfig, value: Any) -> Any:
     low, high = _ends(of)
     if isinstance(low, int) and isinstance(high, int):
         return int(value)
-    # exp(log(high)) may be above high by a last digit
+    # exp(log(high)) may exceed high in the last digit
     return float(min(max(value, low), high))
 
 
@@ -158,16 +158,16 @@ def _ends(of: RangeConfig) -> tuple[int | float, int | float]:
 
 
 def figures(space: Space, points: Sequence[Point], mode: Mode, *, metric: str) -> dict[str, Figure]:
-    """`history`; `parallel_coordinates` where a point is complete; `importances` where there are any.
+    """Return `history`, and if possible `parallel_coordinates` and `importances`.
 
-    Drawn here, since Optuna's own cut long paths, and change pyplot's style for the whole process.
+    Optuna's own figures cut long paths and change pyplot's style for the whole process.
     """
-    found = {"history": _history(points, mode, metric=metric)}
+    drawn = {"history": _history(points, mode, metric=metric)}
     if any(value_of(point) is not None for point in points):
-        found["parallel_coordinates"] = _parallel_coordinates(space, points, mode, metric=metric)
+        drawn["parallel_coordinates"] = _parallel_coordinates(space, points, mode, metric=metric)
     if shares := importances(space, points, mode):
-        found["importances"] = _importances(shares, metric=metric)
-    return found
+        drawn["importances"] = _importances(shares, metric=metric)
+    return drawn
 
 
 def _history(points: Sequence[Point], mode: Mode, *, metric: str) -> Figure:
@@ -242,7 +242,7 @@ def _parallel_coordinates(space: Space, points: Sequence[Point], mode: Mode, *, 
 
 
 def _height(of: RangeConfig, value: Any) -> float:
-    """Where a value stands in its range, from 0 to 1."""
+    """Return the position of a value in its range, from 0 to 1."""
     if of.choice is not None:
         return [repr(choice) for choice in of.choice].index(repr(value)) / (len(of.choice) - 1)
     low, high = _ends(of)

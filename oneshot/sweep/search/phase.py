@@ -1,7 +1,7 @@
-"""Finished search trials -> the next points of their studies, and in the end what each has found.
+"""Finished search trials -> the next points of their studies, and each study's winner.
 
-A point is asked knowing the results of all points but the last `parallel` - 1, whenever those come: so a study asks
-the same points however often its driver is killed, and whatever ends first.
+A new point is asked with the results of all points except the last `parallel` - 1, even if these have come already. So
+a study asks the same points however often its driver is killed and whichever trial ends first.
 """
 
 import math
@@ -10,11 +10,12 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
-from oneshot.config.file import Sweep, Winner
 from oneshot.config.sweep import SearchConfig
-from oneshot.plan.plan import Plan, make_plan, with_point
+from oneshot.plan.pinned import Winner
+from oneshot.plan.plan import make_plan, with_point
 from oneshot.plan.studies import FOLDER, Study, freeze_point, freeze_winner
-from oneshot.store.store import Folder, Row, Store
+from oneshot.plan.sweep_run import SweepRun
+from oneshot.store.records import Row
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.points import Point, as_record, best
 from oneshot.trial.requests import Stops
@@ -22,51 +23,51 @@ from oneshot.trial.state import has_failed, trial_standing, view
 
 
 class Searching:
-    """A sweep's studies. `plan` and `sweep` are those with all that they have asked and found."""
+    """A sweep's studies. `plan` and `sweep` include the points asked and the winners found so far."""
 
-    def __init__(self, sweep: Sweep, plan: Plan, store: Store, folder: Folder, early: EarlyStopping) -> None:
-        self.sweep, self.plan = sweep, plan
-        self._store, self._folder, self._early = store, folder, early
+    def __init__(self, sweep_run: SweepRun, early: EarlyStopping) -> None:
+        self.sweep, self.plan = sweep_run.sweep, sweep_run.plan
+        self._store, self._folder, self._early = sweep_run.store, sweep_run.folder, early
         self._points: dict[tuple[str, int], Point] = {}
 
     def is_under_way(self) -> bool:
-        """Whether a study has not been won yet."""
+        """Return whether a study has no winner yet."""
         return any(study.name not in self.sweep.winners for study in self.plan.studies)
 
     def advance(self, stops: Stops) -> list[str]:
-        """Asks what can be asked, and ends studies that are through; says what it did, a line each."""
+        """Ask the points that can be asked, and finish complete studies; return one line for each action."""
         search = self.sweep.config.search
         assert search is not None, "only a sweep with a search has studies"
-        said = []
+        lines = []
         for study in self.plan.studies:
             if study.name in self.sweep.winners:
                 continue
-            said += self._ask(study, search, stops)
+            lines += self._ask(study, search, stops)
             points = self.points(study, stops)
-            if len(points) >= search.num_trials and all(one.state != "pending" for one in points):
-                said.append(self._win(study, search, points))
-        return said
+            if len(points) >= search.num_trials and all(point.state != "pending" for point in points):
+                lines.append(self._finish(study, search, points))
+        return lines
 
     def points(self, study: Study, stops: Stops) -> list[Point]:
-        """The study's points so far."""
+        """Return the study's points so far."""
         asked = self.sweep.points.get(study.name, [])
         return [self._point(study, number, params, stops) for number, params in enumerate(asked)]
 
     def _ask(self, study: Study, search: SearchConfig, stops: Stops) -> list[str]:
         from oneshot.sweep.search.optuna_study import ask  # Optuna takes seconds to import
 
-        said = []
+        lines = []
         points = self.points(study, stops)
         while len(points) < search.num_trials:
             number = len(points)
-            known = points[: max(0, number - search.parallel + 1)]
-            if any(one.state == "pending" for one in known):
+            visible = points[: max(0, number - search.parallel + 1)]
+            if any(point.state == "pending" for point in visible):
                 break
             given = search.warm_start[number] if number < len(search.warm_start) else {}
             params = ask(
                 study.space,
-                # of those that may still be under way nothing is known, even where they have ended
-                [*known, *(Point(params=one.params, state="pending") for one in points[len(known) :])],
+                # the last points count as pending, even those that have ended
+                [*visible, *(Point(params=point.params, state="pending") for point in points[len(visible) :])],
                 study=study.name,
                 sampler=search.sampler,
                 mode=search.objective.mode,
@@ -77,19 +78,19 @@ class Searching:
             self.sweep = replace(self.sweep, points={**self.sweep.points, study.name: asked})
             self.plan = with_point(self.plan, self.sweep, study, number)
             points.append(Point(params=params, state="pending"))
-            said.append(f"{study.name}: point {number} (of {search.num_trials}): {_shown(params)}")
-        return said
+            lines.append(f"{study.name}: point {number} (of {search.num_trials}): {_shown(params)}")
+        return lines
 
     def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
-        known = self._points.get((study.name, number))
-        if known is None:
-            known = self._judge(study, number, params, stops)
-            if known.state != "pending":
-                self._points[study.name, number] = known
-        return known
+        point = self._points.get((study.name, number))
+        if point is None:
+            point = self._judge(study, number, params, stops)
+            if point.state != "pending":
+                self._points[study.name, number] = point
+        return point
 
     def _judge(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
-        """What a point's trials amount to; their seeds and cells are averaged."""
+        """Return a point with the mean of its trials over cells and seeds."""
         search = self.sweep.config.search
         assert search is not None
         is_cut = False
@@ -109,33 +110,33 @@ class Searching:
                 return Point(params=params, state="pending")
             rows.append(view(trial, folder))
         if is_cut and (steps := self._early.judged(study.name, number)):
-            # not by its rows: its worker may still be about to write the last of them
+            # its rows may still be incomplete: the worker writes the last of them later
             last = steps[max(steps)]
             state: Literal["pruned", "infeasible"] = "pruned" if math.isfinite(last) else "infeasible"
             return Point(params=params, state=state, value=last if state == "pruned" else None, steps=steps)
         metric = search.objective.metric
-        values = [_value(of_one, metric, search) for of_one in rows]
-        found = [value for value in values if value is not None and math.isfinite(value)]
-        if len(found) < len(rows):  # a metric that never came, or is not a number
+        reported = [_value(trial_rows, metric, search) for trial_rows in rows]
+        values = [value for value in reported if value is not None and math.isfinite(value)]
+        if len(values) < len(rows):  # the metric never came, or is not a number
             return Point(params=params, state="infeasible")
         violation = None
         if search.constraint is not None:
-            lasts = [_last(of_one, search.constraint.metric) for of_one in rows]
-            if any(one is None or not math.isfinite(one) for one in lasts):
+            lasts = [_last(trial_rows, search.constraint.metric) for trial_rows in rows]
+            if any(value is None or not math.isfinite(value) for value in lasts):
                 return Point(params=params, state="infeasible")
-            level = fmean(one for one in lasts if one is not None)
+            level = fmean(value for value in lasts if value is not None)
             limit = search.constraint
             violation = level - limit.max if limit.max is not None else (limit.min or 0.0) - level
         return Point(
             params=params,
             state="pruned" if is_cut else "complete",
-            value=fmean(found),
+            value=fmean(values),
             violation=violation,
             steps=_mean_by_step(rows, metric),
         )
 
-    def _win(self, study: Study, search: SearchConfig, points: Sequence[Point]) -> str:
-        """Keeps what the study has found, and sets its part of the grid by it."""
+    def _finish(self, study: Study, search: SearchConfig, points: Sequence[Point]) -> str:
+        """Record the study and its winner, and set its part of the grid accordingly."""
         from oneshot.sweep.search.optuna_study import importances  # Optuna takes seconds to import
 
         mode = search.objective.mode
@@ -149,8 +150,8 @@ class Searching:
         record = {
             "study": study.name,
             "objective": search.objective.model_dump(),
-            "space": {path: known.model_dump(exclude_none=True) for path, known in study.space.items()},
-            "points": [as_record(one) for one in points],
+            "space": {path: space.model_dump(exclude_none=True) for path, space in study.space.items()},
+            "points": [as_record(point) for point in points],
             "winner": number,
             "importances": importances(study.space, points, mode),
         }
@@ -159,7 +160,7 @@ class Searching:
         self.sweep = replace(self.sweep, winners={**self.sweep.winners, study.name: winner})
         self.plan = make_plan(self.sweep)
         if number is None:
-            return f"{study.name}: no point of {len(points)} finished and kept to its constraint; its grid cannot run"
+            return f"{study.name}: none of {len(points)} points finished within its constraint; its grid cannot run"
         best_of = f"{search.objective.metric} {winner.value:.4f}"
         return f"{study.name}: point {number} wins with {best_of}: {_shown(winner.params)}"
 
@@ -179,8 +180,8 @@ def _last(rows: Sequence[Row], metric: str) -> float | None:
 
 def _mean_by_step(rows: Sequence[Sequence[Row]], metric: str) -> dict[int, float]:
     by_step: dict[int, list[float]] = {}
-    for of_one in rows:
-        for row in of_one:
+    for trial_rows in rows:
+        for row in trial_rows:
             if metric in row.metrics:
                 by_step.setdefault(row.step, []).append(row.metrics[metric])
     return {step: fmean(values) for step, values in sorted(by_step.items())}

@@ -1,4 +1,4 @@
-"""An export -> files of a LoggedModel, as MLflow's transformers flavour reads them."""
+"""An export -> the files of a LoggedModel that MLflow's transformers flavour reads."""
 
 import json
 import tempfile
@@ -18,11 +18,11 @@ from oneshot.export.write import Export
 
 MLMODEL = "MLmodel"
 WEIGHTS_PLACE, TOKENIZER_PLACE = "model", "components/tokenizer"
-"""Where the flavour looks."""
+"""Where the flavour looks for them."""
 
 
 def upload_files(client: MlflowClient, model: LoggedModel, export: Export) -> None:
-    """Stores the folder as it is, and what the flavour wants beside it, once; MLmodel comes last."""
+    """Upload the folder, and the further files that the flavour needs, once; MLmodel comes last."""
     if any(file.path == MLMODEL for file in client.list_logged_model_artifacts(model.model_id)):
         return
     client.log_model_artifacts(model.model_id, str(export.folder), WEIGHTS_PLACE)
@@ -39,9 +39,9 @@ def upload_files(client: MlflowClient, model: LoggedModel, export: Export) -> No
 
 
 def _description(model: LoggedModel, export: Export) -> Model:
-    """What makes `mlflow.transformers.load_model` know the files."""
+    """Return the description that `mlflow.transformers.load_model` reads."""
     text: list[ColSpec | TensorSpec] = [ColSpec(DataType.string)]
-    said = Model(
+    description = Model(
         model_id=model.model_id,
         run_id=model.source_run_id,
         signature=ModelSignature(inputs=Schema(text), outputs=Schema(text)),
@@ -50,7 +50,7 @@ def _description(model: LoggedModel, export: Export) -> Model:
     tokenizer = AutoTokenizer.from_pretrained(
         export.folder, trust_remote_code=export.kept.config.model.trust_remote_code
     )
-    said.add_flavor(
+    description.add_flavor(
         "transformers",
         transformers_version=version("transformers"),
         code=None,
@@ -63,4 +63,4 @@ def _description(model: LoggedModel, export: Export) -> Model:
         components=["tokenizer"],
         tokenizer_type=type(tokenizer).__name__,
     )
-    return said
+    return description

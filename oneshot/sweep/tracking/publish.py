@@ -1,39 +1,31 @@
 """A report -> the sweep's folder in the store, and its parent run in MLflow."""
 
-from oneshot.config.file import Sweep
-from oneshot.plan.plan import Plan
+from oneshot.errors import first_line
+from oneshot.plan.sweep_run import SweepRun
 from oneshot.report.page import Report
-from oneshot.store.store import Store
-from oneshot.sweep.run import mlflow_location
 
 FOLDER = "report"
 
 
-def keep_report(report: Report, plan: Plan, store: Store) -> str:
-    """Puts the report beside the sweep's records; returns where."""
-    folder = store.sweep(plan.name)
+def keep_report(report: Report, sweep_run: SweepRun) -> str:
+    """Write the report into the sweep's folder; return the path."""
+    folder = sweep_run.folder
     for name, text in report.files.items():
         folder.write(f"{FOLDER}/{name}", text)
     return f"{folder.path}/{FOLDER}"
 
 
-def publish_report(report: Report, sweep: Sweep, plan: Plan, store: Store) -> str:
-    """Shows the report in MLflow; returns why it could not, empty where it could."""
-    uri, artifacts = mlflow_location(sweep, store)
+def publish_report(report: Report, sweep_run: SweepRun) -> str:
+    """Show the report in MLflow; return why that failed, or an empty string."""
+    location = sweep_run.mlflow()
     from oneshot.sweep.tracking.tracker import Tracker  # MLflow takes seconds to import
 
     try:
-        tracker = Tracker(
-            plan,
-            store,
-            tracking_uri=uri,
-            experiment=sweep.config.mlflow.experiment or plan.name,
-            artifacts=artifacts,
-        )
+        tracker = Tracker(sweep_run.plan, sweep_run.store, location)
         if not tracker.has_parent:
             return "the sweep has no run there"
         tracker.describe(report.description)
         tracker.publish(report.files)
-    except Exception as error:  # server, network or disk: the report is kept, and can be shown again
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+    except Exception as error:  # server, network or disk: the report is in the store and can be shown again
+        return first_line(error)
     return ""

@@ -1,6 +1,6 @@
-"""An export -> MLflow: one LoggedModel for what it contains, on the trial's run, with its accuracies.
+"""An export -> MLflow: one LoggedModel on the trial's run, with its accuracies.
 
-Like a run, it can be made again from what is in the store and the folder, and is looked up by a tag before it is made.
+Like a run, it can be made again from the store and the folder, and is looked up by a tag before it is created.
 """
 
 from collections.abc import Sequence
@@ -14,35 +14,36 @@ from mlflow.exceptions import MlflowException
 from oneshot.export.card import base_model
 from oneshot.export.kept import Kept
 from oneshot.export.write import Export
-from oneshot.sweep.tracking.tracker import NOTE, TRIAL, connect, find_experiment, is_curve, run_identity, run_params
+from oneshot.plan.sweep_run import MlflowLocation
+from oneshot.sweep.tracking.run_data import is_curve, run_identity, run_params
+from oneshot.sweep.tracking.server import connect, find_experiment
+from oneshot.sweep.tracking.tracker import NOTE, TRIAL
 
 IDENTITY = "oneshot.export"
-"""Tag of a LoggedModel: what it contains."""
+"""The tag that names a LoggedModel's contents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """What MLflow has of an export."""
+    """An export's record in MLflow."""
 
     model_id: str
     experiment: str
     run_id: str | None
-    """Of the trial; None where MLflow has no run of it, and so no accuracies either."""
+    """The trial's run; None if MLflow has none, and so no accuracies either."""
     version: str | None
-    """In the registered model that was asked for."""
+    """In the registered model, if one was asked for."""
 
 
-def register(
-    export: Export, *, tracking_uri: str, experiment: str, artifacts: str | None, upload: bool, name: str | None
-) -> Registered:
-    """Makes or finds the export's LoggedModel, and adds what it lacks; with `upload` or a `name` also its files.
+def register(export: Export, location: MlflowLocation, *, upload: bool, name: str | None) -> Registered:
+    """Create or complete the export's LoggedModel; with `upload` or a `name`, upload its files too.
 
     Raises:
-        MlflowException, OSError: the server does not answer, or does not take it.
+        MlflowException, OSError: the server does not answer, or rejects it.
     """
-    client = connect(tracking_uri)
+    client = connect(location.uri)
     metrics = [f"eval/{suite}/pass_at_1" for suite in export.kept.config.eval.suites]
-    experiment_id = find_experiment(client, experiment, artifacts, metrics=metrics)
+    experiment_id = find_experiment(client, location.experiment, location.artifacts, metrics=metrics)
     run = _find_run(client, experiment_id, export.kept)
     model = _find_model(client, experiment_id, export) or _make_model(client, experiment_id, export, run)
     client.set_logged_model_tags(model.model_id, {"exported.to": str(export.folder)})
@@ -57,14 +58,14 @@ def register(
     version = None if name is None else _version(client, model, run, name)
     return Registered(
         model_id=model.model_id,
-        experiment=experiment,
+        experiment=location.experiment,
         run_id=None if run is None else str(run.info.run_id),
         version=version,
     )
 
 
 def note_push(model_id: str, *, tracking_uri: str, repository: str) -> None:
-    """Says on a LoggedModel where it was pushed."""
+    """Note on a LoggedModel where it was pushed."""
     connect(tracking_uri).set_logged_model_tags(model_id, {"hub": repository})
 
 
@@ -81,8 +82,8 @@ def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> Log
     condition = f"tags.`{IDENTITY}` = '{export.identity}'"
     if (sweep := export.kept.asked.sweep) is not None:
         condition += f" AND tags.`sweep` = '{sweep.config.name}'"
-    found = client.search_logged_models([experiment_id], condition)
-    return next(iter(found), None)
+    models = client.search_logged_models([experiment_id], condition)
+    return next(iter(models), None)
 
 
 def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: Run | None) -> LoggedModel:
@@ -113,30 +114,30 @@ def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: R
 
 
 def model_name(kept: Kept) -> str:
-    """What the Models tab calls it: `tiny-qwen2-sum-outcome-seed-0`."""
-    return "".join(one if one.isalnum() or one in "-_" else "-" for one in kept.label)[:250]
+    """Return the name in the Models tab: `tiny-qwen2-sum-outcome-seed-0`."""
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in kept.label)[:250]
 
 
 def _note(export: Export) -> str:
     base = "@".join(base_model(export.kept).values())
     return (
         f"**{export.kept.label}**: `{base}` after {export.kept.step} steps, in {export.dtype}. Trial "
-        f"`{export.kept.asked.key}`; written to what the tag `exported.to` says last."
+        f"`{export.kept.asked.key}`; last written to the folder in the tag `exported.to`."
     )
 
 
 def _link(client: MlflowClient, model: LoggedModel, run: Run, kept: Kept) -> None:
-    """Shows the model among the run's outputs, and the accuracies of its weights on the model; each once."""
+    """Show the model among the run's outputs, and its accuracies on the model, each once."""
     run_id = str(run.info.run_id)
     outputs = run.outputs.model_outputs if run.outputs is not None else []
-    if model.model_id not in {one.model_id for one in outputs}:
+    if model.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id=model.model_id, step=kept.step)])
-    there = {(metric.key, metric.dataset_digest, metric.run_id) for metric in model.metrics or ()}
+    logged = {(metric.key, metric.dataset_digest, metric.run_id) for metric in model.metrics or ()}
     fresh = [
-        metric for metric in _metrics(kept, model, run_id) if (metric.key, metric.dataset_digest, run_id) not in there
+        metric for metric in _metrics(kept, model, run_id) if (metric.key, metric.dataset_digest, run_id) not in logged
     ]
     if fresh:
-        # the run has the same points already: key, value, time and step are alike, and MLflow keeps one
+        # the run already has points of the same key, value, time and step, of which MLflow keeps one
         client.log_batch(run_id, metrics=fresh)
 
 
@@ -145,34 +146,35 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
         Metric(
             name,
             value,
-            one.time_ms,
-            one.step,
+            evaluation.time_ms,
+            evaluation.step,
             model_id=model.model_id,
-            dataset_name=one.suite,
-            dataset_digest=one.digest[:36],
+            dataset_name=evaluation.suite,
+            dataset_digest=evaluation.digest[:36],
             run_id=run_id,
         )
-        for one in kept.evaluations
-        if one.step == kept.step and one.is_asked
-        for name, value in ((f"eval/{one.suite}/{measure}", value) for measure, value in one.metrics.items())
+        for evaluation in kept.evaluations
+        if evaluation.step == kept.step and evaluation.is_asked
+        for measure, value in evaluation.metrics.items()
+        for name in (f"eval/{evaluation.suite}/{measure}",)
         if is_curve(name)
     ]
 
 
 def _version(client: MlflowClient, model: LoggedModel, run: Run | None, name: str) -> str:
-    """The model's version under a registered name, made where there is none."""
+    """Return the model's version under a registered name, created if needed."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known: Sequence[Any] = client.search_model_versions(f"name = '{name}'")
-    mine = next((one for one in known if one.source == model.artifact_location), None)
-    if mine is None:
-        mine = client.create_model_version(
+    versions: Sequence[Any] = client.search_model_versions(f"name = '{name}'")
+    own = next((version for version in versions if version.source == model.artifact_location), None)
+    if own is None:
+        own = client.create_model_version(
             name,
-            source=model.artifact_location,  # models:/<id> would be looked up in another server than this client's
+            source=model.artifact_location,  # MLflow would look up models:/<id> on another server than this client's
             run_id=None if run is None else str(run.info.run_id),
             model_id=model.model_id,
         )
-    return str(mine.version)
+    return str(own.version)

@@ -1,21 +1,49 @@
-"""A tracking URI -> why the driver cannot use it, with the mend; nothing where it can."""
+"""A tracking URI -> a client, an experiment, or why the driver cannot use it."""
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 NO_TRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""A server that is down is to be told of at once, not after minutes of tries."""
+"""With these, a server that is down is reported at once, not after minutes of retries."""
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Return a client that logs little and gives up after two retries."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # without this, MLflow prints a line for every run that ends
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def find_experiment(client: MlflowClient, name: str, artifacts: str | None, *, metrics: Sequence[str]) -> str:
+    """Return the id of an experiment, creating it if needed; `metrics` are its main ones, the first is primary."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    experiment_id = client.create_experiment(name, artifact_location=artifacts)
+    # without the kind, the UI takes tables of completions for those of an LLM application
+    client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+    for metric in metrics[:1]:
+        client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", metric)
+        client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.greaterIsBetter", "True")
+    return str(experiment_id)
 
 
 def why_not(uri: str) -> str:
-    """Asks MLflow for one experiment."""
+    """Ask MLflow for one experiment; return the reason if that fails, or an empty string."""
     if uri.startswith("sqlite:///"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
-        return "" if os.access(folder, os.W_OK) else f"{folder}: cannot be written; set mlflow.tracking_uri to a server"
+        return (
+            "" if os.access(folder, os.W_OK) else f"{folder}: not writable; set mlflow.tracking_uri to an MLflow server"
+        )
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in NO_TRIES}
     os.environ |= NO_TRIES
@@ -38,17 +66,17 @@ def _explain(uri: str, error: MlflowException) -> str:
     if "Invalid Host header" in text or "DNS rebinding" in text:
         host = uri.partition("://")[2].partition("/")[0]
         return (
-            f"{uri} refuses requests for the host {host}: start the server with `--allowed-hosts` naming it, with and "
-            "without its port"
+            f"{uri} refuses requests for the host {host}; start the server with `--allowed-hosts` and this host, "
+            "with and without its port"
         )
     if "error code 401" in text or status == 401 or "not authenticated" in text:
         return (
-            f"{uri} asks for a user and password, or for others: set MLFLOW_TRACKING_USERNAME and "
+            f"{uri} rejects the user name and password, or their absence; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD in the environment of the head's `ray start`"
         )
     if "error code 403" in text:
-        return f"{uri} does not let this user in: {_line(text)}"
-    return f"{uri} does not answer: {_line(text)}; is it up, and is there a way to it from the driver's machine?"
+        return f"{uri} denies access to this user: {_line(text)}"
+    return f"{uri} does not answer: {_line(text)}; check that it runs and that the driver's machine can reach it"
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Wake-ups -> MLflow brought up to date in a thread of its own, so that an outage never stops or slows a trial."""
+"""News of trainings -> MLflow, in a separate thread, so that an outage never stops or slows a trial."""
 
 import logging
 import math
@@ -6,30 +6,30 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from oneshot.config.file import Sweep
+from oneshot.errors import first_line
 from oneshot.plan.plan import Plan, Trial
-from oneshot.store.store import Store
+from oneshot.plan.sweep_run import SweepRun
 
 if TYPE_CHECKING:
     from oneshot.sweep.tracking.tracker import Tracker
 
 PAUSE_S = 15.0
-"""Between two tries, while MLflow does not answer."""
+"""Wait between two tries while MLflow does not answer."""
 
 REFRESH_S = 30.0
-"""Between two drawings of the whole sweep's table and figures."""
+"""Least time between two updates of the sweep's table and figures."""
 
 logger = logging.getLogger(__name__)
 
 
 class TrackingThread:
-    """Keeps which trainings have news, and sends them one by one; what fails is news still."""
+    """A queue of trainings with news, sent one by one; what could not be sent stays in the queue."""
 
-    def __init__(self, sweep: Sweep, plan: Plan, store: Store, *, uri: str, artifacts: str | None) -> None:
+    def __init__(self, sweep_run: SweepRun) -> None:
         self.error = ""
-        self._sweep, self._plan, self._store = sweep, plan, store
-        self._uri, self._artifacts = uri, artifacts
-        self._trials = _by_key(plan)
+        self._sweep, self._plan, self._store = sweep_run.sweep, sweep_run.plan, sweep_run.store
+        self._location = sweep_run.mlflow()
+        self._trials = _by_key(self._plan)
         self._news: dict[str, None] = {}  # as an ordered set
         self._has_ended = False
         self._refreshed_s = -math.inf
@@ -41,20 +41,20 @@ class TrackingThread:
         self._thread.start()
 
     def replan(self, plan: Plan) -> None:
-        """The sweep has trials that it had not."""
+        """Note that the sweep has new trials."""
         with self._changed:
             self._plan, self._trials = plan, _by_key(plan)
             self._is_replanned = True
 
     def wake(self, key: str, *, ended: bool) -> None:
-        """A training has something new."""
+        """Note that a training has news."""
         with self._changed:
             self._news[key] = None
             self._has_ended = self._has_ended or ended
             self._changed.notify()
 
     def finish(self, status: str) -> None:
-        """Sends everything that is left, ends the parent, and waits for it."""
+        """Send everything that is left, end the parent run, and wait until that is done."""
         with self._changed:
             self._status = status
             self._changed.notify()
@@ -71,35 +71,28 @@ class TrackingThread:
             try:
                 self._sync(key)
                 self.error = ""
-            except Exception as error:  # server, network or disk: the trials go on, and this is tried again
+            except Exception as error:  # server, network or disk: trials continue, and this is tried again
                 self._say(error)
                 with self._changed:
                     self._news[key] = None
                     self._changed.wait_for(lambda: self._status, timeout=PAUSE_S)
         try:
             self._close()
-        except Exception as error:  # the same; `run` again catches up
+        except Exception as error:  # the same; the next `run` sends the rest
             self._say(error)
 
     def _say(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        text = first_line(error)
         if text != self.error:
             logger.warning("MLflow is behind: %s", text)
         self.error = text
 
     def _open(self) -> "Tracker":
         if self._tracker is None:
-            from oneshot.sweep.tracking.tracker import (
-                Tracker,
-            )  # MLflow takes seconds to import, and the trials need not wait
+            # MLflow takes seconds to import, and the trials need not wait for it
+            from oneshot.sweep.tracking.tracker import Tracker
 
-            self._tracker = Tracker(
-                self._plan,
-                self._store,
-                tracking_uri=self._uri,
-                experiment=self._sweep.config.mlflow.experiment or self._plan.name,
-                artifacts=self._artifacts,
-            )
+            self._tracker = Tracker(self._plan, self._store, self._location)
         return self._tracker
 
     def _sync(self, key: str) -> None:
@@ -132,7 +125,7 @@ class TrackingThread:
         for trial in (trial for trials in self._trials.values() for trial in trials):
             try:
                 tracker.sync(trial)
-            except Exception as error:  # one trial's trouble is not the others'
+            except Exception as error:  # the other trials are still sent
                 first_error = first_error or error
         tracker.close(self._status)
         if first_error is not None:
@@ -141,8 +134,8 @@ class TrackingThread:
 
 
 def _by_key(plan: Plan) -> dict[str, list[Trial]]:
-    found: dict[str, list[Trial]] = {}
+    trials: dict[str, list[Trial]] = {}
     for trial in plan.trials:
         if trial.key is not None:
-            found.setdefault(trial.key, []).append(trial)
-    return found
+            trials.setdefault(trial.key, []).append(trial)
+    return trials

@@ -1,7 +1,7 @@
-"""A plan -> views of its runs that MLflow's page offers under `Views`: what a person would set up by hand, once.
+"""A plan -> saved views of its runs, which MLflow's page offers under `Views`.
 
-A view is a tag of the experiment, in the words of MLflow's page (3.17): a filter, an order, columns, groups and charts.
-What the page does not know it leaves out, and what a view does not say the page fills in.
+A view is a tag of the experiment, in the format of MLflow's page (3.17): a filter, an order, columns, groups and
+charts. The page ignores keys that it does not know, and fills in missing ones.
 """
 
 import json
@@ -10,12 +10,12 @@ from typing import Any
 from oneshot.plan.plan import Plan
 
 TAG = "mlflow.sharedViewState."
-"""How the name of an experiment's tag begins that is a view."""
+"""Prefix of the tags that are views."""
 CELLS, TRIALS = "cells", "trials"
 
 
 def views(plan: Plan, *, time_ms: int) -> dict[str, str]:
-    """Tag -> value: the means of each cell, and every trial by itself."""
+    """Return two views by tag: the means of each cell, and every trial."""
     return {
         f"{TAG}{key(plan, which)}": json.dumps(
             {
@@ -30,18 +30,18 @@ def views(plan: Plan, *, time_ms: int) -> dict[str, str]:
 
 
 def key(plan: Plan, which: str) -> str:
-    """What a view is called in an address."""
+    """Return a view's key in a URL."""
     return f"oneshot-{plan.name}-{which}"
 
 
 def links(plan: Plan, experiment_id: str) -> str:
-    """Markdown that leads to the views, as charts; to wherever the page that shows it comes from."""
+    """Return Markdown links to the views as charts, relative to the page that shows them."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey="
     return f"Charts: [cells]({page}{key(plan, CELLS)}), [trials]({page}{key(plan, TRIALS)})."
 
 
 def accuracies(plan: Plan) -> list[str]:
-    """The metrics that a sweep is about: a suite's accuracy, each."""
+    """Return each suite's accuracy metric."""
     suites = dict.fromkeys(suite for trial in plan.trials for suite in trial.config.eval.suites)
     return [f"eval/{suite}/pass_at_1" for suite in suites]
 
@@ -59,7 +59,7 @@ def _state(plan: Plan, which: str) -> dict[str, Any]:
         "runsHiddenMode": "FIRST_20_RUNS",
     }
     if curves:
-        # not by time: the page would nest trials under the sweep's run, and draw no curve of them
+        # ordered by time, the page would nest trials under the sweep's run and draw no curves of them
         state |= {"orderByKey": f"metrics.`{curves[0]}`", "orderByAsc": False, "isAccordionReordered": True}
         state["compareRunSections"] = [_section("Held-out accuracy")]
         state["compareRunCharts"] = [*map(_curve, curves), _parallel([*axes, "seed"], curves)]
@@ -73,9 +73,9 @@ def _section(name: str) -> dict[str, Any]:
     return {"uuid": "oneshot", "name": name, **flags}
 
 
-def _card(kind: str, name: str, **facts: Any) -> dict[str, Any]:
+def _card(kind: str, name: str, **settings: Any) -> dict[str, Any]:
     where = {"metricSectionId": "oneshot", "deleted": False, "isGenerated": False, "runsCountToCompare": 20}
-    return {"uuid": f"oneshot-{kind}-{name}", "type": kind, "displayName": name, **where, **facts}
+    return {"uuid": f"oneshot-{kind}-{name}", "type": kind, "displayName": name, **where, **settings}
 
 
 def _curve(metric: str) -> dict[str, Any]:

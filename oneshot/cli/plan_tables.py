@@ -1,0 +1,178 @@
+"""A plan -> its tables and lines on a terminal: cells, memory, cost, wall-clock time, edits."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from oneshot.cli.layout import plain_table
+from oneshot.config.sweep import BudgetConfig
+from oneshot.models.placement import HEADROOM, Memory, Placement, alternatives
+from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
+from oneshot.plan.plan import Plan, Trial
+
+if TYPE_CHECKING:
+    from oneshot.plan.edits import Edits
+    from oneshot.plan.wallclock import Schedule
+
+
+def plan_table(plan: Plan) -> Group:
+    """Return the table of a plan's cells, and the memory table if it uses GPUs."""
+    tables: list[RenderableType] = [_cells_table(plan)]
+    if _needs(plan):
+        tables += [Text(), _memory_table(plan)]
+    return Group(*tables)
+
+
+def _cells_table(plan: Plan) -> Table:
+    axes = list(plan.trials[0].cell) if plan.trials else []
+    uses_gpus = any(trial.resources.gpus for trial in plan.trials)
+    hours_column = ["GPU-h a trial"] if uses_gpus else []
+    table = plain_table([*axes, "seeds", "steps", "cpus", "gpus", *hours_column, "keys"])
+    by_cell: dict[tuple[str, ...], list[int]] = {}
+    for index, trial in enumerate(plan.trials):
+        by_cell.setdefault(tuple(trial.cell.values()), []).append(index)
+    for cell, indices in by_cell.items():
+        first = plan.trials[indices[0]]
+        key = f"waits for {first.waits_for}" if first.key is None else first.key
+        hours = first.cost.gpu_hours
+        table.add_row(
+            *cell,
+            " ".join(str(plan.trials[index].seed) for index in indices),
+            str(first.config.train.num_steps),
+            f"{first.resources.cpus:g}",
+            f"{first.resources.gpus:g}",
+            *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
+            key + ("?" if first.provisional else "") + (" ..." if len(indices) > 1 else ""),
+        )
+    return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    """Return the GiB that each part takes of one GPU; for larger trials, also other placements."""
+    table = plain_table(())
+    table.add_column("GiB of a GPU", no_wrap=True)
+    for column in _PARTS:
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for trial in _needs(plan):
+        chosen = trial.placement
+        assert chosen is not None, "_needs returns trials with a placement"
+        is_small = chosen.fits and trial.resources.processes == 1
+        rows = [] if is_small else list(alternatives(trial.config, trial.resources))
+        table.add_row(trial.config.model.path.rpartition("/")[2])
+        rows = [chosen if _same_way(row, chosen) else row for row in rows]
+        for row in rows if chosen in rows else [chosen, *rows]:
+            marks = ["does not fit"] * (not row.fits) + ["this sweep"] * (row == chosen)
+            table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
+    return table
+
+
+_PARTS = (
+    "weights", "AdamW", "reference", "copy", "KV", "logits", "gradients", "gathered", "activations", "head", "peak",
+)  # fmt: skip
+
+
+def _same_way(row: Placement, other: Placement) -> bool:
+    """Return whether two placements are the same, however they were asked for."""
+    return (row.resources.gpus, row.strategy, row.adapter) == (other.resources.gpus, other.strategy, other.adapter)
+
+
+def _needs(plan: Plan) -> list[Trial]:
+    """Return the largest trial on GPUs for each model and placement."""
+    largest: dict[object, Trial] = {}
+    for trial in plan.trials:
+        if not trial.resources.gpus or trial.placement is None:
+            continue
+        adapter = trial.config.model.adapter
+        adapted = None if adapter is None else adapter.model_dump_json()  # a list of targets has no hash
+        need = (trial.config.model.path, adapted, trial.placement.strategy, trial.resources.gpus)
+        placement = largest.setdefault(need, trial).placement
+        if placement is not None and trial.placement.memory.peak_gib > placement.memory.peak_gib:
+            largest[need] = trial
+    return list(largest.values())
+
+
+def _way(row: Placement) -> str:
+    gpus = f"{row.resources.gpus:g} GPU{'s' if row.resources.gpus > 1 else ''}"
+    how: list[str] = [] if row.strategy == "single" else [row.strategy]
+    how += [f"{row.adapter.kind} r {row.adapter.r}"] if row.adapter is not None else []
+    how += ["offload"] if row.strategy == "fsdp" and row.resources.cpu_offload else []
+    return ", ".join([gpus, *how])
+
+
+def _memory_cells(memory: Memory) -> list[str]:
+    lasting = (memory.weights, memory.optimiser, memory.reference)
+    update = (memory.gradients, memory.gathered, memory.activations, memory.head)
+    parts = (*lasting, memory.decoding, memory.kv, memory.sampling, *update, memory.peak_gib)
+    return [f"{part:.1f}" if part else "-" for part in parts]
+
+
+def cost_lines(plan: Plan) -> list[str]:
+    """Return a plan's totals, and how they were estimated."""
+    totals = plan.to_json()
+    lines = [
+        "",
+        f"{plan.num_cells} cells, {len(plan.trials)} trials, {totals['num_trainings']} trainings; "
+        f"about {totals['tokens']:,} completion tokens (training alone: at most {totals['max_tokens']:,})",
+    ]
+    on_gpus = [trial for trial in plan.paid() if trial.resources.gpus]
+    if not on_gpus:
+        return lines
+    if plan.gpu_hours is None:
+        return [*lines, "GPU-hours unknown: the size of a cell's model is unknown; set `cost: {step_s: ...}`"]
+    digits = 1 if plan.gpu_hours < 100 else 0
+    lines.append(f"{plan.gpu_hours:,.{digits}f} GPU-hours: {', '.join(totals['gpu_hours_basis'])} seconds a step")
+    if "estimated" in totals["gpu_hours_basis"]:
+        lines.append(
+            f"estimate: {MEAN_TOKENS} tokens a completion unless stated, at {EFFICIENCY:.0%} of an 80 GB H100's "
+            "bfloat16 peak (assumed, not measured)"
+        )
+    largest = max(on_gpus, key=_size_on_node)
+    lines.append(f"each trial needs one node: the largest ({largest.label}) takes {_node(largest)}")
+    placements = [trial.placement for trial in on_gpus if trial.placement is not None]
+    if placements:
+        worst = max(placements, key=lambda placement: placement.memory.peak_gib)
+        lines += [
+            f"memory: up to {worst.memory.peak_gib:,.0f} of {worst.usable_gib:,.0f} usable GiB of a GPU, with "
+            f"{HEADROOM:.0%} left free (estimated, docs/memory.md);",
+            "the peak is the first three columns plus the rollout (copy, KV, logits) or the update (gradients to head)",
+        ]
+    return lines
+
+
+def _size_on_node(trial: Trial) -> tuple[float, float, float]:
+    return trial.resources.gpus, trial.resources.memory_gib or 0.0, trial.resources.cpus
+
+
+def _node(trial: Trial) -> str:
+    need = trial.resources
+    memory = f", {need.memory_gib:g} GiB memory" if need.memory_gib else ""
+    kind = f", {' or '.join(need.accelerator)}" if need.accelerator else ""
+    return f"{need.gpus:g} GPUs, {need.cpus:g} CPUs{memory}{kind}"
+
+
+def schedule_lines(schedule: "Schedule | None", budget: BudgetConfig, *, gpus: float) -> list[str]:
+    """Return the wall-clock time on N GPUs, and what the budget allows."""
+    if schedule is None:
+        return [f"on {gpus:g} GPUs: unknown, because no trial uses a GPU or a cost is unknown"]
+    lines = [f"on {gpus:g} GPUs: about {schedule.hours:,.1f} h, if each trial starts as soon as its GPUs are free"]
+    limits = budget.limits()
+    if any(limit is not None for limit in limits.values()):
+        total = len(schedule.end_hours)
+        lines.append(
+            f"within the budget: {schedule.num_within(**limits)} of {total} trainings, in the order of the plan"
+        )
+    return lines
+
+
+def edit_lines(edits: "Edits | None") -> list[str]:
+    """Return what an edited file changes in a sweep that has begun."""
+    if edits is None:
+        return []
+    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.changed)} changed, "
+    counts += f"{len(edits.orphaned)} orphaned"
+    lines = [f"since the sweep began: {counts} trials"]
+    lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
+    return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]

@@ -1,0 +1,104 @@
+"""Results and verdicts of a sweep -> their tables on a terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from oneshot.cli.layout import plain_table
+from oneshot.logs import printable
+from oneshot.report.cells import CellLine
+from oneshot.report.compare import SweepComparison
+from oneshot.report.page import effect_text, interval_text, p_text, where_text
+from oneshot.report.stats import Interval
+from oneshot.report.verdicts import JudgedClaim
+
+STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+
+
+def cells_table(lines: Sequence[CellLine]) -> Table:
+    """Return each cell's accuracy before and after training, and its gain with an interval."""
+    axes = list(map(printable, lines[0].cell)) if lines else []
+    table = plain_table([*axes, "suite"], ("seeds", "start", "last", "gain", "95% interval"))
+    for line in lines:
+        table.add_row(
+            *map(printable, line.cell.values()),
+            printable(line.suite),
+            f"{line.last.num}/{line.num_planned}",
+            f"{line.start.mean:.3f}" if line.start else "-",
+            f"{line.last.mean:.3f}",
+            f"{line.gain.mean:+.3f}" if line.gain else "-",
+            _interval(line.gain),
+        )
+    return table
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return "-"
+    return f"{interval.low:+.3f} to {interval.high:+.3f}"
+
+
+def verdict_table(judged: Sequence[JudgedClaim]) -> Table:
+    """Return each claim's verdict, effect and interval; accuracies in points."""
+    table = plain_table(("claim", "", "verdict"), ("effect", "95% interval", "p", "p, Holm", "seeds", "problems"))
+    for claim in judged:
+        table.add_row(
+            printable(claim.name),
+            printable(where_text(claim)),
+            Text(claim.verdict, style=STYLES[claim.verdict]),
+            effect_text(claim, claim.effect) or "-",
+            interval_text(claim) or "-",
+            p_text(claim.p_value) or "-",
+            p_text(claim.p_holm) or "-",
+            str(claim.num_seeds),
+            "-" if claim.num_problems is None else str(claim.num_problems),
+        )
+    return table
+
+
+def note_lines(judged: Sequence[JudgedClaim]) -> list[str]:
+    """Return the notes on the verdicts, each once with the claims it belongs to."""
+    claims: dict[str, list[str]] = {}
+    for claim in judged:
+        name = f"{claim.name} ({where_text(claim)})" if claim.cells else claim.name
+        for note in claim.notes:
+            claims.setdefault(note, []).append(name)
+    return [
+        printable(f"note: {note}" if len(names) == len(judged) else f"note: {', '.join(names)}: {note}")
+        for note, names in claims.items()
+    ]
+
+
+def comparison_table(comparison: SweepComparison, *, a: str, b: str) -> Table:
+    """Return the common cells of two sweeps after the last step, with the difference b - a."""
+    numbers = (printable(a), printable(b), "b - a", "95% interval", "p, Holm", "seeds")
+    table = plain_table(("cell", "suite"), numbers)
+    table.add_column("note")
+    for line in comparison.lines:
+        difference = line.difference
+        ends = (
+            "-" if difference is None or difference.low is None else f"{difference.low:+.3f} to {difference.high:+.3f}"
+        )
+        table.add_row(
+            printable(line.cell),
+            printable(line.suite),
+            f"{line.a.mean:.3f}",
+            f"{line.b.mean:.3f}",
+            "-" if difference is None else f"{difference.effect:+.3f}",
+            ends,
+            p_text(line.p_holm) or "-",
+            "-" if difference is None else str(difference.num_seeds),
+            printable(line.note),
+        )
+    return table
+
+
+def comparison_lines(comparison: SweepComparison, *, a: str, b: str) -> list[str]:
+    """Return what the table leaves out, and why."""
+    only = [
+        f"only in {side}: {', '.join(cells)}"
+        for side, cells in ((a, comparison.only_a), (b, comparison.only_b))
+        if cells
+    ]
+    return [printable(line) for line in (*comparison.notes, *only)]

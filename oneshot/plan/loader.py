@@ -1,0 +1,115 @@
+"""A sweep file, or a sweep in the store -> the pinned sweep and its plan."""
+
+from typing import Any
+
+from oneshot.config.file import SweepFile, read
+from oneshot.config.sweep import ResourceConfig
+from oneshot.config.trial import TrialConfig
+from oneshot.errors import DataError, ModelError, SweepFileError, UserError
+from oneshot.plan.cost import Cost
+from oneshot.plan.pinned import PinnedSweep
+from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
+from oneshot.plan.revisions import frozen_revisions, pin_revisions
+from oneshot.plan.studies import frozen_search
+from oneshot.plan.sweep_run import SweepRun
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
+
+UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, basis="unknown")
+
+
+def pin_recorded(file: SweepFile, folder: Folder) -> PinnedSweep:
+    """Return the sweep with what its folder records: the pins of its first run."""
+    return frozen_search(frozen_revisions(frozen_rankings(file, folder), folder), folder)
+
+
+def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
+    """Return the sweep with its recorded pins, and every ranking that can be made now. Writes nothing."""
+    folder = store.sweep(file.config.name)
+    ranked, _ = known_rankings(file, store)
+    return frozen_search(frozen_revisions(ranked, folder), folder)
+
+
+def pin_all(file: SweepFile, store: Store) -> SweepRun:
+    """Return the sweep ready to run: everything pinned and recorded in its folder.
+
+    Asks the hub for the commit of each moving revision, once for each sweep.
+
+    Raises:
+        UserError: a ranking's history is missing, or the hub cannot be reached.
+    """
+    folder = store.sweep(file.config.name)
+    ranked = pin_rankings(file, store)
+    sweep = frozen_search(frozen_revisions(ranked, folder), folder)
+    plan = make_plan(sweep)
+    pinned = pin_revisions(sweep, plan, folder)
+    return SweepRun(sweep=pinned, plan=plan if pinned is sweep else make_plan(pinned), store=store)
+
+
+def begun_text(store: Store, name: str) -> str:
+    """Return the sweep file's text as the sweep was last run.
+
+    Raises:
+        UserError: the store has no such sweep.
+    """
+    text = store.sweep(name).read("sweep.yaml")
+    if text is None:
+        names = ", ".join(sweep_names(store)) or "none"
+        raise UserError(
+            f"{name}: no sweep of this name in {store.root}, which has {names}; check the name or --storage"
+        )
+    return text
+
+
+def recorded_sweep(folder: Folder, text: str, *, name: str) -> PinnedSweep:
+    """Return the sweep as its folder records it, `--set` values and pins included; `name` is what errors call it."""
+    return pin_recorded(read(text, name=name, settings=folder.read_json("settings.json") or {}), folder)
+
+
+def begun_sweep(store: Store, name: str) -> SweepRun:
+    """Return a sweep of the store as it was last run.
+
+    Raises:
+        UserError: the store has no such sweep.
+    """
+    folder = store.sweep(name)
+    sweep = recorded_sweep(folder, begun_text(store, name), name=name)
+    try:
+        plan = make_plan(sweep)
+    except (ModelError, DataError, SweepFileError):  # its model or data are on the machine that runs it
+        recorded = folder.read_json("plan.json")
+        if recorded is None:
+            raise
+        plan = _recorded_plan(sweep, recorded, store)
+    return SweepRun(sweep=sweep, plan=plan, store=store)
+
+
+def _recorded_plan(sweep: PinnedSweep, recorded: dict[str, Any], store: Store) -> Plan:
+    """Return the plan that the driver recorded, with the configs of trainings that have begun."""
+    trials = []
+    for row in recorded["trials"]:
+        begun = store.trial(row["key"]).read_json("trial.json") if row["key"] else None
+        config = TrialConfig.model_validate(begun["config"] if begun else {"script": {}})
+        steps = config.train.model_copy(update={"num_steps": row["num_steps"]})
+        trials.append(
+            Trial(
+                cell=row["cell"],
+                seed=row["seed"],
+                key=row["key"],
+                waits_for=row.get("waits_for"),
+                config=config.model_copy(update={"train": steps}),
+                resources=ResourceConfig(),
+                labels={},
+                cost=UNKNOWN_COST,
+                phase=row.get("phase", "grid"),
+                study=row.get("study", ""),
+                point=row.get("point"),
+            )
+        )
+    return Plan(name=sweep.config.name, num_cells=recorded["num_cells"], trials=tuple(trials), warnings=())
+
+
+def sweep_names(store: Store) -> list[str]:
+    """Return the names of the store's sweeps, without those whose driver died before it recorded the file."""
+    return [name for name in store.sweeps() if "sweep.yaml" in store.sweep(name).list("")]

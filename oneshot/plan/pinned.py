@@ -1,0 +1,47 @@
+"""A sweep file with everything pinned that could move: hub revisions, rankings, search points and winners."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from oneshot.config.file import SweepFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """An example that a ranking selected."""
+
+    example: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The best point of a finished study."""
+
+    point: int | None
+    """None: no point finished and kept to the constraint."""
+    params: dict[str, Any]
+    value: float | None
+    num_points: int
+    """Points that the study had when it finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedSweep(SweepFile):
+    """A sweep file, and what its names stand for in this sweep. `plan/loader.py` makes them from the store."""
+
+    revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    """(hub model, revision as written) -> its commit."""
+    rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
+    """(axis, cell with `from_rank`) -> its examples, by the suffix of their cell's name."""
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Study -> the settings of each point asked so far."""
+    winners: dict[str, Winner] = field(default_factory=dict)
+    """Finished study -> its best point."""
+
+    @classmethod
+    def of(cls, file: SweepFile) -> "PinnedSweep":
+        """Return the file itself if it is pinned, else the file with nothing pinned."""
+        if isinstance(file, cls):
+            return file
+        return cls(config=file.config, source=file.source, overrides=file.overrides)

@@ -1,0 +1,63 @@
+"""A sweep that runs or ran: the pinned sweep, its plan, and the store of its records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from oneshot.config.file import SweepFile
+from oneshot.plan.pinned import PinnedSweep
+from oneshot.plan.plan import Plan
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlflowLocation:
+    """Where a sweep's MLflow records are."""
+
+    uri: str
+    artifacts: str | None
+    """Artifact root of the embedded database; None where a server decides."""
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRun:
+    """A pinned sweep, its plan, and the store that holds its records."""
+
+    sweep: PinnedSweep
+    plan: Plan
+    store: Store
+
+    @property
+    def name(self) -> str:
+        """Return the sweep's name."""
+        return self.plan.name
+
+    @property
+    def folder(self) -> Folder:
+        """Return the sweep's own folder in the store."""
+        return self.store.sweep(self.plan.name)
+
+    def mlflow(self) -> MlflowLocation:
+        """Return the location of the sweep's MLflow records, as `mlflow_location` does."""
+        return mlflow_location(self.sweep, self.store)
+
+
+def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
+    """Return the tracking server that the file names, or else the sqlite database beside the trials.
+
+    Raises:
+        SweepFileError: the storage is remote and no tracking server is named.
+    """
+    config = sweep.config.mlflow
+    experiment = config.experiment or sweep.config.name
+    if config.tracking_uri is not None:
+        return MlflowLocation(uri=config.tracking_uri, artifacts=None, experiment=experiment)
+    if not store.is_local:
+        raise sweep.source.error(
+            ("storage",),
+            f"{store.root} is not a local folder, so sqlite cannot be used; set mlflow.tracking_uri to a server",
+        )
+    root = Path(store.path).resolve()
+    uri, artifacts = f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
+    return MlflowLocation(uri=uri, artifacts=artifacts, experiment=experiment)

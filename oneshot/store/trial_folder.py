@@ -1,0 +1,153 @@
+"""The record of one training in the store: attempts, steps, evaluations, completions, result."""
+
+import json
+import logging
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+from oneshot.store.folder import Folder, now_ms
+from oneshot.store.records import FailureKind, Outcome, Result, Row
+
+logger = logging.getLogger(__name__)
+
+
+class TrialFolder(Folder):
+    """The folder of one training."""
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """Return what was recorded when an attempt began, or an empty dict."""
+        return self.salvage(f"attempts/{number}.json") or {}
+
+    def spent_ms(self) -> int:
+        """Return how long all attempts held their workers, up to the last sign of life of each."""
+        attempts = {number: self.attempt(number) for number in range(1, self.last_attempt() + 1)}
+        last_segments = {int(name.split("-")[0]): name for name in self.list("metrics")}
+        lease, result = self.salvage("lease") or {}, self.result()
+        spent_ms = 0
+        for number, attempt in attempts.items():
+            if "started_ms" not in attempt:
+                continue
+            signs_ms = [attempt["started_ms"], attempts.get(number + 1, {}).get("last_beat_ms", 0)]
+            if number in last_segments:
+                signs_ms += [row.time_ms for row in self._segment(last_segments[number])]
+            if result is not None and result.attempt == number:
+                signs_ms.append(result.ended_ms)
+            if lease.get("attempt") == number:
+                signs_ms.append(lease["time_ms"])
+            spent_ms += max(signs_ms) - attempt["started_ms"]
+        return spent_ms
+
+    def write_segment(self, attempt: int, rows: Sequence[Row]) -> None:
+        """Write the steps since the last segment."""
+        lines = [json.dumps(asdict(row)) for row in rows]
+        self.write(f"metrics/{attempt:04d}-{rows[0].step:08d}.jsonl", "\n".join(lines) + "\n")
+
+    def rows(self, *, read: dict[str, list[Row]] | None = None) -> list[Row]:
+        """Return every recorded step; if two attempts made a step, the later one counts.
+
+        `read` caches segments between calls: a segment never changes.
+        """
+        read = {} if read is None else read
+        merged: dict[int, Row] = {}
+        for name in self.list("metrics"):
+            if name not in read:
+                read[name] = self._segment(name)
+            merged |= {row.step: row for row in read[name]}
+        return [merged[step] for step in sorted(merged)]
+
+    def _segment(self, name: str) -> list[Row]:
+        """Return the whole lines of a segment: after a crash, a file system may keep half of the last one."""
+        lines = (self.read(f"metrics/{name}") or "").splitlines()
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(Row(**json.loads(line)))
+            except ValueError as error:
+                if number < len(lines):
+                    raise
+                logger.warning("%s/metrics/%s: the last line is incomplete and ignored: %s", self.path, name, error)
+        return rows
+
+    def write_completions(
+        self, name: str, columns: Sequence[str], data: Iterable[Sequence[Any]], **fields: Any
+    ) -> None:
+        """Write a table of completions to rollouts/<name>.json."""
+        self.write(f"rollouts/{name}.json", json.dumps({**fields, "columns": list(columns), "data": list(data)}))
+
+    def completions(self, name: str) -> dict[str, Any] | None:
+        """Return a table of completions, or None without one."""
+        table: dict[str, Any] | None = self.read_json(f"rollouts/{name}.json")
+        return table
+
+    def write_evaluation(self, suite: str, digest: str, step: int, metrics: dict[str, float]) -> None:
+        """Record a suite's metrics after a step, named without `eval/<suite>/`."""
+        self.write_json(f"evaluations/{digest}-{step}.json", {"suite": suite, "metrics": metrics})
+
+    def evaluation(self, digest: str, step: int) -> dict[str, Any] | None:
+        """Return what `write_evaluation` recorded: the suite's name in the training, and its metrics."""
+        evaluation: dict[str, Any] | None = self.read_json(f"evaluations/{digest}-{step}.json")
+        return evaluation
+
+    def evaluations(self) -> frozenset[tuple[str, int]]:
+        """Return (suite digest, step) of every recorded evaluation."""
+        names = (name.removesuffix(".json").rsplit("-", 1) for name in self.list("evaluations"))
+        return frozenset((digest, int(step)) for digest, step in names)
+
+    def end_attempt(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        *,
+        kind: FailureKind = "",
+        reason: str = "",
+        traceback: str = "",
+        checkpoint: Literal["none", "weights", "full"] = "none",
+    ) -> None:
+        """Write the result of an attempt, with the steps, evaluations and failures recorded so far."""
+        rows = self.rows()
+        before = self.result()
+        failures = {} if before is None else dict(before.failures)
+        if outcome == "failed" and kind:
+            failures[kind] = failures.get(kind, 0) + 1
+        self.write_result(
+            Result(
+                outcome=outcome,
+                attempt=attempt,
+                steps_done=rows[-1].step if rows else 0,
+                evaluations=self.evaluations(),
+                reason=reason,
+                traceback=traceback,
+                log_path=posixpath.join(self.path, self.log_name(attempt)),
+                checkpoint=checkpoint,
+                started_ms=self.attempt(attempt)["started_ms"],
+                ended_ms=now_ms(),
+                kind=kind,
+                failures=failures,
+            )
+        )
+
+    @staticmethod
+    def log_name(attempt: int) -> str:
+        """Return the name of an attempt's log."""
+        return f"log/{attempt}.txt"
+
+    def write_result(self, result: Result) -> None:
+        """Write a result."""
+        fields = {name: getattr(result, name) for name in Result.__slots__}
+        fields["evaluations"] = sorted(list(pair) for pair in result.evaluations)
+        self.write_json("result.json", fields)
+
+    def current_result(self) -> Result | None:
+        """Return the result of the latest attempt, or None if it has not ended."""
+        result = self.result()
+        return result if result is not None and result.attempt == self.last_attempt() else None
+
+    def result(self) -> Result | None:
+        """Return the result of the last attempt that ended, or None. Another may have begun since."""
+        fields = self.salvage("result.json")
+        if fields is None:
+            return None
+        fields["evaluations"] = frozenset((digest, step) for digest, step in fields["evaluations"])
+        return Result(**fields)

@@ -1,0 +1,118 @@
+"""A trial and its record -> the parameters, tags, tables and datasets of its MLflow run."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from oneshot.config.paths import flat
+from oneshot.plan.plan import Trial
+from oneshot.store.records import Result, Row
+from oneshot.sweep.cluster.package import commit
+from oneshot.tasks.benchmarks import load_suites
+from oneshot.tasks.examples import identify
+from oneshot.trial.state import TrialState, trial_standing
+
+TAG_LENGTH = 7500
+"""Longest tag; MLflow silently cuts tags at 8,000 characters."""
+CUT = "*Cut here: the rest is under Artifacts, in `report/`.*"
+ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
+CURVES = (*ACCURACIES, "boxed", "truncated", "length_mean")
+"""A suite's measures that MLflow draws as curves; the rest is one table a trial: hundreds of curves freeze a page."""
+
+
+def cut(text: str, length: int) -> str:
+    """Return the text, or as many of its whole lines as fit before a note that it was cut."""
+    if len(text) <= length:
+        return text
+    head = text[: length - len(CUT) - 2]
+    return f"{head.rpartition(chr(10))[0] or head}\n\n{CUT}"
+
+
+def tag_name(text: str) -> str:
+    """Return a name that MLflow accepts: letters, digits and some marks."""
+    return re.sub(r"[^A-Za-z0-9_\-. :/]", " ", text)[:250]
+
+
+def is_curve(name: str) -> bool:
+    """Return whether MLflow shows a metric as a curve: all but a suite's minor measures."""
+    group, _, rest = name.partition("/")
+    if group != "eval":
+        return True
+    _, _, measure = rest.partition("/")
+    category, _, last = measure.rpartition("/")
+    return measure in CURVES or (last == "pass_at_1" and not category.startswith("level "))
+
+
+def measures_table(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return the evaluation measures that are not curves, one line for each suite, step and measure."""
+    data = [
+        [*name.split("/", 2)[1:], row.step, value]
+        for row in rows
+        for name, value in row.metrics.items()
+        if not is_curve(name)
+    ]
+    return {"columns": ["suite", "measure", "step", "value"], "data": data}
+
+
+def run_status(trial: Trial, result: Result) -> str:
+    """Return MLflow's status of a trial that has ended."""
+    return "FINISHED" if trial_standing(trial, result) is TrialState.FINISHED else "FAILED"
+
+
+def run_identity(trial: Trial) -> str:
+    """Return the tag by which a trial's run is found."""
+    return f"{trial.key} {trial.label}"
+
+
+def run_params(trial: Trial) -> list[tuple[str, str]]:
+    """Return the parameters of a trial's run."""
+    # `cell` repeats the axes in one name, by which MLflow groups runs better than by several
+    params = {"cell": "/".join(trial.cell.values())} | {f"cell.{axis}": name for axis, name in trial.cell.items()}
+    params |= {"seed": str(trial.seed), "phase": trial.phase}
+    if trial.phase == "search":
+        params |= {"study": trial.study, "point": str(trial.point)}
+    config = flat(trial.config.model_dump(mode="json"))
+    return [
+        *params.items(),
+        *((path, value if isinstance(value, str) else json.dumps(value)) for path, value in config.items()),
+    ]
+
+
+def dataset_inputs(trial: Trial) -> list[DatasetInput]:
+    """Return the training examples and the suites as MLflow datasets."""
+    datasets = [(suite.name, suite.digest, "eval", len(suite.problems)) for suite in load_suites(trial.config)]
+    examples = identify(trial.config.examples)
+    if examples.ids:
+        digest = sha256("".join(examples.digests).encode()).hexdigest()
+        datasets.insert(0, (", ".join(examples.ids), digest, "training", len(examples.ids)))
+    return [
+        DatasetInput(
+            Dataset(
+                name=name[:500],
+                digest=digest[:36],
+                source_type="oneshot",
+                source=json.dumps({"name": name[:500]}),
+                profile=json.dumps({"num_problems": num_problems}),
+            ),
+            tags=[InputTag("mlflow.data.context", context)],
+        )
+        for name, digest, context, num_problems in datasets
+    ]
+
+
+def placement_tags(attempt: Mapping[str, Any]) -> dict[str, str]:
+    """Return how an attempt was placed on processes; attempts recorded before that was possible had one."""
+    return {
+        "num_processes": str(attempt.get("num_processes", 1)),
+        "strategy": str(attempt.get("strategy", "single")),
+    }
+
+
+def source_tags() -> dict[str, str]:
+    """Return the commit of the running checkout, if it is one."""
+    revision = commit()
+    return {} if revision is None else {"mlflow.source.git.commit": revision}

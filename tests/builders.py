@@ -1,0 +1,27 @@
+"""Objects that several tests build: attempts without a lease, sweep runs, MLflow locations."""
+
+from typing import Any
+
+from oneshot.config.file import SweepFile
+from oneshot.plan.pinned import PinnedSweep
+from oneshot.plan.plan import Plan
+from oneshot.plan.sweep_run import MlflowLocation, SweepRun
+from oneshot.store.folder import Folder
+from oneshot.store.store import Store
+
+
+def begin_attempt(folder: Folder, metadata: dict[str, Any]) -> int:
+    """Records an attempt without a lease; returns its number."""
+    attempt = folder.last_attempt() + 1
+    folder.write_json(f"attempts/{attempt}.json", metadata)
+    return attempt
+
+
+def sweep_run(sweep: SweepFile, plan: Plan, store: Store) -> SweepRun:
+    """A sweep file, planned with nothing pinned unless it is pinned already."""
+    return SweepRun(sweep=PinnedSweep.of(sweep), plan=plan, store=store)
+
+
+def located(uri: str, *, experiment: str, artifacts: str | None = None) -> MlflowLocation:
+    """A place for MLflow's records."""
+    return MlflowLocation(uri=uri, experiment=experiment, artifacts=artifacts)
