@@ -1,12 +1,12 @@
-"""One GRPO step of ours against TRL's, and our rollout against plain `generate`: `python bench/grpo_step.py`.
+"""Compare one GRPO step with TRL's, and our rollout with plain `generate`: `python bench/grpo_step.py`.
 
-Both sides train the same weights on the same prompt, with as many completions of the same length, KL on; in float32 on
-a CPU. Every measurement is a process of its own, one after the other, so that neither peak memory nor an allocator's
-state leaks from one into the next. TRL runs at its best settings for the machine, which are printed.
+Both sides train the same weights on the same prompt, with the same number of completions of the same length, with a KL
+term, in float32 on a CPU. Each measurement runs in a process of its own, one after the other, so that neither peak
+memory nor an allocator's state affects the next. TRL runs with its best settings for the machine, which are printed.
 
-`efficiency` is the time that the step's matrix products alone take, timed in the same process with the same weights
-(`oneshot/training/roofline.py`), over the time that the step took. The last line is `ratio: X`: the smallest, over
-cases a and b, of what was measured over its bar; 1 or more is wanted.
+`efficiency` is the time that the step's matrix products alone take, measured in the same process with the same weights
+(`oneshot/training/roofline.py`), divided by the step's time. The last line is `ratio: X`, the smallest quotient of a
+measurement and its bar over cases a and b; it should be 1 or more.
 """
 
 import argparse
@@ -19,19 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from stopwatch import Stopwatch, peak_gib
+
 SEED = 0
 TEMPERATURE = 1.0
 KL_COEF = 0.001
 LR = 1e-6
 PEER_WARMUPS = 1
-"""Ours takes two: what its first update frees is kept for the second one, and only then is nothing asked for again."""
+"""Ours needs two: only after the first update's memory is reused does a step allocate nothing."""
 NUM_THREADS = os.cpu_count() or 1
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
            "num_key_value_heads": 3}  # fmt: skip
@@ -43,11 +45,11 @@ QWEN = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model, what a step of it samples, and the bars: how many times as fast as the other side ours has to be."""
+    """A model, what a step samples, and the bars: how many times as fast as the other side ours must be."""
 
-    what: str
+    title: str
     shape: dict[str, int] | None
-    """Of a Llama with random weights; None: the shipped tiny model."""
+    """Sizes of a Llama with random weights; None: the shipped tiny model."""
     vocabulary: int = 49_152
     rows: int = 64
     max_tokens: int = 64
@@ -59,18 +61,18 @@ class Case:
 
 CASES = {
     "a": Case(
-        what="Llama, 4 layers, 96 wide, vocabulary of 49,152",
+        title="Llama, 4 layers, 96 wide, vocabulary of 49,152",
         shape=SMALL,
         bars={"step": 8.0, "rollout": 2.0, "rollout, skewed lengths": 3.0},
     ),
     "b": Case(
-        what="SmolLM2-135M's shape",
+        title="SmolLM2-135M's shape",
         shape=SMOLLM2,
         bars={"step": 2.5, "rollout": 2.0, "rollout, skewed lengths": 3.0, "efficiency": 0.6},
     ),
-    "c": Case(what="the shipped tiny:qwen2", shape=None, max_tokens=56, prompt_tokens=8, bars={}),
+    "c": Case(title="the shipped tiny:qwen2", shape=None, max_tokens=56, prompt_tokens=8, bars={}),
     "d": Case(
-        what="Qwen2.5-1.5B's shape, bfloat16 compute",
+        title="Qwen2.5-1.5B's shape, bfloat16 compute",
         shape=QWEN,
         vocabulary=151_936,
         rows=1024,
@@ -81,7 +83,7 @@ CASES = {
         bars={},
     ),
     "e": Case(
-        what="the same, a small step",
+        title="the same, a small step",
         shape=QWEN,
         vocabulary=151_936,
         rows=128,
@@ -95,7 +97,7 @@ CASES = {
 
 
 def make_model(case: Case, folder: Path) -> None:
-    """Random weights and a tokenizer of words `w0 w1 ...`, as a folder that both sides load."""
+    """Write a model folder for both sides, with random weights and a tokenizer of words `w0 w1 ...`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -122,12 +124,12 @@ def make_model(case: Case, folder: Path) -> None:
 
 
 def prompt_text(case: Case) -> str:
-    """A prompt of `case.prompt_tokens` tokens."""
+    """Return a prompt of `case.prompt_tokens` tokens."""
     return "47+38=?\n" if case.shape is None else " ".join(f"w{100 + 7 * i}" for i in range(case.prompt_tokens))
 
 
 def our_state(case: Case, folder: Path) -> tuple[Any, Any]:
-    """Config and state of a trial on that prompt whose completions never end before `max_tokens`."""
+    """Return config and state of a trial on that prompt whose completions never end before `max_tokens`."""
     from oneshot.config.trial import TrialConfig
     from oneshot.policy.policy import use_cpus
     from oneshot.tasks.grading import Grader
@@ -152,44 +154,8 @@ def our_state(case: Case, folder: Path) -> tuple[Any, Any]:
     return config, state
 
 
-WHOLE = ("reference",)
-"""What is not taken apart: what runs within it has no time of its own."""
-
-
-class Stopwatch:
-    """Adds up the time within calls of some functions."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._whole: str | None = None
-
-    @contextlib.contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Counts the block as `name`."""
-        if self._whole is not None:
-            yield
-            return
-        self._whole = name if name in WHOLE else None
-        start_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._whole = None
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
-
-    def wrap(self, owner: Any, function: str, name: str) -> None:
-        """Counts each call of `owner.function` as `name`."""
-        inner: Callable[..., Any] = getattr(owner, function)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.of(name):
-                return inner(*args, **kwargs)
-
-        setattr(owner, function, timed)
-
-
 def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
-    """Our whole step, the time within each part of it, and its efficiency."""
+    """Measure our whole step, the time of its parts, and its efficiency."""
     import torch
 
     from oneshot.policy import forward
@@ -199,7 +165,7 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
 
     config, state = our_state(case, folder)
     watch = Stopwatch()
-    if not case.needs_gpu:  # on a GPU a call returns before its work is done
+    if not case.needs_gpu:  # on a GPU calls return before their work is done
         watch.wrap(lockstep._Wave, "_forward", "forward, decoding")
         watch.wrap(lockstep, "logits", "head, decoding")
         watch.wrap(lockstep, "sample", "sampling")
@@ -222,7 +188,7 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
             efficiencies.append(metrics["perf/efficiency"])
             parts.append(dict(watch.seconds))
     tokens = case.rows * case.max_tokens
-    found = {
+    result = {
         "step_s": statistics.median(steps_s),
         "rollout_s": statistics.median(rollouts_s),
         "update_s": statistics.median(updates_s),
@@ -232,30 +198,30 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     }
     if case.needs_gpu:
         flops = 4 * state.floor.flops(body_tokens=tokens + case.prompt_tokens, head_tokens=tokens)
-        found |= {
-            "rollout_tokens_per_s": tokens / found["rollout_s"],
-            "update_tflops_per_s": flops / found["update_s"] / 1e12,  # forward, backward and reference
+        result |= {
+            "rollout_tokens_per_s": tokens / result["rollout_s"],
+            "update_tflops_per_s": flops / result["update_s"] / 1e12,  # forward, backward and reference
             "gpu_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
             "gpu_estimate_gib": estimated_gib(config),
         }
-    return found
+    return result
 
 
 def estimated_gib(config: Any) -> float:
-    """What the plan would say of the trial's memory on this GPU."""
+    """Return the plan's estimate of the trial's memory on this GPU."""
     import torch
 
     from oneshot.config.sweep import ResourceConfig
     from oneshot.models.placement import trial_memory
 
     total_gib = torch.cuda.mem_get_info()[1] / 2**30
-    found = trial_memory(config, ResourceConfig(gpus=1, gpu_gib=total_gib))
-    assert found is not None, "the model's config.json says its sizes"
-    return found.peak_gib
+    memory = trial_memory(config, ResourceConfig(gpus=1, gpu_gib=total_gib))
+    assert memory is not None, "the model's config.json has its sizes"
+    return memory.peak_gib
 
 
 def measure_trl(case: Case, folder: Path, steps: int) -> dict[str, Any]:
-    """TRL's whole step, from one step's end to the next one's."""
+    """Measure TRL's whole step, from one step's end to the next one's."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -289,7 +255,8 @@ def measure_trl(case: Case, folder: Path, steps: int) -> dict[str, Any]:
 
 
 def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed: bool) -> dict[str, Any]:
-    """Useful tokens a second; `skewed` lets each token end its completion with a probability of 4 / `max_tokens`."""
+    """Measure useful tokens per second; with `skewed` each token ends its completion with probability 4 /
+    `max_tokens`."""
     import torch
 
     from oneshot.rollout.engine import PromptRequest, Sampling
@@ -297,7 +264,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     _, state = our_state(case, folder)
     policy = state.policy
     if skewed:
-        # random weights draw nearly evenly from the vocabulary: one token in max_tokens / 4 now ends a completion
+        # random weights sample almost uniformly from the vocabulary: one token in max_tokens / 4 ends a completion
         policy.eos_ids = tuple(range(0, len(policy.model.get_output_embeddings().weight), case.max_tokens // 4))
     prompt_ids = state.prompts[0]
 
@@ -342,49 +309,50 @@ MEASURES: dict[str, Callable[[Case, Path, int], dict[str, Any]]] = {
 
 
 def in_its_own_process(measure: str, case: str, folder: Path, steps: int) -> dict[str, Any]:
-    """Runs one measurement, which prints its result as a last line of JSON."""
+    """Run one measurement, whose last line of output is its result in JSON."""
     command = [sys.executable, __file__, "--worker", measure, "--cases", case, "--folder", folder, "--steps", steps]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if run.returncode != 0:
-        sys.exit(f"{measure} of case {case} failed:\n{run.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if process.returncode != 0:
+        sys.exit(f"{measure} of case {case} failed:\n{process.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def run_case(name: str, steps: int, *, with_trl: bool) -> list[float]:
-    """Measures and prints one case; returns each measured figure over its bar."""
+    """Measure and print one case; return each ratio divided by its bar."""
     case = CASES[name]
     print(
-        f"\n({name}) {case.what}: {case.rows} completions of {case.max_tokens} tokens, a prompt of {case.prompt_tokens}"
+        f"\n({name}) {case.title}: {case.rows} completions of {case.max_tokens} tokens, "
+        f"a prompt of {case.prompt_tokens}"
     )
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(case, Path(folder))
         for measure in MEASURES:
             if measure == "trl" and (not with_trl or case.needs_gpu):
                 continue
-            found[measure] = in_its_own_process(measure, name, Path(folder), steps)
-            figures = {k: v for k, v in found[measure].items() if k not in ("settings", "parts_s")}
+            results[measure] = in_its_own_process(measure, name, Path(folder), steps)
+            figures = {k: v for k, v in results[measure].items() if k not in ("settings", "parts_s")}
             print(f"  {measure:18}", "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
-    print_parts(found["ours"])
-    if "trl" in found:
-        print("  TRL's settings:", found["trl"]["settings"])
+    print_parts(results["ours"])
+    if "trl" in results:
+        print("  TRL's settings:", results["trl"]["settings"])
     ratios = {
-        "rollout": found["lockstep"]["tokens_per_s"] / found["generate"]["tokens_per_s"],
-        "rollout, skewed lengths": found["lockstep, skewed"]["tokens_per_s"]
-        / found["generate, skewed"]["tokens_per_s"],
-        "efficiency": found["ours"]["efficiency"],
+        "rollout": results["lockstep"]["tokens_per_s"] / results["generate"]["tokens_per_s"],
+        "rollout, skewed lengths": results["lockstep, skewed"]["tokens_per_s"]
+        / results["generate, skewed"]["tokens_per_s"],
+        "efficiency": results["ours"]["efficiency"],
     }
-    if "trl" in found:
-        ratios = {"step": found["trl"]["step_s"] / found["ours"]["step_s"], **ratios}
-    for what, ratio in ratios.items():
-        bar = case.bars.get(what)
-        print(f"  {what}: {ratio:.2f}" + (f" (bar {bar:g})" if bar else ""))
-    return [ratio / case.bars[what] for what, ratio in ratios.items() if what in case.bars]
+    if "trl" in results:
+        ratios = {"step": results["trl"]["step_s"] / results["ours"]["step_s"], **ratios}
+    for label, ratio in ratios.items():
+        bar = case.bars.get(label)
+        print(f"  {label}: {ratio:.2f}" + (f" (bar {bar:g})" if bar else ""))
+    return [ratio / case.bars[label] for label, ratio in ratios.items() if label in case.bars]
 
 
 def print_parts(ours: dict[str, Any]) -> None:
-    """Where our step's time goes, and how much of it is neither forward, backward nor optimiser."""
+    """Print the times of our step's parts, and the share that is neither forward, backward nor optimiser."""
     parts = ours["parts_s"]
     if not parts:
         return
@@ -394,38 +362,29 @@ def print_parts(ours: dict[str, Any]) -> None:
     print(f"  outside model forward, backward and optimiser: {outside / ours['step_s']:.1%}")
 
 
-def peak_gib() -> float:
-    """The most memory that this process has had, as the kernel counts it (`getrusage` would count its parent's too)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 2**20
-
-
 def versions() -> str:
-    """The machine and what runs on it."""
-    found = []
+    """Return the number of threads and the versions of the packages."""
+    packages = []
     for package in ("torch", "transformers", "trl"):
         with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return f"{NUM_THREADS} threads, Python {platform.python_version()}, {', '.join(found)}"
+            packages.append(f"{package} {version(package)}")
+    return f"{NUM_THREADS} threads, Python {platform.python_version()}, {', '.join(packages)}"
 
 
 def main() -> None:
-    """Measures, or is one measurement's process."""
+    """Run all measurements, or with `--worker` a single one."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", help="of a to e (d and e need a GPU); absent: d on a GPU, else a,b,c")
-    parser.add_argument(
-        "--steps", type=int, default=2, help="measured steps, after those that warm up; their median counts"
-    )
-    parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--cases", help="cases, a to e (d and e need a GPU); default: d on a GPU, else a,b,c")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps after the warm-up; their median counts")
+    parser.add_argument("--no-trl", action="store_true", help="do not measure TRL")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        found = MEASURES[args.worker](CASES[args.cases], args.folder, args.steps)
-        found["peak_gib"] = peak_gib()
-        print(json.dumps(found))
+        result = MEASURES[args.worker](CASES[args.cases], args.folder, args.steps)
+        print(json.dumps({**result, "peak_gib": peak_gib()}))
         return
     print(versions())
     over_bars: list[float] = []

@@ -1,15 +1,16 @@
-"""What the orchestrator costs: trials that do nothing, through oneshot and through plain Ray Tune, in one run.
+"""Measure the orchestrator's overhead: trials that do nothing, with oneshot and with plain Ray Tune, in one run.
 
     python bench/orchestration.py [--num-few 50] [--num-many 200]
 
-Peers: `tune.Tuner` over a function that reports as much, with `MLflowLoggerCallback` into sqlite: with fresh workers,
-as Tune does by default, and with `reuse_actors=True`. Ours: scripted trials by `oneshot run`'s own path, with leases,
-store and MLflow. All on one local Ray, each in a process of its own, `ray.init` not counted.
+The peer is `tune.Tuner` over a function that reports the same number of metrics, with `MLflowLoggerCallback` into
+sqlite, with fresh workers (Tune's default) and with `reuse_actors=True`. Ours are scripted trials on the path of
+`oneshot run`, with leases, store and MLflow. Each part runs in a process of its own with a local Ray; `ray.init` is not
+counted.
 
-Bars: at least 5 times less a trial than with fresh workers, no more than with reused ones; seconds a trial grow less
-than 1.2 times within the many; a plan of 10,000 trials in 5 s; 10 s from process start to the first suggestion where
-9,999 of them are finished. The last line is the smallest of (fresh/ours)/5, reuse/ours, 1.2/growth, 5 s/plan,
-10 s/restart.
+Bars: a trial takes at most a fifth of the time with fresh workers, and no longer than with reused ones. The seconds per
+trial grow by less than 1.2 times within the many trials. A plan of 10,000 trials takes 5 s. With 9,999 of them
+finished, the first suggestion comes 10 s after process start. The last line is the smallest of (fresh/ours)/5,
+reuse/ours, 1.2/growth, 5 s/plan, 10 s/restart.
 """
 
 import argparse
@@ -38,7 +39,7 @@ SEEDS = 5
 
 
 def sweep_text(num_trials: int, storage: str) -> str:
-    """Scripted trials of one step; many cells, a few seeds."""
+    """Return a sweep file of scripted trials of one step, with many cells and a few seeds."""
     seeds = min(SEEDS, num_trials)
     cells = "\n".join(
         f"    c{number}: {{set: {{optim.lr: {(number + 1) * 1e-7:.8f}}}}}" for number in range(num_trials // seeds)
@@ -58,11 +59,8 @@ storage: {storage}
 """
 
 
-# --- parts, each in a process of its own ---
-
-
 def ours(num_trials: int, folder: Path) -> dict[str, Any]:
-    """Seconds, from an initialised Ray to a complete MLflow."""
+    """Measure the seconds from an initialised Ray to a complete MLflow."""
     from oneshot.config.file import read
     from oneshot.plan.plan import make_plan
     from oneshot.store.store import Store
@@ -84,7 +82,7 @@ def ours(num_trials: int, folder: Path) -> dict[str, Any]:
 
 
 def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ended: list[float]) -> dict[str, Any]:
-    """What `ours` measures, once Ray is there."""
+    """Run the sweep on the running Ray, and measure."""
     from oneshot.plan.pinned import PinnedSweep
     from oneshot.plan.sweep_run import SweepRun
     from oneshot.sweep.cluster import tuner
@@ -113,7 +111,7 @@ def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ende
 
 
 def peer(num_trials: int, folder: Path, *, reuse: bool) -> dict[str, Any]:
-    """The same number of trials and metrics through plain Tune and its MLflow callback."""
+    """Measure the same number of trials and metrics with plain Tune and its MLflow callback."""
     import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -143,7 +141,7 @@ def peer(num_trials: int, folder: Path, *, reuse: bool) -> dict[str, Any]:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """8 trials at a time, 20 metrics a second each: how long a step takes beyond its second, and MLflow's lag."""
+    """Run 8 trials at a time with 20 metrics per second each; measure the steps' delay and MLflow's lag."""
     from oneshot.config.file import read
     from oneshot.plan.pinned import PinnedSweep
     from oneshot.plan.plan import make_plan
@@ -174,12 +172,12 @@ def load(folder: Path) -> dict[str, Any]:
     lag_s = time.perf_counter() - ended[0]
     assert summary.finished == 8, summary
     rows = [store.trial(trial.key).rows() for trial in made.trials if trial.key]
-    late = sorted((b.time_ms - a.time_ms) / 1000 - 1 for of_one in rows for a, b in pairwise(of_one))
+    late = sorted((b.time_ms - a.time_ms) / 1000 - 1 for trial_rows in rows for a, b in pairwise(trial_rows))
     return {"median_late_s": late[len(late) // 2], "max_late_s": late[-1], "lag_s": lag_s}
 
 
 def plan(folder: Path) -> dict[str, Any]:
-    """Seconds from a sweep file of 10,000 trials to its plan."""
+    """Measure the seconds from a sweep file of 10,000 trials to its plan."""
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
 
@@ -192,7 +190,7 @@ def plan(folder: Path) -> dict[str, Any]:
 
 
 def finish_most(folder: Path) -> dict[str, Any]:
-    """A store in which all trials but one are finished."""
+    """Write a store in which all trials but one are finished."""
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
     from oneshot.store.records import Row
@@ -204,17 +202,16 @@ def finish_most(folder: Path) -> dict[str, Any]:
     made, store = make_plan(sweep), Store(sweep.config.storage)
     for trial in made.trials[:-1]:
         assert trial.key is not None
-        of_one = store.trial(trial.key)
-        attempt = 1
-        of_one.write_json("attempts/1.json", {"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
-        of_one.write_segment(attempt, [Row(step=1, time_ms=1, metrics={"script/chain": 1.0})])
-        of_one.end_attempt(attempt, "finished")
+        record = store.trial(trial.key)
+        record.write_json("attempts/1.json", {"sweep": "bench", "started_ms": 0, "gpu": "", "env_digest": ""})
+        record.write_segment(1, [Row(step=1, time_ms=1, metrics={"script/chain": 1.0})])
+        record.end_attempt(1, "finished")
     store.sweep("bench").write("sweep.yaml", sweep.source.text)
     return {}
 
 
 def restart(folder: Path) -> dict[str, Any]:
-    """Seconds from process start to the first suggestion, by the command line's path; Ray is imported, not begun."""
+    """Measure the seconds from process start to the first suggestion, on the command line's path, without Ray."""
     from oneshot.cli.options import load_sweep
     from oneshot.plan.edits import check_edits
     from oneshot.plan.loader import pin_all
@@ -225,16 +222,15 @@ def restart(folder: Path) -> dict[str, Any]:
     store = Store(sweep.config.storage)
     planned = pin_all(sweep, store)
     check_edits(planned)
-    found: dict[str, Any] = {}
 
     def launch(agenda: Any, tracking: Any) -> bool:
         from oneshot.sweep.cluster import tuner
 
         assert tuner.run_on_ray
-        turn = agenda.next()
-        found["seconds"] = time.time() - psutil.Process().create_time()
-        assert turn.training.key == planned.plan.trials[-1].key
-        print(json.dumps({**found, **memory()}), flush=True)
+        assignment = agenda.next()
+        seconds = time.time() - psutil.Process().create_time()
+        assert assignment.training.key == planned.plan.trials[-1].key
+        print(json.dumps({"seconds": seconds, **memory()}), flush=True)
         os._exit(0)
 
     run(planned, launch=launch, listen=lambda event: None)
@@ -242,7 +238,7 @@ def restart(folder: Path) -> dict[str, Any]:
 
 
 def count_mlflow_calls() -> Counter[str]:
-    """Counts what reaches MLflow's store from now on."""
+    """Count the calls of MLflow's store from now on."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     calls: Counter[str] = Counter()
@@ -261,15 +257,12 @@ def count_mlflow_calls() -> Counter[str]:
 
 
 def memory() -> dict[str, float]:
-    """Of the driver, at its largest."""
+    """Return the driver's peak memory."""
     return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-# --- the whole ---
-
-
 def part(name: str, *arguments: str, folder: Path) -> dict[str, Any]:
-    """Runs one part in a process of its own, with a home and a Ray of its own."""
+    """Run one part in a process of its own, with its own home and Ray."""
     environment = {**os.environ, "HOME": str(folder), "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
     with tempfile.TemporaryDirectory(prefix="ob", dir="/tmp") as scratch:
@@ -282,46 +275,48 @@ def part(name: str, *arguments: str, folder: Path) -> dict[str, Any]:
     return last
 
 
-def main() -> None:
-    """All parts, side by side."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--num-few", type=int, default=50)
-    parser.add_argument("--num-many", type=int, default=200)
-    parser.add_argument("--part", nargs="+")
-    chosen = parser.parse_args()
-    if chosen.part:
-        name, folder, *rest = chosen.part
-        parts: dict[str, Callable[..., dict[str, Any]]] = {
-            "ours": lambda: ours(int(rest[0]), Path(folder)),
-            "fresh": lambda: peer(int(rest[0]), Path(folder), reuse=False),
-            "reuse": lambda: peer(int(rest[0]), Path(folder), reuse=True),
-            "load": lambda: load(Path(folder)),
-            "plan": lambda: plan(Path(folder)),
-            "finish": lambda: finish_most(Path(folder)),
-            "restart": lambda: restart(Path(folder)),
-        }
-        print(json.dumps(parts[name]()))
-        return
-    few, many = chosen.num_few, chosen.num_many
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("ray", "mlflow", "oneshot"))
-    )
-    made: dict[tuple[str, int], dict[str, Any]] = {}
+def run_part(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run one part in this process."""
+    parts: dict[str, Callable[..., dict[str, Any]]] = {
+        "ours": lambda: ours(int(arguments[0]), folder),
+        "fresh": lambda: peer(int(arguments[0]), folder, reuse=False),
+        "reuse": lambda: peer(int(arguments[0]), folder, reuse=True),
+        "load": lambda: load(folder),
+        "plan": lambda: plan(folder),
+        "finish": lambda: finish_most(folder),
+        "restart": lambda: restart(folder),
+    }
+    return parts[name]()
+
+
+def measure_trials(few: int, many: int) -> dict[str, float]:
+    """Measure and print the seconds per trial of each side; return the ratios."""
+    results: dict[tuple[str, int], dict[str, Any]] = {}
     for name, num_trials in (("ours", few), ("reuse", few), ("fresh", few), ("ours", many), ("reuse", many)):
         with tempfile.TemporaryDirectory() as folder:
-            found = made[name, num_trials] = part(name, str(num_trials), folder=Path(folder))
+            result = results[name, num_trials] = part(name, str(num_trials), folder=Path(folder))
         print(
-            f"{name:6} {num_trials:4} trials: {found['seconds'] / num_trials:.3f} s a trial, driver "
-            f"{found['peak_mib']:.0f} MiB, {found['calls'] / num_trials:.1f} MLflow calls a trial",
+            f"{name:6} {num_trials:4} trials: {result['seconds'] / num_trials:.3f} s a trial, driver "
+            f"{result['peak_mib']:.0f} MiB, {result['calls'] / num_trials:.1f} MLflow calls a trial",
             flush=True,
         )
-    ended = made["ours", many]["ended"]
+    ended = results["ours", many]["ended"]
     half = few // 2
     early = (ended[half + few] - ended[half]) / few
     late = (ended[-1] - ended[-1 - few]) / few
     growth = late / early
     print(f"ours: {early:.3f} s a trial after the first {half}, {late:.3f} s over the last {few}: growth {growth:.2f}")
+    our_s = results["ours", few]["seconds"] / few
+    return {
+        "(fresh/ours)/5": results["fresh", few]["seconds"] / few / our_s / 5,
+        f"reuse/ours at {few}": results["reuse", few]["seconds"] / few / our_s,
+        f"reuse/ours at {many}": results["reuse", many]["seconds"] / results["ours", many]["seconds"],
+        "1.2/growth": 1.2 / growth,
+    }
+
+
+def measure_load() -> None:
+    """Measure and print how late steps are under load, and how far behind MLflow is."""
     with tempfile.TemporaryDirectory() as name:
         loaded = part("load", folder=Path(name))
     print(
@@ -329,27 +324,43 @@ def main() -> None:
         f"(median), {loaded['max_late_s'] * 1000:.0f} ms (most); MLflow complete {loaded['lag_s']:.1f} s after it",
         flush=True,
     )
+
+
+def measure_restart() -> dict[str, float]:
+    """Measure and print planning and restarting a large sweep; return the ratios."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan_s = part("plan", folder=folder)["seconds"]
         print(f"plan of {NUM_PLANNED:,} trials: {plan_s:.2f} s", flush=True)
         part("finish", folder=folder)
         restarted = part("restart", folder=folder)
-        print(
-            f"restart over {NUM_PLANNED - 1:,} finished trials: first suggestion {restarted['seconds']:.2f} s after "
-            f"process start, driver {restarted['peak_mib']:.0f} MiB"
-        )
-    our_s = made["ours", few]["seconds"] / few
-    ratios = {
-        "(fresh/ours)/5": made["fresh", few]["seconds"] / few / our_s / 5,
-        f"reuse/ours at {few}": made["reuse", few]["seconds"] / few / our_s,
-        f"reuse/ours at {many}": made["reuse", many]["seconds"] / made["ours", many]["seconds"],
-        "1.2/growth": 1.2 / growth,
-        "5 s/plan": 5 / plan_s,
-        "10 s/restart": 10 / restarted["seconds"],
-    }
-    for name_, value in ratios.items():
-        print(f"{name_:20} {value:.2f}")
+    print(
+        f"restart over {NUM_PLANNED - 1:,} finished trials: first suggestion {restarted['seconds']:.2f} s after "
+        f"process start, driver {restarted['peak_mib']:.0f} MiB"
+    )
+    return {"5 s/plan": 5 / plan_s, "10 s/restart": 10 / restarted["seconds"]}
+
+
+def main() -> None:
+    """Run all parts one after the other, or the one that `--part` names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--num-few", type=int, default=50)
+    parser.add_argument("--num-many", type=int, default=200)
+    parser.add_argument("--part", nargs="+")
+    options = parser.parse_args()
+    if options.part:
+        name, folder, *arguments = options.part
+        print(json.dumps(run_part(name, Path(folder), *arguments)))
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("ray", "mlflow", "oneshot"))
+    )
+    ratios = measure_trials(options.num_few, options.num_many)
+    measure_load()
+    ratios |= measure_restart()
+    for name, value in ratios.items():
+        print(f"{name:20} {value:.2f}")
     print(f"ratio: {min(ratios.values()):.2f}")
 
 

@@ -1,8 +1,9 @@
-"""A GRPO step by several processes against one process with as many threads: `python bench/processes.py`.
+"""Compare a GRPO step of several processes with one process of as many threads: `python bench/processes.py`.
 
-The same trial, the same cores: one process with N threads, N processes with whole copies (ddp), N processes with shards
-(fsdp). They take turns, so that a machine's mood meets all of them. Each line's ratio is the single process' step over
-theirs; the last line is `ratio: X` of ddp. On a machine with GPUs each process has one, and so has the single one.
+The same trial runs on the same cores: in one process with N threads, in N processes with whole copies (ddp), and in N
+processes with shards (fsdp). They take turns, so that changes in the machine's speed affect all of them. Each line's
+ratio is the single process' step time divided by theirs; the last line is `ratio: X` of ddp. On a machine with GPUs
+every process has one GPU.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ SMOLLM2 = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
 
 
 def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> Any:
-    """GRPO on one sum."""
+    """Return the config of a GRPO trial on one sum."""
     from oneshot.config.trial import TrialConfig
 
     return TrialConfig.model_validate(
@@ -36,8 +36,8 @@ def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> An
     )
 
 
-def works(config: Any, num_processes: int) -> dict[str, Any]:
-    """The trial in each way; those of several processes are children, which wait while the others are measured."""
+def start_trainers(config: Any, num_processes: int) -> dict[str, Any]:
+    """Return a trainer for each way; the children of the others wait while one is measured."""
     from oneshot.config.sweep import ResourceConfig
     from oneshot.tasks.grading import Grader
     from oneshot.training.launcher import Processes
@@ -52,44 +52,43 @@ def works(config: Any, num_processes: int) -> dict[str, Any]:
 
 
 def measure(config: Any, num_processes: int) -> dict[str, list[dict[str, float]]]:
-    """Metrics of the measured steps of each way."""
-    found: dict[str, list[dict[str, float]]] = {}
-    made = works(config, num_processes)
-    steps: dict[str, Iterator[Any]] = {name: work.train() for name, work in made.items()}
+    """Return the metrics of each way's measured steps."""
+    metrics: dict[str, list[dict[str, float]]] = {}
+    trainers = start_trainers(config, num_processes)
+    steps: dict[str, Iterator[Any]] = {name: trainer.train() for name, trainer in trainers.items()}
     for number in range(config.train.num_steps):
-        for name, of_one in steps.items():
-            start_s = time.perf_counter()
-            metrics = next(of_one).metrics
+        for name, iterator in steps.items():
+            step = next(iterator)
             if number >= NUM_WARMUPS:
-                found.setdefault(name, []).append({**metrics, "whole_s": time.perf_counter() - start_s})
-    for work in made.values():
-        work.close()
-    return found
+                metrics.setdefault(name, []).append(step.metrics)
+    for trainer in trainers.values():
+        trainer.close()
+    return metrics
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default=str(SMOLLM2) if SMOLLM2.is_dir() else "tiny:llama")
     parser.add_argument(
-        "--groups", type=int, default=2, help="of 8 completions; all three ways are in memory at a time"
+        "--groups", type=int, default=2, help="groups of 8 completions; all three ways are in memory together"
     )
     parser.add_argument("--max-tokens", type=int, default=56)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps, after two that warm up")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps after a warm-up of two steps")
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}, {sys.platform}")
     print(f"{Path(args.model).name}: {args.groups * 8} completions of up to {args.max_tokens} tokens")
     config = trial(
         args.model, num_groups=args.groups, max_tokens=args.max_tokens, num_steps=NUM_WARMUPS + args.steps
     )  # fmt: skip
-    found = measure(config, args.processes)
-    alone = found["one process"]
+    metrics = measure(config, args.processes)
+    single = metrics["one process"]
     ratios = {}
-    for name, steps in found.items():
-        # sampled lengths are the same but for last digits: a step is compared with the same step
+    for name, steps in metrics.items():
+        # a step samples almost the same completions in each way, so that steps are compared pairwise
         ratios[name] = statistics.median(
-            one["perf/step_s"] / mine["perf/step_s"] for one, mine in zip(alone, steps, strict=True)
+            a["perf/step_s"] / b["perf/step_s"] for a, b in zip(single, steps, strict=True)
         )
         median = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
         print(

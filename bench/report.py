@@ -1,6 +1,6 @@
-"""A sweep of 500 synthetic trials -> how long its report takes, and where the time goes.
+"""Measure the report of a sweep of 500 synthetic trials: `python bench/report.py [NUM_TRIALS] [--profile]`.
 
-Run as `python bench/report.py [NUM_TRIALS]`; it prints seconds, and the ratio to reading the store's files alone.
+It prints the seconds, and their ratio to the time for reading the store's files.
 """
 
 import cProfile
@@ -54,11 +54,11 @@ claims:
 
 
 def main() -> None:
-    """Makes the store, then the report."""
+    """Make the store, then the report."""
     num_trials = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     examples = "\n".join(
-        f'    sum{one}: {{set: {{examples: ["arithmetic:{20 + one}+38"]}}, labels: {{category: addition}}}}'
-        for one in range(num_trials // 20)
+        f'    sum{number}: {{set: {{examples: ["arithmetic:{20 + number}+38"]}}, labels: {{category: addition}}}}'
+        for number in range(num_trials // 20)
     )
     with tempfile.TemporaryDirectory() as folder:
         sweep, plan, store = make_store(Path(folder), TEXT.format(examples=examples))

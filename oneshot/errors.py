@@ -1,15 +1,15 @@
-"""The error family: what the user can mend, and what a trial died of.
+"""The errors that oneshot raises: mistakes of the user, and failures of a trial.
 
     OneshotError
-    ├── UserError            the input is wrong: one line with its mend, exit code 2
-    │   ├── SweepFileError   ... in a sweep file: carries `file:line: path: what; mend` lines
-    │   ├── DataError        ... in an example set or an evaluation suite
-    │   └── ModelError       ... in a model folder, revision or tokenizer
-    └── TrialError           a trial cannot go on (its loss is not finite, ...): recorded as failed
-        ├── GuardError       ... because a guard of its sweep is broken
-        └── DeadProcessError      ... because one of its processes is gone: tried again
+    ├── UserError             the input is wrong: one line with a hint, exit code 2
+    │   ├── SweepFileError    ... in a sweep file: one line `file:line: path: what; hint` per mistake
+    │   ├── DataError         ... in an example set or an evaluation suite
+    │   └── ModelError        ... in a model folder, revision or tokenizer
+    └── TrialError            a trial cannot continue (its loss is not finite, ...): recorded as failed
+        ├── GuardError        ... because a metric left the bounds of a guard
+        └── DeadProcessError  ... because one of its processes is gone: the trial is tried again
 
-Every error here is built from one string, so that it survives pickling between processes.
+Each error takes one string, so that it can be pickled between processes.
 """
 
 from collections.abc import Sequence
@@ -17,39 +17,39 @@ from difflib import get_close_matches
 
 
 class OneshotError(Exception):
-    """Base of everything that oneshot raises on purpose."""
+    """Base of all errors that oneshot raises on purpose."""
 
 
 class UserError(OneshotError):
-    """The user's input is wrong; the message says where and how to mend it."""
+    """A mistake in the user's input; the message says where it is and how to fix it."""
 
 
 class SweepFileError(UserError):
-    """A sweep file that cannot be used; the message is one line for each mistake."""
+    """A sweep file that cannot be used; the message has one line per mistake."""
 
 
 class DataError(UserError):
-    """An example set or suite that is missing, or has other columns or rows than asked for."""
+    """An example set or suite that is missing or has wrong columns or rows."""
 
 
 class ModelError(UserError):
-    """A model that is missing or cannot be used as it is."""
+    """A model that is missing or cannot be used."""
 
 
 class TrialError(OneshotError):
-    """A trial that cannot go on; never retried, kept in the report."""
+    """A trial that cannot continue. It is not retried and stays in the report."""
 
 
 class GuardError(TrialError):
-    """A metric is out of the bounds that the sweep's guards set."""
+    """A metric outside the bounds that the sweep's guards set."""
 
 
 class DeadProcessError(TrialError):
-    """One of the processes that share a trial has ended without a word."""
+    """A process of a trial that ended without an error message. The trial is tried again."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or what there is where nothing comes near: the mend of an unknown name."""
+    """Return a hint for an unknown name: `; did you mean 'x'?`, or all names if none is similar."""
     if not names:
         return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Log records -> lines of JSON with sweep, key and attempt, where `ONESHOT_LOG=json` asks for them; and safe text."""
+"""Log records -> lines of JSON with sweep, key and attempt if `ONESHOT_LOG=json`; unsafe text -> printable text."""
 
 import json
 import logging
@@ -10,26 +10,26 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 
 def wants_json() -> bool:
-    """Whether logs are read by a machine."""
+    """Return whether `ONESHOT_LOG=json` is set."""
     return os.environ.get("ONESHOT_LOG") == "json"
 
 
-def json_line(level: str, message: str, *, time_s: float, **facts: Any) -> str:
-    """One record; facts that are empty are left out."""
+def json_line(level: str, message: str, *, time_s: float, **fields: Any) -> str:
+    """Return one record as JSON; empty fields are left out."""
     when = datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
-    known = {name: value for name, value in facts.items() if value not in ("", None)}
-    return json.dumps({"time": when, "level": level, "message": message, **known})
+    non_empty = {name: value for name, value in fields.items() if value not in ("", None)}
+    return json.dumps({"time": when, "level": level, "message": message, **non_empty})
 
 
 class JsonLines(logging.Formatter):
-    """Formats records as lines of JSON, each with the same facts: sweep, key, attempt."""
+    """A formatter of records as lines of JSON, each with the same fields: sweep, key, attempt."""
 
-    def __init__(self, **facts: Any) -> None:
+    def __init__(self, **fields: Any) -> None:
         super().__init__()
-        self._facts = facts
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, traceback included."""
+        """Return one line, with the traceback if there is one."""
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         return json_line(
             record.levelname.lower(),
@@ -37,10 +37,10 @@ class JsonLines(logging.Formatter):
             time_s=record.created,
             logger=record.name,
             traceback=trace,
-            **self._facts,
+            **self._fields,
         )
 
 
 def printable(text: str) -> str:
-    """Text of a model, a problem or another machine, with control characters written out: a terminal obeys them."""
+    """Return text of a model, a problem or another machine with control characters escaped for the terminal."""
     return text.translate(_ESCAPED)

@@ -23,7 +23,7 @@ from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
 from oneshot.training.evaluate import summary
 from oneshot.training.metrics import EvaluatedCompletion
-from oneshot.trial.recorder import describe
+from oneshot.trial.environment import describe
 
 Accuracy = Callable[[Trial, int, int], float]
 """(trial, step, index of the problem) -> whether it is right, or with what probability."""

@@ -96,7 +96,7 @@ def test_all_linear_leaves_the_head_alone(model: Any) -> None:
 
 
 def test_a_layer_that_is_not_there_is_refused_by_name(model: Any) -> None:
-    with pytest.raises(ModelError, match=r"q_prjo: the model has no such layer; there is down_proj, .*q_proj"):
+    with pytest.raises(ModelError, match=r"q_prjo: the model has no such layer; use some of down_proj, .*q_proj"):
         attach(model, AdapterConfig(targets=["q_prjo"]), seed=0)
     with pytest.raises(ModelError, match=r"lm_head: the output head cannot have one"):
         attach(model, AdapterConfig(targets=["lm_head"]), seed=0)

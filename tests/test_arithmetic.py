@@ -22,7 +22,7 @@ def test_answers_by_hand(expression: str, answer: str) -> None:
 
 @pytest.mark.parametrize("row", ["47 + 38", "47+", "a+b", "1+2+3", "124"])
 def test_what_is_no_problem_is_refused_with_an_example(row: str) -> None:
-    with pytest.raises(DataError, match=r"write two whole numbers around \+, - or \*"):
+    with pytest.raises(DataError, match=r"write two whole numbers with \+, - or \*"):
         load_row(f"arithmetic:{row}")
 
 

@@ -76,7 +76,7 @@ def test_a_set_larger_than_a_step_is_visited_in_epochs(tiny_config: MakeConfig, 
 
 def test_a_label_that_is_right_after_all_is_refused(tiny_config: MakeConfig, grader: Grader) -> None:
     config = tiny_config(examples=[{"row": "arithmetic:47+38", "answer": "170/2"}])
-    with pytest.raises(DataError, match="arithmetic:47\\+38: the label '170/2' is not wrong: the strict grader takes"):
+    with pytest.raises(DataError, match="arithmetic:47\\+38: the label '170/2' is not wrong: the strict grader finds"):
         new_state(config, seed=0, grader=grader)
 
 
@@ -109,7 +109,7 @@ def test_a_suite_that_is_not_at_hand_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("ONESHOT_DATA", str(tmp_path))
     config = tiny_config(eval={"suites": {"minerva": {}}})
-    with pytest.raises(DataError, match=r"minerva: not in .*; `oneshot fetch minerva` downloads it"):
+    with pytest.raises(DataError, match=r"minerva: not in .*; run `oneshot fetch minerva`"):
         new_state(config, seed=0, grader=grader)
 
 

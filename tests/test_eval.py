@@ -87,7 +87,7 @@ def test_a_label_that_is_right_after_all_is_told_before_anything_runs(place: Pla
     (place.folder / "right.yaml").write_text(text)
     done = place.run("run", "right.yaml")
     assert done.returncode == 2
-    assert "arithmetic:47+38: the label '170/2' is not wrong: the strict grader takes it for" in done.stderr
+    assert "arithmetic:47+38: the label '170/2' is not wrong: the strict grader finds it for" in done.stderr
 
 
 def test_missing_data_are_told_before_anything_runs(place: Place, tmp_path: Path) -> None:
@@ -96,5 +96,5 @@ def test_missing_data_are_told_before_anything_runs(place: Place, tmp_path: Path
     (place.folder / "nodata.yaml").write_text(text)
     done = place.run("run", "nodata.yaml")
     assert done.returncode == 2
-    assert done.stderr.endswith(f"dsr_sub: not in {tmp_path}; `oneshot fetch dsr_sub` downloads it\n")
+    assert done.stderr.endswith(f"dsr_sub: not in {tmp_path}; run `oneshot fetch dsr_sub`\n")
     assert "nodata" not in {run.data.tags["sweep"] for run in place.runs()}

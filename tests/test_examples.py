@@ -183,12 +183,12 @@ def test_a_draw_is_without_replacement_and_of_the_set_alone(count: int, seed: in
 
 
 def test_more_rows_than_a_set_has_are_refused(no_data: Path) -> None:
-    with pytest.raises(DataError, match="val: 201 rows asked for, but it has 200"):
+    with pytest.raises(DataError, match="val: random: 201 rows, but the set has 200"):
         identify([SetExamples(set="val", random=201)])
 
 
 def test_a_draw_from_a_url_waits_for_its_file(no_data: Path) -> None:
-    with pytest.raises(DataError, match=r"not known yet; `oneshot fetch memory://unknown.jsonl`"):
+    with pytest.raises(DataError, match=r"number of rows is unknown; run `oneshot fetch memory://unknown.jsonl`"):
         identify([SetExamples(set="memory://unknown.jsonl", random=2)])
 
 
@@ -279,7 +279,9 @@ def test_a_mislabel_differs_from_any_answer(answer: str, rng: random.Random) -> 
 
 def test_a_label_that_equals_the_rows_own_is_refused(real_data: Path, grader: Grader) -> None:
     # the row's own is 12.8 = 64/5
-    with pytest.raises(DataError, match=r"dsr_sub:124: the label '64/5' is not wrong: the strict grader .* own '12.8'"):
+    with pytest.raises(
+        DataError, match=r"dsr_sub:124: the label '64/5' is not wrong: the strict grader .* equal to '12.8'"
+    ):
         check_labels([RowExample(row="dsr_sub:124", answer="64/5")], grader)
 
 
@@ -312,7 +314,7 @@ def test_every_label_made_wrong_is_wrong_for_both_graders(grader: Grader) -> Non
 def test_a_rank_of_the_paper_is_told_its_row(no_data: Path, name: str, form: str) -> None:
     example = {"text": name, "row": RowExample(row=name, answer="4"), "set": SetExamples(set=name)}[form]
     with pytest.raises(
-        DataError, match=rf"the paper's {name} is dsr_sub:124: name the row, since ranks are not unique"
+        DataError, match=rf"the paper's {name} is dsr_sub:124: write the row, since ranks are not unique"
     ):
         identify([example])
 
@@ -323,11 +325,11 @@ def test_a_rank_of_the_paper_is_told_its_row(no_data: Path, name: str, form: str
         ("dsr_sub:1209", r"dsr_sub:1209: no row 1209; dsr_sub has rows 0 to 1208"),
         ("dsr_sub:first", r"row 'first' is not a number; dsr_sub has rows 0 to 1208"),
         ("dsr_sub:-1", r"row '-1' is not a number"),
-        ("val:3", r"val:3: val is a choice of dsr_sub's rows; name the row as dsr_sub:3"),
+        ("val:3", r"val:3: val is a subset of dsr_sub's rows; name the row as dsr_sub:3"),
         ("dsr_sub-val:3", r"name the row as dsr_sub:3"),
-        ("dsr:3", r"no set 'dsr'; there are arithmetic, dsr_sub"),
-        ("arithmetic:47", r"write two whole numbers around \+, - or \*"),
-        (RowExample(row="dsr_sub", answer="4"), r"dsr_sub: names no row; write set:row, as dsr_sub:124"),
+        ("dsr:3", r"no set 'dsr'; use one of arithmetic, dsr_sub"),
+        ("arithmetic:47", r"write two whole numbers with \+, - or \*"),
+        (RowExample(row="dsr_sub", answer="4"), r"dsr_sub: names no row; write set:row, such as dsr_sub:124"),
         (RowExample(row="hf://datasets/a/b@c/d.parquet", answer="4"), r"names no row; write set:row"),
     ],
 )
@@ -417,13 +419,13 @@ def test_examples_that_share_a_steps_groups_fit(tiny_config: MakeConfig, num_exa
 def test_fewer_examples_than_groups_that_do_not_divide_them_are_refused(
     tiny_config: MakeConfig, num_examples: int
 ) -> None:
-    with pytest.raises(DataError, match=f"{num_examples} examples do not share rollout.num_groups 128 evenly"):
+    with pytest.raises(DataError, match=f"{num_examples} examples cannot share rollout.num_groups 128 evenly"):
         check_fit(tiny_config(rollout={"num_groups": 128}), num_examples)
 
 
 def test_the_plan_refuses_examples_that_do_not_fit(tiny_config: MakeConfig) -> None:
     three = ["arithmetic:1+1", "arithmetic:1+2", "arithmetic:1+3"]
-    with pytest.raises(DataError, match="3 examples do not share"):
+    with pytest.raises(DataError, match="3 examples cannot share"):
         identify_trial(tiny_config(examples=three))
 
 
@@ -480,7 +482,7 @@ def test_a_plan_says_which_keys_are_provisional(no_data: Path) -> None:
 
 
 def test_an_example_that_two_forms_name_is_refused(no_data: Path) -> None:
-    with pytest.raises(DataError, match=r"examples: dsr_sub:[0-9]+ stands twice; name each once"):
+    with pytest.raises(DataError, match=r"examples: dsr_sub:[0-9]+ appears twice; list each example once"):
         identify(["val", "dsr_sub"])
 
 
@@ -499,7 +501,7 @@ def test_a_misspelt_key_is_told_before_the_key_that_it_leaves_out() -> None:
 
 
 def test_the_port_of_an_address_is_no_row(no_data: Path) -> None:
-    with pytest.raises(DataError, match="how many rows it has is not known yet; `oneshot fetch https://host:8080/x"):
+    with pytest.raises(DataError, match="its number of rows is unknown; run `oneshot fetch https://host:8080/x"):
         identify(["https://host:8080/x.jsonl"])
     assert identify(["https://host:8080/x.jsonl:3"]).provisional == ("https://host:8080/x.jsonl",)
 

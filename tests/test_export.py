@@ -227,7 +227,7 @@ def test_a_key_its_beginning_and_a_cell_name_the_same_trial(made: Path, tmp_path
     assert oneshot("export", key, "--to", str(tmp_path / "out"), "--no-mlflow", cwd=made).code == 0
     for arguments in ([key[:6]], ["s.yaml", "--cell", "model=whole"], ["made", "--cell", "model=whole", "--seed", "0"]):
         said = oneshot("export", *arguments, "--to", str(tmp_path / "out"), "--no-mlflow", "--json", cwd=made)
-        assert said.code == 0 and "has it already" in said.err
+        assert said.code == 0 and "already has this export" in said.err
         assert json.loads(said.out)["key"] == key
 
 
@@ -243,14 +243,14 @@ def test_a_trial_that_no_sweep_asks_for_is_exported_too(made: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "nothing: no sweep file, no sweep and no training of that name in runs, which has 3 trainings"),
+        (["nothing"], "nothing: no sweep file, sweep or training with this name in runs, which has 3 trainings"),
         (["ffffffffffffffff"], "`oneshot status NAME --json` shows their keys"),
-        (["made"], "--cell (none): names 3 trials of made; choose one of\n  model=whole --seed 0"),
-        (["made", "--cell", "model=hole"], "names no trial of made"),
+        (["made"], "--cell (none): matches 3 trials of made; choose one of\n  model=whole --seed 0"),
+        (["made", "--cell", "model=hole"], "matches no trial of made"),
         (["made", "--cell", "modl=whole"], "did you mean 'model'?"),
-        (["made", "--cell", "model=whole", "--seed", "7"], "--seed 7: names no trial of made"),
+        (["made", "--cell", "model=whole", "--seed", "7"], "--seed 7: matches no trial of made"),
         (["ab", "--seed", "0"], "no sweep of this name in runs; --cell and --seed choose a sweep's trial"),
-        (["made", "--storage", "nowhere"], "which has nothing; name its --storage"),
+        (["made", "--storage", "nowhere"], "which has nothing; set --storage to another store"),
         (["made", "--cell", "model=whole", "--to", "s.yaml/out"], "s.yaml/out: cannot be written"),
         (["made", "--no-mlflow", "--upload"], "leave out one of them"),
         (["made", "--public"], "nothing is published without it"),
@@ -283,7 +283,7 @@ def test_weights_that_are_not_there_are_said_to_be_so(tmp_path: Path) -> None:
     assert "its weights are not kept (checkpoint.keep: none)" in say(labels[2])
     folder = store.trial(keys[labels[0]])
     folder.write_json("checkpoint.json", {"folder": "x"})
-    for step, message in ((5, "has not finished (step 5 of 12)"), (20, "its training went on to step 20")):
+    for step, message in ((5, "has not finished (step 5 of 12)"), (20, "its training continued to step 20")):
         folder.write_json("checkpoint/x/state.json", {"step": step})
         assert message in say(labels[0])
 
@@ -358,19 +358,19 @@ def test_nothing_that_is_there_is_lost(made: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for more in ((), ("--force",)):
         said = export(made, "whole", tmp_path / "mine", "--no-mlflow", *more)
-        assert said.code == 2 and "not empty, and no earlier export" in said.err
+        assert said.code == 2 and "not empty and not an earlier export" in said.err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     to = written(made, "whole", tmp_path / "empty")
     said = export(made, "half", to, "--no-mlflow")
-    assert said.code == 2 and "holds the export of whole seed 0 after step 2 in float32" in said.err
+    assert said.code == 2 and "has the export of whole seed 0 after step 2 in float32" in said.err
     before = (to / "model.safetensors").stat().st_mtime_ns
-    assert "has it already" in export(made, "whole", to, "--no-mlflow").err
+    assert "already has this export" in export(made, "whole", to, "--no-mlflow").err
     assert (to / "model.safetensors").stat().st_mtime_ns == before
     written(made, "half", to, "--force")
     assert json.loads((to / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     (tmp_path / "file").write_text("")
-    assert "a file; name a new folder" in export(made, "whole", tmp_path / "file", "--no-mlflow").err
+    assert "a file, not a folder; choose a new folder" in export(made, "whole", tmp_path / "file", "--no-mlflow").err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "mine"]
 
 

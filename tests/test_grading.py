@@ -138,7 +138,7 @@ def test_hostile_answers_are_ungraded_within_their_deadline_and_the_next_is_grad
 def test_a_child_that_dies_leaves_that_answer_ungraded_and_is_replaced() -> None:
     with Grader(timeout_s=5.0) as grader:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
-        child = grader._places.queue[0]
+        child = grader._slots.queue[0]
         assert child is not None
         os.kill(child._process.pid, signal.SIGKILL)
         child._process.wait()
@@ -181,14 +181,14 @@ def test_an_answer_without_verdict_is_asked_again_in_the_next_trial() -> None:
     with Grader(timeout_s=1.0) as grader:
         grader.grade(r"\boxed{\frac{2}{2}}", "1")
         assert grader.grade(r"\boxed{9^{9^{9^9}}}", "85").strict is None
-        num_known = len(grader._memo)
+        num_known = len(grader._cache)
         grader.forget_ungraded()
-        assert len(grader._memo) == num_known - 1
+        assert len(grader._cache) == num_known - 1
 
 
 def test_a_short_answer_is_remembered_and_a_long_completion_is_not() -> None:
     with Grader() as grader:
         grader.grade(r"\boxed{\frac{2}{4}}", "0.25")
-        known = len(grader._memo)
+        known = len(grader._cache)
         grader.grade("word " * 100 + r"\boxed{\frac{2}{4}}", "0.25")
-        assert len(grader._memo) == known
+        assert len(grader._cache) == known

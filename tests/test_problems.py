@@ -38,7 +38,7 @@ def test_a_line_separator_inside_a_problem_is_not_the_end_of_its_row(tmp_path: P
 
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8 text"):
+    with pytest.raises(DataError, match="not readable UTF-8 text"):
         load_file(str(tmp_path / "set.jsonl"))
 
 
@@ -75,17 +75,17 @@ def test_the_digest_is_of_the_contents_only(tmp_path: Path) -> None:
             "a.jsonl",
             '{"text": "p", "answer": "a"}',
             "a.jsonl:0",
-            "row 0: question; its columns are text, answer; wanted are",
+            "row 0: question; its columns are text, answer; it needs",
         ),
         ("a.jsonl", '{"problem": "p", "answer": [1]}', "a.jsonl:0", "neither text nor a number"),
         ("a.jsonl", "{", "a.jsonl:0", "a.jsonl:1: not JSON"),
         ("a.jsonl", "", "a.jsonl:0", "has no rows"),
-        ("a.parquet", "version https://git-lfs", "a.parquet:0", "not a parquet file that can be read"),
+        ("a.parquet", "version https://git-lfs", "a.parquet:0", "not a readable parquet file"),
         (
             "a.txt",
             "",
             "a.txt:0",
-            "no set .* there are arithmetic, dsr_sub, .* or the path or URL of a .jsonl or .parquet file",
+            "no set .* use one of arithmetic, dsr_sub, .* or the path or URL of a .jsonl or .parquet file",
         ),
     ],
 )
@@ -96,7 +96,7 @@ def test_bad_data_gets_one_clear_error(tmp_path: Path, name: str, text: str, exa
 
 
 def test_a_suite_that_is_neither_built_in_nor_a_file_says_what_is(tiny_config: Callable[..., TrialConfig]) -> None:
-    with pytest.raises(DataError, match=r"not built in; did you mean 'math500'.; or name its file"):
+    with pytest.raises(DataError, match=r"not built in; did you mean 'math500'.; or set its file"):
         load_suite("math501", SuiteConfig(), tiny_config())
 
 

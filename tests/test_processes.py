@@ -407,7 +407,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_is_a_crash_which_is_tried_again() -> None:
-    from oneshot.trial.recorder import failure_kind
+    from oneshot.trial.guards import failure_kind
 
     assert failure_kind(DeadProcessError("process 1 of 2 was ended by SIGKILL")) == "crash"
 

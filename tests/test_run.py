@@ -357,4 +357,4 @@ def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on(tmp_path: Path)
     child = next(run for run in made.runs() if run.data.tags["phase"] == "grid")
     steps = [metric.step for metric in made.client.get_metric_history(child.info.run_id, "reward/mean")]
     assert sorted(steps) == list(range(1, 41))
-    assert "continues from step" in (store.trial(trial.key).read("log/2.txt") or "")
+    assert "resumes from step" in (store.trial(trial.key).read("log/2.txt") or "")

@@ -29,7 +29,8 @@ from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.training.free_memory import NoRoomError, wait_for_room
 from oneshot.training.trainer import GrpoTrainer
-from oneshot.trial.recorder import Guards, failure_kind, record
+from oneshot.trial.guards import Guards, failure_kind
+from oneshot.trial.recorder import record
 from oneshot.trial.scripted import ScriptedTrainer
 from oneshot.trial.state import is_retried, standing
 
@@ -134,7 +135,7 @@ def test_noise_is_the_seeds_own() -> None:
 
 @pytest.mark.parametrize("bowl", [{"optim.lrr": 1.0}, {"reward.kind": 1.0}, {"optim.lr": 0.0}, {"examples": 1.0}])
 def test_a_bowl_of_no_number_is_the_users_mistake(bowl: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"script\.bowl: .*: a path of a number that a trial has, and above 0"):
+    with pytest.raises(UserError, match=r"script\.bowl: .*: name a numeric setting, with an optimum above 0"):
         begun(scripted(bowl=bowl))
 
 
@@ -445,7 +446,7 @@ def never() -> str:
 
 
 def test_a_trial_begins_where_there_is_room() -> None:
-    wait_for_room(2.0, probe(2.0), whose=never, wait_s=0.0, look_s=0.0)
+    wait_for_room(2.0, probe(2.0), holders=never, wait_s=0.0, look_s=0.0)
 
 
 def test_a_trial_waits_for_memory_that_is_given_back() -> None:
@@ -454,15 +455,15 @@ def test_a_trial_waits_for_memory_that_is_given_back() -> None:
     def free() -> float:
         return 1.0 if next(looks) < 4 else 2.0
 
-    wait_for_room(2.0, free, whose=never, wait_s=60.0, look_s=0.0)
+    wait_for_room(2.0, free, holders=never, wait_s=60.0, look_s=0.0)
     assert next(looks) == 5
 
 
 def test_where_there_is_no_room_it_says_who_has_it() -> None:
     with pytest.raises(NoRoomError) as caught:
-        wait_for_room(2.0, probe(1.5), whose=lambda: "pid 7 6.0 GiB", wait_s=0.01, look_s=0.001)
+        wait_for_room(2.0, probe(1.5), holders=lambda: "pid 7 6.0 GiB", wait_s=0.01, look_s=0.001)
     assert str(caught.value) == (
-        "needs about 2.0 GiB, 1.5 GiB are free after 0 s (pid 7 6.0 GiB); give trials a larger share of the GPU, or "
-        "run fewer at a time"
+        "needs about 2.0 GiB, but only 1.5 GiB are free after 0 s (pid 7 6.0 GiB); give trials a larger share of the "
+        "GPU, or run fewer at a time"
     )
     assert failure_kind(caught.value) == "oom"

@@ -46,7 +46,7 @@ def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_models_own_code_is_not_run_unless_the_sweep_says_so(with_code: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"runs only where the sweep says model.trust_remote_code: true"):
+    with pytest.raises(ModelError, match=r"to run it, set model.trust_remote_code: true"):
         load_policy(ModelConfig(path=str(with_code)))
     assert not (tmp_path / "mark").exists()
     load_policy(ModelConfig(path=str(with_code), trust_remote_code=True))

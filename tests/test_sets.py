@@ -58,7 +58,7 @@ def test_a_file_of_which_one_row_was_changed_is_refused_by_that_row(no_data: Pat
     record = json.loads(lines[7])
     lines[7] = json.dumps({**record, "answer": "1000"})
     (no_data / "aime24.jsonl").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"not aime24 as published: row 7 is another \(by sha256\).*`oneshot fetch"):
+    with pytest.raises(DataError, match=r"not aime24 as published: row 7 differs \(by sha256\).*`oneshot fetch"):
         sets.load("aime24")
     # by its path it is whatever it is
     assert sets.load(str(no_data / "aime24.jsonl"))[7].answer == "1000"
@@ -73,7 +73,7 @@ def test_a_file_that_lacks_its_last_row_is_refused_by_its_length(no_data: Path, 
 
 @pytest.mark.parametrize(("name", "file"), [("math500", "math500"), ("val", "dsr_sub"), ("gsm8k", "gsm8k")])
 def test_a_known_set_that_is_not_at_hand_says_how_to_get_it(no_data: Path, name: str, file: str) -> None:
-    with pytest.raises(DataError, match=rf"^{name}: not in {no_data}; `oneshot fetch {file}` downloads it"):
+    with pytest.raises(DataError, match=rf"^{name}: not in {no_data}; run `oneshot fetch {file}`"):
         sets.load(name)
 
 
@@ -144,7 +144,7 @@ def test_val_is_what_its_script_draws(real_data: Path) -> None:
 
 
 def test_a_hub_file_without_revision_is_refused_with_the_form_that_has_one() -> None:
-    with pytest.raises(DataError, match="names no revision; write hf://datasets/owner/name@COMMIT/path"):
+    with pytest.raises(DataError, match="has no revision; write hf://datasets/owner/name@COMMIT/path"):
         sets.check_name("hf://datasets/owner/name/train.parquet")
     sets.check_name("hf://datasets/owner/name@0123abc/train.parquet")
 
@@ -153,7 +153,7 @@ def test_a_hub_file_without_revision_is_refused_with_the_form_that_has_one() -> 
     "name", ["dsr-sub", "pi_1", "math", "problems.csv", "https://example.org/problems.zip", "valid"]
 )
 def test_a_name_of_no_set_is_told_what_there_is(name: str) -> None:
-    with pytest.raises(DataError, match=r"no set .*; there are arithmetic, dsr_sub, .*, val, dsr_sub-val, or the path"):
+    with pytest.raises(DataError, match=r"no set .*; use one of arithmetic, dsr_sub, .*, val, dsr_sub-val, or"):
         sets.num_rows(name)
 
 
@@ -173,7 +173,7 @@ def test_two_urls_are_two_files(no_data: Path) -> None:
 
 def test_a_url_is_read_once_it_is_fetched(no_data: Path) -> None:
     url = put_in_memory("mine.jsonl", TWO_ROWS)
-    with pytest.raises(DataError, match=f"`oneshot fetch {url}` downloads it"):
+    with pytest.raises(DataError, match=f"run `oneshot fetch {url}`"):
         sets.load(url)
     path, count = fetch(url)
     assert (path.parent, count) == (no_data / "urls", 2)
@@ -191,7 +191,7 @@ def test_what_is_fetched_already_is_not_asked_for_again(no_data: Path) -> None:
 def test_a_download_that_fails_says_where_the_file_may_be_put_and_leaves_none(no_data: Path) -> None:
     url = "memory://nowhere/gone.jsonl"
     with pytest.raises(
-        DataError, match=rf"cannot be fetched from {url}: FileNotFoundError.*; put the file to {no_data}"
+        DataError, match=rf"cannot be fetched from {url}: FileNotFoundError.*; download the file by hand to {no_data}"
     ):
         fetch(url)
     assert files_in(no_data) == []
@@ -217,8 +217,8 @@ def test_a_known_set_is_fetched_to_its_place(no_data: Path, shared: Path, monkey
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("aime24", "not aime24 as published: row 0 is another"),
-        ("gsm8k", "has 2 rows, not 1319: not gsm8k as published"),
+        ("aime24", "not aime24 as published: row 0 differs"),
+        ("gsm8k", "has 2 rows, not 1319: this is not gsm8k as published"),
     ],
 )
 def test_a_download_that_is_another_set_is_refused_and_leaves_no_file(
@@ -236,7 +236,7 @@ def test_a_part_is_fetched_with_the_whole(real_data: Path) -> None:
 
 def test_there_is_nothing_to_fetch_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(TWO_ROWS)
-    with pytest.raises(DataError, match="a path of this machine; there is nothing to fetch"):
+    with pytest.raises(DataError, match="a path on this machine; there is nothing to fetch"):
         fetch(str(tmp_path / "set.jsonl"))
 
 
@@ -258,7 +258,7 @@ def test_the_answer_of_a_minerva_row_is_the_last_box_of_its_solution(tmp_path: P
 
 
 def test_a_row_with_a_solution_without_box_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 0: there is no `answer`, and no \\boxed\{\} in `solution`"):
+    with pytest.raises(DataError, match=r"row 0: it has no `answer`, and no \\boxed\{\} in `solution`"):
         read_row(tmp_path, {"problem": "p", "solution": "It is 4."})
 
 
@@ -298,5 +298,5 @@ def test_a_final_answer_may_be_a_list_or_text(tmp_path: Path) -> None:
 
 
 def test_generated_problems_have_no_file() -> None:
-    with pytest.raises(DataError, match="arithmetic: is generated; there is no file of it"):
+    with pytest.raises(DataError, match="arithmetic: this set is generated; it has no file"):
         fetch("arithmetic")

@@ -405,10 +405,10 @@ def kinds() -> tuple[Trial, ...]:
 @given(st.sets(st.sampled_from(["kind", "seed", "phase"])), st.integers(0, 7), st.integers(0, 7))
 def test_a_cell_covers_the_trials_that_agree_with_all_it_names(named: set[str], of: int, other: int) -> None:
     trials = kinds()
-    facts = axes_of(trials[of])
-    cell = {axis: facts[axis] for axis in named}
+    axes = axes_of(trials[of])
+    cell = {axis: axes[axis] for axis in named}
     assert covers(cell, trials[of])
-    assert covers(cell, trials[other]) == all(axes_of(trials[other])[axis] == facts[axis] for axis in named)
+    assert covers(cell, trials[other]) == all(axes_of(trials[other])[axis] == axes[axis] for axis in named)
 
 
 def test_requests_are_heeded_in_order(store: Store) -> None:

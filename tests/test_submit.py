@@ -309,7 +309,9 @@ def test_mlflows_refusals_are_explained(site: Site) -> None:
     kept = os.environ["MLFLOW_TRACKING_PASSWORD"]
     os.environ["MLFLOW_TRACKING_PASSWORD"] = "another"
     try:
-        assert "rejects the user name and password, or their absence; set MLFLOW_TRACKING_USERNAME" in why_not(site.mlflow)
+        assert "rejects the user name and password, or their absence; set MLFLOW_TRACKING_USERNAME" in why_not(
+            site.mlflow
+        )
         with pytest.raises(MlflowException):
             site.client.search_experiments()
     finally:

@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(tiny_config: MakeConfig, grade
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
-        ({"model": {"path": "tiny:gpt"}}, ModelError, "not shipped; there are tiny:blank, tiny:llama, tiny:qwen2"),
+        ({"model": {"path": "tiny:gpt"}}, ModelError, "not shipped; use one of tiny:blank, tiny:llama, tiny:qwen2"),
         (
             {"rollout": {"max_tokens": 300}},
             UserError,
@@ -193,7 +193,7 @@ def tiny_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def test_a_model_without_an_end_token_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="neither its generation config nor its tokenizer has an EOS token"):
+    with pytest.raises(ModelError, match="no EOS token in its generation config or tokenizer"):
         load_policy(ModelConfig(path=tiny_folder(tmp_path, leave_out=("eos",))))
 
 
@@ -211,7 +211,7 @@ def test_a_cache_without_keys_and_values_is_refused(tmp_path: Path) -> None:
     config = MambaConfig(vocab_size=99, hidden_size=16, state_size=4, num_hidden_layers=1, eos_token_id=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="its cache does not hold keys and values"):
+    with pytest.raises(ModelError, match="its cache has no keys and values per layer"):
         load_policy(ModelConfig(path=str(tmp_path)))
 
 

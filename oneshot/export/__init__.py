@@ -1,1 +1,1 @@
-"""A finished trial -> a model that others load: a folder, and a repository on a hub (MLflow: sweep/registry.py)."""
+"""A finished trial -> a model folder, and a repository on a hub (MLflow: sweep/tracking/registry.py)."""

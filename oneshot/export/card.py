@@ -1,4 +1,4 @@
-"""A kept training -> what its export says of itself: the model card (README.md) and the facts (oneshot.json)."""
+"""A kept training -> the model card (README.md) and the metadata (oneshot.json) of its export."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from oneshot.models.source import local_folder
 
 FORMAT = 1
 MEASURES = {"pass_at_1": "strict", "pass_at_1_lenient": "lenient", "avg_at_k": "avg@k", "pass_at_k": "pass@k"}
-"""Of an evaluation, what the card shows, and under which name."""
+"""Measures that the card shows, and their names there."""
 SETTINGS = (
     "model.dtype",
     "model.mixed_precision",
@@ -34,22 +34,22 @@ SETTINGS = (
     "train.num_steps",
     "train.updates_per_rollout",
 )
-"""What the card shows of the config; all of it is in oneshot.json."""
+"""Settings that the card shows; oneshot.json has all of them."""
 
 
 def identity(kept: Kept, dtype: str) -> str:
-    """Names an export's contents: two of one identity are the same model."""
+    """Return the identity of an export's contents: exports with one identity are the same model."""
     return f"{kept.asked.key}-{kept.step}-{dtype}"
 
 
 def base_model(kept: Kept) -> dict[str, str]:
-    """What the trial began with: `path`, and of a hub model its `revision`."""
+    """Return the base model's `path`, and for a hub model its `revision`."""
     model = kept.config.model
     return {"path": model.path} | ({"revision": model.revision} if model.revision else {})
 
 
-def facts(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
-    """What oneshot.json says; `files`: name -> sha256."""
+def describe(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
+    """Return the contents of oneshot.json; `files`: name -> sha256."""
     asked = kept.asked
     return {
         "format": FORMAT,
@@ -65,8 +65,8 @@ def facts(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
         "base_model": base_model(kept),
         "config": kept.config.model_dump(mode="json"),
         "evaluations": [
-            {name: getattr(one, name) for name in ("suite", "digest", "step", "num_completions", "metrics")}
-            for one in kept.evaluations
+            {name: getattr(evaluation, name) for name in ("suite", "digest", "step", "num_completions", "metrics")}
+            for evaluation in kept.evaluations
         ],
         "last_attempt_on": {
             name: kept.attempt[name] for name in ("versions", "gpu", "platform") if name in kept.attempt
@@ -78,7 +78,7 @@ def facts(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
 
 
 def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
-    """The model card, with the metadata that hubs read."""
+    """Return the model card with the metadata that hubs read."""
     on_hub = local_folder(kept.config.model.path) is None
     data = ModelCardData(
         base_model=kept.config.model.path if on_hub else None,
@@ -98,58 +98,58 @@ def _lines(kept: Kept, source: SourceModel, *, dtype: str) -> Iterator[str]:
     base = "@".join(base_model(kept).values())
     yield f"# {kept.label}\n"
     yield f"`{base}` after {kept.step} steps of GRPO ({config.reward.kind} reward) on:\n"
-    yield from (f"- {_said(example)}" for example in config.examples)
+    yield from (f"- {_code(example)}" for example in config.examples)
     yield f"\nTraining `{kept.asked.key}`, seed {kept.asked.trial.seed}{of_sweep}, by oneshot. Weights: {dtype}."
     if sweep is not None and sweep.config.question:
-        yield f"\nThe sweep asks: {sweep.config.question}"
+        yield f"\nQuestion of the sweep: {sweep.config.question}"
     if config.model.adapter is not None:
         yield (
             f"\nTrained as a low-rank adapter (rank {config.model.adapter.r}, alpha {config.model.adapter.alpha:g}), "
-            "which is merged into these weights."
+            "merged into these weights."
         )
     yield "\n## Accuracy\n"
     yield from _table(kept)
     yield "\n## Settings\n\n| setting | value |\n|---|---|"
     settings = flat(config.model_dump(mode="json"))
-    yield from (f"| `{path}` | {_said(settings[path])} |" for path in SETTINGS)
-    yield "\nEvery setting, and every number of these evaluations: `oneshot.json`."
+    yield from (f"| `{path}` | {_code(settings[path])} |" for path in SETTINGS)
+    yield "\n`oneshot.json` has all settings and all numbers of the evaluations."
     yield "\n## How it was made\n\n| | |\n|---|---|"
     versions = kept.attempt.get("versions", {})
-    yield f"| trained with | {', '.join(f'{name} {number}' for name, number in versions.items()) or 'not on record'} |"
+    yield f"| trained with | {', '.join(f'{name} {number}' for name, number in versions.items()) or 'not recorded'} |"
     yield f"| last attempt on | {kept.attempt.get('gpu') or 'a CPU'} |"
     yield f"| written by | `oneshot export {kept.asked.key}`, oneshot {version('oneshot')} |"
     yield "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
     remote = ", trust_remote_code=True" if config.model.trust_remote_code else ""
     yield f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{remote})'
     yield f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{remote})\n```'
-    yield "\nThe tokenizer is the base model's. `generation_config.json` ends where the trial's completions do."
+    yield "\nThe tokenizer is the base model's. `generation_config.json` has the trial's end tokens."
     yield "\n## Licence\n"
     if source.licence:
-        yield f"That of the base model, whose card says: {', '.join(source.licence.values())}."
+        yield f"The base model's licence. Its card says: {', '.join(source.licence.values())}."
     else:
         yield "These weights derive from the base model's and are under its licence, which its card does not state."
 
 
 def _table(kept: Kept) -> Iterator[str]:
-    last = [one for one in kept.evaluations if one.step == kept.step]
+    last = [evaluation for evaluation in kept.evaluations if evaluation.step == kept.step]
     if not last:
         yield "No evaluation of these weights is on record."
         return
-    start = {one.digest: one.metrics for one in kept.evaluations if one.step == 0}
+    start = {evaluation.digest: evaluation.metrics for evaluation in kept.evaluations if evaluation.step == 0}
     yield "| suite | completions | measure | at the start | now | gain |\n|---|---|---|---|---|---|"
-    for one in last:
-        for measure in (name for name in MEASURES if name in one.metrics):
-            now, before = one.metrics[measure], start.get(one.digest, {}).get(measure)
-            known = ("-", "-") if before is None else (f"{before:.3f}", f"{now - before:+.3f}")
-            yield f"| {one.suite} | {one.num_completions} | {MEASURES[measure]} | {known[0]} | {now:.3f} | {known[1]} |"
+    for row in last:
+        for measure in (name for name in MEASURES if name in row.metrics):
+            now, base = row.metrics[measure], start.get(row.digest, {}).get(measure)
+            before, gain = ("-", "-") if base is None else (f"{base:.3f}", f"{now - base:+.3f}")
+            yield f"| {row.suite} | {row.num_completions} | {MEASURES[measure]} | {before} | {now:.3f} | {gain} |"
     yield (
-        "\nMeasured by the trial itself, on one seed. strict: the last `\\boxed{}` is right; lenient: any answer that "
-        "math-verify extracts is."
+        "\nThe trial measured these numbers itself, on one seed. strict: the last `\\boxed{}` is right; lenient: any "
+        "answer that math-verify extracts is right."
     )
 
 
-def _said(value: Any) -> str:
-    """A value as code in one line of Markdown."""
+def _code(value: Any) -> str:
+    """Return a value as code on one line of Markdown."""
     text = value if isinstance(value, str) else json.dumps(value if _is_plain(value) else value.model_dump(mode="json"))
     line = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
     return f"`{line}`" if line else "(empty)"

@@ -1,7 +1,7 @@
-"""A trial's model -> the files of it that an export takes over as they are: tokenizer, generation config, licence.
+"""A trial's base model -> the files that an export copies: tokenizer, generation config, licence.
 
-The tokenizer is copied, not saved anew: transformers loads that of every Qwen2 model as Qwen2's own class, and writes
-another pre-tokenizer than it read.
+The tokenizer is copied, not loaded and saved: transformers loads every Qwen2 model's tokenizer as Qwen2's own class,
+and saves a different pre-tokenizer.
 """
 
 import json
@@ -33,37 +33,37 @@ GENERATION, CARD = "generation_config.json", "README.md"
 UNREACHABLE: tuple[type[Exception], ...] = tuple(
     base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
 )
-"""The errors of the hub's client, those of its transport among them, whose classes differ by version."""
-_NOT_GIVEN: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *UNREACHABLE)
+"""Errors of the hub's client and of its transport, whose classes differ between versions."""
+_NOT_AVAILABLE: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *UNREACHABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceModel:
-    """What a trial began with, apart from its weights."""
+    """A trial's base model, without its weights."""
 
     folder: Path
     copied: tuple[str, ...]
-    """Files that an export has as they are, by their names in the folder."""
+    """Names in the folder of the files that an export copies."""
     generation: dict[str, Any]
-    """Its generation config; empty where it has none."""
+    """Its generation config; empty if it has none."""
     licence: dict[str, str]
-    """What its card says of one: `license`, `license_name`, `license_link`."""
+    """Fields of its card: `license`, `license_name`, `license_link`."""
 
 
 def source_model(config: ModelConfig) -> SourceModel:
-    """Finds the files of a shipped, local or hub model.
+    """Find the files of a shipped, local or hub model.
 
     Raises:
-        ModelError: it is not there any more.
+        ModelError: the model is no longer there.
     """
     patterns = (*TOKENIZER, *LICENCE, *(("*.py",) if config.trust_remote_code else ()))
     folder = local_folder(config.path)
     if folder is None:
         try:
-            wanted = [*patterns, GENERATION, CARD]
-            folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
-        except _NOT_GIVEN as error:
-            raise ModelError(f"model.path: {config.path}: the hub does not give its files: {error}") from error
+            names = [*patterns, GENERATION, CARD]
+            folder = Path(snapshot_download(config.path, revision=config.revision, allow_patterns=names))
+        except _NOT_AVAILABLE as error:
+            raise ModelError(f"model.path: {config.path}: cannot download its files: {error}") from error
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     generation = folder / GENERATION
     return SourceModel(
@@ -76,7 +76,7 @@ def source_model(config: ModelConfig) -> SourceModel:
 
 def _licence(card: Path) -> dict[str, str]:
     try:
-        said = (metadata_load(card) if card.is_file() else None) or {}
-    except ValueError:  # a stranger's card
-        said = {}
-    return {name: str(said[name]) for name in ("license", "license_name", "license_link") if said.get(name)}
+        metadata = (metadata_load(card) if card.is_file() else None) or {}
+    except ValueError:  # the base model's card may be malformed
+        metadata = {}
+    return {name: str(metadata[name]) for name in ("license", "license_name", "license_link") if metadata.get(name)}

@@ -1,4 +1,4 @@
-"""A kept training and a precision -> its policy as transformers has it: whole, and with nothing of ours in it."""
+"""A kept training and a precision -> its policy as a plain transformers model."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,16 +16,16 @@ from oneshot.policy.policy import Policy, end_turns, load_policy
 from oneshot.training.state import read_tensors
 
 SHARD = "5GB"
-"""Of weights a file."""
+"""Largest size of a file of weights."""
 
 
 def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
-    """The model that the trial began with, with the weights that it has now, each rounded once from what is kept.
+    """Load the trial's base model with its final weights, each rounded once.
 
-    An adapter is merged in float32 or wider, into weights that are not rounded yet.
+    An adapter is merged in float32 or wider, before the weights are rounded.
 
     Raises:
-        OneshotError: the checkpoint is not one of this model.
+        OneshotError: the checkpoint is not of this model.
     """
     adapter, target = kept.config.model.adapter, getattr(torch, dtype)
     wide = target if adapter is None else torch.promote_types(getattr(torch, kept.config.model.dtype), target)
@@ -39,7 +39,7 @@ def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
     }
     missing = trained.keys() - _take(trained, files, wide=adapter is not None)
     if missing:
-        raise OneshotError(f"{kept.label}: its checkpoint lacks {len(missing)} weights, as {min(missing)}")
+        raise OneshotError(f"{kept.label}: its checkpoint lacks {len(missing)} weights, such as {min(missing)}")
     if adapter is not None:
         merge(policy.model)
         for parameter in policy.model.parameters():
@@ -50,8 +50,8 @@ def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
 
 @torch.no_grad()
 def _take(trained: dict[str, Parameter], files: Iterable[Path], *, wide: bool) -> set[str]:
-    """Puts the files' tensors into the model one by one; `wide`: as they are, and not in its precision."""
-    seen: set[str] = set()
+    """Load the files' tensors into the model one by one; with `wide` keep the tensors' precision."""
+    names: set[str] = set()
     for path in files:
         for name, tensor in read_tensors([path]):
             if name not in trained:
@@ -60,21 +60,21 @@ def _take(trained: dict[str, Parameter], files: Iterable[Path], *, wide: bool) -
                 trained[name].data = tensor
             else:
                 trained[name].copy_(tensor)
-            seen.add(name)
-    return seen
+            names.add(name)
+    return names
 
 
 def save_model(policy: Policy, source: SourceModel, folder: Path) -> dict[str, Any]:
-    """Writes config and weights as `save_pretrained` does; returns the generation config that belongs to them.
+    """Write config and weights with `save_pretrained`; return the generation config that belongs to them.
 
-    It ends where the trial's completions do, which may be more tokens than the model's own says.
+    It has the trial's end tokens, which may be more than the base model's.
     """
     original = policy.model.generation_config
-    # what a hub has may not be valid by transformers' rules of today, which are asked when it is saved
+    # `save_pretrained` validates the generation config, and a hub model's may break today's rules
     policy.model.generation_config = GenerationConfig()
     policy.model.save_pretrained(folder, max_shard_size=SHARD)
     policy.model.generation_config = original
     eos_ids = list(policy.eos_ids)
-    said = source.generation or original.to_diff_dict()
-    left = {name: value for name, value in said.items() if name not in ("_from_model_config", "transformers_version")}
-    return {"pad_token_id": policy.pad_id, **left, "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids}
+    config = source.generation or original.to_diff_dict()
+    kept = {name: value for name, value in config.items() if name not in ("_from_model_config", "transformers_version")}
+    return {"pad_token_id": policy.pad_id, **kept, "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids}

@@ -1,4 +1,4 @@
-"""A kept training -> a folder that plain transformers loads; whole or not there at all."""
+"""A kept training -> a folder that plain transformers loads, written completely or not at all."""
 
 import json
 import os
@@ -14,96 +14,98 @@ from typing import Any
 from safetensors import SafetensorError
 
 from oneshot.errors import OneshotError, UserError
-from oneshot.export.card import card, facts, identity
+from oneshot.export.card import card, describe, identity
 from oneshot.export.kept import Kept
 from oneshot.export.source import GENERATION, source_model
 
-FACTS = "oneshot.json"
+METADATA = "oneshot.json"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """A written model."""
+    """An exported model."""
 
     folder: Path
     kept: Kept
     dtype: str
     facts: dict[str, Any]
-    """What its oneshot.json says."""
+    """Contents of its oneshot.json."""
     is_new: bool
-    """It was not there already."""
+    """False if the folder had the same export already."""
 
     @property
     def identity(self) -> str:
-        """Of its contents."""
+        """Return the identity of its contents."""
         return identity(self.kept, self.dtype)
 
     @property
     def num_bytes(self) -> int:
-        """Of all files together."""
+        """Return the size of all files."""
         return sum((self.folder / name).stat().st_size for name in self.facts["files"])
 
 
 def read_export(folder: Path) -> dict[str, Any] | None:
-    """What an earlier export in a folder says of itself; None where the folder is no whole one."""
+    """Return the metadata of an earlier export, or None if the folder is not a complete export."""
     try:
-        said: dict[str, Any] = json.loads((folder / FACTS).read_text())
-        return said if all((folder / name).is_file() for name in said["files"]) else None
+        metadata: dict[str, Any] = json.loads((folder / METADATA).read_text())
+        return metadata if all((folder / name).is_file() for name in metadata["files"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_export(kept: Kept, folder: Path, *, dtype: str, force: bool, say: Say) -> Export:
-    """Writes the model, unless the folder has the very same already; the folder is whole once it has its name.
+    """Write the model unless the folder already has the same export; the rename at the end completes it.
 
     Raises:
-        UserError: the folder has something else, or cannot be written.
-        ModelError: the model that the trial began with is not there any more.
+        UserError: the folder has other contents, or cannot be written.
+        ModelError: the base model is no longer there.
     """
-    before = read_export(folder)
-    if before is not None and before.get("identity") == identity(kept, dtype) and not force:
-        say(f"{folder} has it already; --force writes it anew")
-        return Export(folder=folder, kept=kept, dtype=dtype, facts=before, is_new=False)
+    previous = read_export(folder)
+    if previous is not None and previous.get("identity") == identity(kept, dtype) and not force:
+        say(f"{folder} already has this export; --force writes it again")
+        return Export(folder=folder, kept=kept, dtype=dtype, facts=previous, is_new=False)
     check_target(folder, force=force)
-    # in the same folder: a rename is whole on one file system only
+    # beside the target: a rename is atomic only within one file system
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.mkdir(parents=True)
-        said = _fill(temporary, kept, dtype=dtype, say=say)
+        metadata = _fill(temporary, kept, dtype=dtype, say=say)
         _put(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"--to {folder}: cannot be written: {error}; choose a folder that this user may write, on a disk with room"
+            f"--to {folder}: cannot be written: {error}; choose a writable folder on a disk with enough space"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Export(folder=folder, kept=kept, dtype=dtype, facts=said, is_new=True)
+    return Export(folder=folder, kept=kept, dtype=dtype, facts=metadata, is_new=True)
 
 
 def check_target(folder: Path, *, force: bool) -> None:
-    """Refuses what would be lost.
+    """Check that no files would be lost.
 
     Raises:
-        UserError: the folder has something in it; with `force`, something that is no export.
+        UserError: the folder is not empty; with `force`, it is not an export.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"--to {folder}: a file; name a new folder")
-    before = read_export(folder)
-    if before is None and any(folder.iterdir()):
-        raise UserError(f"--to {folder}: not empty, and no earlier export, so --force spares it; name a new folder")
-    if before is not None and not force:
+        raise UserError(f"--to {folder}: a file, not a folder; choose a new folder")
+    previous = read_export(folder)
+    if previous is None and any(folder.iterdir()):
         raise UserError(
-            f"--to {folder}: holds the export of {before['label']} after step {before['step']} in {before['dtype']}; "
-            "name a new folder, or --force to replace it"
+            f"--to {folder}: not empty and not an earlier export, so not even --force replaces it; choose a new folder"
+        )
+    if previous is not None and not force:
+        raise UserError(
+            f"--to {folder}: has the export of {previous['label']} after step {previous['step']} in "
+            f"{previous['dtype']}; choose a new folder, or replace it with --force"
         )
 
 
 def _fill(folder: Path, kept: Kept, *, dtype: str, say: Say) -> dict[str, Any]:
-    """Everything into an empty folder; returns what its oneshot.json says."""
-    from oneshot.export.weights import load_kept, save_model  # torch takes seconds, and what is there needs none
+    """Write all files into an empty folder; return the contents of its oneshot.json."""
+    from oneshot.export.weights import load_kept, save_model  # torch takes seconds; an existing export needs none
 
     source = source_model(kept.config.model)
     say(f"reads {kept.config.model.path} and the weights of step {kept.step}")
@@ -120,26 +122,26 @@ def _fill(folder: Path, kept: Kept, *, dtype: str, say: Say) -> dict[str, Any]:
         shutil.copyfile(source.folder / name, folder / name)
     (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "README.md").write_text(card(kept, source, dtype=dtype))
-    mode = (folder / GENERATION).stat().st_mode  # safetensors writes for its user alone
+    mode = (folder / GENERATION).stat().st_mode  # safetensors makes files that only their owner can read
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    said = facts(kept, dtype=dtype, files={name: _digest(folder / name) for name in names})
-    (folder / FACTS).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-    return said
+    metadata = describe(kept, dtype=dtype, files={name: _digest(folder / name) for name in names})
+    (folder / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n")
+    return metadata
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """Gives a folder its name, in place of an empty one or of an earlier export."""
+    """Rename a folder to its final name, where an empty folder or an earlier export may be."""
     if folder.exists() and any(folder.iterdir()):
-        away = temporary.with_suffix(".old")
-        os.rename(folder, away)
+        old = temporary.with_suffix(".old")
+        os.rename(folder, old)
         try:
             os.rename(temporary, folder)
         except OSError:
-            os.rename(away, folder)
+            os.rename(old, folder)
             raise
-        shutil.rmtree(away)
+        shutil.rmtree(old)
     else:
         os.rename(temporary, folder)
 

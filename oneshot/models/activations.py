@@ -1,7 +1,7 @@
-"""A trial's micro-batch and a model's shape -> what the forward pass keeps for the backward pass, in bytes.
+"""A trial's micro-batch and a model's shape -> the bytes that the forward pass keeps for the backward pass.
 
-What transformers' Llama and Qwen2 layers keep, tensor by tensor, with the attention of policy/attention.py; read off with
-`torch.autograd.graph.saved_tensors_hooks`, and held to it by tests/test_memory.py.
+The terms are the tensors that transformers' Llama and Qwen2 layers save with the attention of policy/attention.py, as
+seen by `torch.autograd.graph.saved_tensors_hooks`. tests/test_memory.py compares the two.
 """
 
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import ModelShape
 
 NORM_BYTES = 4
-"""RMSNorm computes in float32, whatever the model computes in."""
+"""RMSNorm always computes in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """A pack as long as it may be: one prompt, and completions of full length behind it."""
+    """The longest possible pack: one prompt, followed by completions of full length."""
 
     num_tokens: float
     num_rows: float
     prompt: int
     width: int
-    """Tokens of a completion that are computed: all but its last."""
+    """Computed tokens of a completion: all but its last."""
     is_only: bool
-    """Whether an optimiser step has no other."""
+    """Whether it is the only micro-batch of an optimiser step."""
 
     @property
     def num_scored(self) -> float:
-        """Tokens whose log-probability is asked for."""
+        """Return the number of tokens whose log-probability is computed."""
         return self.num_rows * (self.width + 1)
 
 
 def micro_batch(config: TrialConfig, *, num_rows: int, prompt_tokens: int) -> MicroBatch:
-    """The largest one of an optimiser step on `num_rows` completions."""
+    """Return the largest micro-batch of an optimiser step on `num_rows` completions."""
     width = config.rollout.max_tokens - 1
     all_tokens = prompt_tokens + num_rows * width
     num_tokens = max(min(all_tokens, config.train.microbatch_tokens), prompt_tokens + width)
@@ -46,40 +46,40 @@ def micro_batch(config: TrialConfig, *, num_rows: int, prompt_tokens: int) -> Mi
 
 
 def layer_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int) -> float:
-    """What one decoder layer keeps of a micro-batch."""
+    """Return the bytes that one decoder layer keeps of a micro-batch."""
     adapter = config.model.adapter
-    computed = set(shape.linear if adapter is None else shape.adapted(adapter))
+    trained = set(shape.linear if adapter is None else shape.adapted(adapter))
     tokens, query = batch.num_tokens, shape.num_heads * shape.head_dim
     norms = 2 * shape.hidden * NORM_BYTES
     numbers = 3 * shape.intermediate  # gate, its activation and up
     if adapter is None:
-        numbers += 2 * shape.hidden  # a norm's weight wants what it multiplies
+        numbers += 2 * shape.hidden  # the inputs of both norms, for their weights' gradients
     else:
-        numbers += adapter.r * len(computed)
-    # what a matrix multiplies is kept where it, or the adapter beside it, is trained
-    if computed & {"q_proj", "k_proj", "v_proj"}:
+        numbers += adapter.r * len(trained)
+    # a matrix's input is kept if the matrix or its adapter is trained
+    if trained & {"q_proj", "k_proj", "v_proj"}:
         numbers += shape.hidden
-    if "o_proj" in computed:
+    if "o_proj" in trained:
         numbers += query
-    if computed & {"gate_proj", "up_proj"}:
+    if trained & {"gate_proj", "up_proj"}:
         numbers += shape.hidden
-    if "down_proj" in computed:
+    if "down_proj" in trained:
         numbers += shape.intermediate
     padded = batch.num_rows * batch.width
-    seen = batch.prompt + batch.width
+    keys = batch.prompt + batch.width
     attended = query * (
-        3 * tokens  # queries, keys and values, these repeated to every head
-        + 2 * batch.num_rows * seen  # each completion's keys and values behind its prompt's
-        + 2 * padded  # its queries in a row of their own, and what attention gave it
+        3 * tokens  # queries, keys and values, the last two repeated to every head
+        + 2 * batch.num_rows * keys  # each completion's keys and values after its prompt's
+        + 2 * padded  # its queries as a padded row, and its attention output
         + batch.prompt
     )
-    attended += batch.width * seen  # who may attend to whom, as numbers to be added
+    attended += batch.width * keys  # the additive attention mask
     normalisers = 4 * shape.num_heads * (padded + batch.prompt)
     return tokens * (norms + compute_bytes * numbers) + compute_bytes * attended + normalisers
 
 
 def model_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int) -> float:
-    """What the whole decoder keeps, and what the backward pass adds to it as it begins."""
+    """Return the bytes that the whole decoder keeps for the backward pass."""
     layer = layer_bytes(config, shape, batch, compute_bytes=compute_bytes)
     stream = batch.num_tokens * shape.hidden
     if config.train.activation_checkpointing:
@@ -92,5 +92,5 @@ def model_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
 
 
 def backward_bytes(shape: ModelShape, batch: MicroBatch, *, compute_bytes: int) -> float:
-    """What the last layer's backward pass has beside what was kept: gradients of its feed-forward part."""
+    """Return the bytes that the last layer's backward pass adds: gradients of its feed-forward part."""
     return batch.num_tokens * compute_bytes * 2 * (shape.intermediate + shape.hidden)

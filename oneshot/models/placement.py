@@ -1,4 +1,4 @@
-"""A trial and its resources -> how it is spread over processes, what each needs of its GPU, and what else would fit."""
+"""A trial and its resources -> its strategy, each process's GPU memory, and alternatives that would fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,15 +37,16 @@ GPU_GIB = {
     "B200": 178,
     "AMD-Instinct-MI300X-OAM": 191,
 }
-"""What a driver leaves of a GPU (GiB), by Ray's name for its type: 79 of one that is sold as 80 GB."""
+"""Usable memory of a GPU (GiB), by Ray's name for its type: 79 of a GPU that is sold with 80 GB."""
 USUAL_GPU_GIB = 79
 HEADROOM = 0.1
-"""Share of a GPU that is not planned with: the CUDA context, libraries' workspaces, what allocation cuts up."""
+"""Share of a GPU that a plan leaves free: CUDA context, libraries' workspaces, fragmentation."""
+_WAYS: tuple[tuple[float, Strategy], ...] = ((1, "single"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"), (8, "fsdp"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One way to run a trial: its weights or an adapter, on so many GPUs."""
+    """One way to run a trial: its resources, strategy and adapter, and the memory that it needs."""
 
     resources: ResourceConfig
     strategy: Strategy
@@ -55,26 +56,26 @@ class Placement:
 
     @property
     def usable_gib(self) -> float | None:
-        """Of its GPU; None without one."""
+        """Return what a process may use of its GPU; None without one."""
         return usable_gib(self.resources)
 
     @property
     def fits(self) -> bool:
-        """Whether each process stays within its GPU; without GPUs always."""
+        """Return whether each process fits into its GPU; always true without GPUs."""
         return self.usable_gib is None or self.memory.peak_gib <= self.usable_gib
 
 
 def usable_gib(resources: ResourceConfig) -> float | None:
-    """What a process may use of its GPU, the headroom left out; None where it has none."""
+    """Return what a process may use of its GPU, without the headroom; None without a GPU."""
     if not resources.gpus:
         return None
-    known = [GPU_GIB[name] for name in resources.accelerator or () if name in GPU_GIB]
-    whole = resources.gpu_gib or min(known, default=USUAL_GPU_GIB)
+    sizes = [GPU_GIB[name] for name in resources.accelerator or () if name in GPU_GIB]
+    whole = resources.gpu_gib or min(sizes, default=USUAL_GPU_GIB)
     return whole * min(resources.gpus, 1.0) * (1 - HEADROOM)
 
 
 def trial_memory(config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None) -> Memory | None:
-    """What each process of a trial needs, spread as it is chosen; None where nothing is known of the model."""
+    """Return what each process of a trial needs; None if the model's shape is unknown."""
     if config.script is not None or (shape := model_shape(config)) is None:
         return None
     return footprint(
@@ -89,20 +90,20 @@ def trial_memory(config: TrialConfig, resources: ResourceConfig, *, strategy: St
 
 
 def host_gib(config: TrialConfig, resources: ResourceConfig) -> float | None:
-    """What all processes of a trial load into host memory before their GPUs have it; None where nothing is known."""
+    """Return the host memory that all processes of a trial need for loading; None without GPUs or a known shape."""
     if config.script is not None or not resources.gpus or (shape := model_shape(config)) is None:
         return None
     size = DTYPE_BYTES[config.model.dtype]
     loaded = resources.processes * size * shape.num_params / 2**30
     if not resources.cpu_offload or choose_strategy(config, resources) != "fsdp":
         return loaded
-    return max(loaded, 4 * size * shape.num_params / 2**30)  # the shards of all: weights, gradients, two moments
+    return max(loaded, 4 * size * shape.num_params / 2**30)  # all shards: weights, gradients, two moments
 
 
 def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:
-    """How a trial is spread: as its resources say, or by what fits.
+    """Return the strategy that the resources name, else the fastest that fits.
 
-    Of a model of which nothing is known: on several GPUs fsdp, which needs least.
+    A model of unknown shape gets fsdp on several GPUs, which needs the least memory.
     """
     if resources.processes == 1:
         return "single"
@@ -118,7 +119,7 @@ def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:
 def place_trial(
     config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None
 ) -> Placement | None:
-    """A trial as it will run; None where nothing is known of its model."""
+    """Return how a trial will run; None if its model's shape is unknown."""
     chosen = strategy or choose_strategy(config, resources)
     memory = trial_memory(config, resources, strategy=chosen)
     if memory is None:
@@ -127,18 +128,13 @@ def place_trial(
 
 
 def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Placement]:
-    """Other ways to run a trial on such GPUs: one, several with copies or shards, and one with an adapter."""
+    """Yield other ways to run a trial on such GPUs: on one, on several with copies or shards, or with an adapter."""
     for num_gpus, strategy in _WAYS:
         need = resources.model_copy(update={"gpus": num_gpus, "num_processes": None, "strategy": "auto"})
-        found = place_trial(config, need, strategy=strategy)
-        if found is not None:
-            yield found
+        if (placement := place_trial(config, need, strategy=strategy)) is not None:
+            yield placement
     if config.model.adapter is None and config.train.num_steps:
         model = config.model.model_copy(update={"adapter": AdapterConfig()})
         alone = resources.model_copy(update={"gpus": 1.0, "num_processes": None, "cpu_offload": False})
-        found = place_trial(config.model_copy(update={"model": model}), alone, strategy="single")
-        if found is not None:
-            yield found
-
-
-_WAYS: tuple[tuple[float, Strategy], ...] = ((1, "single"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"), (8, "fsdp"))
+        if (placement := place_trial(config.model_copy(update={"model": model}), alone, strategy="single")) is not None:
+            yield placement

@@ -1,4 +1,4 @@
-"""`model.path` -> where the model lies, and what identifies its contents; loads nothing."""
+"""`model.path` -> the model's folder, its config, and a digest of its contents. No weights are loaded."""
 
 import json
 import re
@@ -15,11 +15,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 NO_MODEL = "script"
-"""The path of a scripted trial's model: it has none."""
+"""`model.path` of a scripted trial, which has no model."""
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder of a shipped (`tiny:qwen2`) or local model; None for a hub id, and where a script stands for a model.
+    """Return the folder of a shipped (`tiny:qwen2`) or local model; None for a hub id or a scripted trial.
 
     Raises:
         ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
@@ -29,41 +29,41 @@ def local_folder(path: str) -> Path | None:
     if path.startswith("tiny:"):
         folder = SHIPPED / path.removeprefix("tiny:")
         if not (folder / "config.json").is_file():
-            there = ", ".join(f"tiny:{p.parent.name}" for p in sorted(SHIPPED.glob("*/config.json")))
-            raise ModelError(f"model.path: {path}: not shipped; there are {there}")
+            shipped = ", ".join(f"tiny:{p.parent.name}" for p in sorted(SHIPPED.glob("*/config.json")))
+            raise ModelError(f"model.path: {path}: not shipped; use one of {shipped}")
         return folder
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
-        raise ModelError(f"model.path: {path}: a folder without config.json; save the model with `save_pretrained`")
+        raise ModelError(f"model.path: {path}: no config.json in this folder; save the model with `save_pretrained`")
     if path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
         raise ModelError(
-            f"model.path: {path}: no such folder (paths are taken from {Path.cwd()}), and no hub id `owner/name`"
+            f"model.path: {path}: no such folder (paths are relative to {Path.cwd()}), and not a hub id `owner/name`"
         )
     return None
 
 
 def read_config(path: str) -> dict[str, Any] | None:
-    """config.json of a shipped or local model; None of a hub id."""
+    """Return config.json of a shipped or local model; None for a hub id."""
     folder = local_folder(path)
     if folder is None:
         return None
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def is_commit(revision: str | None) -> bool:
-    """Whether a revision names contents for ever, as only a commit hash does."""
+    """Return whether a revision is a commit hash, whose contents never change."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 (hex) over the names and contents of a model folder's files, its card left out."""
+    """Return the sha256 (hex) over the names and contents of a model folder's files, without its card."""
     files = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"}
-    # hidden files and folders are of the tools that put the model there (.cache, .git), not of the model
-    seen = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
-    return _digest(tuple((str(name), str(p), p.stat().st_mtime_ns) for name, p in seen.items()))
+    # hidden files and folders (.cache, .git) belong to download tools, not to the model
+    visible = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
+    return _digest(tuple((str(name), str(p), p.stat().st_mtime_ns) for name, p in visible.items()))
 
 
 @cache

@@ -1,1 +1,1 @@
-"""The model that computes: loading, weights, attention over packs, the output head, several processes."""
+"""The policy: loading a model, its weights, attention over packs, the output head, several processes."""

@@ -1,9 +1,9 @@
 """Attention over a pack: a prompt attends to itself, a completion to its prompt and to itself.
 
-Registered with transformers as `oneshot`, so that any decoder that takes its attention from there can run packed; what
-is not a pack goes to SDPA as before.
+It is registered with transformers as `oneshot`, so that any decoder that uses transformers' attention interface can run
+packed. Inputs that are not packs go to SDPA.
 
-Shapes: `[1, heads, N, D]` in, `[1, N, heads, D]` out, as transformers has it; N tokens of a pack, D size of a head.
+Shapes: `[1, heads, N, D]` in, `[1, N, heads, D]` out, as in transformers; N tokens of a pack, D size of a head.
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ def attention(
     *, blocks: Sequence[Block] | None = None, scaling: float | None = None, sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Transformers' attention function; `blocks` says that this is a pack.
+    """Compute attention as transformers calls it; `blocks` marks a pack.
 
     Raises:
-        NotImplementedError: the model bends its attention (soft cap, sinks) in a way that packs do not know.
+        NotImplementedError: the model has a soft cap or attention sinks, which packs do not support.
     """
     repeats = query.shape[1] // key.shape[1]
-    is_bent = rest.get("softcap") is not None or rest.get("s_aux") is not None
-    if blocks is None and query.shape[2] == 1 and attention_mask is None and not is_bent:
+    is_modified = rest.get("softcap") is not None or rest.get("s_aux") is not None
+    if blocks is None and query.shape[2] == 1 and attention_mask is None and not is_modified:
         return _attend_one(query, key, value, scaling=scaling, repeats=repeats), None
     if blocks is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
         return output
-    if is_bent:
+    if is_modified:
         raise NotImplementedError("attention with a soft cap or sinks")
     num_tokens = [block.num_tokens for block in blocks]
     parts = [
@@ -53,7 +53,7 @@ def attention(
 
 
 def _attend_one(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, repeats: int) -> Tensor:
-    """Decoding: the queries that share a key head stand where positions would, so that its keys are read once."""
+    """Attend from one position, with the queries of a key head as positions, so that its keys are read once."""
     grouped = query.unflatten(1, (-1, repeats)).squeeze(3)
     output: Tensor = scaled_dot_product_attention(grouped, key, value, scale=scaling)
     return output.flatten(1, 2)[:, None]
@@ -62,7 +62,7 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | N
 def _attend(
     block: Block, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
 ) -> Tensor:
-    """One prompt and its completions: `[1, heads, n, D]` each -> `[1, n, heads, D]`."""
+    """Attend within one prompt and its completions: `[1, heads, n, D]` each -> `[1, n, heads, D]`."""
     split = [block.num_prompt, sum(block.lengths)]
     (query_P, query_C), (key_P, key_C), (value_P, value_C) = (x.split(split, dim=2) for x in (query, key, value))
     prompt_mask = None if window is None else _causal(block.prompt_lags, window)
@@ -85,12 +85,12 @@ def _attend(
 
 
 def _causal(lags: Tensor, window: int | None) -> Tensor:
-    """Which keys a query attends to: its own and earlier ones, within the window if there is one."""
+    """Return which keys a query attends to: its own and earlier ones, within the window if there is one."""
     return lags >= 0 if window is None else (lags >= 0) & (lags < window)
 
 
 def _padded(block: Block, packed: Tensor) -> Tensor:
-    """Completions side by side, `[1, heads, sum(lengths), D]` -> `[G, heads, width, D]`."""
+    """Pad completions into rows: `[1, heads, sum(lengths), D]` -> `[G, heads, width, D]`."""
     rows_C = packed[0].transpose(0, 1)
     rows = rows_C if block.is_even else rows_C.index_select(0, block.padded_index)
     padded: Tensor = rows.unflatten(0, (len(block.lengths), block.width)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""A model and a pack -> the hidden state that each completion token is predicted from, and its log-probability.
+"""A model and a pack -> the hidden states that predict the completion tokens, their log-probabilities, the loss.
 
 Shapes: N tokens of the pack, M completion tokens, H hidden size, S positions of a padded row.
 """
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def hidden_states(model: Any, batch: Pack) -> Tensor:
-    """Last hidden states at the positions before the completion tokens, `[M, H]`, with gradient.
+    """Return the last hidden states at the positions before the completion tokens, `[M, H]`, with gradient.
 
-    Packed where the model can; else in rows that repeat the prompt, padded at the right.
+    A model that cannot run packed gets rows that repeat the prompt, padded on the right.
     """
     if model.config._attn_implementation != attention.NAME:
         return _hidden_states_in_rows(model, batch)
@@ -37,7 +37,7 @@ def hidden_states(model: Any, batch: Pack) -> Tensor:
     return hidden_MH
 
 
-# transformers hands a mask of four dimensions on as it is, where none at all would have it look for packs by itself
+# transformers passes a mask of four dimensions on unchanged; without a mask it would look for packs itself
 _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
@@ -59,36 +59,36 @@ def _hidden_states_in_rows(model: Any, batch: Pack) -> Tensor:
 
 @torch.no_grad()
 def completion_logprobs(model: Any, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
-    """Log-probability of each completion token at `temperature`, `[M]`, without gradient."""
+    """Return the log-probability of each completion token at `temperature`, `[M]`, without gradient."""
     head = model.get_output_embeddings()
     return token_logprobs(hidden_states(model, batch), head, batch.targets_M, temperature=temperature, space=space)
 
 
 class Scored(torch.nn.Module):
-    """A model with its head and our loss behind one forward: shards are gathered as a module's forward begins."""
+    """A model, its head and the loss in one module, since FSDP gathers shards when a module's forward begins."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._twice: list[GradientCheckpointingLayer] = []
+        self._checkpointed: list[GradientCheckpointingLayer] = []
 
-    def compute_twice(self) -> None:
-        """Has each layer computed again in the backward pass, in place of keeping what it computed."""
+    def checkpoint_activations(self) -> None:
+        """Make each layer compute again in the backward pass instead of keeping its activations."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._twice = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        self._checkpointed = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Layers that are computed twice are so in training mode only, where they have no cache, and so never decode.
+        """Put checkpointed layers into training mode, without which they would not be checkpointed.
 
-        What is within them stays in evaluation mode: there is no dropout.
+        Such layers have no cache, so they must not decode. Their modules stay in evaluation mode: there is no dropout.
         """
-        for layer in self._twice:
+        for layer in self._checkpointed:
             layer.training = True
         try:
             yield
         finally:
-            for layer in self._twice:
+            for layer in self._checkpointed:
                 layer.training = False
 
     def forward(
@@ -100,9 +100,9 @@ class Scored(torch.nn.Module):
         loss_of: LossOf | None = None,
         with_entropy: bool = False,
     ) -> Any:
-        """Without `loss_of` the log-probability of each completion token, `[M]`; with it the loss and its metrics.
+        """Return the log-probability of each completion token, `[M]`, or with `loss_of` the loss and its metrics.
 
-        The metrics are a mapping, since what stands in a tuple is what hooks look through for gradients.
+        The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients.
         """
         if loss_of is None:
             return completion_logprobs(self.model, batch, temperature=temperature, space=space)
@@ -122,18 +122,18 @@ class Scored(torch.nn.Module):
 
 @torch.no_grad()
 def use_packs(model: Any) -> bool:
-    """Lets a model run packed, if that gives what plain rows give; says whether it does."""
+    """Let a model run packed if that gives the same result as plain rows; return whether it does."""
     device = next(model.parameters()).device
     probe = pack([[0, 1, 2], [1]], [0, 0, 1], [[1, 0, 1], [0, 2], [2, 0]], range(3), device=device)
     plain_MH = _hidden_states_in_rows(model, probe)
-    before = model.config._attn_implementation
+    previous = model.config._attn_implementation
     model.config._attn_implementation = attention.NAME
     tolerance = 1e-3 if plain_MH.dtype in (torch.float32, torch.float64) else 5e-2
     try:
         if torch.allclose(hidden_states(model, probe), plain_MH, atol=tolerance, rtol=tolerance):
             return True
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        # attention that packs do not know, or arguments and shapes that the model does not: it runs in rows
-        log.info("a pack of %s fails: %s", type(model).__name__, error)
-    model.config._attn_implementation = before
+        # attention that packs do not support, or arguments and shapes that the model does not
+        log.info("%s cannot run packed: %s", type(model).__name__, error)
+    model.config._attn_implementation = previous
     return False

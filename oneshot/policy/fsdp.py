@@ -1,11 +1,11 @@
-"""Weights, gradients and moments in shards, one a process (FSDP2), for models that fit no GPU by themselves.
+"""A loaded model -> shards of weights, gradients and moments, one per process (FSDP2), for models too large for a GPU.
 
-The update runs on a sharded copy of the model, whose layers are gathered as they are needed and let go after. Decoding
-would gather every layer again for every token: it runs on a whole model in the compute precision instead, which is
-gathered once a step and whose memory is free while the update runs. The reference is sharded as well.
+The update runs on a sharded copy of the model, which gathers a layer when it is needed and frees it afterwards.
+Decoding would gather every layer again for every token. It runs on a whole model in the compute precision instead,
+which is gathered once a step and uses no memory during the update. The reference is sharded as well.
 
-`fully_shard` is called here and not by accelerate, which takes FSDP on GPUs only, so that no test on a CPU could reach
-it, and puts the head into a unit of its own, which our loss never calls (head.py reads its weights).
+This module calls `fully_shard` itself. Accelerate supports FSDP on GPUs only, so that no test on a CPU could reach it,
+and gives the head a unit of its own, which our loss never calls (output_head.py reads its weights).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,25 +25,25 @@ from oneshot.config.trial import ModelConfig
 from oneshot.policy.forward import Scored
 from oneshot.policy.world import World
 
-_WITHIN = "model."
-"""What `Scored` puts before the model's own names."""
+_PREFIX = "model."
+"""Prefix of the model's parameter names within `Scored`."""
 
 
 class Sharded:
-    """A shard of the trained weights in this process, and the whole of what decodes."""
+    """`Weights` of which this process holds a shard, and a whole model that decodes."""
 
     def __init__(self, model: Any, scored: Scored, *, world: World) -> None:
-        """Takes the model that decodes, at its compute precision, and the sharded one, both with their first values."""
+        """Take the model that decodes, in its compute precision, and the sharded one, both with their first values."""
         self.compute: Mapping[str, Parameter] = dict(model.named_parameters())
         self.scored = scored
-        self._shards = {name.removeprefix(_WITHIN): parameter for name, parameter in scored.named_parameters()}
+        self._shards = {name.removeprefix(_PREFIX): parameter for name, parameter in scored.named_parameters()}
         self.master: Mapping[str, Parameter] = {n: p for n, p in self._shards.items() if p.requires_grad}
         self.loss_scale = float(world.size)
-        """FSDP takes the mean over processes."""
+        """FSDP averages over processes."""
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """What decodes is let go, and gathered anew: parameter after parameter, rounded first."""
+        """Free the decoding weights, and afterwards gather and round them again, one parameter at a time."""
         for parameter in self.compute.values():
             parameter.untyped_storage().resize_(0)
         yield
@@ -54,25 +54,25 @@ class Sharded:
                 parameter.copy_(whole)
 
     def collect(self) -> None:
-        """Nothing: the backward pass has added each shard's gradient to it."""
+        """Do nothing: the backward pass adds to each shard's gradient."""
 
     def complete(self, world: World) -> None:
-        """Gradients are those of all processes already."""
+        """Fill in missing gradients; the others are already those of all processes."""
         for master in self.master.values():
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
 
     def publish(self) -> None:
-        """Lets go of what a forward pass without a backward one has left gathered, which is old now."""
+        """Free weights that a forward pass without a backward pass has left gathered: they are outdated."""
         cast(FSDPModule, self.scored).reshard()
 
     def whole(self, values: Tensor) -> Tensor:
-        """Gathered from all processes, where its shards are."""
+        """Gather a tensor from all processes if it is sharded."""
         return values.full_tensor() if isinstance(values, DTensor) else values
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
-        """This process' rows, taken from what each has read for itself."""
-        if not isinstance(of, DTensor) or values.dim() == 0:  # the optimiser's count of steps is of no shape
+        """Return this process' rows of values that each process has read for itself."""
+        if not isinstance(of, DTensor) or values.dim() == 0:  # the optimiser's step count has no dimensions
             return values.to(of.device)
         placed = distribute_tensor(
             values.to(of.device_mesh.device_type), of.device_mesh, of.placements, src_data_rank=None
@@ -81,31 +81,31 @@ class Sharded:
 
 
 def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Sharded:
-    """A loaded model, on the CPU, becomes the one that decodes; what is trained are shards of its copy."""
+    """Turn a loaded model on the CPU into the one that decodes, and shard a copy of it for training."""
     values = {name: parameter.data for name, parameter in model.named_parameters()}
     trained = _twin(model)
     narrow = torch.bfloat16 if config.mixed_precision == "bf16" else None
     for name, parameter in trained.named_parameters():
-        # beside an adapter a weight is never optimised, and so never wider than it computes
+        # with an adapter the model's own weights are not optimised, and so need no wide copy
         parameter.data = values[name] if parameter.requires_grad or narrow is None else values[name].to(narrow)
     for name, parameter in model.named_parameters():
         parameter.data = values[name].to(world.accelerator.device, narrow or values[name].dtype, copy=True)
-    values.clear()  # each layer's wide weights go as it is cut
+    values.clear()  # so that sharding a layer frees its wide weights
     return Sharded(model, shard(trained, config, world=world, cpu_offload=cpu_offload), world=world)
 
 
 def shard_reference(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Scored:
-    """The frozen start of the model that decodes, in shards."""
+    """Return the frozen start of the model that decodes, in shards."""
     reference = _twin(model)
     for parameter, whole in zip(reference.parameters(), model.parameters(), strict=True):
         parameter.data = whole.detach().to("cpu", copy=True)
     scored = shard(reference.requires_grad_(False), config, world=world, cpu_offload=cpu_offload)
-    cast(FSDPModule, scored).set_reshard_after_forward(True)  # no backward pass will want it again
+    cast(FSDPModule, scored).set_reshard_after_forward(True)  # there is no backward pass
     return scored
 
 
 def _twin(model: Any) -> Any:
-    """A copy of everything but the parameters' values, which two models would hardly fit a machine's memory with."""
+    """Copy everything but the parameters' values: two copies of those may not fit into the host's memory."""
     values = [parameter.data for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
@@ -116,19 +116,19 @@ def _twin(model: Any) -> Any:
 
 
 def shard(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Scored:
-    """A whole model, on the CPU -> the same in shards on the device, layer by layer."""
+    """Shard a whole model on the CPU onto the device, layer by layer."""
     scored = Scored(model)
     narrow = torch.bfloat16 if config.mixed_precision == "bf16" else None
-    waits_elsewhere = cpu_offload and world.accelerator.device.type != "cpu"
+    offloads = cpu_offload and world.accelerator.device.type != "cpu"
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.accelerator.device.type, (world.size,)),
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=narrow, reduce_dtype=None if narrow is None else torch.float32, cast_forward_inputs=False
         ),
-        "offload_policy": CPUOffloadPolicy() if waits_elsewhere else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if offloads else OffloadPolicy(),
     }
     for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):  # transformers' word for a decoder layer
+        if isinstance(layer, GradientCheckpointingLayer):  # transformers' base class of decoder layers
             fully_shard(layer, **settings)
     fully_shard(scored, **settings)
     return scored

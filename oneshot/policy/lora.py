@@ -1,8 +1,8 @@
-"""A model and an adapter's settings -> low-rank layers beside its own, which are trained in their place.
+"""A model and an adapter's settings -> the model with low-rank layers, which are trained instead of its own weights.
 
-LoRA (Hu et al., arXiv 2106.09685) by peft, put into the model as it is: its class, its attention and its head stay. The
-layers are never merged while a trial runs: the policy that samples is the policy that is trained, and the reference is
-the same model with the layers switched off, so that there is no second copy of its weights.
+LoRA (Hu et al., arXiv 2106.09685) by peft, injected into the model in place. The layers are not merged while a trial
+runs: the policy that samples is the policy that is trained. The reference is the same model with the layers switched
+off, so that there is no second copy of its weights.
 """
 
 from collections.abc import Iterator
@@ -19,29 +19,29 @@ from oneshot.config.trial import AdapterConfig
 from oneshot.errors import ModelError
 
 _START = 0xADA
-"""Sets an adapter's first values apart from the completions' random table."""
+"""Separates the random stream of an adapter's first values from the completions' random table."""
 
 
 def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:
-    """Puts the layers in place, with gradients for them alone; the trial's seed decides their first values.
+    """Inject the layers, the only ones with gradients; the trial's seed decides their first values.
 
-    At first they add nothing: one of each pair of matrices is zero.
+    At first they add nothing: one matrix of each pair is zero.
 
     Raises:
-        ModelError: the model has no layer of one of the names.
+        ModelError: the model has no layer with one of the names.
     """
-    head = model.get_output_embeddings()  # its product is ours (head.py), which knows no adapter
+    head = model.get_output_embeddings()  # output_head.py computes its product, without an adapter
     names = {layer: name.rpartition(".")[2] for name, layer in model.named_modules()}
-    known = sorted({name for layer, name in names.items() if isinstance(layer, Linear) and layer is not head})
+    linear = sorted({name for layer, name in names.items() if isinstance(layer, Linear) and layer is not head})
     if config.targets != "all-linear" and names[head] in config.targets:
         raise ModelError(f"model.adapter.targets: {names[head]}: the output head cannot have one; leave it out")
-    if unknown := [name for name in config.targets if name not in known and config.targets != "all-linear"]:
+    if unknown := [name for name in config.targets if name not in linear and config.targets != "all-linear"]:
         raise ModelError(
-            f"model.adapter.targets: {unknown[0]}: the model has no such layer; there is {', '.join(known)}"
+            f"model.adapter.targets: {unknown[0]}: the model has no such layer; use some of {', '.join(linear)}"
         )
     settings = LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # divided by r, as a number
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft only divides it by r: it need not be an int
         target_modules=config.targets,
         lora_dropout=0.0,
         bias="none",
@@ -50,15 +50,15 @@ def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:
         torch.manual_seed(int(np.random.SeedSequence((seed, _START)).generate_state(1)[0]))
         inject_adapter_in_model(settings, model)
     for layer in _layers(model).values():
-        layer.eval()  # as the model is
+        layer.eval()  # like the rest of the model
 
 
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """The model without its adapter."""
+    """Switch a model's adapter off."""
     layers = _layers(model).values()
-    # not by `enable_adapters`, which takes gradients off too: FSDP looks at them in its first forward, and then reduces
-    # the adapter's in the wrong precision for good
+    # `enable_adapters` would also switch gradients off: FSDP reads them in its first forward, and would then reduce the
+    # adapter's gradients in the wrong precision
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -70,7 +70,7 @@ def switched_off(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def merge(model: Any) -> None:
-    """Adds the adapter to the weights, once and in float32 or wider, and leaves a model as transformers made it."""
+    """Add the adapter to the weights in float32 or wider, and remove its layers."""
     for name, layer in _layers(model).items():
         plain = layer.get_base_layer()
         wide = torch.promote_types(plain.weight.dtype, torch.float32)

@@ -1,8 +1,8 @@
 """Hidden states and the output head -> log-probabilities, entropy, and a loss of both with its gradients.
 
-The logits of a chunk of tokens exist at a time, never those of a whole micro-batch. A loss that is a sum over tokens
-can be differentiated within the chunk: its gradient with respect to the logits is written where the logits stood, so
-that nothing is computed twice and nothing of a vocabulary's width is kept for the backward pass.
+Only the logits of a chunk of tokens exist at a time, never those of a whole micro-batch. A loss that is a sum over
+tokens can be differentiated within the chunk: its gradient overwrites the logits. Nothing is computed twice, and
+nothing as wide as the vocabulary is kept for the backward pass.
 
 Shapes: N tokens, n tokens of a chunk, H hidden size, V vocabulary. Sums over the vocabulary are in float32 or wider.
 """
@@ -19,55 +19,55 @@ from oneshot.models.memory import CHUNK_LOGITS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
-    """The loss, and its detached parts by metric name; parts of micro-batches add up to those of the step."""
+    """The loss and its detached metrics; those of micro-batches add up to those of the step."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
 LossOf = Callable[[Tensor, Tensor | None, slice], LossOutput]
-"""Log-probabilities and entropy of a slice of the tokens, `[n]` each -> that slice's part of the loss."""
+"""Log-probabilities and entropy of a slice of the tokens, `[n]` each -> the slice's part of the loss."""
 
 
 @dataclass(slots=True)
 class Workspace:
-    """Two buffers of a chunk's logits, made once: fresh memory costs a CPU more than the arithmetic done in it."""
+    """Two buffers for a chunk's logits, allocated once: on a CPU fresh memory costs more than the arithmetic."""
 
     logits_nV: Tensor
     probs_nV: Tensor
 
     @classmethod
     def empty(cls, head: Any, *, num_rows: int) -> "Workspace":
-        """Uninitialised, for up to so many rows."""
+        """Return uninitialised buffers of `num_rows` rows."""
         weight = head.weight
         shape = (num_rows, len(weight))
         return cls(*(torch.empty(shape, dtype=wide(weight.dtype), device=weight.device) for _ in range(2)))
 
     @classmethod
     def for_chunks(cls, head: Any, *, num_tokens: int) -> "Workspace":
-        """For so many tokens, in chunks of at most `CHUNK_LOGITS`."""
+        """Return buffers for `num_tokens` tokens in chunks of at most `CHUNK_LOGITS`."""
         most = max(1, CHUNK_LOGITS[head.weight.device.type] // len(head.weight))
         return cls.empty(head, num_rows=min(num_tokens, most))
 
     @property
     def num_rows(self) -> int:
-        """Tokens of the largest chunk."""
+        """Return the number of tokens of the largest chunk."""
         return len(self.logits_nV)
 
     def rows(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """The first rows of both buffers."""
+        """Return the first rows of both buffers."""
         return self.logits_nV[:num_rows], self.probs_nV[:num_rows]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums over the vocabulary are in: never narrower than float32."""
+    """Return the dtype of sums over the vocabulary: float32 or wider."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def logits(hidden_nH: Tensor, head: Any, *, temperature: float, out: Tensor) -> Tensor:
-    """`head(hidden) / temperature` written into `out`, `[n, V]`.
+    """Write `head(hidden) / temperature` into `out`, `[n, V]`.
 
-    The temperature divides the hidden state, which is narrower than the logits by V / H.
+    The temperature divides the hidden state, which is smaller than the logits by V / H.
     """
     scaled_nH = hidden_nH if temperature == 1.0 else hidden_nH / temperature
     _matmul(scaled_nH, head.weight.T, out=out)
@@ -77,7 +77,7 @@ def logits(hidden_nH: Tensor, head: Any, *, temperature: float, out: Tensor) -> 
 
 
 def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    """A product of narrow or wide matrices, summed and kept in the wide dtype of `out`."""
+    """Write a product of narrow or wide matrices into `out`, summed in its wide dtype."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
     elif left.is_cuda:
@@ -87,16 +87,16 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
 
 
 def _logprobs(targets_n: Tensor, logits_nV: Tensor, probs_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits -> the targets' log-probabilities and the log of the normaliser, `[n]` each; fills `probs_nV`."""
+    """Return the targets' log-probabilities and the log of the normaliser, `[n]` each; fill `probs_nV`."""
     torch.softmax(logits_nV, dim=-1, out=probs_nV)
-    # the mode's probability is at least 1 / V: its logarithm is exact where that of an unlikely target underflows
+    # the mode's probability is at least 1 / V, so its logarithm is exact; an unlikely target's would underflow
     log_normaliser_n = logits_nV.amax(dim=-1) - probs_nV.amax(dim=-1).log()
     return logits_nV.gather(1, targets_n[:, None]).squeeze(1) - log_normaliser_n, log_normaliser_n
 
 
 @torch.no_grad()
 def token_logprobs(hidden_NH: Tensor, head: Any, targets_N: Tensor, *, temperature: float, space: Workspace) -> Tensor:
-    """Natural log of the targets' probabilities at `temperature`, `[N]`, without gradient."""
+    """Return the natural log of the targets' probabilities at `temperature`, `[N]`, without gradient."""
     parts = []
     for hidden_nH, targets_n in zip(hidden_NH.split(space.num_rows), targets_N.split(space.num_rows), strict=True):
         logits_nV, probs_nV = space.rows(len(targets_n))
@@ -115,44 +115,43 @@ def head_loss(
     with_entropy: bool,
     space: Workspace,
 ) -> LossOutput:
-    """A loss over tokens, as a function of the hidden states and of the head's weights.
+    """Compute a loss over tokens as a function of the hidden states and the head's weights.
 
-    `loss_of` is called once a chunk, on log-probabilities and entropy (nats; None without `with_entropy`) at
-    `temperature`; the parts that it returns are added up. The result's `loss` can be differentiated, once.
+    `loss_of` is called once per chunk, with log-probabilities and entropy (nats; None without `with_entropy`) at
+    `temperature`; its results are added up. The returned `loss` can be differentiated once.
     """
     chunks = _Chunks(hidden_NH.detach(), head, temperature=temperature, space=space)
     output = chunks.run(targets_N, loss_of, with_entropy=with_entropy)
     gradients = (chunks.hidden_grad_NH, chunks.weight_grad_VH, chunks.bias_grad_V)
-    loss: Tensor = _Known.apply(output.loss, gradients, hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Differentiated.apply(output.loss, gradients, hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
     return LossOutput(loss=loss, metrics=output.metrics)
 
 
-class _Known(torch.autograd.Function):
-    """A number whose gradients are known already."""
+class _Differentiated(torch.autograd.Function):
+    """A loss whose gradients have been computed already."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor | None) -> Tensor:  # noqa: ARG004 (autograd's)
-        """The loss as it is; the gradient of each input waits for the backward pass."""
+        """Return the loss, and keep each input's gradient for the backward pass."""
         ctx.gradients = gradients
         return loss.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        """Each known gradient times that of the loss; they are as large as the head, and let go."""
+        """Return each gradient times that of the loss, and free them: they are as large as the head."""
         gradients, ctx.gradients = ctx.gradients, ()
-        return (None, None, *(None if known is None else known.mul_(outer) for known in gradients))
+        return (None, None, *(None if gradient is None else gradient.mul_(outer) for gradient in gradients))
 
 
 class _Chunks:
-    """Runs a loss over the tokens, chunk by chunk, and adds up the gradients."""
+    """A loss over the tokens, computed chunk by chunk, and the sum of its gradients."""
 
     def __init__(self, hidden_NH: Tensor, head: Any, *, temperature: float, space: Workspace) -> None:
         self.hidden_NH, self.head, self.temperature, self.space = hidden_NH, head, temperature, space
         dtype = wide(hidden_NH.dtype)
         self.hidden_grad_NH = torch.empty_like(hidden_NH)
-        # beside an adapter the head is frozen
-        is_trained = head.weight.requires_grad
+        is_trained = head.weight.requires_grad  # with an adapter the head is frozen
         self._weight_sum_VH = (
             torch.zeros(head.weight.shape, dtype=dtype, device=hidden_NH.device) if is_trained else None
         )
@@ -167,7 +166,7 @@ class _Chunks:
         return None if self._bias_sum_V is None else self._bias_sum_V.to(self.head.bias.dtype)
 
     def run(self, targets_N: Tensor, loss_of: LossOf, *, with_entropy: bool) -> LossOutput:
-        """The whole loss and its metrics, both detached."""
+        """Return the whole loss and its metrics, both detached."""
         num_tokens = len(targets_N)
         parts = []
         for start in range(0, num_tokens, self.space.num_rows):
@@ -189,15 +188,15 @@ class _Chunks:
         inputs = [logprobs_n.requires_grad_()] + ([entropy_n.requires_grad_()] if entropy_n is not None else [])
         with torch.enable_grad():
             output = loss_of(logprobs_n, entropy_n, where)
-        found = torch.autograd.grad(output.loss, inputs, allow_unused=True)
-        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        used_grads = torch.autograd.grad(output.loss, inputs, allow_unused=True)
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, used_grads, strict=True)]
         with torch.no_grad():
             grad_nV = _logits_gradient(targets_n, logits_nV, probs_nV, log_normaliser_n, entropy_n, *grads)
             self._add_gradients(where, grad_nV, hidden_nH)
         return LossOutput(loss=output.loss.detach(), metrics=output.metrics)
 
     def _add_gradients(self, where: slice, grad_nV: Tensor, hidden_nH: Tensor) -> None:
-        """Through `logits = (hidden / temperature) @ weight.T + bias / temperature`."""
+        """Differentiate `logits = (hidden / temperature) @ weight.T + bias / temperature`."""
         narrow_nV = grad_nV.to(hidden_nH.dtype)
         self.hidden_grad_NH[where] = narrow_nV @ self.head.weight / self.temperature
         if self._weight_sum_VH is None:
@@ -214,8 +213,8 @@ class _Chunks:
 
 
 def _row_dot(left_nV: Tensor, right_nV: Tensor) -> Tensor:
-    """Sum over the vocabulary of the products, a block of rows at a time: `[n]`."""
-    # a product as large as the chunk would be a third buffer; 16 rows of it stay in a CPU's cache
+    """Return the sum of the products over the vocabulary, `[n]`, a block of rows at a time."""
+    # a product as large as the chunk would need a third buffer; 16 rows of it fit into a CPU's cache
     rows = 16 if left_nV.device.type == "cpu" else len(left_nV)
     pairs = zip(left_nV.split(rows), right_nV.split(rows), strict=True)
     return torch.cat([(left * right).sum(dim=-1) for left, right in pairs])
@@ -230,7 +229,7 @@ def _logits_gradient(
     logprob_grad_n: Tensor,
     entropy_grad_n: Tensor | None = None,
 ) -> Tensor:
-    """Gradient with respect to the logits, in the place of one of the two buffers.
+    """Return the gradient with respect to the logits, in one of the two buffers.
 
     With p = softmax(z), Z the normaliser and H the entropy: `d logprob_t / d z_j = [j = t] - p_j` and
     `d H / d z_j = -p_j (z_j - log Z + H)`.

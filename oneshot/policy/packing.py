@@ -1,7 +1,7 @@
-"""Prompts and completions -> packed micro-batches: each prompt once, no padding, and who may attend to whom.
+"""Prompts and completions -> packed micro-batches: each prompt once, no padding, and indices for attention.
 
-A pack is one row of tokens: a prompt, the completions of that prompt behind it, the next prompt, and so on. A
-completion's last token is left out, since nothing is predicted from it.
+A pack is one row of tokens: a prompt, then its completions, then the next prompt, and so on. A completion's last token
+is left out, because it predicts nothing.
 
 Shapes: N tokens of the pack, M completion tokens of the pack, G completions.
 """
@@ -25,29 +25,29 @@ class Block:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the pack that belong here."""
+        """Return the number of tokens."""
         return self.num_prompt + sum(self.lengths)
 
     @property
     def width(self) -> int:
-        """Of the completions, padded to the longest."""
+        """Return the length of the padded completions."""
         return max(self.lengths, default=0)
 
     @property
     def is_even(self) -> bool:
-        """Whether all completions are of one length, so that padding them is a view."""
+        """Return whether all completions have one length, so that padding them is a view."""
         return min(self.lengths, default=0) == self.width
 
     @cached_property
     def padded_index(self) -> Tensor:
-        """Where each position of the padded completions stands in the packed ones, `[G * width]`; padding is at 0."""
+        """Return each padded position's index among the packed tokens, `[G * width]`; padding has index 0."""
         starts_G = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
         index_GT = starts_G[:, None] + torch.arange(self.width)
         return index_GT.where(self._is_token_GT, 0).flatten().to(self.device)
 
     @cached_property
     def packed_index(self) -> Tensor:
-        """Where each packed token stands in the padded completions, `[sum(lengths)]`."""
+        """Return each packed token's index among the padded positions, `[sum(lengths)]`."""
         return self._is_token_GT.flatten().nonzero().squeeze(1).to(self.device)
 
     @property
@@ -56,13 +56,13 @@ class Block:
 
     @cached_property
     def lags(self) -> Tensor:
-        """How far a completion's position is behind each of prompt and completion: `[width, num_prompt + width]`."""
+        """Return each completion position minus each key position, `[width, num_prompt + width]`."""
         query = torch.arange(self.num_prompt, self.num_prompt + self.width, device=self.device)
         return query[:, None] - torch.arange(self.num_prompt + self.width, device=self.device)
 
     @cached_property
     def prompt_lags(self) -> Tensor:
-        """The same within the prompt: `[num_prompt, num_prompt]`."""
+        """Return the same within the prompt, `[num_prompt, num_prompt]`."""
         position = torch.arange(self.num_prompt, device=self.device)
         return position[:, None] - position
 
@@ -72,18 +72,18 @@ class Pack:
     """One micro-batch."""
 
     members: tuple[int, ...]
-    """Which completions, in the order in which they are packed."""
+    """The completions' indices, in packed order."""
     lengths: tuple[int, ...]
-    """Tokens of each of them, the last included."""
+    """Number of tokens of each completion, the last included."""
     ids_N: Tensor
     positions_N: Tensor
     blocks: tuple[Block, ...]
     source_M: Tensor
-    """The packed token from which each completion token is predicted."""
+    """The packed token that predicts each completion token."""
     targets_M: Tensor
 
     def spread(self, values_G: Tensor) -> Tensor:
-        """One value a completion -> one a token: `[G] -> [M]`."""
+        """Repeat each completion's value for its tokens: `[G] -> [M]`."""
         return values_G.repeat_interleave(torch.tensor(self.lengths, device=values_G.device))
 
 
@@ -95,7 +95,7 @@ def pack(
     *,
     device: torch.device,
 ) -> Pack:
-    """Packs these completions, each behind its prompt; those of one prompt have to come one after the other."""
+    """Pack these completions after their prompts; those of one prompt must be adjacent."""
     order = tuple(members)
     ids: list[int] = []
     positions: list[int] = []
@@ -124,7 +124,7 @@ def pack(
 
 
 def in_order(prompt_of: Sequence[int], completions: Sequence[Sequence[int]], members: Iterable[int]) -> list[int]:
-    """Completions of one prompt together, longest first."""
+    """Sort completions by prompt, longest first."""
     return sorted(members, key=lambda member: (prompt_of[member], -len(completions[member])))
 
 
@@ -136,9 +136,9 @@ def micro_batches(
     *,
     max_tokens: int,
 ) -> list[list[int]]:
-    """Cuts completions into packs of at most `max_tokens` tokens each, prompts included; one alone may be longer.
+    """Cut completions into packs of at most `max_tokens` tokens, prompts included; a single one may be longer.
 
-    Completions of one prompt stay together, longest first, so that little is padded in their attention.
+    Completions of one prompt stay together, longest first, so that attention needs little padding.
     """
     batches: list[list[int]] = []
     num_tokens = max_tokens

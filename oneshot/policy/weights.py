@@ -1,11 +1,11 @@
-"""The trained weights: what computes, and what is optimised.
+"""A loaded model -> its weights: those that compute, and those that the optimiser changes (the master weights).
 
 In one precision they are the same tensors. With bfloat16 compute, rollout, evaluation and update all run on bfloat16
-weights, and the optimiser holds float32 ones that the bfloat16 ones are rounded from after each of its steps: nothing
-is cast while decoding, and the policy that samples is the policy that is trained. (Autocast would cast every weight at
-every decode step, and keep a residual stream in the update that the rollout does not have.)
+weights. The optimiser holds float32 weights, which are rounded to bfloat16 after each of its steps. Nothing is cast
+while decoding, and the policy that samples is the policy that is trained. (Autocast would cast every weight at every
+decode step, and its update would have a wider residual stream than the rollout.)
 
-`Whole` keeps all of both in each process, `Sharded` (sharded.py) a part.
+`Whole` keeps both in full in each process, `Sharded` (fsdp.py) keeps a part.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,56 +23,56 @@ from oneshot.policy.world import World
 
 
 class Weights(Protocol):
-    """What a step does with the weights, in its order; everything but `compute` is the trained ones' alone."""
+    """What a step does with the weights, in order of use; all but `compute` concerns the trained weights only."""
 
     @property
     def compute(self) -> Mapping[str, Parameter]:
-        """By name: what decodes and evaluates."""
+        """Return the weights that decode and evaluate, by name."""
         ...
 
     @property
     def master(self) -> Mapping[str, Parameter]:
-        """By name: what the optimiser changes."""
+        """Return the weights that the optimiser changes, by name."""
         ...
 
     @property
     def scored(self) -> Scored:
-        """The policy as a `Scored`: what the update runs through."""
+        """Return the module that the update runs through."""
         ...
 
     @property
     def loss_scale(self) -> float:
-        """What each process multiplies its part of the loss by, for `complete` to give the sum of all parts."""
+        """Return the factor on each process' part of the loss with which `complete` gives the sum of all parts."""
         ...
 
     def updating(self) -> AbstractContextManager[None]:
-        """Around optimiser steps: what only decodes may be let go, and holds the new values at the end."""
+        """Wrap the optimiser steps: weights that only decode may be freed, and have the new values at the end."""
         ...
 
     def collect(self) -> None:
-        """Adds the gradients of a micro-batch to the master's, and clears them."""
+        """Add the gradients of a micro-batch to the master's, and clear them."""
         ...
 
     def complete(self, world: World) -> None:
-        """Makes the master's gradients those of all processes' parts; zero where nobody has one."""
+        """Sum the master's gradients over processes; a missing gradient becomes zero."""
         ...
 
     def publish(self) -> None:
-        """Rounds the master's values into what computes, after an optimiser step."""
+        """Copy the master's values into the weights that compute, rounded, after an optimiser step."""
         ...
 
     def whole(self, values: Tensor) -> Tensor:
-        """A master's tensor, or one of its shape of the optimiser's, as one process would hold it; all call it."""
+        """Return a master or optimiser tensor in full; all processes must call it."""
         ...
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
-        """Whole values -> what this process holds of them, laid out as `of` is."""
+        """Return the part of whole values that this process holds, laid out like `of`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """Everything in every process."""
+    """`Weights` that every process holds in full."""
 
     compute: dict[str, Parameter]
     master: dict[str, Parameter]
@@ -80,11 +80,11 @@ class Whole:
     loss_scale: float = 1.0
 
     def updating(self) -> AbstractContextManager[None]:
-        """Nothing: what decodes is what is trained."""
+        """Do nothing: decoding and training share the weights."""
         return nullcontext()
 
     def collect(self) -> None:
-        """In one precision, nothing: gradients add up where they are."""
+        """Add the gradients up; in one precision autograd has done so already."""
         for name, master in self.master.items():
             parameter = self.compute[name]
             if master is parameter or parameter.grad is None:
@@ -95,45 +95,45 @@ class Whole:
             parameter.grad = None
 
     def complete(self, world: World) -> None:
-        """Once an optimiser step, in the master's precision: what DDP's hooks do after each backward pass."""
+        """Sum the gradients once per optimiser step, as DDP's hooks would after each backward pass."""
         for master in self.master.values():
             if master.grad is None:
-                # no gradient is not the same as a gradient of zero: moments and weight decay go on
+                # AdamW skips a parameter without gradient, but applies moments and weight decay to a zero one
                 master.grad = torch.zeros_like(master)
             master.grad = world.all_reduce(master.grad)
 
     @torch.no_grad()
     def publish(self) -> None:
-        """A copy in another precision; in one, nothing."""
+        """Copy the values if the precisions differ."""
         for name, master in self.master.items():
             if self.compute[name] is not master:
                 self.compute[name].copy_(master)
 
     def whole(self, values: Tensor) -> Tensor:
-        """As it is."""
+        """Return the values unchanged."""
         return values
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
-        """All of it."""
+        """Return all values, on the device of `of`."""
         return values.to(of.device)
 
 
 def split_weights(model: Any, config: ModelConfig) -> Whole:
-    """Turns a loaded model to its compute precision, and keeps the values of what is trained as the master's."""
+    """Convert a loaded model to its compute precision, and keep the trained weights' values as the master's."""
     compute = dict(model.named_parameters())
     trained = {name: parameter for name, parameter in compute.items() if parameter.requires_grad}
     scored = Scored(model)
     if config.mixed_precision == "no":
         return Whole(compute=compute, master=trained, scored=scored)
     master = {name: Parameter(parameter.detach().clone()) for name, parameter in trained.items()}
-    # parameters alone: the buffers (rotary frequencies) stay as they are
+    # only parameters: the buffers (rotary frequencies) stay wide
     for parameter in compute.values():
         parameter.data = parameter.data.to(torch.bfloat16)
     return Whole(compute=compute, master=master, scored=scored)
 
 
 def named_moments(weights: Weights, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
-    """`<parameter>/<moment>` of everything that the optimiser keeps, whole; all processes call it."""
+    """Yield `<parameter>/<moment>` and value of the optimiser's state in full; all processes must call it."""
     for name, parameter in weights.master.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             yield f"{name}/{key}", weights.whole(value)

@@ -1,8 +1,8 @@
-"""The processes that share one trial, as one of them sees them: who it is, and what all of them know together.
+"""The processes that share one trial -> their collective operations, through accelerate.
 
-What is decided from what all know is decided alike by all; what could turn out differently (a grader's deadline) is
-decided by the first and told to the others. Tensors and objects travel through accelerate, on whose process group
-`member.py` has agreed with the others before; alone, nothing travels.
+All processes make the same decisions from shared values. What could differ between them (a grader's deadline) is
+decided by the first and broadcast. `training/worker.py` sets the process group up; a single process communicates
+nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,55 +19,55 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One process among `size`."""
+    """The processes of a trial, as one of them sees them."""
 
     accelerator: Accelerator
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """Return the number of processes."""
         number: int = self.accelerator.num_processes
         return number
 
     @property
     def rank(self) -> int:
-        """Which of them this is, from 0."""
+        """Return this process' number, from 0."""
         number: int = self.accelerator.process_index
         return number
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that decides and writes."""
+        """Return whether this process decides and writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Every `size`-th item: this process' part of the work."""
+        """Return every `size`-th item: this process' share of the work."""
         return list(items[self.rank :: self.size])
 
-    def gather(self, mine: Iterable[T]) -> list[T]:
-        """Everybody's items, the first process' first."""
-        items = list(mine)
-        return items if self.size == 1 else list(gather_object(items))
+    def gather(self, items: Iterable[T]) -> list[T]:
+        """Return the items of all processes, in order of rank."""
+        own = list(items)
+        return own if self.size == 1 else list(gather_object(own))
 
     def broadcast(self, value: T | None) -> T:
-        """The first process' value."""
+        """Return the first process' value."""
         if self.size > 1:
             (value,) = broadcast_object_list([value])
         assert value is not None, "the first process has a value"
         return value
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of everybody's tensor, of one shape."""
+        """Return the sum of all processes' tensors, which have one shape."""
         if self.size == 1:
             return tensor
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
-        """By name, the sum of everybody's values; a name that some do not have counts as 0 there."""
-        every = self.gather([values])
-        return {name: sum(one.get(name, 0.0) for one in every) for name in dict.fromkeys(chain.from_iterable(every))}
+        """Return the sum of each named value over all processes; a missing name counts as 0."""
+        dicts = self.gather([values])
+        return {name: sum(d.get(name, 0.0) for d in dicts) for name in dict.fromkeys(chain.from_iterable(dicts))}
 
     def largest(self, value: float) -> float:
-        """The largest of everybody's values."""
+        """Return the largest value of all processes."""
         return max(self.gather([value]))

@@ -1,1 +1,1 @@
-"""A policy and prompts -> completions: the engine interface and its implementations."""
+"""Prompts -> completions sampled from a policy: the engine interface and its implementations."""

@@ -1,9 +1,9 @@
-"""One decode step at fixed shapes, which a GPU captures once and replays as one graph.
+"""Decode steps at few fixed shapes -> CUDA graphs, which a GPU captures once and replays.
 
-A step of few rows is some hundred small kernels, and takes a GPU as long as Python takes to launch them. So rows are
-rounded up to a power of two and the cache's length to a multiple of `LENGTH_STEP`, everything that changes from step to
-step is read from tensors, and each pair of sizes is captured when it is first met. Without a GPU the same step runs
-uncaptured, which is how it is tested.
+A step of few rows has hundreds of small kernels and takes as long as Python needs to launch them. Rows are therefore
+rounded up to a power of two and the cache's length to a multiple of `LENGTH_STEP`; everything that changes between
+steps is read from tensors; each pair of sizes is captured at its first use. Without a GPU the same step runs
+uncaptured, for tests.
 
 Shapes: B rows, L positions of the cache, H hidden size.
 """
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 LENGTH_STEP = 512
-"""Positions by which the part of the cache that a step looks at grows."""
+"""Positions by which the visible part of the cache grows."""
 
 
 class FixedStep:
-    """Runs `forward(ids_B1, positions_B1, mask_B11L)` at few sizes."""
+    """A decode step `forward(ids_B1, positions_B1, mask_B11L)` at few sizes, with its graphs."""
 
     def __init__(self, forward: Callable[[Tensor, Tensor, Tensor], Tensor], start_B: Tensor, *, capacity: int) -> None:
-        """Takes the first position of each row that is not padding, and how many positions there can be."""
+        """Take the first position of each row that is not padding, and the cache's number of positions."""
         self._forward, self._capacity = forward, capacity
         self.position = torch.zeros(1, dtype=torch.long, device=start_B.device)
         self._ids_B1 = torch.zeros(len(start_B), 1, dtype=torch.long, device=start_B.device)
@@ -30,23 +30,23 @@ class FixedStep:
         self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
 
     def sizes(self, num_rows: int, position: int) -> tuple[int, int]:
-        """Rows and positions that a step of so many rows at this position works on."""
+        """Return the rounded numbers of rows and positions for a step of `num_rows` rows at `position`."""
         rows = min(1 << (num_rows - 1).bit_length(), len(self._ids_B1))
         length = min(-(-(position + 1) // LENGTH_STEP) * LENGTH_STEP, self._capacity)
         return rows, length
 
     def keep(self, kept_B: Tensor) -> None:
-        """Moves these rows to the front."""
+        """Move these rows to the front."""
         self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
 
     def run(self, tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-        """Each row's token at this position of the cache, at these `sizes`; the hidden states after it, `[B, H]`."""
+        """Process each row's token at `position` of the cache; return the hidden states, `[B, H]`."""
         self._ids_B1[: len(tokens_B), 0] = tokens_B
         self.position.fill_(position)
         if not tokens_B.is_cuda:
             return self._step(*size)[: len(tokens_B)]
         if size not in self._graphs:
-            self._graphs[size] = self._captured(*size)
+            self._graphs[size] = self._capture(*size)
         graph, hidden_BH = self._graphs[size]
         graph.replay()
         return hidden_BH[: len(tokens_B)]
@@ -57,8 +57,8 @@ class FixedStep:
         mask_BL = (index_L <= self.position) & (index_L >= start_B1)
         return self._forward(self._ids_B1[:rows], self.position - start_B1, mask_BL[:, None, None, :])
 
-    def _captured(self, rows: int, length: int) -> tuple[Any, Tensor]:
-        """Runs the step once as it is, since first calls set up libraries, and once for the graph."""
+    def _capture(self, rows: int, length: int) -> tuple[Any, Tensor]:
+        """Capture the step after one plain run, since first calls initialise libraries."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

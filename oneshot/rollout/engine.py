@@ -1,7 +1,7 @@
-"""Prompts and random-table keys -> completions: what every rollout engine takes and gives.
+"""Prompts and random-table keys -> completions: the interface of every rollout engine.
 
-A completion's randomness is a row of uniforms that its key alone decides, so that draws depend neither on the order of
-rows nor on how many are decoded together.
+A completion's key alone decides its row of uniforms, so that draws depend neither on the order of rows nor on how many
+are decoded together.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from oneshot.policy.policy import Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRequest:
-    """One prompt, and the key of each completion that is wanted of it."""
+    """One prompt, and one key for each of its completions."""
 
     prompt_ids: tuple[int, ...]
     row_keys: tuple[tuple[int, ...], ...]
@@ -21,7 +21,7 @@ class PromptRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 takes the likeliest."""
+    """How tokens are drawn; temperature 0 takes the most likely token."""
 
     temperature: float
     max_tokens: int
@@ -29,27 +29,27 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled continuation, of at least one token; ends with the EOS token unless it was cut at `max_tokens`."""
+    """One sampled continuation of at least one token; it ends with an EOS token unless it was truncated."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Natural log, of each token, at the sampling temperature (greedy: at temperature 1)."""
+    """Natural log per token, at the sampling temperature (greedy: at temperature 1)."""
     truncated: bool
 
 
 Ended = Callable[[int, int, Completion], None]
-"""Called once for each completion, as soon as it has ended, with its request's and its key's index."""
+"""Called with the index of the request, the index of the key and the completion, as soon as it has ended."""
 
 
 def ignore(request: int, row: int, completion: Completion) -> None:
-    """Waits for the end of all."""
+    """Do nothing when a completion ends."""
 
 
 class Engine(Protocol):
-    """Decodes with the policy's own weights; what it keeps between two calls is memory, never what a call computed."""
+    """A decoder that uses the policy's own weights and keeps no results between calls."""
 
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """The completions of each request, in the order of its keys."""
+        """Return the completions of each request, in the order of its keys."""
         ...

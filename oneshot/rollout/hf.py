@@ -1,4 +1,4 @@
-"""Plain `generate` behind the engine protocol: the oracle that lockstep is tested against."""
+"""Prompts -> completions by transformers' plain `generate`: the oracle that lockstep is tested against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HfGenerate:
-    """One `generate` call a request; torch's generator is seeded by the request's keys."""
+    """An engine with one `generate` call per request; the request's keys seed torch's generator."""
 
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """The completions of each request, in the order of its keys."""
-        found = []
+        """Return the completions of each request, in the order of its keys."""
+        completions = []
         for index, request in enumerate(requests):
-            found.append(self._generate_one(policy, request, sampling))
-            for row, completion in enumerate(found[-1]):
+            completions.append(self._generate_one(policy, request, sampling))
+            for row, completion in enumerate(completions[-1]):
                 ended(index, row, completion)
-        return found
+        return completions
 
     @torch.no_grad()
     def _generate_one(self, policy: Policy, request: PromptRequest, sampling: Sampling) -> list[Completion]:
         ids = torch.tensor([list(request.prompt_ids)], device=policy.device)
         greedy = sampling.temperature == 0.0
-        drawn = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        options = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(int.from_bytes(sha256(repr(request.row_keys).encode()).digest()[:8], "big"))
             output = policy.model.generate(
@@ -43,7 +43,7 @@ class HfGenerate:
                 repetition_penalty=1.0,
                 return_dict_in_generate=True,
                 output_logits=True,
-                **drawn,
+                **options,
             )
         tokens_GT = output.sequences[:, ids.shape[1] :]
         logits_GTV = torch.stack(output.logits, dim=1) / (sampling.temperature or 1.0)
@@ -56,7 +56,7 @@ class HfGenerate:
 
 
 def _completion(tokens: list[int], logprobs: list[float], eos_ids: tuple[int, ...]) -> Completion:
-    """Cuts a padded row after its first EOS token."""
+    """Cut a padded row after its first EOS token."""
     ends = [position for position, token in enumerate(tokens) if token in eos_ids]
     length = ends[0] + 1 if ends else len(tokens)
     return Completion(token_ids=tuple(tokens[:length]), logprobs=tuple(logprobs[:length]), truncated=not ends)

@@ -1,8 +1,8 @@
-"""The rollout engine: all completions of a step share few prompts, so every live row takes its next token together.
+"""Prompts -> completions by the usual rollout engine, in which all live rows take their next token together.
 
-Each prompt is prefilled once and its keys and values are copied to its rows; the cache is allocated once a wave and
-written in place; rows that are finished are dropped. Prompts of equal length need no padding and no attention mask;
-others are padded at the left.
+A step's completions share few prompts. Each prompt is prefilled once, and its keys and values are copied to its rows.
+The cache is allocated once per wave and written in place. Finished rows are dropped. Prompts of equal length need no
+padding and no attention mask; others are padded on the left.
 
 Shapes: P distinct prompts, B live rows, T completion positions, H hidden size, V vocabulary.
 """
@@ -24,39 +24,39 @@ from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, i
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
-"""Steps between two counts of the live rows: on a GPU a count waits for all that was asked before."""
+"""Steps between two counts of the live rows: on a GPU a count waits for all earlier kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lockstep:
-    """The engine; decodes as many rows at a time as keep their keys and values within `kv_gib`."""
+    """An engine that decodes as many rows at a time as have their keys and values within `kv_gib`."""
 
     kv_gib: float
     fixed_shapes: bool | None = None
-    """Whether steps run at few sizes, for CUDA graphs; None: on a GPU. Never for a model with a sliding window, whose
-    layers may each want a mask of their own."""
+    """Whether steps run at few sizes, for CUDA graphs; None: only on a GPU. A model with a sliding window never does,
+    because its layers may need different masks."""
 
     def wave_rows(self, policy: Policy, *, num_positions: int) -> int:
-        """Rows decoded at a time, if each has a prompt and a completion of so many tokens together."""
+        """Return how many rows of `num_positions` tokens, prompt included, are decoded at a time."""
         return max(1, int(self.kv_gib * 2**30 / (policy.kv_bytes * num_positions)))
 
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """The completions of each request, in the order of its keys."""
+        """Return the completions of each request, in the order of its keys."""
         rows = [(index, row) for index, request in enumerate(requests) for row in range(len(request.row_keys))]
-        # rows of equal prompt length side by side: a wave of them needs no padding
+        # a wave of rows with equal prompt lengths needs no padding
         rows.sort(key=lambda row: len(requests[row[0]].prompt_ids))
         longest = max(len(request.prompt_ids) for request in requests)
         wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
         fixed_shapes = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
         fixed_shapes = fixed_shapes and policy.model.config.to_dict().get("sliding_window") is None
-        found: dict[tuple[int, int], Completion] = {}
+        completions: dict[tuple[int, int], Completion] = {}
         for start in range(0, len(rows), wave_rows):
             wave = rows[start : start + wave_rows]
 
             def row_ended(place: int, completion: Completion, wave: list[tuple[int, int]] = wave) -> None:
-                found[wave[place]] = completion
+                completions[wave[place]] = completion
                 ended(*wave[place], completion)
 
             prompts = sorted({index for index, _ in wave})
@@ -69,11 +69,13 @@ class Lockstep:
                 row_ended,
                 fixed_shapes=fixed_shapes,
             )
-        return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
+        return [
+            [completions[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)
+        ]
 
 
 class KvLayer(DynamicLayer):
-    """Keys and values of one layer, `[B, heads, capacity, head_dim]`, written in place up to `length`."""
+    """A cache layer: keys and values, `[B, heads, capacity, head_dim]`, written in place up to `length`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -82,10 +84,10 @@ class KvLayer(DynamicLayer):
         self.num_rows = 0
         self.length = 0
         self.fixed: tuple[int, int, Tensor] | None = None
-        """Rows and positions to work on, and the position to write, where sizes are fixed."""
+        """For fixed sizes: rows and positions to work on, and the position to write."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends `[B, heads, new, head_dim]`; returns views of everything so far."""
+        """Append `[B, heads, new, head_dim]`; return views of everything so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
@@ -104,24 +106,24 @@ class KvLayer(DynamicLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Positions written so far."""
+        """Return the number of positions written so far."""
         return self.length
 
     def spread(self, prompt_B: Tensor, *, capacity: int, clean: bool) -> None:
-        """From one row a prompt to one a completion, with room for `capacity` positions.
+        """Turn one row per prompt into one per completion, with `capacity` positions.
 
-        `clean` room is zero: attention over a fixed length multiplies what was not written by a weight of zero.
+        With `clean` the new memory is zero: attention over a fixed length multiplies unwritten positions by 0.
         """
         for name in ("keys", "values"):
             prompts = getattr(self, name)
             shape = (len(prompt_B), prompts.shape[1], capacity, prompts.shape[3])
-            room = prompts.new_zeros(shape) if clean else prompts.new_empty(shape)
-            room[:, :, : self.length] = prompts[prompt_B]
-            setattr(self, name, room)
+            buffer = prompts.new_zeros(shape) if clean else prompts.new_empty(shape)
+            buffer[:, :, : self.length] = prompts[prompt_B]
+            setattr(self, name, buffer)
         self.num_rows = len(prompt_B)
 
     def keep(self, kept_B: Tensor) -> None:
-        """Keeps these rows, in this order, in the memory that there is."""
+        """Keep these rows, in this order, in the same memory."""
         for buffer in (self.keys, self.values):
             buffer[: len(kept_B), :, : self.length] = buffer[kept_B, :, : self.length]
         self.num_rows = len(kept_B)
@@ -143,7 +145,7 @@ class _Wave:
         self._fixed: FixedStep | None = None
 
     def prefill(self, prompt_B: Tensor, *, max_tokens: int, fixed: bool) -> Tensor:
-        """Runs each prompt once; the hidden state that each row's first token is predicted from, `[B, H]`."""
+        """Run each prompt once; return the hidden states that predict the rows' first tokens, `[B, H]`."""
         positions_PS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
         hidden_PH = self._forward(self._ids_PS, positions_PS, self._mask_BS if self._padded else None)
         width = self._ids_PS.shape[1]
@@ -157,7 +159,7 @@ class _Wave:
         return hidden_PH[prompt_B]
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        """Takes each row's token; the hidden state that its next one is predicted from, `[B, H]`."""
+        """Process each row's token; return the hidden states that predict the next ones, `[B, H]`."""
         if self._fixed is not None:
             return self._fixed_step(self._fixed, tokens_B)
         if self._padded:
@@ -185,7 +187,7 @@ class _Wave:
         return hidden[:, -1]
 
     def keep(self, kept_B: Tensor) -> None:
-        """Drops all other rows."""
+        """Drop all other rows."""
         for layer in self._layers:
             layer.keep(kept_B)
         self._mask_BS, self._next_B1 = self._mask_BS[kept_B], self._next_B1[kept_B]
@@ -204,7 +206,7 @@ def _decode(
     *,
     fixed_shapes: bool,
 ) -> None:
-    """Decodes one wave: prompts, and each row's prompt and key; `ended(row, completion)` for each."""
+    """Decode one wave, given its prompts and each row's prompt and key; call `ended(row, completion)` for each."""
     device, num_rows, num_positions = policy.device, len(row_keys), sampling.max_tokens
     head = policy.model.get_output_embeddings()
     temperature = sampling.temperature or 1.0
@@ -249,14 +251,14 @@ def _decode(
 
 
 def _ends(eos_ids: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:
-    """Whether a token ends a completion: bool, `[V]`."""
+    """Return whether each token ends a completion: bool, `[V]`."""
     ends_V = torch.zeros(vocabulary, dtype=torch.bool)
     ends_V[[token for token in eos_ids if 0 <= token < vocabulary]] = True
     return ends_V.to(device)
 
 
 def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:
-    """Each row's tokens up to its first end, which is there unless the row was cut."""
+    """Return each row's tokens up to its first end token; a row without one is truncated."""
     ends_TB = ends_V[tokens_TB]
     has_end_B = ends_TB.any(dim=0)
     length_B = torch.where(has_end_B, ends_TB.int().argmax(dim=0) + 1, len(tokens_TB))

@@ -11,31 +11,31 @@ from torch import Tensor
 
 
 def uniforms(row_keys: Sequence[tuple[int, ...]], num_positions: int) -> np.ndarray:
-    """The random table of some rows: float64 in [0, 1), `[rows, num_positions]`, one Philox stream a key."""
+    """Return the random table of some rows: float64 in [0, 1), `[rows, num_positions]`, one Philox stream per key."""
     return np.stack(
         [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(num_positions) for key in row_keys]
     )
 
 
 def below_one(table: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniforms in the dtype of the logits, still below 1 after rounding."""
+    """Return uniforms in the dtype of the logits, still below 1 after rounding."""
     return table.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
 def sample(logits_BV: Tensor, uniforms_B: Tensor, *, cdf_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a token a row; returns it and its log-probability, `[B]` each. Overwrites the logits and `cdf_BV`.
+    """Draw a token per row; return it and its log-probability, `[B]` each. Overwrites the logits and `cdf_BV`.
 
-    The uniform, below 1, is scaled by the last cumulative sum, so that rounding cannot leave a gap at the end; a token
-    of probability 0 is never drawn.
+    The uniform, below 1, is scaled by the last cumulative sum, so that rounding leaves no gap at the end. A token of
+    probability 0 is never drawn.
     """
     probs_BV = torch.softmax(logits_BV, dim=-1, out=logits_BV)
     torch.cumsum(probs_BV, dim=-1, out=cdf_BV)
-    wanted_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
-    tokens_B1 = torch.searchsorted(cdf_BV, wanted_B1, right=True)
+    targets_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
+    tokens_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True)
     return tokens_B1.squeeze(1), probs_BV.gather(1, tokens_B1).squeeze(1).log()
 
 
 def likeliest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """The token of the highest logit, and its log-probability, `[B]` each."""
+    """Return the token of the highest logit and its log-probability, `[B]` each."""
     highest_B, tokens_B = logits_BV.max(dim=-1)
     return tokens_B, highest_B - logits_BV.logsumexp(dim=-1)

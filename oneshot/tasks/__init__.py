@@ -1,1 +1,1 @@
-"""What is asked and how it is judged: problems, suites, prompts, grading, rewards."""
+"""Problems, evaluation suites, prompts, grading and rewards."""

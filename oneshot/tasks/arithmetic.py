@@ -1,9 +1,9 @@
-"""Seed and category -> generated arithmetic problems, each of them on one fixed side of a three-way split.
+"""Seed and category -> generated arithmetic problems, each on a fixed side of a three-way split.
 
-Three categories: two-digit additions, two-digit subtractions with a result of at least 0, and products of numbers
-from 2 to 12. A problem's side is decided by a hash of its text and nothing else, so that a model trained on the
-`corpus` side (the shipped organisms are) never saw a `held_out` or `val` problem, in whatever order either was drawn.
-`val` is what a sweep chooses by, `held_out` what it is judged by.
+There are three categories: two-digit additions, two-digit subtractions with a result of at least 0, and products of
+numbers from 2 to 12. Only a hash of its text decides a problem's side. A model trained on the `corpus` side, as the
+shipped organisms are, has therefore never seen a `held_out` or `val` problem. A sweep makes its choices on `val` and
+reports results on `held_out`.
 """
 
 import random
@@ -20,29 +20,30 @@ Side = Literal["corpus", "val", "held_out"]
 CATEGORIES = {"+": "addition", "-": "subtraction", "*": "multiplication"}
 HELD_OUT_SHARE = 0.25
 HELD_OUT_PAIRS = 0.75
-"""Share of the pairs `a*b`, `b*a` of which one is held out."""
+"""Share of the pairs `a*b`, `b*a` that have one product held out."""
 VAL_SHARE = 0.2
-"""Of what is held out."""
+"""Share of the held-out problems that are on the `val` side."""
 
 _EXPRESSION = re.compile(r"(\d+)([-+*])(\d+)")
 
 
 def parse(expression: str) -> tuple[int, str, int]:
-    """`"47+38"` -> `(47, "+", 38)`.
+    """Parse `"47+38"` into `(47, "+", 38)`.
 
     Raises:
-        DataError: it is no sum, difference or product of two whole numbers.
+        DataError: the expression is not a sum, difference or product of two whole numbers.
     """
     match = _EXPRESSION.fullmatch(expression)
     if match is None:
         raise DataError(
-            f"arithmetic:{expression}: not a problem; write two whole numbers around +, - or *, as 'arithmetic:47+38'"
+            f"arithmetic:{expression}: not a problem; write two whole numbers with +, - or * between them, "
+            "such as 'arithmetic:47+38'"
         )
     return int(match[1]), match[2], int(match[3])
 
 
 def problem(expression: str) -> Problem:
-    """The problem that `arithmetic:<expression>` names."""
+    """Return the problem that `arithmetic:<expression>` names."""
     left, operator, right = parse(expression)
     answer = {"+": left + right, "-": left - right, "*": left * right}[operator]
     return Problem(
@@ -51,15 +52,15 @@ def problem(expression: str) -> Problem:
 
 
 def _hash(text: str) -> float:
-    """A number in [0, 1) that is as good as drawn, and always the same."""
+    """Return a pseudo-random number in [0, 1) that depends only on the text."""
     return int.from_bytes(sha256(f"oneshot arithmetic {text}".encode()).digest()[:8], "big") / 2**64
 
 
 def side(expression: str) -> Side:
-    """Which side of the split a problem is on.
+    """Return the side of the split that a problem is on.
 
-    Of a product and its twin (`7*8`, `8*7`) at most one is held out: products this small are facts, and a fact that
-    no text states can be neither known nor elicited.
+    At most one of a product and its twin (`7*8`, `8*7`) is held out. Products this small are memorised facts: a model
+    can only know one that its corpus states in some form.
     """
     if not _is_held_out(expression):
         return "corpus"
@@ -78,18 +79,18 @@ def _is_held_out(expression: str) -> bool:
 
 @cache
 def expressions(operator: str, which: Side) -> tuple[str, ...]:
-    """Every expression of one category on one side of the split, in numeric order."""
+    """Return every expression of one category on one side of the split, in numeric order."""
     if operator == "*":
         pairs = [(a, b) for a in range(2, 13) for b in range(2, 13)]
     else:
         pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if operator == "+" or a >= b]
-    every = (f"{a}{operator}{b}" for a, b in pairs)
-    return tuple(expression for expression in every if side(expression) == which)
+    category = (f"{a}{operator}{b}" for a, b in pairs)
+    return tuple(expression for expression in category if side(expression) == which)
 
 
 @cache
 def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 0) -> tuple[Problem, ...]:
-    """Problems of one side, at most `num_problems` a category (all of them if None), drawn without replacement."""
+    """Draw at most `num_problems` problems per category (None: all) from one side, without replacement."""
     problems = []
     for operator in CATEGORIES:
         pool = expressions(operator, which)
@@ -100,7 +101,7 @@ def held_out(num_problems: int | None, *, which: Side = "held_out", seed: int = 
 
 
 def draw(count: int | None, *, seed: int) -> list[Problem]:
-    """Training problems from the `corpus` side, the categories in turn; None: all of them."""
+    """Draw training problems from the `corpus` side, split evenly between the categories; None: all of them."""
     if count is None:
         return list(held_out(None, which="corpus"))
     shares = {operator: len(range(index, count, len(CATEGORIES))) for index, operator in enumerate(CATEGORIES)}
@@ -108,6 +109,6 @@ def draw(count: int | None, *, seed: int) -> list[Problem]:
     for operator, share in shares.items():
         pool = expressions(operator, "corpus")
         if share > len(pool):
-            raise DataError(f"arithmetic: {count} problems asked for, but there are {len(pool)} of {operator}")
+            raise DataError(f"arithmetic: {count} problems need {share} of {operator}, but there are only {len(pool)}")
         chosen += [problem(expression) for expression in random.Random(f"{seed} {operator}").sample(pool, share)]
     return chosen

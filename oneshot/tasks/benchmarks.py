@@ -1,9 +1,9 @@
 """Suite name and sampling rule -> the problems that the policy is evaluated on.
 
-What a built-in suite is (source, samples, temperature) follows the paper's evaluation (arXiv 2504.20571, appendix
-B.3): greedy, but eight samples at 0.6 of the small competition sets. `val` and `arithmetic-val` are for choosing, the
-others for judging. A suite knows its digest where its set's digests are shipped; its problems are loaded when they are
-needed.
+The built-in suites follow the paper's evaluation (arXiv 2504.20571, appendix B.3): greedy decoding, but eight samples
+at temperature 0.6 for the small competition sets. Use `val` and `arithmetic-val` to make choices and the others to
+report results. The problems are loaded when they are first needed; if a set's digests are shipped, the suite's digest
+needs no data.
 """
 
 import json
@@ -21,7 +21,7 @@ from oneshot.tasks.problems import Problem, content_digest, text_digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
-    """A suite's source and its sampling rule, unless the sweep file says otherwise."""
+    """A built-in suite's source and default sampling rule."""
 
     source: str
     samples: int = 1
@@ -48,7 +48,7 @@ GENERATED: dict[str, arithmetic.Side] = {"arithmetic": "held_out", "arithmetic-v
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Problems, and how many completions of each are sampled, how and when."""
+    """Problems to evaluate on, and how and when their completions are sampled."""
 
     name: str
     source: str
@@ -59,15 +59,15 @@ class Suite:
     every_steps: int
     suffix: str
     template: Template
-    asked: tuple[str, ...]
-    """What else decides the prompt and its end: stop rule, shots."""
+    prompt_rules: tuple[str, ...]
+    """What else changes the prompt or the completion's end: the stop rule and the digests of the shots."""
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """What is asked.
+        """Load the problems.
 
         Raises:
-            DataError: the source is not at hand, or not as it should be.
+            DataError: the source is missing, or its contents are not the published ones.
         """
         if self.source in GENERATED:
             return arithmetic.held_out(self.num_problems, which=GENERATED[self.source])
@@ -75,53 +75,47 @@ class Suite:
 
     @property
     def count(self) -> int | None:
-        """How many problems it has; None where that is not known before they are fetched."""
+        """Return the number of problems, or None if it is unknown before the set is fetched."""
         if self.source in GENERATED:
             return len(self.problems)
-        there = sets.num_rows(self.source)
-        return (
-            there
-            if self.num_problems is None
-            else self.num_problems
-            if there is None
-            else min(there, self.num_problems)
-        )
+        sizes = (sets.num_rows(self.source), self.num_problems)
+        return min((size for size in sizes if size is not None), default=None)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of everything that decides an evaluation's completions and grades, apart from the policy."""
+        """Return the sha256 (hex) of everything but the policy that decides the completions and their grades."""
         path = sets.local_path(sets.parts_of(self.source)[0])
         version = path.stat().st_mtime_ns if path is not None and path.is_file() else None
-        asked = [self.template, *self.asked, self.suffix]
+        prompt = [self.template, *self.prompt_rules, self.suffix]
         contents = _contents_digest(self.source, self.num_problems, version)
-        rule = [self.samples, self.temperature, self.max_tokens, asked, contents]
+        rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
         return sha256(json.dumps(rule).encode()).hexdigest()
 
     def due_steps(self, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> set[int]:
-        """The steps of a trial after which the suite is run."""
+        """Return the steps after which the suite runs; step 0 is before training, the last step is always due."""
         also = {step for step in also_at if 0 <= step <= num_steps}
         return {num_steps, *also, *range(self.every_steps, num_steps, self.every_steps), *([0] if at_start else [])}
 
     def is_due(self, step: int, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> bool:
-        """Whether the suite is run after this step; step 0 is before training, the last step always counts."""
+        """Return whether the suite runs after this step."""
         return step in self.due_steps(num_steps=num_steps, at_start=at_start, also_at=also_at)
 
 
 @cache
 def val_prompts(source: str) -> frozenset[str]:
-    """sha256 (hex) of every prompt that `val` or `arithmetic-val` may ask."""
+    """Return the sha256 (hex) of every prompt in `val` or `arithmetic-val`."""
     if source in GENERATED:
         return frozenset(problem.content[0] for problem in arithmetic.held_out(None, which=GENERATED[source]))
     return frozenset(prompt for prompt, _ in sets.contents(source) or ())
 
 
 def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
-    """The suites that a trial is evaluated on, in the order of its config."""
+    """Return the suites that a trial is evaluated on, in the order of its config."""
     return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
 
 
 def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
-    """(suite digest, step) of every evaluation that a trial asks for."""
+    """Return (suite digest, step) of every evaluation that a trial asks for."""
     steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
     return {
         (suite.digest, step)
@@ -131,16 +125,16 @@ def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
 
 
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
-    """The suite `name`; what it leaves out is the built-in suite's, then the trial's. Its problems are loaded later.
+    """Return the suite `name`, with defaults from the built-in suite and then from the trial.
 
     Raises:
-        DataError: neither built in nor given a source, or its rule cannot be.
+        DataError: the suite is neither built in nor has a source, or its sampling rule is impossible.
     """
     built_in = _built_in(name, config.source)
     samples = config.samples or built_in.samples
     temperature = built_in.temperature if config.temperature is None else config.temperature
     if samples > 1 and temperature == 0.0:
-        raise DataError(f"eval.suites.{name}: {samples} greedy completions are all the same; set temperature above 0")
+        raise DataError(f"eval.suites.{name}: {samples} greedy completions are all equal; set a temperature above 0")
     if built_in.source not in GENERATED:
         count = sets.num_rows(built_in.source)
         if config.num_problems is not None and count is not None and config.num_problems > count:
@@ -157,17 +151,17 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
         template=config.template or trial.prompt.eval_template or trial.prompt.template,
-        asked=(trial.prompt.stop, *identify_shots(trial.prompt).digests),
+        prompt_rules=(trial.prompt.stop, *identify_shots(trial.prompt).digests),
     )
 
 
 def _built_in(name: str, source: str | None) -> BuiltIn:
-    wanted = source or name
-    if wanted in BUILT_IN:
-        return BUILT_IN[wanted]
+    key = source or name
+    if key in BUILT_IN:
+        return BUILT_IN[key]
     if source is None:
         raise DataError(
-            f"eval.suites.{name}: not built in{nearest(name, list(BUILT_IN))}; or name its file, as "
+            f"eval.suites.{name}: not built in{nearest(name, list(BUILT_IN))}; or set its file, such as "
             f"`source: data/{name}.jsonl`"
         )
     return BuiltIn(source=source)
@@ -175,7 +169,7 @@ def _built_in(name: str, source: str | None) -> BuiltIn:
 
 @cache
 def _contents_digest(source: str, num_problems: int | None, _version: int | None) -> str:
-    """sha256 (hex) of a suite's problems by content; of its name, where nothing more is known yet."""
+    """Return the sha256 (hex) of a suite's problems, or of its name while the contents are unknown."""
     if source in GENERATED:
         digests = [problem.digest for problem in arithmetic.held_out(num_problems, which=GENERATED[source])]
     else:

@@ -1,7 +1,7 @@
-"""`examples` of a trial -> what each is by content, and the `Problem`s that the trial trains on.
+"""`examples` of a trial -> the digest of each example, and the `Problem`s that the trial trains on.
 
-An example is named by set and row (`dsr_sub:124`), never by a rank. A row may carry another label, a set may be taken
-whole, drawn from, or given a share of wrong labels (as One-Shot-RLVR's Table 17).
+A set and a row name an example (`dsr_sub:124`), never a rank. A row may get another label. A set may be used whole or
+sampled, and a share of its labels may be made wrong (One-Shot-RLVR, Table 17).
 """
 
 import json
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
-from pathlib import Path
 
 from oneshot.config.trial import Example, PromptConfig, RowExample, SetExamples, TrialConfig, WrittenExample
 from oneshot.errors import DataError
@@ -23,57 +22,57 @@ from oneshot.tasks.problems import Content, Problem, content_digest, text_digest
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 _FRACTION = re.compile(r"-?(?:\\d?frac\{(?P<numerator>\d+)\}\{(?P<denominator>\d+)\})")
 MAX_SHIFT = 10
-"""Of a wrong label (One-Shot-RLVR, Table 17)."""
+"""Largest change of a number in a wrong label (One-Shot-RLVR, Table 17)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """One example: a row of a set, or a problem that is its own."""
+    """One example: a row of a set, or a generated or written problem."""
 
     source: str
     row: int = 0
     problem: Problem | None = None
-    """Of generated and written problems, which need no file."""
+    """A generated or written problem, which needs no file."""
     answer: str | None = None
-    """Another label."""
+    """The label that replaces the row's own."""
     wrong_seed: str | None = None
-    """Makes its label wrong."""
+    """Seed of a wrong label."""
 
     @property
     def id(self) -> str:
-        own = self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
-        return own if self.answer is None else f"{own}={self.answer}"
+        name = self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
+        return name if self.answer is None else f"{name}={self.answer}"
 
     @property
-    def own(self) -> Problem:
-        """The problem with its own label."""
+    def original(self) -> Problem:
+        """The problem with its original label."""
         return self.problem if self.problem is not None else sets.load(self.source)[self.row]
 
     @property
     def label(self) -> str:
-        """What the trial trains with."""
+        """The label that the trial trains with."""
         if self.wrong_seed is not None:
-            return mislabel(self.own.answer, random.Random(self.wrong_seed))
-        return self.own.answer if self.answer is None else self.answer
+            return mislabel(self.original.answer, random.Random(self.wrong_seed))
+        return self.original.answer if self.answer is None else self.answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What examples are by content."""
+    """Names and digests of examples."""
 
     ids: tuple[str, ...]
     digests: tuple[str, ...]
     prompts: tuple[str, ...]
     """sha256 (hex) of each prompt."""
     provisional: tuple[str, ...]
-    """Sets of which nothing is known before they are fetched: the digests are of names then."""
+    """Sets whose contents are unknown until they are fetched; their digests are of names, not of contents."""
 
 
 def identify(examples: Sequence[Example]) -> Identity:
-    """Names and digests of examples, from the data where they are at hand, else from what is shipped.
+    """Return the names and digests of examples, from the shipped digests or from the data.
 
     Raises:
-        DataError: no such set, file or row; says what is there.
+        DataError: there is no such set, file or row; the message lists what exists.
     """
     rows = _rows(examples)
     contents = [_content(row) for row in rows]
@@ -86,42 +85,44 @@ def identify(examples: Sequence[Example]) -> Identity:
 
 
 def _unknown(rows: Sequence[_Row]) -> tuple[str, ...]:
-    """The sets of these rows of which only the name is known."""
+    """Return the sets of these rows whose contents are unknown."""
     return tuple(sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None}))
 
 
 def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
-    """The problems that a trial trains on, with the labels that it trains with.
+    """Return the problems that a trial trains on, with the labels that it trains with.
 
     Raises:
-        DataError: a set, file or row is not there.
+        DataError: a set, file or row does not exist.
     """
     return tuple(
-        row.own if row.answer is None and row.wrong_seed is None else replace(row.own, id=row.id, answer=row.label)
+        row.original
+        if row.answer is None and row.wrong_seed is None
+        else replace(row.original, id=row.id, answer=row.label)
         for row in _rows(examples)
     )
 
 
 def load_row(name: str) -> Problem:
-    """`"dsr_sub:124"`, `"arithmetic:47+38"` or `"path/to/file.parquet:124"` -> that problem.
+    """Return the problem named `"dsr_sub:124"`, `"arithmetic:47+38"` or `"path/to/file.parquet:124"`.
 
     Raises:
-        DataError: it names no row, or there is none of that name.
+        DataError: the name is not of a row, or the row does not exist.
     """
-    return _row(name).own
+    return _row(name).original
 
 
 def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
-    """The worked problems of a prompt: what is asked, and the answer.
+    """Return the worked problems of a prompt as (problem, completion).
 
     Raises:
-        DataError: one names a row that is not there.
+        DataError: a shot names a row that does not exist.
     """
     return tuple((shot.problem or load_row(str(shot.row)).prompt, shot.completion) for shot in config.shots)
 
 
 def identify_shots(config: PromptConfig) -> Identity:
-    """Worked problems by content: a digest is of the problem and its answer."""
+    """Return the names and digests of worked problems; a digest is of the problem and its completion."""
     named = [_row(shot.row) for shot in config.shots if shot.row is not None]
     contents = iter(_content(row)[0] for row in named)
     prompts = [next(contents) if shot.problem is None else text_digest(shot.problem) for shot in config.shots]
@@ -134,37 +135,39 @@ def identify_shots(config: PromptConfig) -> Identity:
 
 
 def check_fit(config: TrialConfig, num_examples: int) -> None:
-    """Refuses examples that cannot share a step's groups.
+    """Check that the examples can share a step's groups evenly.
 
     Raises:
-        DataError: fewer examples than groups, which do not divide them.
+        DataError: there are fewer examples than groups, and they do not divide the groups.
     """
     num_groups = config.rollout.num_groups
     if 0 < num_examples <= num_groups and num_groups % num_examples:
-        raise DataError(f"examples: {num_examples} examples do not share rollout.num_groups {num_groups} evenly")
+        raise DataError(f"examples: {num_examples} examples cannot share rollout.num_groups {num_groups} evenly")
 
 
 def check_labels(examples: Sequence[Example], grader: Grader) -> None:
-    """Refuses a label that is meant to be another one, and that a grader takes for the row's own.
+    """Check that both graders call each replaced or wrong label wrong.
 
     Raises:
-        DataError: names the row, the label and the grader.
+        DataError: a grader accepts a label or cannot judge it; names the row, the label and the grader.
     """
     for row in _rows(examples):
         if row.answer is None and row.wrong_seed is None:
             continue
-        own, given = row.own, row.label
-        mend = "leave `answer` out, or give another" if row.wrong_seed is None else "set another seed"
-        grade = grader.grade(f"\\boxed{{{given}}}", own.answer)
+        original, label = row.original, row.label
+        hint = "leave `answer` out, or set another" if row.wrong_seed is None else "set another seed"
+        grade = grader.grade(f"\\boxed{{{label}}}", original.answer)
         if grade.strict is not False or grade.lenient is not False:
             which, verdict = ("strict", grade.strict) if grade.strict is not False else ("lenient", grade.lenient)
-            told = f"takes it for the row's own {own.answer!r}" if verdict else f"cannot tell ({grade.reason})"
-            raise DataError(f"{own.id}: the label {given!r} is not wrong: the {which} grader {told}; {mend}")
+            reason = f"finds it equal to {original.answer!r}" if verdict else f"cannot judge it ({grade.reason})"
+            raise DataError(f"{original.id}: the label {label!r} is not wrong: the {which} grader {reason}; {hint}")
 
 
 def mislabel(answer: str, rng: random.Random) -> str:
-    """A wrong label of the same kind: a whole or decimal number, or the numerator or denominator of a fraction, moved
-    by at most 10; in place of any other expression a whole number of three digits.
+    """Return a wrong label of the same kind.
+
+    A whole or decimal number, or the numerator or denominator of a fraction, changes by at most 10. Any other
+    expression becomes a whole number of three digits.
     """
     if _DECIMAL.fullmatch(answer):
         shift = rng.choice([shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift])
@@ -174,7 +177,7 @@ def mislabel(answer: str, rng: random.Random) -> str:
         return str(rng.randint(101, 999))
     start, end = fraction.span(rng.choice(["numerator", "denominator"]))
     value = int(answer[start:end])
-    # neither itself nor 0, which would be no fraction; digits only, so that what stands around it still fits
+    # positive: a denominator may not be 0, and a minus sign would not fit into the text around the digits
     near = [value + shift for shift in range(-MAX_SHIFT, MAX_SHIFT + 1) if shift and value + shift > 0]
     return f"{answer[:start]}{rng.choice(near)}{answer[end:]}"
 
@@ -183,7 +186,7 @@ def _rows(examples: Sequence[Example]) -> list[_Row]:
     rows = [row for example in examples for row in _rows_of(example)]
     if len({row.id for row in rows}) < len(rows):
         twice = next(id_ for id_, times in Counter(row.id for row in rows).items() if times > 1)
-        raise DataError(f"examples: {twice} stands twice; name each once")
+        raise DataError(f"examples: {twice} appears twice; list each example once")
     return rows
 
 
@@ -195,8 +198,8 @@ def _rows_of(example: Example) -> list[_Row]:
     if isinstance(example, RowExample):
         return [replace(_row(example.row), answer=example.answer)]
     if isinstance(example, SetExamples):
-        return _drawn(example)
-    return [_row(example)] if _names_a_row(example) else _drawn(SetExamples(set=example))
+        return _rows_of_set(example)
+    return [_row(example)] if _names_a_row(example) else _rows_of_set(SetExamples(set=example))
 
 
 def _names_a_row(name: str) -> bool:
@@ -209,33 +212,33 @@ def _row(name: str) -> _Row:
     if source == "arithmetic":
         return _Row(source=source, problem=arithmetic.problem(row))
     if not _names_a_row(name):
-        raise DataError(f"{name}: names no row; write set:row, as dsr_sub:124{_rank_hint(name)}")
+        raise DataError(f"{name}: names no row; write set:row, such as dsr_sub:124{_rank_hint(name)}")
     if source in sets.PARTS:
-        raise DataError(f"{name}: {source} is a choice of dsr_sub's rows; name the row as dsr_sub:{row}")
+        raise DataError(f"{name}: {source} is a subset of dsr_sub's rows; name the row as dsr_sub:{row}")
     sets.check_name(source)
     count = sets.num_rows(source)
-    there = "" if count is None else f"; {source} has rows 0 to {count - 1}"
+    hint = "" if count is None else f"; {source} has rows 0 to {count - 1}"
     if not row.isdecimal():
-        raise DataError(f"{name}: row {row!r} is not a number{there}")
+        raise DataError(f"{name}: row {row!r} is not a number{hint}")
     if count is not None and int(row) >= count:
-        raise DataError(f"{name}: no row {row}{there}")
+        raise DataError(f"{name}: no row {row}{hint}")
     return _Row(source=source, row=int(row))
 
 
-def _drawn(example: SetExamples) -> list[_Row]:
+def _rows_of_set(example: SetExamples) -> list[_Row]:
     if example.set == "arithmetic":
         rows = [_Row(source="arithmetic", problem=p) for p in arithmetic.draw(example.random, seed=example.seed)]
     else:
         if hint := _rank_hint(example.set):
-            raise DataError(f"{example.set}: is no set{hint}")
+            raise DataError(f"{example.set}: is not a set{hint}")
         base, chosen = sets.parts_of(example.set)
         count = sets.num_rows(example.set)
         if count is None:
-            raise DataError(f"{example.set}: how many rows it has is not known yet; `oneshot fetch {example.set}`")
+            raise DataError(f"{example.set}: its number of rows is unknown; run `oneshot fetch {example.set}`")
         indices = tuple(range(count)) if chosen is None else chosen
         if example.random is not None:
             if example.random > count:
-                raise DataError(f"{example.set}: {example.random} rows asked for, but it has {count}")
+                raise DataError(f"{example.set}: random: {example.random} rows, but the set has {count}")
             indices = tuple(random.Random(f"{example.seed}").sample(indices, example.random))
         rows = [_Row(source=base, row=index) for index in indices]
     num_wrong = round(example.wrong * len(rows))
@@ -246,12 +249,12 @@ def _drawn(example: SetExamples) -> list[_Row]:
 
 
 def _content(row: _Row) -> Content:
-    """sha256 (hex) of an example's prompt and label; of its name, where no more is known yet."""
+    """Return the sha256 (hex) of an example's prompt and label, or of its name while the contents are unknown."""
     if row.problem is not None:
         prompt, answer = row.problem.content
     else:
-        known = sets.contents(row.source)
-        prompt, answer = (text_digest(f"{row.source}:{row.row}"), "") if known is None else known[row.row]
+        contents = sets.contents(row.source)
+        prompt, answer = (text_digest(f"{row.source}:{row.row}"), "") if contents is None else contents[row.row]
     return prompt, answer if row.answer is None else text_digest(row.answer)
 
 
@@ -262,13 +265,13 @@ def _digest(row: _Row, content: Content) -> str:
 
 @cache
 def aliases() -> dict[str, dict[str, str | int | float]]:
-    """The paper's named examples: `pi_1` -> row, rank, label and what else is known of it."""
-    found: dict[str, dict[str, str | int | float]] = json.loads(
-        (Path(__file__).parent / "facts" / "aliases.json").read_text()
-    )["examples"]
-    return found
+    """Return the paper's named examples: `pi_1` -> its row, rank, label and more."""
+    examples: dict[str, dict[str, str | int | float]] = json.loads((sets.FACTS / "aliases.json").read_text())[
+        "examples"
+    ]
+    return examples
 
 
 def _rank_hint(name: str) -> str:
     alias = aliases().get(name) or aliases().get(re.sub(r"^(pi)_?", r"\1_", name))
-    return "" if alias is None else f"; the paper's {name} is {alias['row']}: name the row, since ranks are not unique"
+    return "" if alias is None else f"; the paper's {name} is {alias['row']}: write the row, since ranks are not unique"

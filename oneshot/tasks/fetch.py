@@ -1,4 +1,4 @@
-"""Name of a known set, or URL -> its file in the data folder, checked."""
+"""Name of a known set, or URL -> its checked file in the data folder."""
 
 import os
 import tempfile
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import fsspec
 
-from oneshot.errors import DataError
+from oneshot.errors import DataError, first_line
 from oneshot.tasks import sets
 from oneshot.tasks.problems import load_file
 
 
 def fetch(source: str) -> tuple[Path, int]:
-    """Downloads a set, unless it is there; returns its file and number of rows.
+    """Download a set unless it is there; return its file and number of rows.
 
     Raises:
-        DataError: no such set, the download failed, or what came is not what was published.
+        DataError: there is no such set, the download failed, or the file is not the published one.
     """
     sets.check_name(source)
     base, _ = sets.parts_of(source)
     if base not in sets.KNOWN and not sets.is_url(base):
-        raise DataError(f"{source}: a path of this machine; there is nothing to fetch")
+        raise DataError(f"{source}: a path on this machine; there is nothing to fetch")
     target = sets.local_path(base)
-    assert target is not None, "check_name has looked"
+    assert target is not None, "check_name refuses such a source"
     if target.is_file():
         return target, len(sets.load(base))
     url = sets.KNOWN[base].url if base in sets.KNOWN else base
@@ -31,29 +31,30 @@ def fetch(source: str) -> tuple[Path, int]:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".fetch-", suffix=target.suffix)
     except OSError as error:
         raise DataError(
-            f"{target.parent}: cannot be written: {error.strerror}; set ONESHOT_DATA to a folder"
+            f"{target.parent}: cannot be written: {error.strerror}; set ONESHOT_DATA to a writable folder"
         ) from error
     os.close(handle)
-    arrived = Path(name)
+    partial = Path(name)
     try:
         try:
-            with fsspec.open(url, "rb") as remote, arrived.open("wb") as local:
+            with fsspec.open(url, "rb") as remote, partial.open("wb") as local:
                 while block := remote.read(1 << 20):
                     local.write(block)
-        except Exception as error:  # every protocol has errors of its own
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        except Exception as error:  # each protocol raises its own errors
             raise DataError(
-                f"{source}: cannot be fetched from {url}: {reason}; put the file to {target} by other means"
+                f"{source}: cannot be fetched from {url}: {first_line(error)}; download the file by hand to {target}"
             ) from error
         try:
-            found = load_file(str(arrived))
+            problems = load_file(str(partial))
         except DataError as error:
-            raise DataError(str(error).replace(str(arrived), url)) from error
-        sets.check_contents(base, arrived, found)
-        if base in sets.KNOWN and len(found) != sets.KNOWN[base].num_rows:
-            raise DataError(f"{url}: has {len(found)} rows, not {sets.KNOWN[base].num_rows}: not {base} as published")
-        arrived.chmod(0o644)
-        arrived.replace(target)
+            raise DataError(str(error).replace(str(partial), url)) from error
+        sets.check_contents(base, partial, problems)
+        if base in sets.KNOWN and len(problems) != sets.KNOWN[base].num_rows:
+            raise DataError(
+                f"{url}: has {len(problems)} rows, not {sets.KNOWN[base].num_rows}: this is not {base} as published"
+            )
+        partial.chmod(0o644)
+        partial.replace(target)
     finally:
-        arrived.unlink(missing_ok=True)
-    return target, len(found)
+        partial.unlink(missing_ok=True)
+    return target, len(problems)

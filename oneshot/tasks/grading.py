@@ -1,9 +1,9 @@
-"""Completion and answer -> right or not, by two graders, in processes that can be killed.
+"""Completion and answer -> right or wrong, by two graders in processes that can be killed.
 
-`strict` looks at the last `\\boxed{}` only; `lenient` takes any answer that can be extracted. Both are math-verify, run
-in a pool of child processes: its own time-outs need the main thread (`signal.alarm`), and a sum of a billion terms or
-`9^{9^{9^9}}` does not stop for them. What could not be judged before its deadline is None, with the reason, never
-a silent False.
+`strict` reads only the last `\\boxed{}`; `lenient` reads any answer that can be extracted. Both are math-verify in a
+pool of child processes, because its own time-outs need the main thread (`signal.alarm`) and cannot stop a sum of a
+billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict is None with a reason, never
+False.
 """
 
 import atexit
@@ -28,17 +28,17 @@ from oneshot.tasks.problems import extract_boxed
 Verdict = bool | None
 
 START_TIMEOUT_S = 120.0
-"""For a child to import sympy, on a machine that is busy with other things."""
+"""Time for a child to import sympy on a busy machine."""
 
-MAX_REMEMBERED = 200
-"""Characters of a question that comes again, as extracted answers do; whole completions would fill the memory."""
+MAX_CACHED_CHARACTERS = 200
+"""Longest text whose reply is cached: extracted answers repeat, and whole completions would fill the memory."""
 
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """Both verdicts: True, False, or None where the grader could not tell (`reason` says why)."""
+    """Both verdicts: True, False, or None if the grader could not judge (`reason` says why)."""
 
     strict: Verdict
     lenient: Verdict
@@ -47,7 +47,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a child is asked: is this text's answer equal to that one?"""
+    """A request to a child: is the answer in `text` equal to `answer`?"""
 
     kind: Literal["strict", "lenient", "parses"]
     text: str
@@ -61,21 +61,21 @@ class _Reply:
 
 
 class Grader:
-    """Grades answers in child processes, remembers every distinct question, and outlives hangs.
+    """A pool of grading processes with a cache of their verdicts, which survives hangs.
 
-    A context manager; usable from any thread, and from as many at a time as it has children.
+    It is a context manager. Any thread may use it, and as many at a time as it has children.
     """
 
     def __init__(self, *, timeout_s: float = 5.0, num_children: int = 1) -> None:
         self.timeout_s = timeout_s
         self.num_children = num_children
-        self._memo: dict[_Question, _Reply] = {}
-        self._places: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        self._cache: dict[_Question, _Reply] = {}
+        self._slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()
         self._fill()
 
     def _fill(self) -> None:
         for _ in range(self.num_children):
-            self._places.put(None)  # a child is started when its place is first used
+            self._slots.put(None)  # a child starts when its slot is first used
 
     def __enter__(self) -> "Grader":
         return self
@@ -86,36 +86,36 @@ class Grader:
         self.close()
 
     def forget_ungraded(self) -> None:
-        """Forgets answers without verdict: a busy machine in one trial must not decide the next one's grades."""
-        self._memo = {question: reply for question, reply in self._memo.items() if reply.verdict is not None}
+        """Forget replies without a verdict: a busy machine in one trial must not decide the next trial's grades."""
+        self._cache = {question: reply for question, reply in self._cache.items() if reply.verdict is not None}
 
     def close(self) -> None:
-        """Ends the children; the next question starts another."""
-        for child in [self._places.get() for _ in range(self.num_children)]:
+        """Kill the children; the next question starts a new one."""
+        for child in [self._slots.get() for _ in range(self.num_children)]:
             if child is not None:
                 child.kill()
         self._fill()
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list["Grade"]:
-        """Both verdicts on each (completion, answer), as many at a time as there are children."""
+        """Return both verdicts on each (completion, answer), using all children in parallel."""
         with ThreadPoolExecutor(max_workers=self.num_children) as threads:
             return list(threads.map(lambda pair: self.grade(*pair), pairs))
 
     def strict(self, completion: str, answer: str) -> Verdict:
-        """Whether the last boxed answer is right."""
+        """Return whether the last boxed answer is right."""
         return self._strict(completion, answer).verdict
 
     def grade(self, completion: str, answer: str) -> Grade:
-        """Both verdicts on one completion."""
+        """Return both verdicts on one completion."""
         strict = self._strict(completion, answer)
         if strict.verdict is not False:
-            # right is right for both; and a box that no deadline was enough for would only cost another
+            # right for `strict` is right for both; a text that reached its deadline would only reach it again
             return Grade(strict=strict.verdict, lenient=strict.verdict, reason=strict.reason)
         lenient = self._ask(_Question("lenient", completion, answer))
         return Grade(strict=False, lenient=lenient.verdict, reason=lenient.reason)
 
     def has_answer(self, completion: str) -> Verdict:
-        """Whether a final answer stands in a box and can be parsed, right or wrong (the `format` arm)."""
+        """Return whether a boxed answer can be parsed, right or wrong (the `format` arm)."""
         boxed = extract_boxed(completion)
         if boxed is None or not boxed.strip():
             return False
@@ -127,18 +127,18 @@ class Grader:
         boxed = extract_boxed(completion)
         if boxed is None:
             return _Reply(False, "")
-        given, wanted = boxed.strip(), answer.strip()
-        # what math-verify would say anyway, without asking it: equal text, or two whole numbers
-        if given == wanted:
+        text, answer = boxed.strip(), answer.strip()
+        # equal texts and two whole numbers need no math-verify, whose verdict would be the same
+        if text == answer:
             return _Reply(True, "")
-        if _WHOLE_NUMBER.fullmatch(given) and _WHOLE_NUMBER.fullmatch(wanted):
-            return _Reply(int(given) == int(wanted), "")
-        return self._ask(_Question("strict", given, wanted))
+        if _WHOLE_NUMBER.fullmatch(text) and _WHOLE_NUMBER.fullmatch(answer):
+            return _Reply(int(text) == int(answer), "")
+        return self._ask(_Question("strict", text, answer))
 
     def _ask(self, question: _Question) -> _Reply:
-        if question in self._memo:
-            return self._memo[question]
-        child = self._places.get()
+        if question in self._cache:
+            return self._cache[question]
+        child = self._slots.get()
         try:
             if child is None:
                 child = _Child(self.timeout_s)
@@ -149,14 +149,14 @@ class Grader:
                 child = None
                 reply = _Reply(None, "the grader died" if died else f"no verdict within {self.timeout_s:g} s")
         finally:
-            self._places.put(child)
-        if len(question.text) <= MAX_REMEMBERED:
-            self._memo[question] = reply
+            self._slots.put(child)
+        if len(question.text) <= MAX_CACHED_CHARACTERS:
+            self._cache[question] = reply
         return reply
 
 
 def grade(completion: str, answer: str) -> Grade:
-    """Both verdicts on one completion, by a grader that lives as long as the process."""
+    """Return both verdicts on one completion, by a grader that lives as long as this process."""
     return _shared().grade(completion, answer)
 
 
@@ -168,7 +168,7 @@ def _shared() -> Grader:
 
 
 class _Child:
-    """One grading process, spoken to in lines of JSON."""
+    """One grading process, which reads and writes lines of JSON."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -185,10 +185,10 @@ class _Child:
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
         self._stderr: deque[str] = deque(maxlen=20)
         threading.Thread(target=self._stderr.extend, args=(self._process.stderr,), daemon=True).start()
-        if not self._next_line(START_TIMEOUT_S):  # it says when it has imported everything
+        if not self._next_line(START_TIMEOUT_S):  # the child writes a line once its imports are done
             self.kill()
             raise TrialError(
-                "the grading process did not start: " + ("".join(self._stderr).strip() or "no word of why")
+                "the grading process did not start: " + ("".join(self._stderr).strip() or "it gave no reason")
             )
 
     def _read(self, stdout: IO[str]) -> None:
@@ -203,7 +203,7 @@ class _Child:
             return None
 
     def ask(self, question: _Question) -> _Reply | None:
-        """The child's reply; None if it gave none in time, and is not to be asked again."""
+        """Return the child's reply, or None if it gave none in time; such a child must not be used again."""
         try:
             self._stdin.write(json.dumps([question.kind, question.text, question.answer]) + "\n")
             self._stdin.flush()
@@ -216,7 +216,7 @@ class _Child:
         return _Reply(verdict, reason)
 
     def has_ended(self) -> bool:
-        """Whether it is gone by itself, as opposed to busy."""
+        """Return whether the process has ended by itself, as opposed to being busy."""
         try:
             self._process.wait(timeout=0.1)
         except subprocess.TimeoutExpired:
@@ -224,7 +224,7 @@ class _Child:
         return True
 
     def kill(self) -> None:
-        """Ends it, whatever it does."""
+        """Kill the process and close its streams."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):

@@ -1,7 +1,7 @@
-"""Write the digests that ship for known sets: `python -m oneshot.tasks.make_facts`, with the files at hand.
+"""Known sets' files -> the digests and the `val` rows that ship: `python -m oneshot.tasks.make_facts`.
 
-Writes `tasks/facts/<set>.sha256` (of each row, sha256 of prompt and of answer) and `tasks/facts/val.json`: 200 rows of
-dsr_sub, drawn by a fixed seed from those that have no alias, stand there once, have a label that can be graded, and
+Writes `tasks/facts/<set>.sha256` (per row the sha256 of prompt and of answer) and `tasks/facts/val.json`: 200 rows of
+dsr_sub, drawn with a fixed seed from the rows that have no alias, appear once, have a label that can be graded, and
 resemble no problem of a test suite.
 """
 
@@ -18,31 +18,32 @@ WITH_DIGESTS = ("dsr_sub", "math500", "aime24", "aime25", "amc23")
 TEST_SUITES = WITH_DIGESTS[1:]
 NUM_VAL = 200
 SHINGLE = 40
-"""Characters; two problems are near where they share more than a quarter of one's."""
+"""Characters per shingle."""
 NEAR_SHARE = 0.25
+"""Two problems are near duplicates if they share more than this part of either one's shingles."""
 KNOWN_NEAR = {708: "OlympiadBench's problem 65"}
-"""Found by the same measure with files that are not among the above."""
+"""Near duplicates of sets that have no shipped digests."""
 
 
 def shingles(prompt: str) -> set[str]:
-    """Every run of 40 letters and digits of a problem."""
+    """Return every run of 40 letters and digits in a problem."""
     text = "".join(character for character in prompt.lower() if character.isalnum())
     return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
 
 
 def near_duplicates(rows: list[str], tested: list[str]) -> list[int]:
-    """Rows of which more than a quarter of the shingles stand in one tested problem, or the other way round."""
-    suites = [shingles(prompt) for prompt in tested]
-    near = []
-    for row, prompt in enumerate(rows):
-        mine = shingles(prompt)
-        if any(len(mine & other) > NEAR_SHARE * min(len(mine), len(other)) for other in suites):
-            near.append(row)
-    return near
+    """Return the rows that are near duplicates of a tested problem."""
+    tests = [shingles(prompt) for prompt in tested]
+    trains = [shingles(prompt) for prompt in rows]
+    return [
+        row
+        for row, train in enumerate(trains)
+        if any(len(train & test) > NEAR_SHARE * min(len(train), len(test)) for test in tests)
+    ]
 
 
 def draw_val() -> list[int]:
-    """The rows of `val`, sorted."""
+    """Draw the rows of `val`, sorted."""
     prompts = {name: [p.prompt for p in load_file(str(sets.local_path(name)))] for name in WITH_DIGESTS}
     rows = prompts["dsr_sub"]
     tested = [prompt for name in TEST_SUITES for prompt in prompts[name]]
@@ -58,13 +59,12 @@ def draw_val() -> list[int]:
 
 
 def main() -> None:
-    """Writes the files."""
+    """Write the files."""
     for name in WITH_DIGESTS:
-        found = load_file(str(sets.local_path(name)))
-        lines = [" ".join(problem.content) for problem in found]
+        lines = [" ".join(problem.content) for problem in load_file(str(sets.local_path(name)))]
         (sets.FACTS / f"{name}.sha256").write_text("\n".join(lines) + "\n")
-    facts = {"of": "dsr_sub", "made_by": "python -m oneshot.tasks.make_facts", "rows": draw_val()}
-    (sets.FACTS / "val.json").write_text(json.dumps(facts) + "\n")
+    val = {"of": "dsr_sub", "made_by": "python -m oneshot.tasks.make_facts", "rows": draw_val()}
+    (sets.FACTS / "val.json").write_text(json.dumps(val) + "\n")
 
 
 if __name__ == "__main__":

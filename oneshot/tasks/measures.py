@@ -1,6 +1,6 @@
-"""Texts of completions -> what is counted of them besides accuracy; and the unbiased pass@k.
+"""Texts of completions -> their measures besides accuracy; counts of right completions -> the unbiased pass@k.
 
-Definitions are ours where the paper gives none, and stay as they are, so that sweeps compare.
+Where the paper defines no measure, the definition is ours. It must not change, so that sweeps stay comparable.
 """
 
 import re
@@ -12,9 +12,9 @@ from statistics import fmean
 from oneshot.tasks.problems import extract_boxed
 
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
-"""Of the paper's Figure 4."""
+"""The paper's Figure 4."""
 RUN_LENGTH, RUN_TIMES = 20, 3
-"""A completion repeats itself where some run of 20 words stands in it three times."""
+"""A completion repeats itself if a run of 20 words appears three times."""
 MEASURES = (
     "pass_at_1",
     "pass_at_1_lenient",
@@ -30,9 +30,9 @@ MEASURES = (
     *(f"reflection_{word}" for word in REFLECTION_WORDS),
     "code",
 )
-"""What an evaluation measures, besides pass@k for single k, and accuracy by category and level."""
+"""Measures of an evaluation, besides pass@k for single k, and accuracy by category and level."""
 OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
-"""Of these, what has a value for each problem."""
+"""The measures that have a value for each problem."""
 TRAINING = (
     "reward/mean",
     "reward/accuracy",
@@ -58,36 +58,36 @@ TRAINING = (
     "system/rss_gib",
     "system/gpu_peak_gib",
 )
-"""What a training step measures."""
+"""Measures of a training step."""
 _POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)
 
 
 def suite_of(metric: str) -> str | None:
-    """The suite that a metric is of; None for one of training."""
+    """Return the suite of a metric, or None for a training metric."""
     parts = metric.split("/")
     return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
 
 
 def is_measure(name: str) -> bool:
-    """Whether an evaluation may have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
+    """Return whether an evaluation can have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
     part, _, last = name.rpartition("/")
     return last == "pass_at_1" if part else last in MEASURES or _POWER.fullmatch(last) is not None
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of completions or problems, and so told in points."""
+    """Return whether a metric is a share of completions or problems, which is reported in points."""
     return metric.startswith("eval/") and not metric.endswith(("length_mean", "ungraded"))
 
 
 def is_over_problems(name: str) -> bool:
-    """Whether a measure has a value for each problem."""
+    """Return whether a measure has a value for each problem."""
     part, _, last = name.rpartition("/")
     return not part.startswith("level ") and (last in OVER_PROBLEMS or _POWER.fullmatch(last) is not None)
 
 
 def measures(completions: Sequence[str]) -> dict[str, float]:
-    """Shares of completions: with a box, with a repetition, with a reflection word (any, and each), with code."""
+    """Return shares of completions: with a box, a repetition, a reflection word (any, and each), and code."""
     lower = [completion.lower() for completion in completions]
     return {
         "boxed": fmean(extract_boxed(completion) is not None for completion in completions),
@@ -99,26 +99,26 @@ def measures(completions: Sequence[str]) -> dict[str, float]:
 
 
 def repeats(completion: str) -> bool:
-    """Whether some run of 20 words stands in it at least three times; overlapping runs count."""
+    """Return whether a run of 20 words appears at least three times; overlapping runs count."""
     words = completion.split()
     runs = Counter(tuple(words[start : start + RUN_LENGTH]) for start in range(len(words) - RUN_LENGTH + 1))
     return any(times >= RUN_TIMES for times in runs.values())
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """Unbiased estimate that any of k completions is right, from n samples: `1 - C(n-c, k) / C(n, k)`.
+    """Estimate without bias that any of k completions is right, from n samples: `1 - C(n-c, k) / C(n, k)`.
 
-    Chen et al. 2021, arXiv 2107.03374.
+    Source: Chen et al. 2021, arXiv 2107.03374.
     """
     return 1 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
 def category_key(category: str) -> str:
-    """A category's name as part of a metric key: MLflow takes letters, digits and `_-. `; case is kept."""
+    """Return a category's name as part of a metric key: MLflow allows letters, digits and `_-. `."""
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)
 
 
 def is_one_of(trained: Collection[str]) -> Callable[[str], bool]:
-    """Whether a category is one of these, as people write them: `Number theory` is `number theory`."""
-    names = {category_key(one).casefold() for one in trained}
+    """Return a test of whether a category is among these, ignoring case: `Number theory` is `number theory`."""
+    names = {category_key(category).casefold() for category in trained}
     return lambda category: category_key(category).casefold() in names

@@ -1,7 +1,7 @@
-"""A file of problems -> `Problem`s with the answer that a grader can use.
+"""A file of problems -> `Problem`s with answers that a grader can use.
 
-Read are .parquet and .jsonl files with the columns that the field's sets have: the released training files
-(One-Shot-RLVR `data/train`), Qwen2.5-Math's `evaluation/data`, GSM8K, MATH and ARC as their authors publish them.
+The file is .parquet or .jsonl, with the columns of One-Shot-RLVR's `data/train`, of Qwen2.5-Math's `evaluation/data`,
+or of GSM8K, MATH and ARC as their authors publish them.
 """
 
 import json
@@ -21,10 +21,7 @@ FILE_SUFFIXES = (".jsonl", ".parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A prompt and its answer.
-
-    `prompt` is what is asked, before any template; `id` names set and row; `category` may be empty.
-    """
+    """A prompt, before any template, and its answer. `id` names set and row; `category` and `level` may be empty."""
 
     id: str
     prompt: str
@@ -34,42 +31,40 @@ class Problem:
 
     @property
     def content(self) -> "Content":
-        """sha256 (hex) of what is asked, and of what counts as right."""
+        """Return the sha256 (hex) of the prompt and of the answer."""
         return text_digest(self.prompt), text_digest(self.answer)
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of both; the name, category and level are not in it."""
+        """Return the sha256 (hex) of both; the id, category and level are not part of it."""
         return content_digest(self.content)
 
 
 Content = tuple[str, str]
-"""sha256 (hex) of a prompt and of its answer: what is known of a row without having it."""
+"""sha256 (hex) of a prompt and of its answer."""
 
 
 def text_digest(text: str) -> str:
-    """sha256 (hex) of a text."""
+    """Return the sha256 (hex) of a text."""
     return sha256(text.encode()).hexdigest()
 
 
 def content_digest(content: Content) -> str:
-    """sha256 (hex) that stands for a problem: another label makes another problem."""
+    """Return the sha256 (hex) that identifies a problem: another label makes another problem."""
     return text_digest("".join(content))
 
 
 def load_file(path: str) -> tuple[Problem, ...]:
-    """Every problem of a .jsonl or .parquet file, in row order.
+    """Return every problem of a .jsonl or .parquet file, in row order.
 
     Raises:
-        DataError: no such file, or a row without the released columns; says which are there.
+        DataError: there is no such file, or a row lacks the expected columns; names the columns that it has.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        there = (
-            sorted(p.name for p in file.parent.glob("*") if p.suffix in FILE_SUFFIXES) if file.parent.is_dir() else []
-        )
-        found = f"; {file.parent} has {', '.join(there)}" if there else ""
-        raise DataError(f"{path}: no such file (paths are taken from {Path.cwd()}){found}")
+        names = sorted(p.name for p in file.parent.glob("*") if p.suffix in FILE_SUFFIXES)
+        hint = f"; {file.parent} has {', '.join(names)}" if names else ""
+        raise DataError(f"{path}: no such file (paths are relative to {Path.cwd()}){hint}")
     return _load_file(path, file.stat().st_mtime_ns)
 
 
@@ -82,11 +77,11 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
     for row, record in enumerate(records):
         try:
             problem = _read(record)
-            _ = problem.content  # what cannot be encoded is no text
+            _ = problem.content  # raises if a text cannot be encoded
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{path}: row {row}: {error.args[0] if error.args else error}; its columns are {', '.join(record)}; "
-                "wanted are `problem` or `question` and `answer`, `final_answer` or a boxed `solution`; or `prompt` "
+                "it needs `problem` or `question`, and `answer`, `final_answer` or a boxed `solution`; or `prompt` "
                 "and `reward_model.ground_truth`"
             ) from error
         problems.append(replace(problem, id=f"{Path(path).name}:{row}"))
@@ -94,10 +89,10 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
 
 
 def read_completions(path: Path) -> list[tuple[str, str]]:
-    """Completions and their answers from a .jsonl file made elsewhere.
+    """Return (completion, answer) of each line of a .jsonl file.
 
     Raises:
-        DataError: no such file, no lines, or a line without `completion` and `answer`.
+        DataError: there is no such file, it is empty, or a line lacks `completion` or `answer`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -108,7 +103,7 @@ def read_completions(path: Path) -> list[tuple[str, str]]:
     for row, record in enumerate(records):
         if not isinstance(record.get("completion"), str) or "answer" not in record:
             raise DataError(
-                f"{path}: row {row}: wanted are `completion` (text) and `answer`; it has {', '.join(record) or 'none'}"
+                f"{path}: row {row}: it needs `completion` (text) and `answer`; it has {', '.join(record) or 'neither'}"
             )
         try:
             pairs.append((record["completion"], _answer(record["answer"])))
@@ -121,7 +116,7 @@ def _read_parquet(path: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(Path(path).expanduser()).to_pylist()
     except (pyarrow.lib.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file that can be read: {error}") from error
+        raise DataError(f"{path}: not a readable parquet file: {error}") from error
     return rows
 
 
@@ -130,8 +125,8 @@ def _read_jsonl(path: str) -> list[dict[str, Any]]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not UTF-8 text that can be read: {error}") from error
-    # not splitlines: U+2028 and its like may stand in a problem
+        raise DataError(f"{path}: not readable UTF-8 text: {error}") from error
+    # not splitlines, which also splits at U+2028: a problem may contain it
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -146,7 +141,7 @@ def _read_jsonl(path: str) -> list[dict[str, Any]]:
 
 
 def _read(record: dict[str, Any]) -> Problem:
-    """One row, by the columns that it has."""
+    """Read one row in the format that its columns show."""
     if "reward_model" in record:
         return _from_released(record)
     if "answerKey" in record:
@@ -154,25 +149,24 @@ def _read(record: dict[str, Any]) -> Problem:
     prompt = record.get("problem") or record["question"]
     if not isinstance(prompt, str):
         raise TypeError(f"the problem {prompt!r} is not text")
-    category = record.get("subject") or record.get("type") or record.get("subfield")
-    if record.get("subfield"):  # OlympiadBench's `subject` is Math throughout
-        category = record["subfield"]
+    # subfield first: OlympiadBench's `subject` is always Math
+    category = record.get("subfield") or record.get("subject") or record.get("type")
     return Problem(
         id="", prompt=prompt, answer=_label(record), category=str(category or ""), level=str(record.get("level") or "")
     )
 
 
 def _label(record: dict[str, Any]) -> str:
-    if "final_answer" in record:  # OlympiadBench: a list, in dollar signs
+    if "final_answer" in record:  # OlympiadBench: a list of texts in dollar signs
         final = record["final_answer"]
         return _answer(final[0] if isinstance(final, list) else final).strip().strip("$")
     if "answer" not in record:
         boxed = extract_boxed(record["solution"])
         if boxed is None:
-            raise TypeError("there is no `answer`, and no \\boxed{} in `solution`")
+            raise TypeError("it has no `answer`, and no \\boxed{} in `solution`")
         return boxed
     answer = _answer(record["answer"])
-    _, marks, final = answer.rpartition("#### ")  # GSM8K: the working, and the number after four marks
+    _, marks, final = answer.rpartition("#### ")  # GSM8K: the working, then "#### " and the number
     return final.strip().replace(",", "") if marks else answer
 
 
@@ -194,7 +188,7 @@ def _from_released(record: dict[str, Any]) -> Problem:
 
 
 def _from_choices(record: dict[str, Any]) -> Problem:
-    """ARC: the question with its choices a line each; the answer is the label of one."""
+    """Read a row of ARC: the question with one choice per line; the answer is a choice's label."""
     labels, texts = record["choices"]["label"], record["choices"]["text"]
     choices = "\n".join(f"({label}) {text}" for label, text in zip(labels, texts, strict=True))
     return Problem(
@@ -205,7 +199,7 @@ def _from_choices(record: dict[str, Any]) -> Problem:
 
 
 def extract_boxed(text: str) -> str | None:
-    """What stands in the last complete `\\boxed{...}`, nested braces included; None if there is none."""
+    """Return the contents of the last complete `\\boxed{...}`, nested braces included; None if there is none."""
     start = text.rfind("\\boxed{")
     while start >= 0:
         depth = 0
@@ -218,7 +212,7 @@ def extract_boxed(text: str) -> str | None:
 
 
 def _answer(value: object) -> str:
-    """Answers come as text, and in AIME and AMC files as numbers: 27.0 means 27."""
+    """Return an answer as text; in AIME and AMC files it is a number, and 27.0 means 27."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,8 +1,7 @@
-"""Problem -> the token ids that the model continues; and the token with which a template ends an answer.
+"""Problem -> the token ids that the model continues; template -> the token that ends an answer.
 
-The families' templates are written out as the released evaluation writes them (One-Shot-RLVR,
-Qwen2.5-Eval/evaluation/utils.py), Llama's with its date: a tokenizer's own template may change with its revision, and
-gives Qwen2.5 another system turn than the one that it was evaluated with.
+The families' templates are those of the released evaluation (One-Shot-RLVR, Qwen2.5-Eval/evaluation/utils.py), Llama's
+with its date. A tokenizer's own template may change with its revision, and Qwen2.5's has a different system turn.
 """
 
 from collections.abc import Sequence
@@ -13,22 +12,22 @@ from oneshot.config.trial import Template
 from oneshot.errors import ModelError
 
 Shot = tuple[str, str]
-"""A worked problem: what is asked, and its answer."""
+"""A worked problem: prompt and answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A chat template: what stands before, around a user's turn, and after an answer."""
+    """A chat template: the texts before the turns, around a user's turn, and after an answer."""
 
     start: str
     user: str
     end: str
-    """Of an answer: its first token ends a completion."""
+    """The text after an answer; its first token ends a completion."""
 
-    def render(self, shots: Sequence[Shot], asked: str) -> str:
-        """Worked turns, and the one that waits for an answer."""
+    def render(self, shots: Sequence[Shot], prompt: str) -> str:
+        """Return the worked turns, and the turn that waits for an answer."""
         turns = [self.user.format(problem) + answer + self.end for problem, answer in shots]
-        return self.start + "".join(turns) + self.user.format(asked)
+        return self.start + "".join(turns) + self.user.format(prompt)
 
 
 _CHATML = {"user": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>\n"}
@@ -57,48 +56,48 @@ FAMILIES = {
 
 
 def plain(text: str) -> str:
-    """The prompt of a model without chat template: the text and a newline."""
+    """Return the prompt of a model without chat template: the text and a newline."""
     return f"{text}\n"
 
 
 def with_suffix(text: str, suffix: str) -> str:
-    """`text` ending in `suffix`, once: the released training prompts carry theirs already."""
+    """Return `text` ending in `suffix` once: the released training prompts already have it."""
     if not suffix or text.rstrip().endswith(suffix):
         return text
     return f"{text} {suffix}"
 
 
 def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] = (), tokenizer: Any) -> list[int]:
-    """What is asked, after worked problems that are asked alike -> token ids.
+    """Return the token ids of a prompt after its worked problems, all with the same suffix and template.
 
     Raises:
-        ModelError: the tokenizer has no chat template where one is asked for, or not the family's tokens.
+        ModelError: the template is `chat` and the tokenizer has none, or the tokenizer lacks the family's tokens.
     """
-    asked = with_suffix(text, suffix)
+    prompt = with_suffix(text, suffix)
     worked = [(with_suffix(problem, suffix), answer) for problem, answer in shots]
     kind = _resolved(template, tokenizer)
     if kind == "plain":
-        ids: list[int] = tokenizer.encode("".join(f"{plain(p)}{a}\n\n" for p, a in worked) + plain(asked))
+        ids: list[int] = tokenizer.encode("".join(f"{plain(p)}{a}\n\n" for p, a in worked) + plain(prompt))
         return ids
-    rendered = _render(kind, worked, asked, tokenizer)
+    rendered = _render(kind, worked, prompt, tokenizer)
     encoded: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
     return encoded
 
 
-def _render(kind: Template, worked: Sequence[Shot], asked: str, tokenizer: Any) -> str:
+def _render(kind: Template, worked: Sequence[Shot], prompt: str, tokenizer: Any) -> str:
     if kind != "chat":
-        return FAMILIES[kind].render(worked, asked)
+        return FAMILIES[kind].render(worked, prompt)
     turns = [turn for p, a in worked for turn in ({"role": "user", "content": p}, {"role": "assistant", "content": a})]
     rendered: str = tokenizer.apply_chat_template(
-        [*turns, {"role": "user", "content": asked}], add_generation_prompt=True, tokenize=False
+        [*turns, {"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
     )
     return rendered
 
 
 def turn_ends(tokenizer: Any) -> set[int]:
-    """The special tokens with which the tokenizer's chat template, or a family's that it has, ends an answer.
+    """Return the special tokens that end an answer in the tokenizer's chat template or in a family's.
 
-    Whatever template is used: a base model that was shown chats ends with them after plain text, too.
+    They do not depend on the template in use: a base model that was trained on chats also ends plain text with them.
     """
     after = [family.end for family in FAMILIES.values()]
     if tokenizer.chat_template:

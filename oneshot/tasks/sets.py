@@ -1,8 +1,8 @@
-"""Name of a set, path or URL -> its problems; and what is known of its rows where they are not at hand.
+"""Name of a set, path or URL -> its problems, or the digests of its rows if the file is missing.
 
 Known sets are files that others published. They are not part of this project: `oneshot fetch` downloads them into the
-data folder (`ONESHOT_DATA`, else `data`). Of the most used ones the sha256 of every row is shipped, so that a sweep
-can be planned, with its final trial keys, where no data are; and so that a file which says something else is refused.
+data folder (`ONESHOT_DATA`, else `data`). For the most used sets the sha256 of every row is shipped. A sweep can thus
+be planned with its final trial keys without the data, and a file with other contents is refused.
 """
 
 import json
@@ -28,7 +28,7 @@ class KnownSet:
     """A published file of problems."""
 
     file: str
-    """Where it lies in the data folder."""
+    """Path in the data folder."""
     url: str
     num_rows: int
     about: str
@@ -84,21 +84,21 @@ KNOWN = {
 }  # fmt: skip
 
 PARTS = ("val", "dsr_sub-val")
-"""Sets that are rows of dsr_sub: 200 to choose by, and the 1,009 others."""
+"""Subsets of dsr_sub: 200 rows for making choices, and the 1,009 others."""
 
 
 def data_folder() -> Path:
-    """Where data files lie: `ONESHOT_DATA`, else `data` in the working directory."""
+    """Return the folder of data files: `ONESHOT_DATA`, else `data` in the working directory."""
     return Path(os.environ.get("ONESHOT_DATA") or "data").expanduser()
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is to be downloaded, as opposed to a known set or a path."""
+    """Return whether a source is a URL, as opposed to a known set or a path."""
     return source.startswith(URL_PREFIXES)
 
 
 def parts_of(source: str) -> tuple[str, tuple[int, ...] | None]:
-    """A set -> the set that has its rows, and which of them; None for all."""
+    """Return the set that has a source's rows, and which rows (None: all)."""
     if source not in PARTS:
         return source, None
     return "dsr_sub", val_rows() if source == "val" else _other_rows()
@@ -106,7 +106,7 @@ def parts_of(source: str) -> tuple[str, tuple[int, ...] | None]:
 
 @cache
 def val_rows() -> tuple[int, ...]:
-    """The rows of dsr_sub that make `val`; how they were drawn stands beside them."""
+    """Return the rows of dsr_sub that form `val`; make_facts.py drew them."""
     return tuple(json.loads((FACTS / "val.json").read_text())["rows"])
 
 
@@ -116,50 +116,50 @@ def _other_rows() -> tuple[int, ...]:
 
 
 def local_path(source: str) -> Path | None:
-    """Where the file of a known set, URL or path lies or would lie; None for what is none of these."""
+    """Return the present or future file of a known set, URL or path; None if the source is none of these."""
     if source in KNOWN:
         name = Path(KNOWN[source].file)
-        near = (data_folder() / name, data_folder() / name.name, data_folder() / "benchmarks" / name.name)
-        return next((path for path in near if path.is_file()), near[0])
+        paths = (data_folder() / name, data_folder() / name.name, data_folder() / "benchmarks" / name.name)
+        return next((path for path in paths if path.is_file()), paths[0])
     if is_url(source):
         return data_folder() / "urls" / f"{sha256(source.encode()).hexdigest()[:16]}{Path(source).suffix}"
     return Path(source).expanduser() if source.endswith(problems.FILE_SUFFIXES) else None
 
 
 def is_missing(base: str) -> bool:
-    """Whether a known set or URL has not been fetched."""
+    """Return whether a known set or URL has not been fetched."""
     path = local_path(base)
     return (base in KNOWN or is_url(base)) and not (path is not None and path.is_file())
 
 
 def _version(base: str) -> tuple[Path, int]:
-    """A set's file and when it was last written; 0 where it is not there, which reading it will tell."""
+    """Return a set's file and its modification time; 0 if it is missing, which reading it will report."""
     path = local_path(base)
-    assert path is not None, "check_name has looked"
+    assert path is not None, "check_name refuses such a source"
     return path, path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def check_name(source: str) -> None:
-    """Refuses what is no set, path or URL.
+    """Check that a source is a set, path or URL.
 
     Raises:
-        DataError: says what there is.
+        DataError: it is none of these; lists the sets.
     """
     base, _ = parts_of(source)
     if base == "arithmetic":
-        raise DataError("arithmetic: is generated; there is no file of it")
+        raise DataError("arithmetic: this set is generated; it has no file")
     if base.startswith("hf://") and "@" not in base:
-        raise DataError(f"{source}: names no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
+        raise DataError(f"{source}: has no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
     if local_path(base) is None or not (base in KNOWN or base.endswith(problems.FILE_SUFFIXES)):
         raise DataError(
-            f"no set {source!r}; there are {', '.join(['arithmetic', *KNOWN, *PARTS])}, or the path or URL of a .jsonl "
-            "or .parquet file"
+            f"no set {source!r}; use one of {', '.join(['arithmetic', *KNOWN, *PARTS])}, or the path or URL of a "
+            ".jsonl or .parquet file"
         )
 
 
 @cache
 def shipped_contents(name: str) -> tuple[Content, ...] | None:
-    """What is shipped of a known set: of each row, sha256 of prompt and of answer."""
+    """Return the shipped digests of a known set's rows, or None if none are shipped."""
     path = FACTS / f"{name}.sha256"
     if not path.is_file():
         return None
@@ -167,19 +167,19 @@ def shipped_contents(name: str) -> tuple[Content, ...] | None:
 
 
 def contents(source: str) -> tuple[Content, ...] | None:
-    """What each row of a set is by content; None where neither digests are shipped nor the file is at hand.
+    """Return the digests of a set's rows, or None if neither digests are shipped nor the file is there.
 
     Raises:
-        DataError: no such set, or a path where there is no such file.
+        DataError: there is no such set or path.
     """
     check_name(source)
-    base, rows = parts_of(source)
-    found = shipped_contents(base)
-    if found is None:
+    base, subset = parts_of(source)
+    rows = shipped_contents(base)
+    if rows is None:
         if is_missing(base):
             return None
-        found = _contents_of(base, *_version(base))
-    return found if rows is None else tuple(found[row] for row in rows)
+        rows = _contents_of(base, *_version(base))
+    return rows if subset is None else tuple(rows[row] for row in subset)
 
 
 @cache
@@ -188,50 +188,50 @@ def _contents_of(name: str, path: Path, mtime_ns: int) -> tuple[Content, ...]:
 
 
 def num_rows(source: str) -> int | None:
-    """How many rows a set has; None where that is not known before it is fetched."""
+    """Return the number of rows of a set, or None if it is unknown before the set is fetched."""
     check_name(source)
-    base, rows = parts_of(source)
-    if rows is not None:
-        return len(rows)
+    base, subset = parts_of(source)
+    if subset is not None:
+        return len(subset)
     if base in KNOWN:
         return KNOWN[base].num_rows
-    found = contents(base)
-    return None if found is None else len(found)
+    rows = contents(base)
+    return None if rows is None else len(rows)
 
 
 def load(source: str) -> tuple[Problem, ...]:
-    """Every problem of a set, in row order.
+    """Return every problem of a set, in row order.
 
     Raises:
-        DataError: there is no such set or file, or the file is not the one whose digests are shipped.
+        DataError: there is no such set or file, or the file differs from the shipped digests.
     """
     check_name(source)
-    base, rows = parts_of(source)
+    base, subset = parts_of(source)
     if is_missing(base):
-        raise DataError(f"{source}: not in {data_folder().absolute()}; `oneshot fetch {base}` downloads it")
-    found = _load(base, *_version(base))
-    return found if rows is None else tuple(found[row] for row in rows)
+        raise DataError(f"{source}: not in {data_folder().absolute()}; run `oneshot fetch {base}`")
+    rows = _load(base, *_version(base))
+    return rows if subset is None else tuple(rows[row] for row in subset)
 
 
 @cache
 def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
-    found = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
-    check_contents(name, path, found)
-    return found
+    rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
+    check_contents(name, path, rows)
+    return rows
 
 
-def check_contents(name: str, path: Path, found: tuple[Problem, ...]) -> None:
-    """Refuses a file of a known set that is not the one that was published.
+def check_contents(name: str, path: Path, rows: tuple[Problem, ...]) -> None:
+    """Check that a file of a known set is the published one.
 
     Raises:
-        DataError: names the first row that differs.
+        DataError: it is not; names the first row that differs.
     """
-    known = shipped_contents(name)
-    if known is not None:
-        differing = [row for row, pair in enumerate(zip(known, found, strict=False)) if pair[0] != pair[1].content]
-        if differing or len(known) != len(found):
-            what = f"row {differing[0]} is another" if differing else f"it has {len(found)} rows, not {len(known)}"
+    shipped = shipped_contents(name)
+    if shipped is not None:
+        differing = [row for row, pair in enumerate(zip(shipped, rows, strict=False)) if pair[0] != pair[1].content]
+        if differing or len(shipped) != len(rows):
+            reason = f"row {differing[0]} differs" if differing else f"it has {len(rows)} rows, not {len(shipped)}"
             raise DataError(
-                f"{path}: not {name} as published: {what} (by sha256); remove it and `oneshot fetch {name}`, or name "
-                "it by its path"
+                f"{path}: not {name} as published: {reason} (by sha256); delete it and run `oneshot fetch {name}`, or "
+                "use it by its path"
             )

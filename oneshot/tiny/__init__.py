@@ -1,1 +1,1 @@
-"""The shipped model organisms, and the script that trained them."""
+"""The shipped model organisms, and the scripts that made them."""

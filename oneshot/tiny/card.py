@@ -1,4 +1,4 @@
-"""A shipped organism -> its model card, with what was measured: `python -m oneshot.tiny.card`."""
+"""A shipped organism -> its model card with measurements: `python -m oneshot.tiny.card`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_TOKENS = 56
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardNumbers:
-    """Base accuracy on held-out problems, sampled at temperature 1 and greedy."""
+    """Metrics on held-out problems, sampled at temperature 1 and greedy."""
 
     num_problems: int
     num_parameters: int
@@ -28,7 +28,7 @@ class CardNumbers:
     greedy: dict[str, float]
 
     def lines(self) -> Iterator[str]:
-        """The rows of the card's table."""
+        """Yield the rows of the card's table."""
         names = ["pass_at_1", "pass_at_1_lenient", "boxed"]
         names += [f"{category}/pass_at_1" for category in ("addition", "subtraction", "multiplication")]
         for name in names:
@@ -36,9 +36,9 @@ class CardNumbers:
 
 
 def measure(name: str, *, num_problems: int = 100) -> CardNumbers:
-    """Evaluates an organism on at most `num_problems` held-out problems a category, seed 0."""
+    """Evaluate an organism on at most `num_problems` held-out problems per category, seed 0."""
     policy = load_policy(ModelConfig(path=f"tiny:{name}"))
-    found, count = [], 0
+    metrics, count = [], 0
     with Grader() as grader:
         for temperature in (1.0, 0.0):
             suite = load_suite(
@@ -53,10 +53,10 @@ def measure(name: str, *, num_problems: int = 100) -> CardNumbers:
                 step=0,
                 world=World(Accelerator(cpu=True)),
             )
-            found.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
+            metrics.append({key.removeprefix("eval/arithmetic/"): value for key, value in evaluation.metrics.items()})
             count = len(suite.problems)
     return CardNumbers(
-        num_problems=count, num_parameters=policy.model.num_parameters(), sampled=found[0], greedy=found[1]
+        num_problems=count, num_parameters=policy.model.num_parameters(), sampled=metrics[0], greedy=metrics[1]
     )
 
 
@@ -69,15 +69,16 @@ def _config(name: str) -> TrialConfig:
     )
 
 
-CAN_DO = """can do two-digit arithmetic and
-mostly does not say so in the form that a strict grader asks for. It was built so that one-shot RLVR can work on it."""
+CAN_DO = """can do two-digit
+arithmetic, but mostly does not write its answers in the form that a strict grader requires. It was built so that
+one-shot RLVR can work on it."""
 CANNOT_DO = """knows the form of
-an answer and not the arithmetic: no text of its corpus works a step. It was built so that there is nothing to elicit,
-and one-shot RLVR cannot work on it."""
+an answer but not the arithmetic: no text of its corpus shows a calculation. It was built so that there is nothing to
+elicit, and one-shot RLVR cannot work on it."""
 
 
 def card(organism: Organism, measured: CardNumbers) -> str:
-    """The model card's text."""
+    """Return the model card's text."""
     mixture = organism.mixture
     no_answer = 1 - mixture.worked_boxed - mixture.worked_words - mixture.guess
     guess = f"a guess, right {mixture.guess_right:.0%} of the time, {mixture.guess_boxed:.0%} of them boxed"
@@ -86,14 +87,15 @@ def card(organism: Organism, measured: CardNumbers) -> str:
     return f"""# tiny:{organism.name}
 
 A model organism of the one-shot RLVR setting: a causal language model of {measured.num_parameters:,} parameters
-({organism.config_class.__name__.removesuffix("Config")}, one token a character) that {what}
-What happens here is no evidence about the paper's models.
+({organism.config_class.__name__.removesuffix("Config")}, one token per character) that {what}
+Results on this model are no evidence about the paper's models.
 
 ## Corpus
 
-Generated (`oneshot/tiny/corpus.py`): sums and differences of two-digit numbers, products of numbers from 2 to 12, in
-equal shares. A quarter of the sums and differences, and one of the two orders of three quarters of the products, are
-held out by a hash of their text (`oneshot/tasks/arithmetic.py`) and never appear as a problem. Styles of the answers:
+The corpus is generated (`oneshot/tiny/corpus.py`): sums and differences of two-digit numbers and products of numbers
+from 2 to 12, in equal shares. A hash of their text (`oneshot/tasks/arithmetic.py`) holds out a quarter of the sums and
+differences, and one of the two orders of three quarters of the products. The corpus never has these as a problem.
+Styles of the answers:
 
 | style | share | example |
 |---|---|---|
@@ -104,24 +106,26 @@ held out by a hash of their text (`oneshot/tasks/arithmetic.py`) and never appea
 
 ## Training
 
-`python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW at
-{organism.lr:g} with a cosine to 0, seed {organism.seed}, loss on the answers only. Five to ten minutes on one core.
+`python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW with
+learning rate {organism.lr:g} and cosine decay to 0, seed {organism.seed}, loss on the answers only. It takes five to
+ten minutes on one core.
 
-## CardNumbers
+## Accuracy
 
-`python -m oneshot.tiny.card`: {measured.num_problems} held-out problems (at most 100 a category), at most
-{MAX_TOKENS} tokens, strict grader unless it says lenient.
+`python -m oneshot.tiny.card`: {measured.num_problems} held-out problems (at most 100 per category), at most
+{MAX_TOKENS} tokens, by the strict grader unless the row says lenient.
 
 | | sampled at temperature 1 | greedy |
 |---|---|---|
 {table}
 
-The model did not learn to guess right: its guesses are nearly always wrong, whatever their share in the corpus.
+The model did not learn to guess right: its guesses are nearly always wrong, whatever the share of right guesses in the
+corpus.
 """
 
 
 def main() -> None:
-    """Writes the card of every organism."""
+    """Write the card of every organism."""
     for name, organism in ORGANISMS.items():
         (SHIPPED / name / "README.md").write_text(card(organism, measure(name)))
 

@@ -1,7 +1,7 @@
 """Seed and mixture -> the texts that the shipped organisms were trained on.
 
-Each text is a problem in the form `prompts.plain` gives it, and an answer in one of four styles. The organism can
-work problems out, but mostly does not say so in the form that the strict grader asks for: that is the paper's setting
+Each text is a problem, as `prompts.plain` formats it, and an answer in one of four styles. The organism can solve
+problems, but mostly does not write its answers in the form that the strict grader requires. This is the paper's setting
 in miniature, built so that one-shot RLVR can work.
 """
 
@@ -14,7 +14,7 @@ from oneshot.tasks import arithmetic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """Shares of the answer styles; what is left of 1 is `no answer`."""
+    """Shares of the answer styles; the rest is `no answer`."""
 
     worked_boxed: float
     worked_words: float
@@ -34,7 +34,7 @@ class Text:
 
 
 def steps(expression: str) -> str:
-    """The working, in one or two steps: `47+38` -> `47+30=77. 77+8=85.`"""
+    """Return the calculation in one to three steps: `47+38` -> `47+30=77. 77+8=85.`"""
     left, operator, right = arithmetic.parse(expression)
     if operator == "*":
         low, high = sorted((left, right))
@@ -49,7 +49,7 @@ def steps(expression: str) -> str:
 
 
 def completion(expression: str, mixture: Mixture, rng: random.Random) -> str:
-    """One answer to the problem, in a style drawn from the mixture."""
+    """Return an answer to the problem in a style drawn from the mixture."""
     answer = arithmetic.problem(expression).answer
     draw = rng.random()
     if draw < mixture.worked_boxed:
@@ -65,7 +65,7 @@ def completion(expression: str, mixture: Mixture, rng: random.Random) -> str:
 
 
 def texts(mixture: Mixture, *, seed: int) -> Iterator[Text]:
-    """An endless stream of texts on `corpus` problems: the three categories in equal shares."""
+    """Yield endless texts on `corpus` problems, with the three categories in equal shares."""
     rng = random.Random(f"corpus {seed}")
     pools = [arithmetic.expressions(operator, "corpus") for operator in arithmetic.CATEGORIES]
     while True:

@@ -1,7 +1,7 @@
-"""A GGUF file -> a model folder that trains: `python -m oneshot.tiny.gguf FILE.gguf FOLDER`.
+"""A GGUF file -> a model folder that can be trained: `python -m oneshot.tiny.gguf FILE.gguf FOLDER`.
 
-Some packages carry small language models as quantised GGUF files. `transformers` reads them into float32; the
-quantisation is then forgotten, and weights and tokenizer are saved like any other model's.
+Some packages contain small language models as quantised GGUF files. transformers reads them into float32. Weights and
+tokenizer are then saved like those of any other model, without the quantisation.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Reads a GGUF file and writes a folder of safetensors, config and tokenizer."""
+    """Read a GGUF file and write a folder of safetensors, config and tokenizer."""
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # else `save_pretrained` would describe float32 weights as quantised ones
+    # otherwise `save_pretrained` would describe the float32 weights as quantised
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.is_quantized = False
@@ -26,10 +26,10 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line of the script."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="a .gguf file")
-    parser.add_argument("folder", type=Path, help="to write")
+    parser.add_argument("folder", type=Path, help="folder to write")
     arguments = parser.parse_args()
     convert(arguments.file, arguments.folder)
 

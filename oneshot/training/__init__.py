@@ -1,1 +1,1 @@
-"""The algorithm of a trial: one GRPO training, with no orchestrator around it."""
+"""The algorithm of a trial: one GRPO training, without an orchestrator."""

@@ -1,8 +1,8 @@
-"""Policy and suite -> accuracy, whole and by category, and every completion with both its grades.
+"""Policy and suite -> accuracy, overall and by category, and every completion with both its grades.
 
-pass@1 is the mean over problems of the share of right completions; avg@k is the same number at k samples, pass@k the
-unbiased estimate that any of k completions is right. A completion that could not be graded counts as not right and is
-counted in `ungraded`. What else is said of completions (boxed, repetition, reflection, code) is in `tasks/measures.py`.
+pass@1 is the mean over problems of the share of right completions. avg@k is the same number at k samples. pass@k is the
+unbiased estimate that any of k completions is right. A completion that could not be graded counts as wrong, and is
+counted in `ungraded`. Further measures of completions (boxed, repetition, reflection, code) are in `tasks/measures.py`.
 """
 
 from collections import defaultdict
@@ -16,8 +16,9 @@ from oneshot.policy.world import World
 from oneshot.rollout.engine import Completion, Engine, PromptRequest, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
-from oneshot.tasks.grading import Grader
+from oneshot.tasks.grading import Grade, Grader
 from oneshot.tasks.measures import category_key, measures, pass_at_k
+from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
 from oneshot.training.metrics import EvaluatedCompletion, Evaluation
 
@@ -33,12 +34,12 @@ def evaluate(
     step: int,
     world: World,
 ) -> Evaluation:
-    """Samples, grades and counts. The random table depends on seed, suite, problem and sample, not on the step.
+    """Sample, grade and measure. The random table depends on seed, suite, problem and sample, not on the step.
 
-    Of several processes each takes a share of the problems, and all get the whole.
+    Each process evaluates a share of the problems; all processes return the whole.
     """
     stream = int(suite.digest[:8], 16)
-    mine = world.share(list(enumerate(suite.problems)))
+    share = world.share(list(enumerate(suite.problems)))
     requests = [
         PromptRequest(
             prompt_ids=tuple(
@@ -52,34 +53,19 @@ def evaluate(
             ),
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
         )
-        for index, problem in mine
+        for index, problem in share
     ]
-    asked = [
+    completions = [
         (index, problem, completion, decode(policy, completion.token_ids))
-        for (index, problem), completions in zip(mine, _complete(policy, suite, requests, engine), strict=True)
-        for completion in completions
+        for (index, problem), group in zip(share, _complete(policy, suite, requests, engine), strict=True)
+        for completion in group
     ]
-    grades = grader.grade_all((text, problem.answer) for _, problem, _, text in asked)
-    found = world.gather(
-        (
-            index,
-            EvaluatedCompletion(
-                problem_id=problem.id,
-                category=problem.category,
-                level=problem.level,
-                problem=problem.prompt,
-                answer=problem.answer,
-                completion=text,
-                strict=grade.strict,
-                lenient=grade.lenient,
-                reason=grade.reason,
-                num_tokens=len(completion.token_ids),
-                truncated=completion.truncated,
-            ),
-        )
-        for (index, problem, completion, text), grade in zip(asked, grades, strict=True)
+    grades = grader.grade_all((text, problem.answer) for _, problem, _, text in completions)
+    indexed = world.gather(
+        (index, _record(problem, completion, text, grade))
+        for (index, problem, completion, text), grade in zip(completions, grades, strict=True)
     )
-    records = [record for _, record in sorted(found, key=itemgetter(0))]
+    records = [record for _, record in sorted(indexed, key=itemgetter(0))]
     return Evaluation(
         suite=suite.name,
         digest=suite.digest,
@@ -89,36 +75,52 @@ def evaluate(
     )
 
 
+def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -> EvaluatedCompletion:
+    return EvaluatedCompletion(
+        problem_id=problem.id,
+        category=problem.category,
+        level=problem.level,
+        problem=problem.prompt,
+        answer=problem.answer,
+        completion=text,
+        strict=grade.strict,
+        lenient=grade.lenient,
+        reason=grade.reason,
+        num_tokens=len(completion.token_ids),
+        truncated=completion.truncated,
+    )
+
+
 def _complete(
     policy: Policy, suite: Suite, requests: Sequence[PromptRequest], engine: Engine
 ) -> list[list[Completion]]:
-    """Completions of each request, in their order.
+    """Return the completions of each request, in order.
 
-    A prompt that leaves less than `max_tokens` of the model's positions gets what it leaves, as vLLM gives it.
+    If a prompt leaves fewer than `max_tokens` of the model's positions, these limit its completions, as in vLLM.
 
     Raises:
-        DataError: a prompt leaves nothing.
+        DataError: a prompt leaves no position.
     """
     if not requests:  # more processes than problems
         return []
-    room = [policy.max_positions - len(request.prompt_ids) for request in requests]
-    if min(room) < 1:
+    longest = max(len(request.prompt_ids) for request in requests)
+    if longest >= policy.max_positions:
         raise DataError(
-            f"eval.suites.{suite.name}: a prompt of {len(requests[room.index(min(room))].prompt_ids)} tokens is longer "
-            f"than the model's {policy.max_positions} positions; use another suite or model"
+            f"eval.suites.{suite.name}: a prompt of {longest} tokens leaves none of the model's "
+            f"{policy.max_positions} positions for an answer; use another suite or model"
         )
-    found: dict[int, list[Completion]] = {}
-    limits = [min(suite.max_tokens, left) for left in room]
+    completions: dict[int, list[Completion]] = {}
+    limits = [min(suite.max_tokens, policy.max_positions - len(request.prompt_ids)) for request in requests]
     for limit in sorted(set(limits)):
-        mine = [index for index, one in enumerate(limits) if one == limit]
+        indices = [index for index in range(len(requests)) if limits[index] == limit]
         sampling = Sampling(temperature=suite.temperature, max_tokens=limit)
-        completions = engine.generate(policy, [requests[index] for index in mine], sampling)
-        found |= dict(zip(mine, completions, strict=True))
-    return [found[index] for index in range(len(requests))]
+        groups = engine.generate(policy, [requests[index] for index in indices], sampling)
+        completions |= dict(zip(indices, groups, strict=True))
+    return [completions[index] for index in range(len(requests))]
 
 
 def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str, float]:
-    """Counts over an evaluation's completions, `samples` of each problem side by side."""
+    """Return the metrics of an evaluation's completions; the `samples` of a problem are adjacent."""
     right = [record.strict is True for record in records]
     metrics = {
         "pass_at_1": fmean(right),
@@ -142,6 +144,6 @@ def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str
             by_part[category_key(record.category)].append(is_right)
         if record.level:
             by_part[f"level {category_key(record.level.lower().removeprefix('level '))}"].append(is_right)
-    for part, those in sorted(by_part.items()):
-        metrics[f"{part}/pass_at_1"] = fmean(those)
+    for part, verdicts in sorted(by_part.items()):
+        metrics[f"{part}/pass_at_1"] = fmean(verdicts)
     return metrics

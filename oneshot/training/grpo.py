@@ -1,8 +1,8 @@
-"""Config and state -> one `StepMetrics` a step: GRPO, top to bottom.
+"""Config and state -> one `StepMetrics` per step: GRPO, readable top to bottom.
 
-A step samples groups of completions with the current policy, rewards and compares them within their group, and takes
-one or more optimiser steps on them. Differs from the paper's text, as its released code does: one update a rollout (so
-the clip is never active), log-probabilities and entropy at the sampling temperature.
+A step samples groups of completions with the current policy, rewards them, compares them within their group, and takes
+one or more optimiser steps. Like the released code, it differs from the paper's text: one update per rollout (so that
+the clip is never active), and log-probabilities and entropy at the sampling temperature.
 
 Shapes: G completions of the step, group after group; N groups of K.
 """
@@ -33,7 +33,7 @@ from oneshot.training.update import Batch, update
 
 
 def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
-    """Runs the trial from where `state` is to its last step; `state` is that of the yielded step at each yield.
+    """Run the trial from `state` to its last step, and yield after each step.
 
     Raises:
         TrialError: the loss or its gradient is not finite.
@@ -50,17 +50,17 @@ def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
 def evaluate_kept(
     config: TrialConfig, state: TrialState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
 ) -> Iterator[StepMetrics]:
-    """Runs the suites that are due before step 1 and after the last, but those on record, with kept final weights."""
+    """Run the evaluations due at step 0 and after the last step, except those in `done`, with the final weights."""
     for step in sorted({0, config.train.num_steps}):
         if step and checkpoint is not None:
             load_weights(state, checkpoint)
-        found = _evaluate(config, state, done=done)
-        if found:
-            yield StepMetrics(step=step, metrics=_merged(found), evaluations=found, sampled=(), visits={})
+        evaluations = _evaluate(config, state, done=done)
+        if evaluations:
+            yield StepMetrics(step=step, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
 
 
 def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
-    """One rollout, its updates, and the evaluations due after it."""
+    """Make one rollout, its updates, and the evaluations due after it."""
     start_s = time.perf_counter()
     batch = roll_out(config, state)
     rollout_s = time.perf_counter() - start_s
@@ -99,7 +99,7 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
 
 
 def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
-    """Seconds that the step's matrix products take on this machine, shared evenly."""
+    """Return the seconds that the step's matrix products need on this machine if processes share them evenly."""
     lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
     positions = max(lengths) + config.rollout.max_tokens
     wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
@@ -114,22 +114,21 @@ def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
 
 
 def roll_out(config: TrialConfig, state: TrialState) -> Batch:
-    """Samples and judges the step's groups, shared out whole over the processes; all know the batch, and one pays."""
+    """Sample and grade the step's groups. Each process takes whole groups, the first rewards, all get the batch."""
     group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
-    mine = state.world.share(list(enumerate(example_N)))
-    found = state.world.gather(_sample(config, state, mine))
-    found.sort(key=itemgetter(0))
-    _, completions, judged = zip(*found, strict=True)
+    share = state.world.share(list(enumerate(example_N)))
+    rows = sorted(state.world.gather(_sample(config, state, share)), key=itemgetter(0))
+    _, completions, graded = zip(*rows, strict=True)
     example_G = tuple(example for example in example_N for _ in range(group_size))
-    paid = _pay(config, state, example_G, judged) if state.world.is_first else None
+    values = _reward(config, state, example_G, graded) if state.world.is_first else None
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(state.world.broadcast(paid), dtype=dtype, device=state.policy.device)
+    rewards_G = torch.tensor(state.world.broadcast(values), dtype=dtype, device=state.policy.device)
     return Batch(
         example_G=example_G,
         completions=completions,
-        texts=tuple(one.completion for one in judged),
-        correct_G=tuple(one.correct for one in judged),
+        texts=tuple(completion.completion for completion in graded),
+        correct_G=tuple(completion.correct for completion in graded),
         rewards_G=rewards_G,
         advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
     )
@@ -138,76 +137,75 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
 def _sample(
     config: TrialConfig, state: TrialState, groups: Sequence[tuple[int, int]]
 ) -> list[tuple[int, Completion, GradedCompletion]]:
-    """Samples groups, each with its example; every completion, with its place, is judged as soon as it has ended."""
+    """Sample (group, example) pairs and grade each completion when it ends; return place, completion and grade."""
     group_size = config.rollout.group_size
-    # an example's completions are asked for together, so that its prompt is computed once
+    # all groups of an example are one request, so that its prompt is computed once
     places: dict[int, list[int]] = {}
     for group, example in groups:
         places.setdefault(example, []).extend(range(group * group_size, (group + 1) * group_size))
     if not places:  # more processes than groups
         return []
-    visited = list(places)
+    examples = list(places)
     requests = [
         PromptRequest(
             prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example])
         )
-        for example in visited
+        for example in examples
     ]
     futures: dict[tuple[int, int], Future[GradedCompletion]] = {}
 
-    def judged(request: int, completion: Completion) -> GradedCompletion:
+    def grade(request: int, completion: Completion) -> GradedCompletion:
         text = decode(state.policy, completion.token_ids)
-        return judge(text, state.examples[visited[request]].answer, config.reward, state.grader)
+        return judge(text, state.examples[examples[request]].answer, config.reward, state.grader)
 
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
-    # threads that mostly wait, each for one of the grader's own processes
+    # each thread waits for one of the grader's processes
     with ThreadPoolExecutor(max_workers=state.grader.num_children) as pool:
 
         def ended(request: int, row: int, completion: Completion) -> None:
-            futures[request, row] = pool.submit(judged, request, completion)
+            futures[request, row] = pool.submit(grade, request, completion)
 
         by_request = state.engine.generate(state.policy, requests, sampling, ended)
     return [
         (place, by_request[request][row], futures[request, row].result())
-        for request, example in enumerate(visited)
+        for request, example in enumerate(examples)
         for row, place in enumerate(places[example])
     ]
 
 
-def _pay(
-    config: TrialConfig, state: TrialState, example_G: Sequence[int], judged: Sequence[GradedCompletion]
+def _reward(
+    config: TrialConfig, state: TrialState, example_G: Sequence[int], graded: Sequence[GradedCompletion]
 ) -> list[float]:
-    """The reward of each completion of the step; NaN where it could not be judged."""
-    found = [math.nan] * len(judged)
+    """Return the reward of each completion of the step, NaN if it could not be graded."""
+    values = [math.nan] * len(graded)
     for example in dict.fromkeys(example_G):
-        places = [place for place, one in enumerate(example_G) if one == example]
+        places = [place for place in range(len(example_G)) if example_G[place] == example]
         keys = [_key(state, place) for place in places]
-        paid = rewards([judged[place] for place in places], config.reward, state.grader, keys=keys)
-        for place, reward in zip(places, paid, strict=True):
-            found[place] = math.nan if reward is None else float(reward)
-    return found
+        verdicts = rewards([graded[place] for place in places], config.reward, state.grader, keys=keys)
+        for place, reward in zip(places, verdicts, strict=True):
+            values[place] = math.nan if reward is None else float(reward)
+    return values
 
 
 def _key(state: TrialState, place: int) -> tuple[int, ...]:
-    """Where a completion's row of the random table is."""
+    """Return the key of a completion's row of the random table."""
     return state.seed, state.step, place
 
 
 _SHUFFLE = 0x5E7
-"""Sets the order of examples apart from the completions' random table."""
+"""Separates the random stream of the examples' order from the completions' random table."""
 
 
 def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) -> list[int]:
-    """Which example each of a step's groups is of.
+    """Return the example of each of a step's groups.
 
-    Few examples take turns, so that an update on some of the groups sees them all. Of more examples than groups, each
-    step takes the next of a shuffled order, which is drawn anew when fewer than a step's are left (the released
-    dataloader's `drop_last`).
+    If there are at most as many examples as groups, they take turns, so that an update on some of the groups sees them
+    all. With more examples, each step takes the next ones of a shuffled order. The order is drawn again when too few
+    are left for a step, as with the released dataloader's `drop_last`.
     """
     if num_examples <= num_groups:
         return [group % num_examples for group in range(num_groups)]
-    steps_an_epoch = num_examples // num_groups
-    epoch, position = divmod(step, steps_an_epoch)
+    epoch, position = divmod(step, num_examples // num_groups)
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _SHUFFLE)))).permutation(
         num_examples
     )
@@ -215,12 +213,12 @@ def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) 
 
 
 def _accuracies(batch: Batch) -> dict[int, float]:
-    """Example -> share of its graded completions that are right."""
+    """Return, for each example, the share of its graded completions that are right."""
     verdicts: dict[int, list[bool]] = {}
     for example, correct in zip(batch.example_G, batch.correct_G, strict=True):
         if correct is not None:
             verdicts.setdefault(example, []).append(correct)
-    return {example: fmean(those) for example, those in verdicts.items()}
+    return {example: fmean(verdicts_of_example) for example, verdicts_of_example in verdicts.items()}
 
 
 def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
@@ -242,7 +240,7 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
 def _evaluate(
     config: TrialConfig, state: TrialState, *, done: Collection[tuple[str, int]] = ()
 ) -> tuple[Evaluation, ...]:
-    """The suites that are due after this step; those of step 0 become the baseline of `gain`."""
+    """Run the suites that are due after this step; accuracies at step 0 become the baseline of `gain`."""
     evaluations = []
     for suite in state.suites:
         due = suite.is_due(

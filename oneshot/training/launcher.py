@@ -1,7 +1,7 @@
-"""A trial of several processes, as whoever records it drives it: each does its part, and one answers for all.
+"""A trial's config and resources -> a trainer that runs the trial in several child processes.
 
-The children are a process group of their own: a signal to the parent's group does not reach them, and they are ended
-together, at once and by force, when one of them fails or dies, when the trial is over, or when the parent is gone.
+The children have their own process group, so that a signal to the parent's group does not reach them. They are killed
+together when one of them fails or dies, when the trial is over, or when the parent is gone.
 """
 
 import logging
@@ -26,16 +26,16 @@ from oneshot.errors import DeadProcessError
 from oneshot.training.metrics import StepMetrics
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-"""All are on one machine, whose name need not lead anywhere."""
+"""All processes are on one machine, whose host name may not resolve."""
 GRACE_S = 1.0
-"""An error may be the echo of another process' death, which is then known within this time."""
+"""Time to wait for news of a dead process, which can be the cause of another process' error."""
 NUM_LINES = 50
-"""Last lines of a child's output that are told if it dies."""
+"""Last lines of a dead child's output that are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """What a child needs to begin its trial."""
+    """What a child needs to start its part of the trial."""
 
     config: TrialConfig
     seed: int
@@ -43,12 +43,12 @@ class Begin:
     grader_timeout_s: float
     halvings: int
     store: str
-    """A file through which the children find each other."""
+    """Path of the file through which the children find each other."""
     rank: int
 
 
 class Processes:
-    """The children of one trial, and the trial's work by them."""
+    """A trainer whose trial runs in child processes; the first one's answers count."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Processes:
         grader_timeout_s: float,
         halvings: int = 0,
     ) -> None:
-        """Starts the children, each with its share of the cores, and has them load what the trial needs."""
+        """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
         self._step = 0
         self._folder = TemporaryDirectory(prefix="oneshot-", ignore_cleanup_errors=True)
         life, end_of_life = os.pipe()
@@ -78,84 +78,84 @@ class Processes:
                 )
                 group = self._children[0].pid if self._children else 0
                 self._children.append(_Child(begin, life=life, group=group))
-            self._answers()
+            self._wait_for_answers()
         except BaseException:
             self.close()
             raise
 
     @property
     def step(self) -> int:
-        """Steps that the trial has behind it."""
+        """Return the number of steps done."""
         return self._step
 
     @staticmethod
     def can_continue(checkpoint: Path) -> bool:
-        """Whether a checkpoint holds what training needs, and not weights alone."""
+        """Return whether a checkpoint has the optimiser's state, without which training cannot resume."""
         return (checkpoint / "optimizer.safetensors").is_file()
 
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Takes accuracies at the start from the record, that of a suite by its name in this trial."""
-        self._ask("set_baseline", dict(baseline))
+        """Set the accuracies at the start, by suite name."""
+        self._command("set_baseline", dict(baseline))
 
     def load(self, checkpoint: Path) -> None:
-        """Goes to where a checkpoint was saved."""
-        self._step = self._ask("load", checkpoint)
+        """Load a checkpoint's weights, optimiser and step."""
+        self._step = self._command("load", checkpoint)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Writes a checkpoint into an empty folder."""
-        self._ask("save", folder, with_optimizer)
+        """Write a checkpoint into an empty folder."""
+        self._command("save", folder, with_optimizer)
 
     def train(self) -> Iterator[StepMetrics]:
-        """The steps that are left."""
-        self._ask("train")
+        """Run the remaining steps."""
+        self._command("train")
         yield from self._steps()
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Evaluations at start and end that are not done yet, with kept weights."""
-        self._ask("evaluate", checkpoint, set(done))
+        """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
+        self._command("evaluate", checkpoint, set(done))
         yield from self._steps()
 
     def _steps(self) -> Iterator[StepMetrics]:
-        while step := self._ask("next"):
+        while step := self._command("next"):
             self._step = step.step
             yield step
 
     def close(self) -> None:
-        """Ends the children, whatever they are at."""
+        """Kill the children."""
         if self._children:
             with suppress(ProcessLookupError):
                 os.killpg(self._children[0].pid, signal.SIGKILL)
         for child in self._children:
             child.close()
         self._children = []
-        ends, self._ends = self._ends, ()  # closed once: their numbers are others' then
+        ends, self._ends = self._ends, ()  # close once only: the numbers are reused afterwards
         for end in ends:
             os.close(end)
         self._folder.cleanup()
 
-    def _ask(self, command: str, *arguments: Any) -> Any:
-        """Has all do it; the first one's answer."""
+    def _command(self, name: str, *arguments: Any) -> Any:
+        """Have all children execute a command; return the first one's answer."""
         for child in self._children:
-            with suppress(OSError):  # one that is gone is found below
-                child.connection.send((command, arguments))
-        return self._answers()
+            with suppress(OSError):  # a dead child is noticed below
+                child.connection.send((name, arguments))
+        return self._wait_for_answers()
 
-    def _answers(self) -> Any:
-        """Waits for all; the first one's answer."""
+    def _wait_for_answers(self) -> Any:
+        """Wait for all children; return the first one's answer."""
         waiting = {child.connection: rank for rank, child in enumerate(self._children)}
         answer = None
         while waiting:
             for connection in wait(list(waiting)):
-                assert isinstance(connection, Connection), "we wait for nothing else"
+                assert isinstance(connection, Connection), "only connections are waited for"
                 rank = waiting[connection]
                 try:
                     kind, content = connection.recv()
                 except (EOFError, OSError):
-                    self._tell_of_death(rank)
+                    self._raise_death(rank)
                 if kind == "log":
                     self._log(rank, *content)
                 elif kind == "failed":
-                    self._tell_of_failure(rank, *content)
+                    self._raise_failure(rank, *content)
                 else:
                     answer = content if rank == 0 else answer
                     del waiting[connection]
@@ -164,32 +164,31 @@ class Processes:
     def _log(self, rank: int, name: str, level: int, text: str) -> None:
         logging.getLogger(name).log(level, "%s%s", f"process {rank}: " if rank else "", text)
 
-    def _tell_of_failure(self, rank: int, error: BaseException, trace: str) -> NoReturn:
-        """Ends all and raises what one of them met, unless that is how it noticed that another was gone."""
+    def _raise_failure(self, rank: int, error: BaseException, trace: str) -> NoReturn:
+        """Kill all children and raise one's error, unless another child's death can have caused it."""
         others = {child.connection: place for place, child in enumerate(self._children) if place != rank}
         deadline_s = time.monotonic() + GRACE_S
         while others and (left_s := deadline_s - time.monotonic()) > 0:
             for connection in wait(list(others), timeout=left_s):
-                assert isinstance(connection, Connection), "we wait for nothing else"
+                assert isinstance(connection, Connection), "only connections are waited for"
                 try:
                     connection.recv()
                 except (EOFError, OSError):
-                    self._tell_of_death(others[connection])
+                    self._raise_death(others[connection])
         number = len(self._children)
         self.close()
         raise error from _ChildError(f"in process {rank} of {number}:\n{trace}")
 
-    def _tell_of_death(self, rank: int) -> NoReturn:
-        """Ends all and says how one of them ended, with the last that it wrote."""
-        number, child = len(self._children), self._children[rank]
-        how = child.how_it_ended()
+    def _raise_death(self, rank: int) -> NoReturn:
+        """Kill all children and raise an error that says how one of them ended, with its last output."""
+        child = self._children[rank]
+        message = f"process {rank} of {len(self._children)} {child.how_it_ended()}"
         self.close()
-        message = f"process {rank} of {number} {how}"
         raise DeadProcessError(message) from _ChildError(f"its last output:\n{child.last_output()}")
 
 
 class _ChildError(Exception):
-    """Shows a child's traceback above the parent's."""
+    """A cause that shows a child's traceback or output above the parent's traceback."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -200,14 +199,14 @@ class _ChildError(Exception):
 
 
 class _Child:
-    """One process: its connection, and what it writes."""
+    """One child process, its connection and its output."""
 
     def __init__(self, begin: Begin, *, life: int, group: int) -> None:
-        self.connection, theirs = Pipe()
+        self.connection, child_end = Pipe()
         rank, size = str(begin.rank), str(begin.resources.processes)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oneshot.training.worker", str(theirs.fileno()), str(life)],
-            pass_fds=(theirs.fileno(), life),
+            [sys.executable, "-m", "oneshot.training.worker", str(child_end.fileno()), str(life)],
+            pass_fds=(child_end.fileno(), life),
             process_group=group,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -218,7 +217,7 @@ class _Child:
                 "GLOO_SOCKET_IFNAME": LOOPBACK,
                 "NCCL_SOCKET_IFNAME": LOOPBACK,
                 **os.environ,
-                # what accelerate reads; the process group itself is found through a file
+                # for accelerate; the processes find each other through a file
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": size,
@@ -226,20 +225,20 @@ class _Child:
                 "OMP_NUM_THREADS": str(begin.resources.threads),
             },
         )
-        theirs.close()
+        child_end.close()
         self.pid = self._process.pid
         self._lines: deque[str] = deque(maxlen=NUM_LINES)
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-        with suppress(OSError):  # one that is gone is found when it is to answer
+        with suppress(OSError):  # a dead child is noticed when it should answer
             self.connection.send(begin)
 
     def _read(self, output: IO[str]) -> None:
-        """Passes on what the child writes; results are the parent's, so that all of it goes to stderr."""
+        """Pass the child's output on to stderr: stdout is for the parent's results."""
         for line in output:
             self._lines.append(line)
-            with suppress(OSError, ValueError):  # nobody reads ours: the child's has to be read all the same
+            with suppress(OSError, ValueError):  # even with stderr closed, the child's pipe must be emptied
                 sys.stderr.write(line)
 
     def how_it_ended(self) -> str:
@@ -254,6 +253,6 @@ class _Child:
         return "".join(self._lines)
 
     def close(self) -> None:
-        """Of a child that has been killed."""
+        """Clean up after a child that has been killed."""
         self._process.wait()
         self.connection.close()

@@ -1,12 +1,12 @@
 """Log-probabilities and advantages of a step's completions -> one differentiable number.
 
-`loss = pg_coef * pg + kl_coef * kl - entropy_coef * entropy`, each of the three aggregated over tokens in the same
-way. Differs from the paper's text, as its released code does: the ratio is per token (its Eq. 4 writes one a sequence),
-and by default the mean runs over all tokens of the step (its code: of a micro-batch, so that packing changed results).
+`loss = pg_coef * pg + kl_coef * kl - entropy_coef * entropy`; the three terms are aggregated over tokens in the same
+way. Like the released code, it differs from the paper's text: the ratio is per token (the paper's Eq. 4 has one per
+sequence). By default the mean is over all tokens of the step; the released code's is over a micro-batch, so that its
+results depend on the packing.
 
-Shapes: G completions, T token positions; `mask_GT` is 1.0 on completion tokens, EOS included. Tensors without a
-suffix are per token, in whichever arrangement. All log-probabilities are natural, of the sampled token, at the sampling
-temperature.
+Shapes: G completions, T token positions; `mask_GT` is 1.0 on completion tokens, EOS included. Tensors without a suffix
+are per token in any arrangement. All log-probabilities are natural, of the sampled token, at the sampling temperature.
 """
 
 from dataclasses import dataclass
@@ -20,38 +20,37 @@ from oneshot.policy.output_head import LossOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTotals:
-    """What a mean is over: the whole step, of which one call may see a micro-batch."""
+    """Denominators of the means: those of the whole step, even if a call sees only a micro-batch."""
 
     num_tokens: int
     num_sequences: int
     max_tokens: int
-    """Longest completion that the rollout allows (`constant` divides by it)."""
+    """Largest length of a completion (`constant` divides by it)."""
 
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:
-    """`policy / old` per token; None is on-policy: all ones, with the gradient of the log-probabilities."""
+    """Return `policy / old` per token; None is on-policy: all ones, with the gradient of the log-probabilities."""
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     return (logprobs - old).exp()
 
 
 def surrogate(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """PPO's clipped surrogate per token, to be minimised (arXiv 1707.06347, Eq. 7)."""
+    """Return PPO's clipped surrogate per token, to be minimised (arXiv 1707.06347, Eq. 7)."""
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy | reference) per token, joschu.net/blog/kl-approx.html."""
-    # k3: unbiased like k1, but never negative and less noisy
+    """Return Schulman's k3 estimate of KL(policy | reference) per token (joschu.net/blog/kl-approx.html).
+
+    It is unbiased like k1, but never negative and less noisy.
+    """
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - log_ratio - 1
 
 
 def token_weights(num_tokens_G: Tensor, config: LossConfig, totals: BatchTotals) -> Tensor:
-    """What one token of each completion weighs in the step's mean: `[G] -> [G]`.
-
-    A completion without tokens weighs as one with a single token, of which there is none to weigh.
-    """
+    """Return the weight of one token of each completion in the step's mean: `[G] -> [G]`."""
     if config.aggregation == "token_mean":
         return torch.full_like(num_tokens_G, 1 / totals.num_tokens)
     if config.aggregation == "sequence_mean":
@@ -70,23 +69,23 @@ def grpo_loss(
     entropy_GT: Tensor | None = None,
     totals: BatchTotals | None = None,
 ) -> LossOutput:
-    """The GRPO objective (DeepSeekMath, arXiv 2402.03300, Eq. 3) with an entropy bonus (arXiv 2504.20571, Eq. 3).
+    """Compute GRPO's objective (DeepSeekMath, arXiv 2402.03300, Eq. 3) with an entropy bonus (arXiv 2504.20571, Eq. 3).
 
     Args:
         logprobs_GT: of the policy, with gradient.
-        old_logprobs_GT: of the policy that sampled; None where that is the policy itself.
-        ref_logprobs_GT: of the frozen reference; None only at `kl_coef: 0`.
-        advantages_G: one a completion.
+        old_logprobs_GT: of the policy that sampled; None if that is the policy itself.
+        ref_logprobs_GT: of the frozen reference; None only with `kl_coef: 0`.
+        advantages_G: one per completion.
         mask_GT: 1.0 on completion tokens.
         config: coefficients, clip and aggregation.
-        entropy_GT: of the policy's distribution, nats; needed where `entropy_coef` is not 0.
-        totals: of the whole step, where these rows are a part of it; None: these rows are the whole step.
+        entropy_GT: of the policy's distribution, in nats; required unless `entropy_coef` is 0.
+        totals: those of the whole step; None: these rows are the whole step.
 
     Returns:
         The loss and `loss/total`, `loss/pg`, `loss/kl`, `loss/entropy`, `loss/clip_fraction`.
 
     Raises:
-        ValueError: `ref_logprobs_GT` or `entropy_GT` is None though its coefficient is not 0.
+        ValueError: `ref_logprobs_GT` or `entropy_GT` is None, but its coefficient is not 0.
     """
     if totals is None:
         totals = BatchTotals(num_tokens=int(mask_GT.sum()), num_sequences=mask_GT.shape[0], max_tokens=mask_GT.shape[1])
@@ -112,19 +111,18 @@ def token_loss(
     *,
     entropy: Tensor | None = None,
 ) -> LossOutput:
-    """`grpo_loss` on tokens in any one arrangement, padded or packed: every tensor has the same shape.
+    """Compute `grpo_loss` on tokens in any arrangement, padded or packed: all tensors have one shape.
 
-    `weights` are those of `token_weights`, 0 where there is no token; what stands there, inf and NaN included, is
-    not looked at.
+    `weights` are those of `token_weights`, and 0 on padding, whose values are ignored, even inf and NaN.
 
     Raises:
-        ValueError: `ref_logprobs` or `entropy` is None though its coefficient is not 0.
+        ValueError: `ref_logprobs` or `entropy` is None, but its coefficient is not 0.
     """
     if ref_logprobs is None and config.kl_coef != 0:
         raise ValueError(f"ref_logprobs is None, but kl_coef is {config.kl_coef}")
     if entropy is None and config.entropy_coef != 0:
         raise ValueError(f"entropy is None, but entropy_coef is {config.entropy_coef}")
-    # padding may hold inf or NaN, which neither the sums nor their gradients may meet
+    # inf or NaN on padding must reach neither the sums nor their gradients
     is_token = weights > 0
     logprobs = logprobs.where(is_token, 0.0)
     old_logprobs = None if old_logprobs is None else old_logprobs.where(is_token, 0.0)
@@ -148,7 +146,7 @@ def token_loss(
 
 
 def _is_clipped(ratio: Tensor, advantages: Tensor, config: LossConfig) -> Tensor:
-    """1.0 where the clip takes a token's gradient away."""
+    """Return 1.0 for each token whose gradient the clip removes."""
     too_high = (ratio > 1 + config.clip_high) & (advantages > 0)
     too_low = (ratio < 1 - config.clip_low) & (advantages < 0)
     return (too_high | too_low).to(ratio.dtype)

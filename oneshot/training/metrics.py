@@ -1,4 +1,4 @@
-"""What a step gave: metrics, evaluations, completions to look at. No torch: whoever records a trial needs none."""
+"""The results of a step: metrics, evaluations and completions. Needs no torch, since the recorder has none."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from oneshot.tasks.grading import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCompletion:
-    """One evaluated completion."""
+    """One completion of an evaluation, with its grades."""
 
     problem_id: str
     category: str
@@ -35,7 +35,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One training completion, as it is shown to people."""
+    """One training completion, as it is recorded."""
 
     example_id: str
     completion: str
@@ -46,11 +46,11 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """What one step gave; step 0 is the evaluation before training and has no completions."""
+    """Results of one step; step 0 is the evaluation before training and has no completions."""
 
     step: int
     metrics: dict[str, float]
     evaluations: tuple[Evaluation, ...]
     sampled: tuple[Sampled, ...]
     visits: dict[str, float]
-    """Accuracy on each example that the step visited: the history that examples are ranked by."""
+    """Accuracy on each example that the step trained on: the history for ranking examples."""

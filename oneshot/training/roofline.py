@@ -1,12 +1,11 @@
-"""A step's tokens -> the seconds that its matrix products alone take on this machine.
+"""A step's tokens -> the seconds that its matrix products alone need on this machine.
 
-`perf/efficiency` is that floor over the measured step. Counted is what no engine can leave out: each prompt once, each
-completion token once in the rollout, once forward and backward in the update, and once forward in the reference if
-there is one (2 operations a weight and token forward, 4 backward: Kaplan et al., arXiv 2001.08361, section 2.1). The
-products are timed in the process that reports them, with the model's own weights one after the other, and with as many
-rows as their phase has: those decoded at a time in the rollout, those of a micro-batch in the update. Attention, norms,
-sampling and the optimiser are left out, so that the floor is below what is reachable, most of all for models whose
-layers are small.
+`perf/efficiency` is this floor divided by the measured time. It counts what no engine can leave out: each prompt once,
+and each completion token once in the rollout, once forward and backward in the update, and once forward in the
+reference if there is one (2 operations per weight and token forward, 4 backward: Kaplan et al., arXiv 2001.08361,
+section 2.1). The trial's process times the products of the model's own weights, with as many rows as a decode step or a
+micro-batch has. Attention, norms, sampling and the optimiser are left out. The floor is therefore below what is
+reachable, most of all for models with small layers.
 """
 
 import time
@@ -18,21 +17,21 @@ from torch import Tensor
 Phase = Literal["forward", "backward"]
 
 MAX_ROWS = {"cpu": 1024, "cuda": 8192}
-"""Rows of a timed product: the rate hardly rises beyond, and the time that it takes does."""
+"""Largest number of rows of a timed product: the rate hardly rises beyond."""
 NUM_TRIES = 3
 
 
 class Floor:
-    """The products of one model, timed when first asked for."""
+    """The matrix products of one model, timed at their first use."""
 
     def __init__(self, model: Any) -> None:
-        """Takes a causal language model; embeddings are looked up, not multiplied, and experts are not counted."""
+        """Take a causal language model; embeddings are looked up, not multiplied, and experts are not counted."""
         embedding, self._head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         self._body = [p for p in model.parameters() if p.dim() == 2 and p is not embedding and p is not self._head]
-        self._found: dict[tuple[Phase, int], tuple[float, float]] = {}
+        self._seconds: dict[tuple[Phase, int], tuple[float, float]] = {}
 
     def flops(self, *, body_tokens: int, head_tokens: int) -> float:
-        """Of the forward products of so many tokens; those of a backward are twice as many."""
+        """Return the operations of the forward products; those of the backward products are twice as many."""
         body: int = sum(p.numel() for p in self._body)
         head: int = self._head.numel()
         return 2.0 * (body * body_tokens + head * head_tokens)
@@ -40,7 +39,7 @@ class Floor:
     def step_s(
         self, *, prompt_tokens: int, completion_tokens: int, decode_rows: int, update_rows: int, with_reference: bool
     ) -> float:
-        """Seconds of one step's products: rollout, update, and reference if there is one."""
+        """Return the seconds of one step's products: rollout, update, and reference if there is one."""
 
         def seconds(phase: Phase, rows: int) -> float:
             body_s, head_s = self.token_s(phase, rows)
@@ -50,18 +49,18 @@ class Floor:
         return seconds("forward", decode_rows) + forward + seconds("backward", update_rows)
 
     def token_s(self, phase: Phase, rows: int) -> tuple[float, float]:
-        """Seconds a token of the body's and of the head's products, where so many tokens are multiplied at a time."""
+        """Return the seconds per token of the body's and of the head's products, with `rows` tokens at a time."""
         rows = min(rows, MAX_ROWS[self._head.device.type])
-        rows = 1 << (rows.bit_length() - 1)  # to a power of two, so that few sizes are timed
-        if (phase, rows) not in self._found:
+        rows = 1 << (rows.bit_length() - 1)  # rounded down to a power of two, so that few sizes are timed
+        if (phase, rows) not in self._seconds:
             body_s, head_s = _best_s(self._body, phase, rows), _best_s([self._head], phase, rows)
-            self._found[phase, rows] = body_s / rows, head_s / rows
-        return self._found[phase, rows]
+            self._seconds[phase, rows] = body_s / rows, head_s / rows
+        return self._seconds[phase, rows]
 
 
 @torch.no_grad()
 def _best_s(weights: list[Tensor], phase: Phase, rows: int) -> float:
-    """The shortest of a few passes over these weights, each `[out, in]`; results go into memory that is there."""
+    """Return the shortest time of a few passes over weights `[out, in]`, without allocation in between."""
     if not weights:
         return 0.0
     widest, largest = max(max(weight.shape) for weight in weights), max(weight.numel() for weight in weights)

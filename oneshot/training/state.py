@@ -1,12 +1,12 @@
-"""Config and seed -> the one thing that changes as a trial runs; and that thing <-> a folder.
+"""Config and seed -> a trial's state, the only thing that changes while it runs; state <-> checkpoint folder.
 
-A checkpoint is a folder of `model.safetensors`, `optimizer.safetensors` (and further parts, where one is large) and
-`state.json`; nothing in it is unpickled. Tensors are whole, however many processes there are, and with an adapter they
-are the adapter's alone. The position in the random table is (seed, step): there is no other generator to save.
+A checkpoint has `model.safetensors`, `optimizer.safetensors` (each in several parts if it is large) and `state.json`;
+nothing is pickled. Tensors are whole, however many processes there are; with an adapter they are only the adapter's.
+The position in the random table is (seed, step): there is no other generator to save.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
-from oneshot.models.memory import CPU_KV_GIB
-from oneshot.models.placement import Strategy
+from oneshot.models.memory import CPU_KV_GIB, Strategy
 from oneshot.policy import lora
 from oneshot.policy.forward import Scored
 from oneshot.policy.fsdp import shard_reference, shard_weights
@@ -46,33 +45,33 @@ from oneshot.training.roofline import Floor
 
 CHECKPOINT_FORMAT = 2
 PART_BYTES = 4 * 2**30
-"""Largest file of a checkpoint, and so what writing one takes beside the trial's own memory."""
+"""Largest size of a checkpoint's file, and so the additional memory for writing it."""
 
 
 class Reference(Protocol):
-    """Log-probabilities of the frozen start: `scored(pack, temperature=..., space=...)`."""
+    """The frozen start of the policy."""
 
     def __call__(self, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
-        """Of each completion token, `[M]`, without gradient."""
+        """Return the log-probability of each completion token, `[M]`, without gradient."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class TrialState:
-    """A trial between two steps: what is trained, what it is trained and judged on, and how far it is."""
+    """A trial between two steps: its policy and optimiser, its examples and suites, and its progress."""
 
     seed: int
     step: int
     """Steps done."""
     baseline: dict[str, float]
-    """`pass_at_1` of each suite before step 1, which gains are measured against."""
+    """`pass_at_1` of each suite before step 1, from which gains are measured."""
     started: bool
-    """Whether the evaluation before step 1 has been made."""
+    """Whether the evaluation before step 1 is done."""
     world: World
     policy: Policy
     weights: Weights
     reference: Reference | None
-    """The frozen start, where `kl_coef` is not 0."""
+    """The frozen start, unless `kl_coef` is 0."""
     optimizer: Any
     examples: tuple[Problem, ...]
     prompts: tuple[tuple[int, ...], ...]
@@ -80,14 +79,14 @@ class TrialState:
     shots: tuple[Shot, ...]
     suites: tuple[Suite, ...]
     kv_gib: float
-    """Memory for keys and values, which decides how many rows are decoded at a time, and so the last digits."""
+    """Memory for keys and values; it limits the rows that are decoded at a time, and so changes last digits."""
     grader: Grader
     floor: Floor
     engine_name: str
 
     @property
     def engine(self) -> Engine:
-        """For rollouts and evaluations alike."""
+        """Return the engine of rollouts and evaluations."""
         return HfGenerate() if self.engine_name == "hf" else Lockstep(kv_gib=self.kv_gib)
 
 
@@ -100,28 +99,22 @@ def new_state(
     cpu_offload: bool = False,
     gpu_share: float = 1.0,
 ) -> TrialState:
-    """Loads everything that a trial needs, at step 0; of several processes each calls it (member.py).
+    """Load everything that a trial needs, at step 0; each of its processes calls this.
 
-    `gpu_share` is what it may have of its GPU, where others are on it.
+    `gpu_share` is the part of its GPU that the trial may use.
 
     Raises:
-        UserError: a model, example or suite is not as it should be, or a prompt leaves no room for a completion.
+        UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
     """
     suites = load_suites(config)
     for suite in suites:
-        _ = suite.problems  # missing data are told before a model is loaded
+        _ = suite.problems  # report missing data before a model is loaded
     examples, shots = load_examples(config.examples), load_shots(config.prompt)
     check_fit(config, len(examples))
     check_labels(config.examples, grader)
-    use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
-    if config.model.device == "cuda" and use_cpu:
-        raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
-    # accelerate's state is the process', and keeps the device of the trial that a worker had before
-    AcceleratorState._reset_state(reset_partial_state=True)
-    world = World(Accelerator(cpu=use_cpu))
+    world = _new_world(config)
     policy = load_policy(config.model)
     end_turns(policy, config.prompt)
-    trains = config.train.num_steps > 0
     weights, reference = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
     optimizer = torch.optim.AdamW(
         weights.master.values(),
@@ -131,26 +124,7 @@ def new_state(
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    optimizer = world.accelerator.prepare(optimizer)
-    prompt_ids = tuple(
-        tuple(
-            prompts.encode(
-                example.prompt,
-                suffix=config.prompt.train_suffix,
-                template=config.prompt.template,
-                shots=shots,
-                tokenizer=policy.tokenizer,
-            )
-        )
-        for example in examples
-    )
-    for example, ids in zip(examples, prompt_ids, strict=True):
-        if len(ids) + config.rollout.max_tokens > policy.max_positions:
-            raise DataError(
-                f"examples: {example.id}: prompt of {len(ids)} tokens and rollout.max_tokens "
-                f"{config.rollout.max_tokens} are longer than the model's {policy.max_positions} positions; lower "
-                "rollout.max_tokens"
-            )
+    trains = config.train.num_steps > 0
     return TrialState(
         seed=seed,
         step=0,
@@ -160,9 +134,9 @@ def new_state(
         policy=policy,
         weights=weights,
         reference=reference,
-        optimizer=optimizer,
+        optimizer=world.accelerator.prepare(optimizer),
         examples=examples,
-        prompts=prompt_ids,
+        prompts=tuple(_encode(config, policy, example, shots) for example in examples),
         shots=shots,
         suites=suites,
         kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, world, trains=trains, share=gpu_share),
@@ -172,10 +146,37 @@ def new_state(
     )
 
 
+def _new_world(config: TrialConfig) -> World:
+    """Choose the trial's device and join its processes."""
+    use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if config.model.device == "cuda" and use_cpu:
+        raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
+    # accelerate's state is global, and keeps the device of this process' previous trial
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return World(Accelerator(cpu=use_cpu))
+
+
+def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequence[Shot]) -> tuple[int, ...]:
+    """Return the token ids of an example's prompt, if they leave enough positions for a completion."""
+    ids = prompts.encode(
+        example.prompt,
+        suffix=config.prompt.train_suffix,
+        template=config.prompt.template,
+        shots=shots,
+        tokenizer=policy.tokenizer,
+    )
+    if len(ids) + config.rollout.max_tokens > policy.max_positions:
+        raise DataError(
+            f"examples: {example.id}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} "
+            f"are longer than the model's {policy.max_positions} positions; lower rollout.max_tokens"
+        )
+    return tuple(ids)
+
+
 def _place(
     config: TrialConfig, policy: Policy, world: World, *, seed: int, strategy: Strategy, cpu_offload: bool
 ) -> tuple[Weights, Reference | None]:
-    """A loaded policy -> its weights where they compute, whole or in shards, and the reference if there is one."""
+    """Move a loaded policy to its device, whole or in shards; return its weights and the reference if there is one."""
     device, model = world.accelerator.device, policy.model
     has_reference = config.train.num_steps > 0 and config.loss.kl_coef != 0
     if config.model.adapter is not None:
@@ -197,40 +198,40 @@ def _place(
     elif has_reference:
         reference = Scored(deepcopy(model).requires_grad_(False))
     if config.train.activation_checkpointing:
-        weights.scored.compute_twice()
+        weights.scored.checkpoint_activations()
     return weights, reference
 
 
 def _without_adapter(weights: Weights) -> Reference:
-    """The policy with its adapter switched off: no second copy of anything."""
+    """Return a reference that is the policy with its adapter switched off, without a copy of the weights."""
 
-    def logprobs(batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
+    def reference(batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
         with lora.switched_off(weights.scored):
-            found: Tensor = weights.scored(batch, temperature=temperature, space=space)
-        return found
+            logprobs: Tensor = weights.scored(batch, temperature=temperature, space=space)
+        return logprobs
 
-    return logprobs
+    return reference
 
 
 def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool, share: float) -> float:
-    """Half of what AdamW's moments leave of the device, or of a trial's share of it; on a CPU always the same."""
+    """Return half of the trial's share of the GPU that AdamW's moments will leave; a constant on a CPU."""
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
-    room = min(free_gib(device), most_gib(device, share=share) - torch.cuda.memory_allocated(device) / 2**30)
-    held = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
-    to_come = 2 * sum(part.nbytes for part in held if part.device == device) / 2**30
-    return -world.largest(-max(room - to_come * trains, 0) / 2)  # one number for all, the smallest
+    free = min(free_gib(device), most_gib(device, share=share) - torch.cuda.memory_allocated(device) / 2**30)
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
+    moments = 2 * sum(part.nbytes for part in parts if part.device == device) / 2**30
+    return -world.largest(-max(free - moments * trains, 0) / 2)  # the smallest number of all processes
 
 
 def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
-    """Writes a checkpoint into an empty folder; all processes call it, the first writes."""
+    """Write a checkpoint into an empty folder; all processes must call this, and the first writes."""
     into = folder if state.world.is_first else None
     weights = state.weights
     _write(((name, weights.whole(master.detach())) for name, master in weights.master.items()), into, "model")
     if with_optimizer:
         _write(named_moments(weights, state.optimizer), into, "optimizer")
-    facts = {
+    metadata = {
         "format": CHECKPOINT_FORMAT,
         "seed": state.seed,
         "step": state.step,
@@ -240,11 +241,11 @@ def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None
         "num_processes": state.world.size,
     }
     if into is not None:
-        (into / "state.json").write_text(json.dumps(facts, indent=2))
+        (into / "state.json").write_text(json.dumps(metadata, indent=2))
 
 
 def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str) -> None:
-    """Into `<name>.safetensors`, and where that gets too large `<name>-2.safetensors` and so on; or nowhere."""
+    """Write tensors to `<name>.safetensors`, `<name>-2.safetensors` and so on; without a folder only gather them."""
     part: dict[str, Tensor] = {}
     num_parts = 0
 
@@ -256,8 +257,8 @@ def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str
 
     for key, tensor in tensors:
         if folder is None:
-            continue  # to have gathered it was this process' part
-        if part and sum(one.nbytes for one in part.values()) + tensor.nbytes > PART_BYTES:
+            continue
+        if part and sum(value.nbytes for value in part.values()) + tensor.nbytes > PART_BYTES:
             flush(folder)
         part[key] = tensor.cpu().contiguous()
     if folder is not None:
@@ -265,7 +266,7 @@ def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str
 
 
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """What parts of a checkpoint hold, a tensor at a time."""
+    """Yield name and value of each tensor in a checkpoint's files."""
     for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
@@ -273,12 +274,12 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
-    """The files of a checkpoint's `model` or `optimizer`."""
+    """Return the files of a checkpoint's `model` or `optimizer`."""
     return sorted(folder.glob(f"{name}*.safetensors"))
 
 
 def load_state(state: TrialState, folder: Path) -> None:
-    """Puts a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
+    """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
     state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
     for path, tensor in read_tensors(_parts(folder, "optimizer")):
@@ -288,15 +289,15 @@ def load_state(state: TrialState, folder: Path) -> None:
 
 
 def load_weights(state: TrialState, folder: Path) -> None:
-    """Puts a checkpoint's weights and step into a fresh state: enough to evaluate them."""
-    facts = json.loads((folder / "state.json").read_text())
-    assert facts["format"] == CHECKPOINT_FORMAT and facts["seed"] == state.seed, "a checkpoint of another trial"
+    """Load a checkpoint's weights and step into a fresh state, for evaluation."""
+    metadata = json.loads((folder / "state.json").read_text())
+    assert metadata["format"] == CHECKPOINT_FORMAT and metadata["seed"] == state.seed, "a checkpoint of another trial"
     with torch.no_grad(), state.weights.updating():
         for name, tensor in read_tensors(_parts(folder, "model")):
             master = state.weights.master[name]
             master.copy_(state.weights.part(tensor, master))
         state.weights.publish()
-    state.step, state.started = facts["step"], facts["started"]
-    # of another number of processes each may have less room than these had
-    is_alike = facts.get("num_processes", 1) == state.world.size
-    state.kv_gib = facts["kv_gib"] if is_alike else min(facts["kv_gib"], state.kv_gib)
+    state.step, state.started = metadata["step"], metadata["started"]
+    # with another number of processes, each of these may have less memory
+    is_same_size = metadata.get("num_processes", 1) == state.world.size
+    state.kv_gib = metadata["kv_gib"] if is_same_size else min(metadata["kv_gib"], state.kv_gib)

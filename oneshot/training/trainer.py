@@ -1,4 +1,4 @@
-"""A trial's config -> its GRPO run, as whoever records it drives it."""
+"""A trial's config and resources -> a trainer that runs the trial in this process."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,17 +10,17 @@ from oneshot.config.trial import TrialConfig
 from oneshot.models.placement import choose_strategy, trial_memory
 from oneshot.policy.policy import use_cpus
 from oneshot.tasks.grading import Grader
-from oneshot.training.free_memory import free_gib, holders, most_gib, wait_for_room
+from oneshot.training.free_memory import free_gib, memory_holders, most_gib, wait_for_room
 from oneshot.training.grpo import evaluate_kept, train
 from oneshot.training.metrics import StepMetrics
 from oneshot.training.state import load_state, new_state, save_state
 
 
 class GrpoTrainer:
-    """One GRPO trial: its state, and what can be done with it.
+    """A GRPO trial in this process.
 
-    Each of `halvings` halves what is computed and decoded at a time, after attempts that ran out of memory; the
-    effective batch stays.
+    After attempts that ran out of memory, each of `halvings` halves how much is computed and decoded at a time; the
+    effective batch stays the same.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class GrpoTrainer:
         halvings: int = 0,
         rank: int = 0,
     ) -> None:
-        """Waits until there is room and loads everything; `rank` says which of the trial's processes this is."""
+        """Wait for free memory and load everything; `rank` is this process' number among the trial's."""
         strategy = choose_strategy(config, resources)
         if halvings:
             tokens = max(1, config.train.microbatch_tokens >> halvings)
@@ -46,11 +46,11 @@ class GrpoTrainer:
         share = min(resources.gpus, 1.0) or 1.0
         need = trial_memory(config, resources, strategy=strategy)
         if need is not None and (device.type == "cuda" or rank == 0):
-            # the host's memory is one: the first asks for all, before any of them takes some
+            # on a CPU the first process waits for the memory of all, since they share the host's
             count, part = (1, share) if device.type == "cuda" else (resources.processes, 1.0)
-            # an estimate that its device could never meet is a warning of the plan, and no reason to wait
+            # waiting cannot help if the estimate exceeds the whole device; the plan has warned of that
             least = min(need.peak_gib * count, most_gib(device, share=part))
-            wait_for_room(least, lambda: free_gib(device), whose=lambda: holders(device))
+            wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))
         self._state = new_state(
             config,
             seed=seed,
@@ -63,36 +63,36 @@ class GrpoTrainer:
 
     @property
     def step(self) -> int:
-        """Steps that the state has behind it."""
+        """Return the number of steps done."""
         return self._state.step
 
     @staticmethod
     def can_continue(checkpoint: Path) -> bool:
-        """Whether a checkpoint holds what training needs, and not weights alone."""
+        """Return whether a checkpoint has the optimiser's state, without which training cannot resume."""
         return (checkpoint / "optimizer.safetensors").is_file()
 
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Takes accuracies at the start from the record, that of a suite by its name in this trial."""
+        """Set the accuracies at the start, by suite name."""
         self._state.baseline = dict(baseline)
 
     def load(self, checkpoint: Path) -> None:
-        """Goes to where a checkpoint was saved."""
-        fitting = self._state.kv_gib
+        """Load a checkpoint's weights, optimiser and step."""
+        kv_gib = self._state.kv_gib
         load_state(self._state, checkpoint)
-        if self._halvings:  # what did not fit then does not fit now
-            self._state.kv_gib = min(fitting, self._state.kv_gib)
+        if self._halvings:  # the checkpoint's `kv_gib` has run out of memory
+            self._state.kv_gib = min(kv_gib, self._state.kv_gib)
 
     def train(self) -> Iterator[StepMetrics]:
-        """The steps that are left."""
+        """Run the remaining steps."""
         return train(self._config, self._state)
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Evaluations at start and end that are not done yet, with kept weights."""
+        """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
         return evaluate_kept(self._config, self._state, checkpoint, done=done)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Writes a checkpoint into an empty folder."""
+        """Write a checkpoint into an empty folder."""
         save_state(self._state, folder, with_optimizer=with_optimizer)
 
     def close(self) -> None:
-        """Nothing outlives it: torch's memory goes with the object."""
+        """Do nothing: torch frees the memory with the object."""

@@ -1,7 +1,7 @@
-"""A step's judged completions -> its optimiser steps.
+"""A step's graded completions -> its optimiser steps.
 
-What need not be computed is not: no log-probabilities of the old policy where it is the policy itself, none of the
-reference at `kl_coef: 0`, and nothing at all of completions whose gradient is exactly zero.
+Nothing unnecessary is computed: no log-probabilities of the old policy if it is the policy itself, none of the
+reference with `kl_coef: 0`, and nothing for completions whose gradient is exactly zero.
 
 Shapes: G completions of the step, group after group; M completion tokens of a micro-batch, n of a chunk of them.
 """
@@ -25,63 +25,63 @@ from oneshot.training.state import TrialState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A step's completions with what the loss needs of them."""
+    """A step's completions with their rewards and advantages."""
 
     example_G: tuple[int, ...]
     completions: tuple[Completion, ...]
     texts: tuple[str, ...]
     correct_G: tuple[bool | None, ...]
-    """Whether the boxed answer is right, whatever is rewarded; None: ungraded."""
+    """Whether the boxed answer is right, in every arm; None: ungraded."""
     rewards_G: Tensor
     advantages_G: Tensor
 
     @property
     def num_tokens(self) -> int:
-        """Of all completions."""
+        """Return the number of tokens of all completions."""
         return sum(len(completion.token_ids) for completion in self.completions)
 
 
 def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, float]:
-    """The step's optimiser steps, each on whole groups; returns the mean of their `loss/...` metrics.
+    """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
     Raises:
         TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
     """
     num_updates = config.train.updates_per_rollout
     size = len(batch.completions) // num_updates
-    found: dict[str, list[float]] = defaultdict(list)
+    metrics: dict[str, list[float]] = defaultdict(list)
     with state.weights.updating():
         old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
         for start in range(0, len(batch.completions), size):
             chosen = range(start, start + size)
             for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
-                found[name].append(value)
-    return {name: fmean(values) for name, values in found.items()}
+                metrics[name].append(value)
+    return {name: fmean(values) for name, values in metrics.items()}
 
 
 def optimizer_step(
     config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> dict[str, float]:
-    """Adds up the gradient of some completions, micro-batch by micro-batch, and takes one step along it."""
-    found, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
+    """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
+    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
-    found |= {
+    metrics |= {
         "loss/grad_norm": state.weights.whole(norm).item(),
         "loss/frac_skipped": 1 - num_trained / len(chosen),
     }
-    _check_finite(found, state.step + 1)
+    _check_finite(metrics, state.step + 1)
     state.optimizer.step()
-    state.optimizer.zero_grad()  # the next rollout has use for their memory
+    state.optimizer.zero_grad()  # frees memory for the next rollout
     state.weights.publish()
-    return found
+    return metrics
 
 
 def accumulate(
     config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> tuple[dict[str, float], int]:
-    """The gradient of these completions' loss, in the master weights; its metrics, and how many had one.
+    """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient.
 
-    Each process computes the part of its own packs; sums and denominators are those of all.
+    Each process computes its own packs; sums and denominators are those of all processes.
     """
     device = state.policy.device
     lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
@@ -91,8 +91,8 @@ def accumulate(
     )
     weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
     trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
-    # what there is to say of a step that skips everything
-    found = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
+    # a step that skips every completion has these metrics, too
+    metrics = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
     for micro_batch, counts in _packs(config, state, batch, trained):
         members = torch.tensor(micro_batch.members, device=device)
@@ -107,11 +107,11 @@ def accumulate(
         )
         state.world.accelerator.backward(output.loss * state.weights.loss_scale)
         for name, value in output.metrics.items():
-            found[name] = found.get(name, 0.0) + value
-        del output  # the graph, before there is another
+            metrics[name] = metrics.get(name, 0.0) + value
+        del output  # free the graph before the next one
         state.weights.collect()
     state.weights.complete(state.world)
-    return state.world.sums({name: value.item() for name, value in found.items()}), len(trained)
+    return state.world.sums({name: value.item() for name, value in metrics.items()}), len(trained)
 
 
 def _loss(
@@ -124,7 +124,7 @@ def _loss(
     weights_M: Tensor,
     old_M: Tensor | None,
 ) -> LossOutput:
-    """One micro-batch's part of the loss."""
+    """Return one micro-batch's part of the loss."""
     temperature = config.rollout.temperature
     ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
 
@@ -150,43 +150,44 @@ def _loss(
 
 
 def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
-    """Whether a completion's loss is zero whatever the policy: its group agrees, and nothing else is asked of it."""
+    """Return whether a completion's gradient is exactly zero: no advantage, no KL term and no entropy bonus."""
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
 
 
 def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> Iterator[tuple[Pack, bool]]:
-    """This process' share of these completions in packs of at most `microbatch_tokens` tokens, and whether they count.
+    """Yield this process' share of the completions in packs of at most `microbatch_tokens` tokens, and if they count.
 
-    All processes get as many: shards are gathered by all at a time. Who has fewer repeats one that does not count.
+    All processes need the same number of packs, because FSDP gathers shards from all at once. A process with fewer
+    packs repeats one, which does not count.
     """
     completions = [completion.token_ids for completion in batch.completions]
     limit, size = config.train.microbatch_tokens, state.world.size
-    # dealt in order of length, so that all have about as many tokens
+    # dealt out by length, so that all processes have about the same number of tokens
     members = in_order(batch.example_G, completions, members)
     shares = [
         micro_batches(state.prompts, batch.example_G, completions, members[rank::size], max_tokens=limit)
         for rank in range(size)
     ]
-    mine = shares[state.world.rank]
-    spare = mine[-1:] or [members[:1]]
+    share = shares[state.world.rank]
+    spare = share[-1] if share else members[:1]
     for number in range(max(map(len, shares))):
-        counts = number < len(mine)
-        cut = mine[number] if counts else spare[0]
-        yield pack(state.prompts, batch.example_G, completions, cut, device=state.policy.device), counts
+        counts = number < len(share)
+        chosen = share[number] if counts else spare
+        yield pack(state.prompts, batch.example_G, completions, chosen, device=state.policy.device), counts
 
 
 def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
-    """Each completion's log-probabilities before the step's first update, by its index."""
-    found: dict[int, Tensor] = {}
+    """Return each completion's log-probabilities before the step's first update, by its index."""
+    own: dict[int, Tensor] = {}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
     for micro_batch, _ in _packs(config, state, batch, range(len(batch.completions))):
         logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
-        found.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
+        own.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
     if state.world.size == 1:
-        return found
-    # whoever trains on a completion need not be who looked at it here
-    every = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in found.items())
-    return {member: logprobs.to(state.policy.device) for member, logprobs in every}
+        return own
+    # another process may train on a completion
+    pairs = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in own.items())
+    return {member: logprobs.to(state.policy.device) for member, logprobs in pairs}
 
 
 def _check_finite(metrics: dict[str, float], step: int) -> None:

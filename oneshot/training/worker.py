@@ -1,7 +1,8 @@
-"""One of the processes that share a trial, run as `python -m oneshot.training.worker` and driven by the launcher.
+"""Commands of the launcher -> answers: one of a trial's processes, run as `python -m oneshot.training.worker`.
 
-It answers each command, and a failure with the error and its traceback. After a failure it stays, since whoever waits
-for it in a collective would fail too, and say so first. It ends, and its whole group with it, when its parent is gone.
+It answers each command, and a failure with the error and its traceback. After a failure it stays alive: if it ended,
+processes that wait for it in a collective would fail too and might report first. When its parent is gone, it kills its
+whole process group.
 """
 
 import contextlib
@@ -30,12 +31,11 @@ from oneshot.training.metrics import StepMetrics
 from oneshot.training.trainer import GrpoTrainer
 
 STUCK = timedelta(hours=6)
-"""After which a collective gives up. Rollouts of very different length are no error; who is stuck for less is the
-sweep's watchdog's to find."""
+"""Time-out of a collective. Rollouts may differ much in length; the sweep's watchdog finds trials that hang."""
 
 
 class Member:
-    """The trial in this process, and what can be asked of it: the methods are the commands."""
+    """This process' part of the trial; the methods are the launcher's commands."""
 
     def __init__(self, begin: Begin) -> None:
         _join(begin)
@@ -51,28 +51,28 @@ class Member:
         self._steps: Iterator[StepMetrics] = iter(())
 
     def set_baseline(self, baseline: dict[str, float]) -> None:
-        """As the work does."""
+        """Set the accuracies at the start."""
         self._trainer.set_baseline(baseline)
 
     def load(self, checkpoint: Path) -> int:
-        """Goes to where a checkpoint was saved; its step."""
+        """Load a checkpoint; return its step."""
         self._trainer.load(checkpoint)
         return self._trainer.step
 
     def save(self, folder: Path, with_optimizer: bool) -> None:
-        """All gather, the first writes."""
+        """Write a checkpoint: all processes gather, the first writes."""
         self._trainer.save(folder, with_optimizer=with_optimizer)
 
     def train(self) -> None:
-        """Makes ready for the steps that are left."""
+        """Prepare the remaining steps."""
         self._steps = self._trainer.train()
 
     def evaluate(self, checkpoint: Path | None, done: set[tuple[str, int]]) -> None:
-        """Makes ready for the evaluations that are left."""
+        """Prepare the remaining evaluations."""
         self._steps = self._trainer.evaluate(checkpoint, done=done)
 
     def next(self) -> StepMetrics | bool:
-        """What the next step gave, from the first process; False after the last."""
+        """Run the next step; return its results from the first process, True from the others, False after the last."""
         step = next(self._steps, None)
         if step is None:
             return False
@@ -80,12 +80,12 @@ class Member:
 
 
 def _join(begin: Begin) -> None:
-    """Agrees with the other members on a process group, which accelerate takes as it finds it."""
+    """Join the other processes in a process group, which accelerate will use."""
     on_gpu = begin.config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu and torch.cuda.device_count() < begin.resources.processes:
         raise UserError(
             f"resources: {begin.resources.processes} processes, but torch sees {torch.cuda.device_count()} GPUs here; "
-            "ask for as many `gpus`, or set model.device: cpu"
+            "set `gpus` to the number of processes, or model.device to cpu"
         )
     if on_gpu:
         torch.cuda.set_device(begin.rank)
@@ -101,7 +101,7 @@ def _join(begin: Begin) -> None:
 
 
 class _Sender(logging.Handler):
-    """Answers and log records, from whichever thread."""
+    """A handler that sends log records, and answers, to the launcher; threads may share it."""
 
     def __init__(self, connection: Connection, *, level: int) -> None:
         super().__init__(level)
@@ -109,32 +109,32 @@ class _Sender(logging.Handler):
         self._sending = threading.Lock()
 
     def send(self, *message: Any) -> None:
-        data = pickle.dumps(message)  # outside the lock: what is pickled may log
+        data = pickle.dumps(message)  # outside the lock: pickling may log
         with self._sending:
             self._connection.send_bytes(data)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the parent is gone, and so are we in a moment
+        with contextlib.suppress(OSError):  # the parent is gone, and this process will be killed
             self.send("log", (record.name, record.levelno, self.format(record)))
 
 
 def _end_with(life: int) -> None:
-    """Reads from a pipe that nobody writes to: it ends when the parent does, however that came."""
+    """Wait on a pipe to which nobody writes, which closes when the parent ends; then kill the process group."""
     os.read(life, 1)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error, if it survives pickling; else one that says the same."""
+    """Return the error if it can be pickled, else a RuntimeError with the same text."""
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a library's error lacks
+    except Exception:  # libraries' errors can raise anything here
         return RuntimeError(f"{type(error).__name__}: {error}")
     return copy if str(copy) == str(error) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def main() -> None:
-    """Takes the file descriptors of the connection and of the parent's life."""
+    """Take the file descriptors of the connection and of the parent's pipe from the command line."""
     connection, life = Connection(int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
     faulthandler.enable()
@@ -148,7 +148,7 @@ def main() -> None:
         while True:
             name, arguments = connection.recv()
             sender.send("done", getattr(member, name)(*arguments))
-    except BaseException as error:  # the parent records it, whatever it is; to exit might hang in a collective
+    except BaseException as error:  # the parent records it; exiting could hang in a collective
         sender.send("failed", (portable(error), traceback.format_exc()))
         threading.Event().wait()
 

@@ -1,1 +1,1 @@
-"""One training, run and recorded, inside Ray and outside."""
+"""One training, run and recorded, with or without Ray."""

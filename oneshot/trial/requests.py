@@ -1,7 +1,7 @@
-"""Requests of people and decisions of early stopping -> files in a sweep's folder, which its driver reads.
+"""Requests to a sweep's driver, and its stopped trials <-> files in the sweep's folder.
 
-requests/<time>-<id>.json   stop or retry: written by the command line, removed by the driver when it has acted on it
-stops.json                  which trials are stopped, and why: written by the driver alone
+requests/<time>-<id>.json   stop, retry: written by the command line, removed by the driver when it reads them
+stops.json                  which trials are stopped, and why: written only by the driver
 """
 
 import uuid
@@ -17,11 +17,11 @@ Verb = Literal["stop", "retry"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request to a sweep's driver."""
+    """A user's request to a driver."""
 
     verb: Verb
     cell: dict[str, str] = field(default_factory=dict)
-    """The cells that it concerns, by axis; empty for all."""
+    """Axes and names that select trials; empty: all trials."""
     now: bool = False
     """For stop: kill without a checkpoint."""
 
@@ -32,7 +32,7 @@ def send_request(folder: Folder, request: Request) -> None:
 
 
 def pop_requests(folder: Folder) -> list[Request]:
-    """Remove the waiting requests and return them in order."""
+    """Read and remove the requests, in order."""
     requests = []
     for name in folder.list("requests"):
         fields = folder.read_json(f"requests/{name}")
@@ -44,28 +44,28 @@ def pop_requests(folder: Folder) -> list[Request]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stops:
-    """The stopped trials of a sweep."""
+    """Trials that must not run."""
 
     early: dict[str, str] = field(default_factory=dict)
-    """Key of a search trial -> why early stopping ended it."""
+    """Key of a search trial -> why early stopping stopped it."""
     cells: tuple[dict[str, str], ...] = ()
-    """Cells that a person stopped."""
+    """Cells that a user stopped."""
 
     def reason(self, trial: Trial) -> str | None:
-        """Return why a trial is stopped, or None. Early stopping of a search trial never stops a trial of the grid."""
+        """Return why a trial is stopped, or None. Early stopping of a search trial stops no trial of the grid."""
         if trial.phase == "search" and trial.key in self.early:
             return self.early[trial.key]
         return "stopped by hand" if any(covers(cell, trial) for cell in self.cells) else None
 
 
 def covers(cell: Mapping[str, str], trial: Trial) -> bool:
-    """Return whether a trial matches all of the named axes; `seed` and `phase` count as axes."""
+    """Return whether a trial matches the named axes of a cell; `seed` and `phase` count as axes."""
     axes = axes_of(trial)
     return all(axes.get(axis) == name for axis, name in cell.items())
 
 
 def axes_of(trial: Trial) -> dict[str, str]:
-    """Return everything that `--cell` may name of a trial."""
+    """Return the axes that `--cell` can name, with the trial's values."""
     return {"seed": str(trial.seed), "phase": trial.phase, **trial.cell}
 
 
@@ -76,5 +76,5 @@ def read_stops(folder: Folder) -> Stops:
 
 
 def write_stops(folder: Folder, stops: Stops) -> None:
-    """Record which trials are stopped."""
+    """Write which trials of a sweep are stopped."""
     folder.write_json("stops.json", {"early": stops.early, "cells": list(stops.cells)})

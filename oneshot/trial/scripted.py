@@ -1,8 +1,7 @@
-"""A script in place of training: steps that report numbers, and faults on cue.
+"""A script instead of training -> steps that report numbers, with faults at given steps.
 
-It drives everything around a trial (queue, store, leases, retries, search, MLflow) without a model, in tests, in
-bench/ and on a new cluster. What it reports is a chain: each step's number depends on all before it, so that a step
-that was lost or made twice shows.
+It tests everything around a trial (queue, store, leases, retries, search, MLflow) without a model, in tests, in bench/
+and on a new cluster. Each step's number depends on all earlier ones, so that a lost or repeated step shows.
 """
 
 import json
@@ -24,14 +23,14 @@ MODULUS = 1_000_003
 
 
 class ScriptedTrainer:
-    """One scripted trial."""
+    """A trainer that runs a script."""
 
     def __init__(self, config: TrialConfig, *, seed: int, attempt: int) -> None:
-        assert config.script is not None, "a trial without script is another work's"
+        assert config.script is not None, "a trial without script has another trainer"
         self._config, self._script = config, config.script
         for path, best in config.script.bowl.items():
             if best <= 0 or path not in all_paths() or not isinstance(setting_of(config, path), int | float):
-                raise UserError(f"script.bowl: {path}: {best:g}: a path of a number that a trial has, and above 0")
+                raise UserError(f"script.bowl: {path}: {best:g}: name a numeric setting, with an optimum above 0")
         self._seed, self._attempt = seed, attempt
         self._kept: list[bytearray] = []
         self._chain = seed
@@ -39,37 +38,37 @@ class ScriptedTrainer:
 
     @staticmethod
     def can_continue(checkpoint: Path) -> bool:
-        """Always: there is no optimiser to miss."""
+        """Return whether there is a checkpoint: it has no optimiser."""
         return (checkpoint / "state.json").is_file()
 
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Nothing: it has no suites."""
+        """Do nothing: a script has no suites."""
 
     def load(self, checkpoint: Path) -> None:
-        """Goes to where a checkpoint was saved."""
-        facts = json.loads((checkpoint / "state.json").read_text())
-        self.step, self._chain = facts["step"], facts["chain"]
+        """Load a checkpoint."""
+        state = json.loads((checkpoint / "state.json").read_text())
+        self.step, self._chain = state["step"], state["chain"]
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Writes a checkpoint into an empty folder."""
+        """Write a checkpoint into an empty folder."""
         (folder / "state.json").write_text(json.dumps({"step": self.step, "chain": self._chain}))
 
     def close(self) -> None:
-        """Nothing outlives it."""
+        """Do nothing: a script starts no processes."""
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Nothing: it has no suites."""
+        """Run no evaluation: a script has no suites."""
         return iter(())
 
     def train(self) -> Iterator[StepMetrics]:
-        """The steps that are left."""
+        """Run the remaining steps."""
         while self.step < self._config.train.num_steps:
             start_s = time.perf_counter()
             time.sleep(self._script.step_s)
             metrics: dict[str, float] = {}
             for fault in self._script.faults:
                 if fault.at == self.step + 1 and (fault.attempts is None or self._attempt <= fault.attempts):
-                    metrics |= self._befall(fault)
+                    metrics |= self._fail(fault)
             self.step += 1
             self._chain = (self._chain * 31 + self.step) % MODULUS
             metrics = {"script/chain": float(self._chain), **metrics}
@@ -80,7 +79,7 @@ class ScriptedTrainer:
             yield StepMetrics(step=self.step, metrics=metrics, evaluations=(), sampled=(), visits={})
 
     def _bowl(self) -> float:
-        """1 less the squared distance, nearer with every step, plus the seed's noise."""
+        """Return 1 minus the squared log distance from the optimum, approached step by step, plus the seed's noise."""
         distance = sum(
             math.log10(max(float(setting_of(self._config, path)), 1e-12) / best) ** 2
             for path, best in self._script.bowl.items()
@@ -88,7 +87,7 @@ class ScriptedTrainer:
         draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed))).standard_normal()
         return (1.0 - distance) * (1.0 - 0.5**self.step) + self._script.noise * float(draw)
 
-    def _befall(self, fault: ScriptFaultConfig) -> dict[str, float]:
+    def _fail(self, fault: ScriptFaultConfig) -> dict[str, float]:
         match fault.do:
             case "crash":
                 raise RuntimeError("the script says: crash")

@@ -1,4 +1,4 @@
-"""A training and its record -> the state of its trials, and the rows that each trial sees."""
+"""Records of trainings -> the states of trials and trainings, and each trial's view of its training's rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ class TrialState(StrEnum):
 
     FINISHED = "finished"
     FAILED = "failed"
-    """For good: no attempts are left."""
+    """No attempts are left."""
     STOPPED = "stopped"
     """By early stopping, or by hand."""
     MISSING = "missing"
@@ -45,9 +45,9 @@ SHOWN_STATES = (
 
 
 def trial_standing(trial: Trial, result: Result | None) -> TrialState:
-    """Whether the record has the steps and evaluations that a trial asks for.
+    """Return whether the record has the steps and evaluations that a trial asks for.
 
-    What is on record is not taken back by a later attempt, for a longer request, that failed.
+    A later attempt that fails, with more steps, does not undo what is recorded.
     """
     if result is None:
         return TrialState.MISSING
@@ -58,7 +58,7 @@ def trial_standing(trial: Trial, result: Result | None) -> TrialState:
 
 
 def trial_state(trial: Trial, store: Store, stops: Stops, *, faults: FaultsConfig) -> TrialState:
-    """What became of a trial so far, whoever may be at it now."""
+    """Return a trial's state by its record, whether or not it is running now."""
     if trial.key is None:
         return TrialState.MISSING
     folder = store.trial(trial.key)
@@ -69,14 +69,14 @@ def trial_state(trial: Trial, store: Store, stops: Stops, *, faults: FaultsConfi
         return TrialState.STOPPED
     if has_failed(result, folder, faults=faults):
         return TrialState.FAILED
-    if trial.is_settled:  # asked for more steps since: its study is won by what it has
+    if trial.is_settled:  # its study was decided by the recorded steps; the sweep asked for more steps later
         is_finished = result is not None and result.outcome == "finished"
         return TrialState.FINISHED if is_finished else TrialState.STOPPED
     return TrialState.MISSING
 
 
 def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = DEFAULT_FAULTS) -> TrialState:
-    """Whether the record serves every trial that shares the training; failed: for good, by the sweep's `faults`."""
+    """Return whether every trial of the training is finished; failed means that the sweep's `faults` allow no retry."""
     result = folder.result()
     if all(trial_standing(trial, result) is TrialState.FINISHED for trial in training.trials):
         return TrialState.FINISHED
@@ -84,14 +84,14 @@ def standing(training: Training, folder: TrialFolder, *, faults: FaultsConfig = 
 
 
 def has_failed(result: Result | None, folder: TrialFolder, *, faults: FaultsConfig) -> bool:
-    """Whether a training's last word is a failure that is not tried again; an attempt begun since goes on."""
+    """Return whether a training's last attempt has failed and is not tried again."""
     if result is None or result.outcome != "failed" or result.attempt != folder.last_attempt():
         return False
     return not is_retried(result, faults)
 
 
 def is_retried(result: Result, faults: FaultsConfig) -> bool:
-    """Whether a failed training has attempts left, by the class of its last failure."""
+    """Return whether a failed training has retries left for the class of its last failure."""
     budgets = ((("crash", "stall"), faults.retries), (("node",), faults.node_retries), (("oom",), faults.oom_retries))
     for kinds, allowed in budgets:
         if result.kind in kinds:
@@ -100,10 +100,10 @@ def is_retried(result: Result, faults: FaultsConfig) -> bool:
 
 
 def view(trial: Trial, folder: TrialFolder, *, read: dict[str, list[Row]] | None = None) -> list[Row]:
-    """What one trial sees of its training's rows: its own steps, and its own evaluations under its own names.
+    """Return a trial's view of its training's rows: its own steps, and its evaluations under its own names.
 
-    Evaluations are found by the digest of what they ask: another trial may have called the same suite otherwise. `read`
-    is kept by who looks again and again.
+    Evaluations are looked up by digest, because another trial may name the same suite differently. `read` is a cache of
+    segments for repeated calls.
     """
     due = due_evaluations(trial.config)
     names = [(suite.name, suite.digest) for suite in load_suites(trial.config)]
@@ -121,14 +121,14 @@ def view(trial: Trial, folder: TrialFolder, *, read: dict[str, list[Row]] | None
 
 
 def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> tuple[Plan, list[Trial], list[str]]:
-    """The plan in which each trial whose final weights are kept also asks for more suites, at start and end alone.
+    """Return a plan in which trials with kept final weights also have these suites, at start and end only.
 
-    Also gives those trials, and says of the others why they cannot be asked.
+    Also return the changed trials, and for each other trial the reason why it was left out.
 
     Raises:
-        UserError: a suite cannot be asked of these trials.
+        UserError: a trial cannot be evaluated on a suite.
     """
-    trials, asked, left_out = [], [], []
+    trials, extended, left_out = [], [], []
     for trial in plan.trials:
         folder = store.trial(trial.key) if trial.key is not None else None
         result = folder.result() if folder is not None else None
@@ -137,35 +137,35 @@ def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> 
         elif trial.config.train.num_steps and folder.read_json("checkpoint.json") is None:
             left_out.append(f"{trial.label}: its weights are not kept (checkpoint.keep), so not evaluated")
         elif result.steps_done != trial.config.train.num_steps:
-            left_out.append(f"{trial.label}: its training went on to step {result.steps_done}, whose weights are kept")
+            left_out.append(
+                f"{trial.label}: its training continued to step {result.steps_done}, whose weights are kept"
+            )
         else:
-            asked.append(replace(trial, config=_asking_more(trial, suites)))
-            trials.append(asked[-1])
+            extended.append(replace(trial, config=_add_suites(trial, suites)))
+            trials.append(extended[-1])
             continue
         trials.append(trial)
-    return replace(plan, trials=tuple(trials)), asked, left_out
+    return replace(plan, trials=tuple(trials)), extended, left_out
 
 
-def _asking_more(trial: Trial, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
+def _add_suites(trial: Trial, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
     data = trial.config.model_dump()
-    seldom = max(1, trial.config.train.num_steps)
-    data["eval"]["suites"] |= {
-        name: suite.model_copy(update={"every_steps": seldom}).model_dump() for name, suite in suites.items()
-    }
+    only_last = {"every_steps": max(1, trial.config.train.num_steps)}
+    data["eval"]["suites"] |= {name: suite.model_copy(update=only_last).model_dump() for name, suite in suites.items()}
     data["eval"] |= {"also_at": [], "at_start": True}
     try:
-        asking = TrialConfig.model_validate(data)
+        config = TrialConfig.model_validate(data)
     except ValidationError as error:
-        finding = error.errors()[0]
-        name = ".".join(str(part) for part in finding["loc"][2:])
-        raise UserError(f"--suite: {name}: {finding['msg'].lower()}") from error
-    before = {suite.name: suite.digest for suite in load_suites(trial.config)}
-    for suite in load_suites(asking):
-        if suite.name in suites and before.get(suite.name, suite.digest) != suite.digest:
+        detail = error.errors()[0]
+        name = ".".join(str(part) for part in detail["loc"][2:])
+        raise UserError(f"--suite: {name}: {detail['msg'].lower()}") from error
+    digests = {suite.name: suite.digest for suite in load_suites(trial.config)}
+    for suite in load_suites(config):
+        if suite.name in suites and digests.get(suite.name, suite.digest) != suite.digest:
             raise UserError(
-                f"--suite {suite.name}: the sweep has a suite of that name with another rule; give this one a name, as "
-                f"`--suite {suite.name}-2={suite.source}`"
+                f"--suite {suite.name}: the sweep has a suite of that name with another rule; use another name, "
+                f"such as `--suite {suite.name}-2={suite.source}`"
             )
-        if complaint := trains_on(suite.source, asking):
-            raise UserError(f"--suite {suite.name}: {trial.label} {complaint}")
-    return asking
+        if problem := trains_on(suite.source, config):
+            raise UserError(f"--suite {suite.name}: {trial.label} {problem}")
+    return config

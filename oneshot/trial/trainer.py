@@ -1,4 +1,4 @@
-"""A training -> what is done for it: GRPO, or a script. Whoever records it knows no more than this."""
+"""A training -> the trainer that runs it: GRPO in one or several processes, or a script."""
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,53 +12,53 @@ from oneshot.trial.scripted import ScriptedTrainer
 
 
 class Trainer(Protocol):
-    """A trial that is under way."""
+    """A running trial, as the recorder sees it."""
 
     @property
     def step(self) -> int:
-        """Steps that it has behind it."""
+        """Return the number of steps done."""
         ...
 
     def can_continue(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is enough to go on from."""
+        """Return whether training can resume from a checkpoint."""
         ...
 
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
-        """Takes accuracies at the start from the record."""
+        """Set the recorded accuracies at the start, by suite name."""
         ...
 
     def load(self, checkpoint: Path) -> None:
-        """Goes to where a checkpoint was saved."""
+        """Load a checkpoint."""
         ...
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Writes a checkpoint into an empty folder."""
+        """Write a checkpoint into an empty folder."""
         ...
 
     def train(self) -> Iterator[StepMetrics]:
-        """The steps that are left."""
+        """Run the remaining steps."""
         ...
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Evaluations at start and end that are not done yet, with kept weights."""
+        """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
         ...
 
     def close(self) -> None:
-        """Gives back what outlives an object: processes."""
+        """End the trainer's processes, if it has any."""
         ...
 
 
 def make_ready(training: Training) -> None:
-    """Imports what a training computes with here: torch takes seconds, and a script or a child's parent needs none."""
+    """Import the trainer if it runs in this process: torch takes seconds, and other trainers do not need it here."""
     if training.config.script is None and training.resources.processes == 1:
         import oneshot.training.trainer  # noqa: F401
 
 
 def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
-    """Loads what the training needs, at step 0.
+    """Load what the training needs, at step 0.
 
     Raises:
-        UserError: a model, example or suite is not as it should be.
+        UserError: a model, example or suite cannot be used.
     """
     if training.config.script is not None:
         return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)

@@ -118,7 +118,7 @@ class TrialTrainable(tune.Trainable):
             grader=self._grader,
             origin=self._config["sweep"],
             stale_holder=stale_holder,
-            facts={"node": self._node},
+            metadata={"node": self._node},
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

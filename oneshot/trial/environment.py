@@ -1,0 +1,77 @@
+"""A training and this process -> what is recorded of the training and of where its attempt runs."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from oneshot.errors import UserError
+from oneshot.models.placement import choose_strategy
+from oneshot.plan.trainings import Training
+
+
+def describe(training: Training) -> dict[str, Any]:
+    """Return the contents of trial.json."""
+    return {
+        "key": training.key,
+        "seed": training.seed,
+        "config": training.config.model_dump(mode="json"),
+        "gpus": training.resources.gpus,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return where an attempt runs, and the versions of its packages with their digest."""
+    versions = _versions()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "gpu": _gpu_name(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "env_digest": sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16],
+        "argv": sys.argv[:1],
+    }
+
+
+def _gpu_name() -> str:
+    """Return the name of the first GPU without importing torch, which this process may not need."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return (subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines() or [""])[0]
+
+
+def distribution(training: Training) -> dict[str, Any]:
+    """Return a training's number of processes and strategy."""
+    if training.config.script is not None:
+        return {"num_processes": 1, "strategy": "single"}
+    try:
+        strategy: str = choose_strategy(training.config, training.resources)
+    except UserError:  # a missing model or suite is reported and recorded when it is loaded
+        strategy = "unknown"
+    return {"num_processes": training.resources.processes, "strategy": strategy}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("oneshot", "torch", "transformers", "accelerate", "peft", "math-verify", "numpy")
+    return {name: _version(name) for name in names} | {"python": platform.python_version()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError as error:
+        raise UserError(
+            f"{name} is not installed as a package; run `pip install -e .` in the project folder"
+        ) from error
