@@ -24,7 +24,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.advantage import group_advantages
-from oneshot.training.state import TrialState, new_state
+from oneshot.training.state import TrainingState, new_state
 from oneshot.training.update import Batch, accumulate, update
 
 GROUP_SIZE = 4
@@ -46,7 +46,7 @@ def config_of(case: Mapping[str, Any]) -> TrialConfig:
     return TrialConfig.model_validate(data)
 
 
-def judged(state: TrialState, rewards: Sequence[float]) -> Batch:
+def judged(state: TrainingState, rewards: Sequence[float]) -> Batch:
     """A step's batch of made-up completions of very different length."""
     rewards_G = torch.tensor(rewards, dtype=torch.float64, device=state.policy.device)
     completions = [tuple(range(5 + g, 9 + 3 * g)) for g in range(len(rewards))]
@@ -87,7 +87,7 @@ def norms_as_wide_as_their_input() -> Iterator[None]:
 @norms_as_wide_as_their_input()
 def compute(
     case: Mapping[str, Any], *, strategy: Any, grader: Grader
-) -> tuple[dict[str, Tensor], dict[str, float], TrialState]:
+) -> tuple[dict[str, Tensor], dict[str, float], TrainingState]:
     """Gradients or weights by name, whole, and metrics."""
     config = config_of(case)
     state = new_state(config, seed=3, grader=grader, strategy=strategy)

@@ -17,7 +17,7 @@ from oneshot.policy.lora import attach, merge, switched_off
 from oneshot.policy.policy import load_policy
 from oneshot.tasks.grading import Grader
 from oneshot.training.grpo import train
-from oneshot.training.state import TrialState, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, load_state, new_state, save_state
 
 MakeConfig = Callable[..., TrialConfig]
 LORA = {"path": "tiny:qwen2", "dtype": "float64", "adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
@@ -102,7 +102,7 @@ def test_a_layer_that_is_not_there_is_refused_by_name(model: Any) -> None:
         attach(model, AdapterConfig(targets=["lm_head"]), seed=0)
 
 
-def states(config: TrialConfig, grader: Grader) -> Iterator[TrialState]:
+def states(config: TrialConfig, grader: Grader) -> Iterator[TrainingState]:
     while True:
         yield new_state(config, seed=0, grader=grader)
 

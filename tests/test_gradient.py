@@ -19,7 +19,7 @@ from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.advantage import group_advantages
 from oneshot.training.loss import BatchTotals, LossOutput, grpo_loss, token_loss, token_weights
-from oneshot.training.state import TrialState, new_state
+from oneshot.training.state import TrainingState, new_state
 from oneshot.training.update import Batch, accumulate, update
 
 MakeConfig = Callable[..., TrialConfig]
@@ -221,7 +221,7 @@ def test_a_two_armed_bandit_gets_its_policy_gradient() -> None:
     assert expected.item() == pytest.approx((p * (1 - p) / 2).item(), abs=1e-12)
 
 
-def judged(state: TrialState, rewards: list[float], config: TrialConfig) -> Batch:
+def judged(state: TrainingState, rewards: list[float], config: TrialConfig) -> Batch:
     """A step's batch of made-up completions."""
     rewards_G = torch.tensor(rewards, dtype=torch.float64)
     completions = [tuple(range(5 + g, 9 + 2 * g)) for g in range(len(rewards))]

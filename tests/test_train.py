@@ -15,12 +15,12 @@ from oneshot.policy.policy import load_policy
 from oneshot.tasks.grading import Grader
 from oneshot.tiny.make import make_tokenizer
 from oneshot.training.grpo import StepMetrics, train, train_step
-from oneshot.training.state import TrialState, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, load_state, new_state, save_state
 
 MakeConfig = Callable[..., TrialConfig]
 
 
-def run(config: TrialConfig, grader: Grader, *, seed: int = 0) -> tuple[list[StepMetrics], TrialState]:
+def run(config: TrialConfig, grader: Grader, *, seed: int = 0) -> tuple[list[StepMetrics], TrainingState]:
     state = new_state(config, seed=seed, grader=grader)
     return list(train(config, state)), state
 
@@ -29,7 +29,7 @@ def comparable(steps: list[StepMetrics]) -> list[dict[str, float]]:
     return [{k: v for k, v in s.metrics.items() if not k.startswith(("perf/", "system/"))} for s in steps]
 
 
-def weights(state: TrialState) -> dict[str, torch.Tensor]:
+def weights(state: TrainingState) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in state.policy.model.named_parameters()}
 
 

@@ -36,10 +36,8 @@ class Published:
 
     registered: "Registered | None" = None
     uri: str = ""
-    error: str = ""
-    """Why MLflow has no record, although one was wanted."""
-    note: str = ""
-    """What the user should know besides."""
+    error: str = ""  # why MLflow has no record, although one was wanted
+    note: str = ""  # what the user should know besides
 
 
 @app.command()

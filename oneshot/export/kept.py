@@ -19,8 +19,7 @@ from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import load_suites
 
-MOST_SHOWN = 12
-"""Largest number of trials or keys that an error lists."""
+MOST_SHOWN = 12  # largest number of trials or keys that an error lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +40,7 @@ class Asked:
 class KeptEvaluation:
     """One evaluation at the start or at the end."""
 
-    suite: str
-    """The trial's own name for the suite."""
+    suite: str  # the trial's own name for the suite
     digest: str
     step: int
     time_ms: int
@@ -59,11 +57,9 @@ class Kept:
     asked: Asked
     step: int
     folder: TrialFolder
-    weights: tuple[str, ...]
-    """Names of the checkpoint's files in the folder."""
+    weights: tuple[str, ...]  # names of the checkpoint's files in the folder
     evaluations: tuple[KeptEvaluation, ...]
-    attempt: dict[str, Any]
-    """Metadata of the attempt that wrote the result."""
+    attempt: dict[str, Any]  # metadata of the attempt that wrote the result
 
     @property
     def config(self) -> TrialConfig:

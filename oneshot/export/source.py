@@ -42,12 +42,9 @@ class SourceModel:
     """A trial's base model, without its weights."""
 
     folder: Path
-    copied: tuple[str, ...]
-    """Names in the folder of the files that an export copies."""
-    generation: dict[str, Any]
-    """Its generation config; empty if it has none."""
-    licence: dict[str, str]
-    """Fields of its card: `license`, `license_name`, `license_link`."""
+    copied: tuple[str, ...]  # names in the folder of the files that an export copies
+    generation: dict[str, Any]  # its generation config; empty if it has none
+    licence: dict[str, str]  # fields of its card: `license`, `license_name`, `license_link`
 
 
 def source_model(config: ModelConfig) -> SourceModel:

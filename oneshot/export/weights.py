@@ -15,8 +15,7 @@ from oneshot.policy.lora import attach, merge
 from oneshot.policy.policy import Policy, end_turns, load_policy
 from oneshot.training.state import read_tensors
 
-SHARD = "5GB"
-"""Largest size of a file of weights."""
+SHARD = "5GB"  # largest size of a file of weights
 
 
 def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:

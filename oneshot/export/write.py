@@ -29,10 +29,8 @@ class Export:
     folder: Path
     kept: Kept
     dtype: str
-    facts: dict[str, Any]
-    """Contents of its oneshot.json."""
-    is_new: bool
-    """False if the folder had the same export already."""
+    facts: dict[str, Any]  # contents of its oneshot.json
+    is_new: bool  # false if the folder had the same export already
 
     @property
     def identity(self) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import ModelShape
 
-NORM_BYTES = 4
-"""RMSNorm always computes in float32."""
+NORM_BYTES = 4  # RMSNorm always computes in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +19,8 @@ class MicroBatch:
     num_tokens: float
     num_rows: float
     prompt: int
-    width: int
-    """Computed tokens of a completion: all but its last."""
-    is_only: bool
-    """Whether it is the only micro-batch of an optimiser step."""
+    width: int  # computed tokens of a completion: all but its last
+    is_only: bool  # whether it is the only micro-batch of an optimiser step
 
     @property
     def num_scored(self) -> float:

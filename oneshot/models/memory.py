@@ -14,13 +14,10 @@ from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, 
 from oneshot.models.shapes import ModelShape
 from oneshot.tasks.benchmarks import Suite
 
-Strategy = Literal["single", "ddp", "fsdp"]
-"""One process; several with a whole model each; several with a shard each."""
-CPU_KV_GIB = 4.0
-"""Default of `rollout.kv_gib` on a CPU, where untouched memory costs nothing."""
+Strategy = Literal["single", "ddp", "fsdp"]  # one process; several with a whole model each; several with a shard each
+CPU_KV_GIB = 4.0  # default of `rollout.kv_gib` on a CPU, where untouched memory costs nothing
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
-PROMPT_TOKENS = 256
-"""Assumed length of a prompt: a plan has no tokenizer to count with."""
+PROMPT_TOKENS = 256  # assumed length of a prompt: a plan has no tokenizer to count with
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that an update holds at a time, by device: 128 MiB and 1 GiB in float32."""
 LIVE_SHARE = 0.85
@@ -31,22 +28,16 @@ LIVE_SHARE = 0.85
 class Memory:
     """GPU memory of one process of a trial, in GiB: what lasts, and the peak of each phase."""
 
-    weights: float
-    """Weights that compute; with fsdp none of them last."""
-    optimiser: float
-    """Master weights if they are separate, and AdamW's two moments."""
+    weights: float  # weights that compute; with fsdp none of them last
+    optimiser: float  # master weights if they are separate, and AdamW's two moments
     reference: float
-    decoding: float
-    """Rollout: fsdp's whole copy of the weights."""
+    decoding: float  # rollout: fsdp's whole copy of the weights
     kv: float
-    sampling: float
-    """Rollout: logits and random numbers."""
+    sampling: float  # rollout: logits and random numbers
     gradients: float
-    gathered: float
-    """Update: the layers that fsdp has gathered, and their gradients before the reduce-scatter."""
+    gathered: float  # update: the layers that fsdp has gathered, and their gradients before the reduce-scatter
     activations: float
-    head: float
-    """Update: logits of a chunk of tokens, and the gradient of the output head."""
+    head: float  # update: logits of a chunk of tokens, and the gradient of the output head
 
     @property
     def lasting_gib(self) -> float:
@@ -91,10 +82,8 @@ class _Sizes:
     strategy: Strategy
     num_processes: int
     cpu_offload: bool
-    compute: int
-    """Bytes per number in the compute precision."""
-    master: int
-    """Bytes per number in the optimiser's precision."""
+    compute: int  # bytes per number in the compute precision
+    master: int  # bytes per number in the optimiser's precision
     num_params: int
     num_trained: int
     has_reference: bool

@@ -39,8 +39,7 @@ GPU_GIB = {
 }
 """Usable memory of a GPU (GiB), by Ray's name for its type: 79 of a GPU that is sold with 80 GB."""
 USUAL_GPU_GIB = 79
-HEADROOM = 0.1
-"""Share of a GPU that a plan leaves free: CUDA context, libraries' workspaces, fragmentation."""
+HEADROOM = 0.1  # share of a GPU that a plan leaves free: CUDA context, libraries' workspaces, fragmentation
 _WAYS: tuple[tuple[float, Strategy], ...] = ((1, "single"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"), (8, "fsdp"))
 
 
@@ -50,8 +49,7 @@ class Placement:
 
     resources: ResourceConfig
     strategy: Strategy
-    memory: Memory
-    """Of each process."""
+    memory: Memory  # of each process
     adapter: AdapterConfig | None
 
     @property

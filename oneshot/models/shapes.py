@@ -20,8 +20,7 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocabulary: int
-    is_tied: bool
-    """Whether the head shares the embeddings' weights."""
+    is_tied: bool  # whether the head shares the embeddings' weights
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:

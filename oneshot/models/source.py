@@ -14,8 +14,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-NO_MODEL = "script"
-"""`model.path` of a scripted trial, which has no model."""
+NO_MODEL = "script"  # `model.path` of a scripted trial, which has no model
 
 
 def local_folder(path: str) -> Path | None:

@@ -25,8 +25,7 @@ from oneshot.config.trial import ModelConfig
 from oneshot.policy.forward import Scored
 from oneshot.policy.world import World
 
-_PREFIX = "model."
-"""Prefix of the model's parameter names within `Scored`."""
+_PREFIX = "model."  # Prefix of the model's parameter names within `Scored`
 
 
 class Sharded:
@@ -38,8 +37,7 @@ class Sharded:
         self.scored = scored
         self._shards = {name.removeprefix(_PREFIX): parameter for name, parameter in scored.named_parameters()}
         self.master: Mapping[str, Parameter] = {n: p for n, p in self._shards.items() if p.requires_grad}
-        self.loss_scale = float(world.size)
-        """FSDP averages over processes."""
+        self.loss_scale = float(world.size)  # FSDP averages over processes
 
     @contextmanager
     def updating(self) -> Iterator[None]:

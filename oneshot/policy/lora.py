@@ -18,8 +18,7 @@ from torch.nn import Linear
 from oneshot.config.trial import AdapterConfig
 from oneshot.errors import ModelError
 
-_START = 0xADA
-"""Separates the random stream of an adapter's first values from the completions' random table."""
+_START = 0xADA  # separates the random stream of an adapter's first values from the completions' random table
 
 
 def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:

@@ -71,15 +71,12 @@ class Block:
 class Pack:
     """One micro-batch."""
 
-    members: tuple[int, ...]
-    """The completions' indices, in packed order."""
-    lengths: tuple[int, ...]
-    """Number of tokens of each completion, the last included."""
+    members: tuple[int, ...]  # the completions' indices, in packed order
+    lengths: tuple[int, ...]  # number of tokens of each completion, the last included
     ids_N: Tensor
     positions_N: Tensor
     blocks: tuple[Block, ...]
-    source_M: Tensor
-    """The packed token that predicts each completion token."""
+    source_M: Tensor  # the packed token that predicts each completion token
     targets_M: Tensor
 
     def spread(self, values_G: Tensor) -> Tensor:

@@ -28,10 +28,8 @@ class Policy:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     pad_id: int
-    max_positions: int
-    """Largest length of prompt and completion together."""
-    num_kv: int
-    """Numbers in the keys and values of one token."""
+    max_positions: int  # largest length of prompt and completion together
+    num_kv: int  # numbers in the keys and values of one token
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LENGTH_STEP = 512
-"""Positions by which the visible part of the cache grows."""
+LENGTH_STEP = 512  # positions by which the visible part of the cache grows
 
 
 class FixedStep:

@@ -32,8 +32,7 @@ class Completion:
     """One sampled continuation of at least one token; it ends with an EOS token unless it was truncated."""
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """Natural log per token, at the sampling temperature (greedy: at temperature 1)."""
+    logprobs: tuple[float, ...]  # natural log per token, at the sampling temperature (greedy: at temperature 1)
     truncated: bool
 
 

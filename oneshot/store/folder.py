@@ -30,8 +30,7 @@ CREATE_AGAIN_S = (0.2, 1.0)
 
 logger = logging.getLogger(__name__)
 
-_creation = threading.Lock()
-"""memory:// has no exclusive creation between threads."""
+_creation = threading.Lock()  # memory:// has no exclusive creation between threads
 
 
 def unfenced() -> None:

@@ -7,8 +7,7 @@ from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
 from oneshot.store.store import Store
 
-LEFT_MS = 3_600_000
-"""Age after which a temporary file is taken for abandoned."""
+LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,9 @@ from oneshot.store.folder import Folder, now_ms, unfenced
 
 BEAT_S = 5.0
 LAPSE_S = 30.0
-ANY_BEAT = -1
-"""Stands for every heartbeat."""
+ANY_BEAT = -1  # stands for every heartbeat
 LOOK_AGAIN_S = 0.05
-BORN_WITHIN_S = 1.5
-"""Two readings of a process's start time may differ by a tick of the machine's clock."""
+BORN_WITHIN_S = 1.5  # two readings of a process's start time may differ by a tick of the machine's clock
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +45,11 @@ class Holder:
     attempt: int
     sweep: str
     host: str
-    host_id: str
-    """Digest of the running machine and its pid namespace, within which a pid is unique."""
+    host_id: str  # digest of the running machine and its pid namespace, within which a pid is unique
     pid: int
-    born: float
-    """Start in seconds since boot, because another process may get the same pid later."""
-    beat: int
-    """Number of heartbeats so far."""
-    time_ms: int
-    """Time of the last heartbeat, by the holder's own clock."""
+    born: float  # start in seconds since boot, because another process may get the same pid later
+    beat: int  # number of heartbeats so far
+    time_ms: int  # time of the last heartbeat, by the holder's own clock
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid} (sweep {self.sweep}, attempt {self.attempt})"
@@ -93,10 +87,8 @@ class _Turn:
     """The state of a folder's latest attempt."""
 
     attempt: int
-    holder: Holder | None
-    """None if there is none, it is done, or it began without a lease."""
-    last_beat_ms: int = 0
-    """Time of the last heartbeat, also of a holder that is done; 0 without one."""
+    holder: Holder | None  # none if there is none, it is done, or it began without a lease
+    last_beat_ms: int = 0  # time of the last heartbeat, also of a holder that is done; 0 without one
 
 
 def _turn(folder: Folder) -> _Turn:

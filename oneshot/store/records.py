@@ -19,8 +19,7 @@ class Row:
     step: int
     time_ms: int
     metrics: dict[str, float]
-    visits: dict[str, float] = field(default_factory=dict)
-    """Accuracy on each example of the step."""
+    visits: dict[str, float] = field(default_factory=dict)  # accuracy on each example of the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +29,12 @@ class Result:
     outcome: Outcome
     attempt: int
     steps_done: int
-    evaluations: frozenset[tuple[str, int]]
-    """(suite digest, step) of every recorded evaluation."""
-    reason: str
-    """Why it failed, in one line; empty if it finished."""
+    evaluations: frozenset[tuple[str, int]]  # (suite digest, step) of every recorded evaluation
+    reason: str  # why it failed, in one line; empty if it finished
     traceback: str
     log_path: str
     checkpoint: Literal["none", "weights", "full"]
     started_ms: int
     ended_ms: int
-    kind: FailureKind = ""
-    """The kind of failure."""
-    failures: dict[str, int] = field(default_factory=dict)
-    """Failed attempts since the last retry, by kind."""
+    kind: FailureKind = ""  # the kind of failure
+    failures: dict[str, int] = field(default_factory=dict)  # failed attempts since the last retry, by kind

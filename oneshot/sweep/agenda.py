@@ -23,8 +23,7 @@ from oneshot.sweep.search.phase import Searching
 from oneshot.trial.requests import Request, Stops, covers, pop_requests, read_stops, write_stops
 from oneshot.trial.state import SHOWN_STATES, TrialState, standing, view
 
-LOOK_S = 1.0
-"""Least time between two looks at requests and at trainings that other processes run."""
+LOOK_S = 1.0  # least time between two looks at requests and at trainings that other processes run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +38,10 @@ class Assignment:
 class Load:
     """How much of a sweep is done, and how much is running."""
 
-    trials: Mapping[str, int]
-    """Number of trials by state."""
+    trials: Mapping[str, int]  # number of trials by state
     tokens_per_s: float
-    gpu_hours_used: float
-    """Since this driver began; with a budget, of all attempts."""
-    gpu_hours_left: float | None
-    """The plan's estimate for open trials; None without an estimate."""
+    gpu_hours_used: float  # since this driver began; with a budget, of all attempts
+    gpu_hours_left: float | None  # the plan's estimate for open trials; None without an estimate
 
 
 class Agenda:
@@ -60,12 +56,9 @@ class Agenda:
         only: Collection[str] | None = None,
     ) -> None:
         self.plan = sweep_run.plan
-        self.num_started = 0
-        """Attempts that this driver began."""
-        self.halted = ""
-        """Why no more trainings begin and running ones end with a checkpoint."""
-        self.kill = False
-        """Whether running trainings end at once instead."""
+        self.num_started = 0  # attempts that this driver began
+        self.halted = ""  # why no more trainings begin and running ones end with a checkpoint
+        self.kill = False  # whether running trainings end at once instead
         self._store = sweep_run.store
         self._folder = sweep_run.folder
         self._listen, self._replanned, self._only = listen, replanned, only
@@ -77,18 +70,14 @@ class Agenda:
         self._closed: dict[str, tuple[Trial, ...]] = {}
         self._live: dict[str, float | None] = {}
         """Key -> when it began or last reported, by the monotonic clock; None until a worker has it."""
-        self._states: dict[str, TrialState] = {}
-        """Key -> state of a training that has ended."""
+        self._states: dict[str, TrialState] = {}  # key -> state of a training that has ended
         self._progress: dict[str, tuple[float, float]] = {}
         """Key of a live training -> share of its steps done, tokens a second."""
-        self._dead: dict[str, Holder | None] = {}
-        """Key -> holder whose worker this driver saw die."""
-        self._elsewhere: dict[str, str] = {}
-        """Key -> the other process that runs it."""
+        self._dead: dict[str, Holder | None] = {}  # key -> holder whose worker this driver saw die
+        self._elsewhere: dict[str, str] = {}  # key -> the other process that runs it
         self._moved: set[str] = set()
         self._looked_s = 0.0
-        self._first_failures: dict[str, str] = {}
-        """Key -> reason of failure, as long as no training has finished."""
+        self._first_failures: dict[str, str] = {}  # key -> reason of failure, as long as no training has finished
         self._has_finished = False
         self._early = EarlyStopping(sweep_run)
         self._searching = Searching(sweep_run, self._early)

@@ -6,12 +6,9 @@ from typing import Literal
 
 from oneshot.store.records import Result
 
-BEGIN = "--- oneshot ---"
-"""Line that marks where the driver's log begins, after lines of Ray."""
-ANSWER_S = 180.0
-"""Time limit for a node to start a worker, fetch the package and read the data."""
-PASSED = "preflight: passed"
-"""Prefix of the line that says that trials may begin."""
+BEGIN = "--- oneshot ---"  # line that marks where the driver's log begins, after lines of Ray
+ANSWER_S = 180.0  # time limit for a node to start a worker, fetch the package and read the data
+PASSED = "preflight: passed"  # Prefix of the line that says that trials may begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +23,7 @@ class Event:
     num_steps: int = 0
     reward: float | None = None
     result: Result | None = None
-    stopped: bool = False
-    """It ended because nobody wants more of it: early stopping, or by hand."""
+    stopped: bool = False  # it ended because nobody wants more of it: early stopping, or by hand
 
 
 Listener = Callable[[Event], None]

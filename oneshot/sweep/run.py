@@ -21,8 +21,7 @@ from oneshot.sweep.tracking.thread import TrackingThread
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import trial_state
 
-Launch = Callable[[Agenda, TrackingThread], bool]
-"""Runs an agenda on a cluster; returns whether it was interrupted."""
+Launch = Callable[[Agenda, TrackingThread], bool]  # runs an agenda on a cluster; returns whether it was interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +30,11 @@ class Summary:
 
     finished: int
     failed: int
-    stopped: int
-    """By early stopping, or by hand."""
+    stopped: int  # by early stopping, or by hand
     missing: int
     interrupted: bool
-    halted: str
-    """Why the sweep ended although trials are missing."""
-    num_started: int
-    """Attempts that this driver began."""
+    halted: str  # why the sweep ended although trials are missing
+    num_started: int  # attempts that this driver began
     tracking_error: str
 
 

@@ -17,8 +17,7 @@ from oneshot.trial.requests import Stops, read_stops
 from oneshot.trial.state import SHOWN_STATES, TrialState, trial_state
 
 Phase = Literal["search", "grid", "done"]
-RATE_STEPS = 10
-"""Steps that a rate is measured over."""
+RATE_STEPS = 10  # steps that a rate is measured over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +35,8 @@ class TrialStatus:
     steps_per_s: float | None
     eta_s: float | None
     attempts: int
-    reason: str
-    """Why it last failed, why it was stopped, or what it waits for."""
-    where: str
-    """Host and process of a running trial."""
+    reason: str  # why it last failed, why it was stopped, or what it waits for
+    where: str  # host and process of a running trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +45,7 @@ class SweepStatus:
 
     name: str
     phase: Phase
-    driver: str | None
-    """Host and process of the driver, if it is alive."""
+    driver: str | None  # host and process of the driver, if it is alive
     num_trials: int
     counts: dict[str, int]
     last_error: str

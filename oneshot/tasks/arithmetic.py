@@ -19,10 +19,8 @@ Side = Literal["corpus", "val", "held_out"]
 
 CATEGORIES = {"+": "addition", "-": "subtraction", "*": "multiplication"}
 HELD_OUT_SHARE = 0.25
-HELD_OUT_PAIRS = 0.75
-"""Share of the pairs `a*b`, `b*a` that have one product held out."""
-VAL_SHARE = 0.2
-"""Share of the held-out problems that are on the `val` side."""
+HELD_OUT_PAIRS = 0.75  # share of the pairs `a*b`, `b*a` that have one product held out
+VAL_SHARE = 0.2  # share of the held-out problems that are on the `val` side
 
 _EXPRESSION = re.compile(r"(\d+)([-+*])(\d+)")
 

@@ -21,8 +21,7 @@ from oneshot.tasks.problems import Content, Problem, content_digest, text_digest
 
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 _FRACTION = re.compile(r"-?(?:\\d?frac\{(?P<numerator>\d+)\}\{(?P<denominator>\d+)\})")
-MAX_SHIFT = 10
-"""Largest change of a number in a wrong label (One-Shot-RLVR, Table 17)."""
+MAX_SHIFT = 10  # largest change of a number in a wrong label (One-Shot-RLVR, Table 17)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,9 @@ class _Row:
 
     source: str
     row: int = 0
-    problem: Problem | None = None
-    """A generated or written problem, which needs no file."""
-    answer: str | None = None
-    """The label that replaces the row's own."""
-    wrong_seed: str | None = None
-    """Seed of a wrong label."""
+    problem: Problem | None = None  # A generated or written problem, which needs no file
+    answer: str | None = None  # the label that replaces the row's own
+    wrong_seed: str | None = None  # seed of a wrong label
 
     @property
     def id(self) -> str:
@@ -62,8 +58,7 @@ class Identity:
 
     ids: tuple[str, ...]
     digests: tuple[str, ...]
-    prompts: tuple[str, ...]
-    """sha256 (hex) of each prompt."""
+    prompts: tuple[str, ...]  # sha256 (hex) of each prompt
     provisional: tuple[str, ...]
     """Sets whose contents are unknown until they are fetched; their digests are of names, not of contents."""
 

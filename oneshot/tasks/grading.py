@@ -27,8 +27,7 @@ from oneshot.tasks.problems import extract_boxed
 
 Verdict = bool | None
 
-START_TIMEOUT_S = 120.0
-"""Time for a child to import sympy on a busy machine."""
+START_TIMEOUT_S = 120.0  # time for a child to import sympy on a busy machine
 
 MAX_CACHED_CHARACTERS = 200
 """Longest text whose reply is cached: extracted answers repeat, and whole completions would fill the memory."""

@@ -32,8 +32,7 @@ def judge(kind: str, text: str, answer: str) -> bool:
     return bool(verify(gold, parsed, timeout_seconds=None, raise_on_error=True))
 
 
-MEMORY_BYTES = 4 * 2**30
-"""Memory limit of one child: `9^{9^9}` then raises MemoryError and does not kill the trial."""
+MEMORY_BYTES = 4 * 2**30  # memory limit of one child: `9^{9^9}` then raises MemoryError and does not kill the trial
 
 
 def main() -> None:

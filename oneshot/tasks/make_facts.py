@@ -17,12 +17,9 @@ from oneshot.tasks.problems import load_file
 WITH_DIGESTS = ("dsr_sub", "math500", "aime24", "aime25", "amc23")
 TEST_SUITES = WITH_DIGESTS[1:]
 NUM_VAL = 200
-SHINGLE = 40
-"""Characters per shingle."""
-NEAR_SHARE = 0.25
-"""Two problems are near duplicates if they share more than this part of either one's shingles."""
-KNOWN_NEAR = {708: "OlympiadBench's problem 65"}
-"""Near duplicates of sets that have no shipped digests."""
+SHINGLE = 40  # characters per shingle
+NEAR_SHARE = 0.25  # two problems are near duplicates if they share more than this part of either one's shingles
+KNOWN_NEAR = {708: "OlympiadBench's problem 65"}  # near duplicates of sets that have no shipped digests
 
 
 def shingles(prompt: str) -> set[str]:

@@ -11,10 +11,8 @@ from statistics import fmean
 
 from oneshot.tasks.problems import extract_boxed
 
-REFLECTION_WORDS = ("rethink", "recheck", "recalculate")
-"""The paper's Figure 4."""
-RUN_LENGTH, RUN_TIMES = 20, 3
-"""A completion repeats itself if a run of 20 words appears three times."""
+REFLECTION_WORDS = ("rethink", "recheck", "recalculate")  # the paper's Figure 4
+RUN_LENGTH, RUN_TIMES = 20, 3  # A completion repeats itself if a run of 20 words appears three times
 MEASURES = (
     "pass_at_1",
     "pass_at_1_lenient",

@@ -40,8 +40,7 @@ class Problem:
         return content_digest(self.content)
 
 
-Content = tuple[str, str]
-"""sha256 (hex) of a prompt and of its answer."""
+Content = tuple[str, str]  # sha256 (hex) of a prompt and of its answer
 
 
 def text_digest(text: str) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 from oneshot.config.trial import Template
 from oneshot.errors import ModelError
 
-Shot = tuple[str, str]
-"""A worked problem: prompt and answer."""
+Shot = tuple[str, str]  # A worked problem: prompt and answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +20,7 @@ class Family:
 
     start: str
     user: str
-    end: str
-    """The text after an answer; its first token ends a completion."""
+    end: str  # the text after an answer; its first token ends a completion
 
     def render(self, shots: Sequence[Shot], prompt: str) -> str:
         """Return the worked turns, and the turn that waits for an answer."""

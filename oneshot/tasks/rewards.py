@@ -15,10 +15,8 @@ from oneshot.config.trial import RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
 from oneshot.tasks.problems import extract_boxed
 
-NUM_CANDIDATES = 20
-"""Answers that can be elected; a rarer answer only counts for one that it equals."""
-_COIN = 0xC01
-"""Separates the coins' random stream from the completions' random table."""
+NUM_CANDIDATES = 20  # answers that can be elected; a rarer answer only counts for one that it equals
+_COIN = 0xC01  # separates the coins' random stream from the completions' random table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +25,7 @@ class GradedCompletion:
 
     completion: str
     correct: Verdict
-    has_answer: Verdict
-    """Judged in the format arm only."""
+    has_answer: Verdict  # judged in the format arm only
 
 
 def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) -> GradedCompletion:

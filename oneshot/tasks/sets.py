@@ -27,8 +27,7 @@ URL_PREFIXES = ("hf://", "http://", "https://", "s3://", "gs://", "memory://")
 class KnownSet:
     """A published file of problems."""
 
-    file: str
-    """Path in the data folder."""
+    file: str  # path in the data folder
     url: str
     num_rows: int
     about: str
@@ -83,8 +82,7 @@ KNOWN = {
     ),
 }  # fmt: skip
 
-PARTS = ("val", "dsr_sub-val")
-"""Subsets of dsr_sub: 200 rows for making choices, and the 1,009 others."""
+PARTS = ("val", "dsr_sub-val")  # subsets of dsr_sub: 200 rows for making choices, and the 1,009 others
 
 
 def data_folder() -> Path:

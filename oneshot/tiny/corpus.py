@@ -19,10 +19,8 @@ class Mixture:
     worked_boxed: float
     worked_words: float
     guess: float
-    guess_right: float
-    """Share of guesses that are right."""
-    guess_boxed: float
-    """Share of guesses that are boxed."""
+    guess_right: float  # share of guesses that are right
+    guess_boxed: float  # share of guesses that are boxed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

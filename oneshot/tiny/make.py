@@ -25,8 +25,7 @@ from oneshot.tasks.prompts import plain
 from oneshot.tiny.corpus import Mixture, texts
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-IGNORED = -100
-"""torch's label for tokens without loss."""
+IGNORED = -100  # torch's label for tokens without loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +38,7 @@ class Organism:
     num_steps: int = 1600
     batch_size: int = 96
     lr: float = 2e-3
-    config_class: Any
-    """transformers' config class, which decides the architecture."""
+    config_class: Any  # transformers' config class, which decides the architecture
     shape: dict[str, Any]
 
 

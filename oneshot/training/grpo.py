@@ -28,11 +28,11 @@ from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import evaluate
 from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
-from oneshot.training.state import TrialState, load_weights
+from oneshot.training.state import TrainingState, load_weights
 from oneshot.training.update import Batch, update
 
 
-def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
+def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
     """Run the trial from `state` to its last step, and yield after each step.
 
     Raises:
@@ -48,7 +48,7 @@ def train(config: TrialConfig, state: TrialState) -> Iterator[StepMetrics]:
 
 
 def evaluate_kept(
-    config: TrialConfig, state: TrialState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
+    config: TrialConfig, state: TrainingState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
 ) -> Iterator[StepMetrics]:
     """Run the evaluations due at step 0 and after the last step, except those in `done`, with the final weights."""
     for step in sorted({0, config.train.num_steps}):
@@ -59,7 +59,7 @@ def evaluate_kept(
             yield StepMetrics(step=step, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
 
 
-def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
+def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     """Make one rollout, its updates, and the evaluations due after it."""
     start_s = time.perf_counter()
     batch = roll_out(config, state)
@@ -98,7 +98,7 @@ def train_step(config: TrialConfig, state: TrialState) -> StepMetrics:
     )
 
 
-def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
+def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
     """Return the seconds that the step's matrix products need on this machine if processes share them evenly."""
     lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
     positions = max(lengths) + config.rollout.max_tokens
@@ -113,7 +113,7 @@ def _floor_s(config: TrialConfig, state: TrialState, batch: Batch) -> float:
     )
 
 
-def roll_out(config: TrialConfig, state: TrialState) -> Batch:
+def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
     """Sample and grade the step's groups. Each process takes whole groups, the first rewards, all get the batch."""
     group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
@@ -135,7 +135,7 @@ def roll_out(config: TrialConfig, state: TrialState) -> Batch:
 
 
 def _sample(
-    config: TrialConfig, state: TrialState, groups: Sequence[tuple[int, int]]
+    config: TrialConfig, state: TrainingState, groups: Sequence[tuple[int, int]]
 ) -> list[tuple[int, Completion, GradedCompletion]]:
     """Sample (group, example) pairs and grade each completion when it ends; return place, completion and grade."""
     group_size = config.rollout.group_size
@@ -174,7 +174,7 @@ def _sample(
 
 
 def _reward(
-    config: TrialConfig, state: TrialState, example_G: Sequence[int], graded: Sequence[GradedCompletion]
+    config: TrialConfig, state: TrainingState, example_G: Sequence[int], graded: Sequence[GradedCompletion]
 ) -> list[float]:
     """Return the reward of each completion of the step, NaN if it could not be graded."""
     values = [math.nan] * len(graded)
@@ -187,13 +187,12 @@ def _reward(
     return values
 
 
-def _key(state: TrialState, place: int) -> tuple[int, ...]:
+def _key(state: TrainingState, place: int) -> tuple[int, ...]:
     """Return the key of a completion's row of the random table."""
     return state.seed, state.step, place
 
 
-_SHUFFLE = 0x5E7
-"""Separates the random stream of the examples' order from the completions' random table."""
+_SHUFFLE = 0x5E7  # separates the random stream of the examples' order from the completions' random table
 
 
 def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) -> list[int]:
@@ -238,7 +237,7 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
 
 
 def _evaluate(
-    config: TrialConfig, state: TrialState, *, done: Collection[tuple[str, int]] = ()
+    config: TrialConfig, state: TrainingState, *, done: Collection[tuple[str, int]] = ()
 ) -> tuple[Evaluation, ...]:
     """Run the suites that are due after this step; accuracies at step 0 become the baseline of `gain`."""
     evaluations = []

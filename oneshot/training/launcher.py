@@ -27,10 +27,8 @@ from oneshot.training.metrics import StepMetrics
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 """All processes are on one machine, whose host name may not resolve."""
-GRACE_S = 1.0
-"""Time to wait for news of a dead process, which can be the cause of another process' error."""
-NUM_LINES = 50
-"""Last lines of a dead child's output that are reported."""
+GRACE_S = 1.0  # time to wait for news of a dead process, which can be the cause of another process' error
+NUM_LINES = 50  # last lines of a dead child's output that are reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +40,7 @@ class Begin:
     resources: ResourceConfig
     grader_timeout_s: float
     halvings: int
-    store: str
-    """Path of the file through which the children find each other."""
+    store: str  # path of the file through which the children find each other
     rank: int
 
 

@@ -24,8 +24,7 @@ class BatchTotals:
 
     num_tokens: int
     num_sequences: int
-    max_tokens: int
-    """Largest length of a completion (`constant` divides by it)."""
+    max_tokens: int  # largest length of a completion (`constant` divides by it)
 
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:

@@ -52,5 +52,4 @@ class StepMetrics:
     metrics: dict[str, float]
     evaluations: tuple[Evaluation, ...]
     sampled: tuple[Sampled, ...]
-    visits: dict[str, float]
-    """Accuracy on each example that the step trained on: the history for ranking examples."""
+    visits: dict[str, float]  # accuracy on each example that the step trained on: the history for ranking examples

@@ -16,8 +16,7 @@ from torch import Tensor
 
 Phase = Literal["forward", "backward"]
 
-MAX_ROWS = {"cpu": 1024, "cuda": 8192}
-"""Largest number of rows of a timed product: the rate hardly rises beyond."""
+MAX_ROWS = {"cpu": 1024, "cuda": 8192}  # largest number of rows of a timed product: the rate hardly rises beyond
 NUM_TRIES = 3
 
 

@@ -44,8 +44,7 @@ from oneshot.training.free_memory import free_gib, most_gib
 from oneshot.training.roofline import Floor
 
 CHECKPOINT_FORMAT = 2
-PART_BYTES = 4 * 2**30
-"""Largest size of a checkpoint's file, and so the additional memory for writing it."""
+PART_BYTES = 4 * 2**30  # largest size of a checkpoint's file, and so the additional memory for writing it
 
 
 class Reference(Protocol):
@@ -57,25 +56,20 @@ class Reference(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class TrialState:
+class TrainingState:
     """A trial between two steps: its policy and optimiser, its examples and suites, and its progress."""
 
     seed: int
-    step: int
-    """Steps done."""
-    baseline: dict[str, float]
-    """`pass_at_1` of each suite before step 1, from which gains are measured."""
-    started: bool
-    """Whether the evaluation before step 1 is done."""
+    step: int  # steps done
+    baseline: dict[str, float]  # `pass_at_1` of each suite before step 1, from which gains are measured
+    started: bool  # whether the evaluation before step 1 is done
     world: World
     policy: Policy
     weights: Weights
-    reference: Reference | None
-    """The frozen start, unless `kl_coef` is 0."""
+    reference: Reference | None  # the frozen start, unless `kl_coef` is 0
     optimizer: Any
     examples: tuple[Problem, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    """Token ids of each example's prompt."""
+    prompts: tuple[tuple[int, ...], ...]  # token ids of each example's prompt
     shots: tuple[Shot, ...]
     suites: tuple[Suite, ...]
     kv_gib: float
@@ -98,7 +92,7 @@ def new_state(
     strategy: Strategy = "single",
     cpu_offload: bool = False,
     gpu_share: float = 1.0,
-) -> TrialState:
+) -> TrainingState:
     """Load everything that a trial needs, at step 0; each of its processes calls this.
 
     `gpu_share` is the part of its GPU that the trial may use.
@@ -125,7 +119,7 @@ def new_state(
         fused=True,
     )
     trains = config.train.num_steps > 0
-    return TrialState(
+    return TrainingState(
         seed=seed,
         step=0,
         baseline={},
@@ -224,7 +218,7 @@ def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool, share: flo
     return -world.largest(-max(free - moments * trains, 0) / 2)  # the smallest number of all processes
 
 
-def save_state(state: TrialState, folder: Path, *, with_optimizer: bool) -> None:
+def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> None:
     """Write a checkpoint into an empty folder; all processes must call this, and the first writes."""
     into = folder if state.world.is_first else None
     weights = state.weights
@@ -278,7 +272,7 @@ def _parts(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(f"{name}*.safetensors"))
 
 
-def load_state(state: TrialState, folder: Path) -> None:
+def load_state(state: TrainingState, folder: Path) -> None:
     """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
     state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
@@ -288,7 +282,7 @@ def load_state(state: TrialState, folder: Path) -> None:
         state.optimizer.state[parameter][moment] = state.weights.part(tensor, parameter)
 
 
-def load_weights(state: TrialState, folder: Path) -> None:
+def load_weights(state: TrainingState, folder: Path) -> None:
     """Load a checkpoint's weights and step into a fresh state, for evaluation."""
     metadata = json.loads((folder / "state.json").read_text())
     assert metadata["format"] == CHECKPOINT_FORMAT and metadata["seed"] == state.seed, "a checkpoint of another trial"

@@ -20,7 +20,7 @@ from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack, in_order, micro_batches, pack
 from oneshot.rollout.engine import Completion
 from oneshot.training.loss import BatchTotals, token_loss, token_weights
-from oneshot.training.state import TrialState
+from oneshot.training.state import TrainingState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,7 @@ class Batch:
     example_G: tuple[int, ...]
     completions: tuple[Completion, ...]
     texts: tuple[str, ...]
-    correct_G: tuple[bool | None, ...]
-    """Whether the boxed answer is right, in every arm; None: ungraded."""
+    correct_G: tuple[bool | None, ...]  # whether the boxed answer is right, in every arm; None: ungraded
     rewards_G: Tensor
     advantages_G: Tensor
 
@@ -41,7 +40,7 @@ class Batch:
         return sum(len(completion.token_ids) for completion in self.completions)
 
 
-def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, float]:
+def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str, float]:
     """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
     Raises:
@@ -60,7 +59,7 @@ def update(config: TrialConfig, state: TrialState, batch: Batch) -> dict[str, fl
 
 
 def optimizer_step(
-    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> dict[str, float]:
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
     metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
@@ -77,7 +76,7 @@ def optimizer_step(
 
 
 def accumulate(
-    config: TrialConfig, state: TrialState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> tuple[dict[str, float], int]:
     """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient.
 
@@ -116,7 +115,7 @@ def accumulate(
 
 def _loss(
     config: TrialConfig,
-    state: TrialState,
+    state: TrainingState,
     batch: Pack,
     space: Workspace,
     *,
@@ -154,7 +153,9 @@ def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
 
 
-def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequence[int]) -> Iterator[tuple[Pack, bool]]:
+def _packs(
+    config: TrialConfig, state: TrainingState, batch: Batch, members: Sequence[int]
+) -> Iterator[tuple[Pack, bool]]:
     """Yield this process' share of the completions in packs of at most `microbatch_tokens` tokens, and if they count.
 
     All processes need the same number of packs, because FSDP gathers shards from all at once. A process with fewer
@@ -176,7 +177,7 @@ def _packs(config: TrialConfig, state: TrialState, batch: Batch, members: Sequen
         yield pack(state.prompts, batch.example_G, completions, chosen, device=state.policy.device), counts
 
 
-def _old_logprobs(config: TrialConfig, state: TrialState, batch: Batch) -> dict[int, Tensor]:
+def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, Tensor]:
     """Return each completion's log-probabilities before the step's first update, by its index."""
     own: dict[int, Tensor] = {}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)

@@ -32,8 +32,7 @@ from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.trainer import Trainer, begin, make_ready
 
 SEGMENT_S = 10.0
-MAX_SAMPLED = 64
-"""Largest number of training completions recorded per step."""
+MAX_SAMPLED = 64  # largest number of training completions recorded per step
 
 LOST = "stops without writing: %s"
 
@@ -93,8 +92,7 @@ class _Recorder:
         self.pending: list[Row] = []
         self.last_segment_s = self.last_checkpoint_s = time.monotonic()
         self.trainer: Trainer | None = None
-        self.only_evaluates = False
-        """The training is done: only evaluations are added, and the checkpoint stays."""
+        self.only_evaluates = False  # the training is done: only evaluations are added, and the checkpoint stays
         self.recorded_rows: dict[int, Row] = {}
 
     def begin(self, grader: Grader) -> Trainer:

@@ -20,10 +20,8 @@ class Request:
     """A user's request to a driver."""
 
     verb: Verb
-    cell: dict[str, str] = field(default_factory=dict)
-    """Axes and names that select trials; empty: all trials."""
-    now: bool = False
-    """For stop: kill without a checkpoint."""
+    cell: dict[str, str] = field(default_factory=dict)  # axes and names that select trials; empty: all trials
+    now: bool = False  # for stop: kill without a checkpoint
 
 
 def send_request(folder: Folder, request: Request) -> None:
@@ -46,10 +44,8 @@ def pop_requests(folder: Folder) -> list[Request]:
 class Stops:
     """Trials that must not run."""
 
-    early: dict[str, str] = field(default_factory=dict)
-    """Key of a search trial -> why early stopping stopped it."""
-    cells: tuple[dict[str, str], ...] = ()
-    """Cells that a user stopped."""
+    early: dict[str, str] = field(default_factory=dict)  # key of a search trial -> why early stopping stopped it
+    cells: tuple[dict[str, str], ...] = ()  # cells that a user stopped
 
     def reason(self, trial: Trial) -> str | None:
         """Return why a trial is stopped, or None. Early stopping of a search trial stops no trial of the grid."""

@@ -25,10 +25,8 @@ class TrialState(StrEnum):
     """The state of a trial, or of the training that its trials share."""
 
     FINISHED = "finished"
-    FAILED = "failed"
-    """No attempts are left."""
-    STOPPED = "stopped"
-    """By early stopping, or by hand."""
+    FAILED = "failed"  # no attempts are left
+    STOPPED = "stopped"  # by early stopping, or by hand
     MISSING = "missing"
     """It still has to run, from the start or from a checkpoint. People see it as running or pending."""
     RUNNING = "running"

@@ -27,23 +27,18 @@ from oneshot.errors import OneshotError, UserError
 from oneshot.sweep.cluster.package import COMMIT, Bundle, commit, packed
 from oneshot.sweep.events import BEGIN
 
-STOP_WAIT_S = 60
-"""Least time from the stop signal to the kill."""
+STOP_WAIT_S = 60  # least time from the stop signal to the kill
 LOOK_S = 1.0
-READY_S = 60.0
-"""A new head accepts jobs only some seconds after it first answers."""
+READY_S = 60.0  # A new head accepts jobs only some seconds after it first answers
 CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
 """Loggers of Ray that report uploads and closed sockets."""
-QUIET_S = 60.0
-"""Silence after which the log is requested again."""
-PATIENCE_S = 120.0
-"""Time limit of a verb that runs on the head."""
-RAYS = "Running entrypoint for job"
-"""Prefix of lines that Ray writes into a job's log."""
+QUIET_S = 60.0  # silence after which the log is requested again
+PATIENCE_S = 120.0  # time limit of a verb that runs on the head
+RAYS = "Running entrypoint for job"  # Prefix of lines that Ray writes into a job's log
 LIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
 Print = Callable[[str], None]
@@ -252,9 +247,8 @@ class Cluster:
                 raise
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
-                    complain(
-                        f"Lost connection to the head node ({_first_line(str(error))}). The sweep keeps running; retrying."
-                    )
+                    reason = _first_line(str(error))
+                    complain(f"Lost connection to the head node ({reason}). The sweep keeps running; retrying.")
                 is_cut = True
             time.sleep(LOOK_S)
 

@@ -18,15 +18,12 @@ from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.plan import Trial
 
-MOST_AT_A_TIME = 1000
-"""Most trials that Tune is given ahead of free workers, unless the sweep sets a limit."""
+MOST_AT_A_TIME = 1000  # most trials that Tune is given ahead of free workers, unless the sweep sets a limit
 NODE_TYPES = "ONESHOT_NODE_TYPES"
-NUM_TRIES = 3
-"""Attempts to connect to a running cluster, about a second each."""
+NUM_TRIES = 3  # attempts to connect to a running cluster, about a second each
 REACH_S = 10.0
 RAYLET_S = 2.0
-LOOK_S = 2.0
-"""Least time between two looks at the cluster's nodes."""
+LOOK_S = 2.0  # least time between two looks at the cluster's nodes
 
 
 Need = tuple[float, float, float | None, tuple[str, ...]]

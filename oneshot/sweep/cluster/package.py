@@ -18,10 +18,8 @@ from oneshot.config.file import SweepFile
 from oneshot.errors import UserError
 
 PACKAGE = Path(oneshot.__file__).parent
-COMMIT = "ONESHOT_COMMIT"
-"""Variable with the commit that was shipped, because the copy has no git."""
-MOST_MIB = 64
-"""Most data files that are shipped; Ray itself accepts 500 MiB."""
+COMMIT = "ONESHOT_COMMIT"  # variable with the commit that was shipped, because the copy has no git
+MOST_MIB = 64  # most data files that are shipped; Ray itself accepts 500 MiB
 _DATA_FILE = re.compile(r"(?P<path>[^:]+\.(jsonl|parquet|json))(:.*)?")
 
 

@@ -24,14 +24,10 @@ class Question:
     working_directory: str
     data_folder: str | None
     storage: str
-    node: str
-    """Id of the node."""
-    token: str
-    """Names a scratch folder of the storage, and is the content of its files."""
-    models: tuple[tuple[str, str | None], ...] = ()
-    """(path, revision) of the models that trials on this node load."""
-    configs: tuple[dict[str, Any], ...] = ()
-    """Trials whose examples and suites this node reads."""
+    node: str  # id of the node
+    token: str  # names a scratch folder of the storage, and is the content of its files
+    models: tuple[tuple[str, str | None], ...] = ()  # (path, revision) of the models that trials on this node load
+    configs: tuple[dict[str, Any], ...] = ()  # trials whose examples and suites this node reads
     needs_libraries: bool = True
 
 
@@ -40,8 +36,7 @@ class Answer:
     """A node's answer; an empty text means that all is well."""
 
     host: str
-    versions: dict[str, str]
-    """Versions of python, ray, oneshot (a digest of its files) and the libraries, or `missing`."""
+    versions: dict[str, str]  # versions of python, ray, oneshot (a digest of its files) and the libraries, or `missing`
     storage: str = ""
     models: dict[str, str] = field(default_factory=dict)
     """Model path and revision -> a digest of its files, or why it is not available."""

@@ -25,8 +25,7 @@ from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
 
 MOVED = "its node is being drained"
-WAKE_S = 5.0
-"""Least time between two MLflow updates of a running trial."""
+WAKE_S = 5.0  # least time between two MLflow updates of a running trial
 
 
 def run_on_ray(
@@ -98,8 +97,7 @@ class _Driver(tune.Callback):
     def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
         self._agenda, self._store, self._tracking, self._nodes = agenda, store, tracking, nodes
         self._woken: dict[str, float] = {}
-        self._killed: dict[str, str] = {}
-        """Key -> why its worker was ended."""
+        self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
         self._gauges = Gauges(agenda)
 

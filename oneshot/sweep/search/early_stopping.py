@@ -29,8 +29,7 @@ class EarlyStopping:
         self._metric = config.metric or search.objective.metric
         self._per = search.per if config.per is None else config.per
         self._num_trials = {study.name: len(study.cells) * len(search.seeds) for study in sweep_run.plan.studies}
-        self._values: dict[tuple[str, int | None, int], dict[str, float]] = {}
-        """(study, point, step) -> trial -> value."""
+        self._values: dict[tuple[str, int | None, int], dict[str, float]] = {}  # (study, point, step) -> trial -> value
         self._machine = EarlyStop(config, mode=search.objective.mode)
         for name in folder.list(FOLDER):
             fields = folder.salvage(f"{FOLDER}/{name}")

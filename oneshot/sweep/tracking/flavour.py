@@ -17,8 +17,7 @@ from oneshot.export.source import TOKENIZER
 from oneshot.export.write import Export
 
 MLMODEL = "MLmodel"
-WEIGHTS_PLACE, TOKENIZER_PLACE = "model", "components/tokenizer"
-"""Where the flavour looks for them."""
+WEIGHTS_PLACE, TOKENIZER_PLACE = "model", "components/tokenizer"  # where the flavour looks for them
 
 
 def upload_files(client: MlflowClient, model: LoggedModel, export: Export) -> None:

@@ -19,8 +19,7 @@ from oneshot.sweep.tracking.run_data import is_curve, run_identity, run_params
 from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.tracker import NOTE, TRIAL
 
-IDENTITY = "oneshot.export"
-"""The tag that names a LoggedModel's contents."""
+IDENTITY = "oneshot.export"  # the tag that names a LoggedModel's contents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +28,8 @@ class Registered:
 
     model_id: str
     experiment: str
-    run_id: str | None
-    """The trial's run; None if MLflow has none, and so no accuracies either."""
-    version: str | None
-    """In the registered model, if one was asked for."""
+    run_id: str | None  # the trial's run; None if MLflow has none, and so no accuracies either
+    version: str | None  # in the registered model, if one was asked for
 
 
 def register(export: Export, location: MlflowLocation, *, upload: bool, name: str | None) -> Registered:

@@ -16,8 +16,7 @@ from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import identify
 from oneshot.trial.state import TrialState, trial_standing
 
-TAG_LENGTH = 7500
-"""Longest tag; MLflow silently cuts tags at 8,000 characters."""
+TAG_LENGTH = 7500  # longest tag; MLflow silently cuts tags at 8,000 characters
 CUT = "*Cut here: the rest is under Artifacts, in `report/`.*"
 ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
 CURVES = (*ACCURACIES, "boxed", "truncated", "length_mean")

@@ -13,11 +13,9 @@ from oneshot.plan.sweep_run import SweepRun
 if TYPE_CHECKING:
     from oneshot.sweep.tracking.tracker import Tracker
 
-PAUSE_S = 15.0
-"""Wait between two tries while MLflow does not answer."""
+PAUSE_S = 15.0  # wait between two tries while MLflow does not answer
 
-REFRESH_S = 30.0
-"""Least time between two updates of the sweep's table and figures."""
+REFRESH_S = 30.0  # least time between two updates of the sweep's table and figures
 
 logger = logging.getLogger(__name__)
 

@@ -47,10 +47,8 @@ from oneshot.trial.state import TrialState, trial_standing, view
 
 TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
 """Columns of an evaluation's table in MLflow, which compares runs by the second one; the store has more."""
-NOTE = "mlflow.note.content"
-"""The tag that MLflow shows as a description in Markdown."""
-BATCH = 1000
-"""Points that MLflow accepts in one call."""
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a description in Markdown
+BATCH = 1000  # points that MLflow accepts in one call
 TRIAL = "oneshot.trial"
 MEASURES = "measures.json"
 
@@ -64,10 +62,8 @@ class _Child:
     attempt: str = ""
     is_new: bool = False
     is_described: bool = False
-    sent: set[tuple[str, int]] = field(default_factory=set)
-    """(metric, step) of every point sent."""
-    read: dict[str, list[Row]] = field(default_factory=dict)
-    """Segments of the trial's rows that were read."""
+    sent: set[tuple[str, int]] = field(default_factory=set)  # (metric, step) of every point sent
+    read: dict[str, list[Row]] = field(default_factory=dict)  # segments of the trial's rows that were read
 
 
 class Tracker:
@@ -83,11 +79,9 @@ class Tracker:
         self._parent_id = self._find_parent()
         self._children = self._find_children()
         self._is_open = False
-        self._studies: dict[str, Any] = {}
-        """Study -> its record in MLflow."""
+        self._studies: dict[str, Any] = {}  # study -> its record in MLflow
         self._description = ""
-        self._published: dict[str, str] = {}
-        """File name -> digest of the contents sent."""
+        self._published: dict[str, str] = {}  # file name -> digest of the contents sent
 
     def replan(self, plan: Plan) -> None:
         """Take a plan with new trials."""

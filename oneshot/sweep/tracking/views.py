@@ -9,8 +9,7 @@ from typing import Any
 
 from oneshot.plan.plan import Plan
 
-TAG = "mlflow.sharedViewState."
-"""Prefix of the tags that are views."""
+TAG = "mlflow.sharedViewState."  # Prefix of the tags that are views
 CELLS, TRIALS = "cells", "trials"
 
 
