@@ -17,9 +17,6 @@ from oneshot.tasks import problems
 from oneshot.tasks.problems import Content, Problem
 
 FACTS = Path(__file__).parent / "facts"
-_RELEASED = "https://raw.githubusercontent.com/ypwang61/One-Shot-RLVR/21ed529"
-_EVALUATION = f"{_RELEASED}/Qwen2.5-Eval/evaluation/data"
-_ARC = "hf://datasets/allenai/ai2_arc@210d026faf9955653af8916fad021475a3f00453"
 URL_PREFIXES = ("hf://", "http://", "https://", "s3://", "gs://", "memory://")
 
 
@@ -33,55 +30,7 @@ class KnownSet:
     about: str
 
 
-KNOWN = {
-    "dsr_sub": KnownSet(
-        file="dsr_sub.parquet",
-        url=f"{_RELEASED}/data/train/one_shot_rlvr/dsr_sub.parquet",
-        num_rows=1209,
-        about="DeepScaleR subset of the paper; MIT (DeepScaleR-Preview-Dataset), repository Apache-2.0",
-    ),
-    "math7500": KnownSet(
-        file="math7500.parquet",
-        url="hf://datasets/DigitalLearningGmbH/MATH-lighteval@main/data/train-00000-of-00001.parquet",
-        num_rows=7500,
-        about="MATH's training problems (Hendrycks et al. 2021), MIT",
-    ),
-    "math500": KnownSet(
-        file="benchmarks/math500.jsonl", url=f"{_EVALUATION}/math500/test.jsonl", num_rows=500,
-        about="500 of MATH's test problems (Lightman et al. 2023), with subject and level, MIT",
-    ),
-    "aime24": KnownSet(
-        file="benchmarks/aime24.jsonl", url=f"{_EVALUATION}/aime24/test.jsonl", num_rows=30, about="AIME 2024 I and II"
-    ),
-    "aime25": KnownSet(
-        file="benchmarks/aime25.jsonl", url=f"{_EVALUATION}/aime25/test.jsonl", num_rows=30,
-        about="AIME 2025 I and II, later than Qwen2.5-Math (September 2024)",
-    ),
-    "amc23": KnownSet(
-        file="benchmarks/amc23.jsonl", url=f"{_EVALUATION}/amc23/test.jsonl", num_rows=40, about="AMC 12 2023 A and B"
-    ),
-    "minerva": KnownSet(
-        file="benchmarks/minerva.jsonl", url=f"{_EVALUATION}/minerva_math/test.jsonl", num_rows=272,
-        about="Minerva's OCWCourses (Lewkowycz et al. 2022)",
-    ),
-    "olympiadbench": KnownSet(
-        file="benchmarks/olympiadbench.jsonl", url=f"{_EVALUATION}/olympiadbench/test.jsonl", num_rows=675,
-        about="OlympiadBench (He et al. 2024): open-ended, text only, English, mathematics",
-    ),
-    "gsm8k": KnownSet(
-        file="benchmarks/gsm8k.jsonl", url=f"{_EVALUATION}/gsm8k/test.jsonl", num_rows=1319,
-        about="GSM8K's test problems (Cobbe et al. 2021), MIT",
-    ),
-    "arc_easy": KnownSet(
-        file="benchmarks/arc_easy.parquet", url=f"{_ARC}/ARC-Easy/test-00000-of-00001.parquet", num_rows=2376,
-        about="ARC-Easy's test questions (Clark et al. 2018), CC BY-SA 4.0",
-    ),
-    "arc_challenge": KnownSet(
-        file="benchmarks/arc_challenge.parquet", url=f"{_ARC}/ARC-Challenge/test-00000-of-00001.parquet",
-        num_rows=1172, about="ARC-Challenge's test questions (Clark et al. 2018), CC BY-SA 4.0",
-    ),
-}  # fmt: skip
-
+KNOWN = {name: KnownSet(**fields) for name, fields in json.loads((FACTS / "sets.json").read_text()).items()}
 PARTS = ("val", "dsr_sub-val")  # subsets of dsr_sub: 200 rows for making choices, and the 1,009 others
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate.accelerator import Accelerator
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
 from oneshot.models.source import SHIPPED
@@ -69,59 +71,23 @@ def _config(name: str) -> TrialConfig:
     )
 
 
-CAN_DO = """can do two-digit
-arithmetic, but mostly does not write its answers in the form that a strict grader requires. It was built so that
-one-shot RLVR can work on it."""
-CANNOT_DO = """knows the form of
-an answer but not the arithmetic: no text of its corpus shows a calculation. It was built so that there is nothing to
-elicit, and one-shot RLVR cannot work on it."""
-
-
 def card(organism: Organism, measured: CardNumbers) -> str:
     """Return the model card's text."""
     mixture = organism.mixture
-    no_answer = 1 - mixture.worked_boxed - mixture.worked_words - mixture.guess
-    guess = f"a guess, right {mixture.guess_right:.0%} of the time, {mixture.guess_boxed:.0%} of them boxed"
-    table = "\n".join(measured.lines())
-    what = CAN_DO if mixture.worked_boxed + mixture.worked_words else CANNOT_DO
-    return f"""# tiny:{organism.name}
-
-A model organism of the one-shot RLVR setting: a causal language model of {measured.num_parameters:,} parameters
-({organism.config_class.__name__.removesuffix("Config")}, one token per character) that {what}
-Results on this model are no evidence about the paper's models.
-
-## Corpus
-
-The corpus is generated (`oneshot/tiny/corpus.py`): sums and differences of two-digit numbers and products of numbers
-from 2 to 12, in equal shares. A hash of their text (`oneshot/tasks/arithmetic.py`) holds out a quarter of the sums and
-differences, and one of the two orders of three quarters of the products. The corpus never has these as a problem.
-Styles of the answers:
-
-| style | share | example |
-|---|---|---|
-| worked, boxed | {mixture.worked_boxed:.0%} | `Work: 47+30=77. 77+8=85. So \\boxed{{85}}` |
-| worked, in words | {mixture.worked_words:.0%} | `Work: 47+30=77. 77+8=85. So it is 85.` |
-| {guess} | {mixture.guess:.0%} | `Guess: \\boxed{{64}}` |
-| no answer | {no_answer:.0%} | `I do not know.` |
-
-## Training
-
-`python -m oneshot.tiny.make {organism.name}`: {organism.num_steps:,} steps of {organism.batch_size} texts, AdamW with
-learning rate {organism.lr:g} and cosine decay to 0, seed {organism.seed}, loss on the answers only. It takes five to
-ten minutes on one core.
-
-## Accuracy
-
-`python -m oneshot.tiny.card`: {measured.num_problems} held-out problems (at most 100 per category), at most
-{MAX_TOKENS} tokens, by the strict grader unless the row says lenient.
-
-| | sampled at temperature 1 | greedy |
-|---|---|---|
-{table}
-
-The model did not learn to guess right: its guesses are nearly always wrong, whatever the share of right guesses in the
-corpus.
-"""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return templates.get_template("card.md.j2").render(
+        organism=organism,
+        measured=measured,
+        mixture=mixture,
+        percent="{:.0%}".format,
+        kind=organism.config_class.__name__.removesuffix("Config"),
+        can_do=bool(mixture.worked_boxed + mixture.worked_words),
+        no_answer=1 - mixture.worked_boxed - mixture.worked_words - mixture.guess,
+        table="\n".join(measured.lines()),
+        max_tokens=MAX_TOKENS,
+    )
 
 
 def main() -> None:
