@@ -39,7 +39,7 @@ SETTINGS = (
 
 def identity(kept: Kept, dtype: str) -> str:
     """Return the identity of an export's contents: exports with one identity are the same model."""
-    return f"{kept.asked.key}-{kept.step}-{dtype}"
+    return f"{kept.selection.key}-{kept.step}-{dtype}"
 
 
 def base_model(kept: Kept) -> dict[str, str]:
@@ -50,15 +50,15 @@ def base_model(kept: Kept) -> dict[str, str]:
 
 def describe(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
     """Return the contents of oneshot.json; `files`: name -> sha256."""
-    asked = kept.asked
+    selection = kept.selection
     return {
         "format": FORMAT,
         "identity": identity(kept, dtype),
-        "key": asked.key,
+        "key": selection.key,
         "label": kept.label,
-        "sweep": asked.sweep.config.name if asked.sweep is not None else None,
-        "cell": asked.trial.cell,
-        "seed": asked.trial.seed,
+        "sweep": selection.sweep.config.name if selection.sweep is not None else None,
+        "cell": selection.trial.cell,
+        "seed": selection.trial.seed,
         "step": kept.step,
         "dtype": dtype,
         "merged_adapter": kept.config.model.adapter is not None,
@@ -93,13 +93,13 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
 
 
 def _lines(kept: Kept, source: SourceModel, *, dtype: str) -> Iterator[str]:
-    config, sweep = kept.config, kept.asked.sweep
+    config, sweep, seed = kept.config, kept.selection.sweep, kept.selection.trial.seed
     of_sweep = f" of the sweep `{sweep.config.name}`" if sweep is not None else ""
     base = "@".join(base_model(kept).values())
     yield f"# {kept.label}\n"
     yield f"`{base}` after {kept.step} steps of GRPO ({config.reward.kind} reward) on:\n"
     yield from (f"- {_code(example)}" for example in config.examples)
-    yield f"\nTraining `{kept.asked.key}`, seed {kept.asked.trial.seed}{of_sweep}, by oneshot. Weights: {dtype}."
+    yield f"\nTraining `{kept.selection.key}`, seed {seed}{of_sweep}, by oneshot. Weights: {dtype}."
     if sweep is not None and sweep.config.question:
         yield f"\nQuestion of the sweep: {sweep.config.question}"
     if config.model.adapter is not None:
@@ -117,7 +117,7 @@ def _lines(kept: Kept, source: SourceModel, *, dtype: str) -> Iterator[str]:
     versions = kept.attempt.get("versions", {})
     yield f"| trained with | {', '.join(f'{name} {number}' for name, number in versions.items()) or 'not recorded'} |"
     yield f"| last attempt on | {kept.attempt.get('gpu') or 'a CPU'} |"
-    yield f"| written by | `oneshot export {kept.asked.key}`, oneshot {version('oneshot')} |"
+    yield f"| written by | `oneshot export {kept.selection.key}`, oneshot {version('oneshot')} |"
     yield "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
     remote = ", trust_remote_code=True" if config.model.trust_remote_code else ""
     yield f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{remote})'
