@@ -22,7 +22,7 @@ from oneshot.cli.options import (
 from oneshot.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from oneshot.export.kept import Asked
+    from oneshot.export.kept import Selection
     from oneshot.export.write import Export
     from oneshot.store.store import Store
     from oneshot.sweep.tracking.registry import Registered
@@ -82,8 +82,8 @@ def export(
     from oneshot.export.kept import read_kept
     from oneshot.export.write import write_export
 
-    store, asked = _find(name, cell, seed, storage)
-    kept = read_kept(store, asked)
+    store, selection = _find(name, cell, seed, storage)
+    kept = read_kept(store, selection)
     target = to.expanduser().resolve()
     made = write_export(kept, target, dtype=dtype or kept.dtype, force=force, say=warn)
     published = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Published()
@@ -100,7 +100,7 @@ def export(
         raise typer.Exit(1)
 
 
-def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple["Store", "Asked"]:
+def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple["Store", "Selection"]:
     """Return the trial that is meant, and its store."""
     from oneshot.export.kept import by_cell, by_key
     from oneshot.plan.loader import begun_sweep
@@ -127,7 +127,7 @@ def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: boo
     """Show the export in MLflow."""
     from oneshot.plan.sweep_run import mlflow_location
 
-    sweep = made.kept.asked.sweep
+    sweep = made.kept.selection.sweep
     if sweep is None:
         reason = "the trial belongs to no sweep of this storage"
         return Published(error=reason) if upload or name else Published(note=f"not in MLflow: {reason}")
@@ -158,7 +158,7 @@ def _push(made: "Export", repository: str, *, public: bool, published: Published
     from oneshot.export.push import push
 
     warn(f"uploading {made.num_bytes / 2**20:.1f} MiB to {repository}")
-    message = f"{made.kept.label}, step {made.kept.step}, {made.dtype} (oneshot {made.kept.asked.key})"
+    message = f"{made.kept.label}, step {made.kept.step}, {made.dtype} (oneshot {made.kept.selection.key})"
     address = push(made.folder, repository, public=public, message=message)
     if published.registered is not None:
         from oneshot.sweep.tracking.registry import note_push
@@ -174,7 +174,7 @@ def _to_json(made: "Export", published: Published, address: str | None) -> dict[
     registered = published.registered
     return {
         "folder": str(made.folder),
-        **{name: made.facts[name] for name in ("key", "label", "step", "dtype")},
+        **{name: made.metadata[name] for name in ("key", "label", "step", "dtype")},
         "num_bytes": made.num_bytes,
         "mlflow": None
         if registered is None

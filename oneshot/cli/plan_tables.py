@@ -8,7 +8,8 @@ from rich.text import Text
 
 from oneshot.cli.layout import plain_table
 from oneshot.config.sweep import BudgetConfig
-from oneshot.models.placement import HEADROOM, Memory, Placement, alternatives
+from oneshot.models.memory import Memory
+from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan.plan import Plan, Trial
 

@@ -23,7 +23,7 @@ MOST_SHOWN = 12  # largest number of trials or keys that an error lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Selection:
     """A trial to export, and its sweep if it has one."""
 
     sweep: PinnedSweep | None
@@ -46,7 +46,7 @@ class KeptEvaluation:
     time_ms: int
     metrics: dict[str, float]
     num_completions: int
-    is_asked: bool
+    is_own: bool
     """Whether the trial asks for it; `oneshot eval` and other sweeps of the training also leave evaluations."""
 
 
@@ -54,7 +54,7 @@ class KeptEvaluation:
 class Kept:
     """A training whose final weights are in the store."""
 
-    asked: Asked
+    selection: Selection
     step: int
     folder: TrialFolder
     weights: tuple[str, ...]  # names of the checkpoint's files in the folder
@@ -64,12 +64,12 @@ class Kept:
     @property
     def config(self) -> TrialConfig:
         """Return the trial's config."""
-        return self.asked.trial.config
+        return self.selection.trial.config
 
     @property
     def label(self) -> str:
         """Return the trial's name for people."""
-        return self.asked.trial.label if self.asked.sweep is not None else f"trial {self.asked.key}"
+        return self.selection.trial.label if self.selection.sweep is not None else f"trial {self.selection.key}"
 
     @property
     def dtype(self) -> str:
@@ -78,7 +78,7 @@ class Kept:
         return "bfloat16" if model.mixed_precision == "bf16" else model.dtype
 
 
-def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Asked:
+def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Selection:
     """Return the one trial of a sweep's grid with this cell and seed.
 
     Raises:
@@ -96,10 +96,10 @@ def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: i
         raise UserError(f"{options}: {count} of {plan.name}; choose one of\n  {_listed(trials or plan.grid)}")
     if trials[0].key is None:
         raise UserError(f"{trials[0].label}: waits for {trials[0].waits_for}; run it first")
-    return Asked(sweep=sweep, trial=trials[0])
+    return Selection(sweep=sweep, trial=trials[0])
 
 
-def by_key(store: Store, text: str) -> Asked:
+def by_key(store: Store, text: str) -> Selection:
     """Return the training with this key or prefix of a key, as a trial of the sweep with the most steps.
 
     Raises:
@@ -125,9 +125,9 @@ def by_key(store: Store, text: str) -> Asked:
         if key in keys_of(store, name):
             begun = begun_sweep(store, name)
             trials = [trial for trial in begun.plan.trials if trial.key == key]
-            matches += [(name == runner, Asked(sweep=begun.sweep, trial=trial)) for trial in trials]
+            matches += [(name == runner, Selection(sweep=begun.sweep, trial=trial)) for trial in trials]
     if not matches:
-        return Asked(sweep=None, trial=_alone(store, key))
+        return Selection(sweep=None, trial=_alone(store, key))
     # the kept weights are those of the longest trial; between equals, the sweep that ran it comes first
     return max(matches, key=lambda match: (match[1].trial.config.train.num_steps, match[0]))[1]
 
@@ -149,15 +149,15 @@ def _alone(store: Store, key: str) -> Trial:
     )
 
 
-def read_kept(store: Store, asked: Asked) -> Kept:
+def read_kept(store: Store, selection: Selection) -> Kept:
     """Read what the store has of a trial with kept final weights.
 
     Raises:
         UserError: they are not kept; says why, and what to do.
     """
-    trial, folder = asked.trial, store.trial(asked.key)
+    trial, folder = selection.trial, store.trial(selection.key)
     num_steps = trial.config.train.num_steps
-    label = trial.label if asked.sweep is not None else asked.key
+    label = trial.label if selection.sweep is not None else selection.key
     if trial.config.script is not None:
         raise UserError(f"{label}: a script trains no model; there is nothing to export")
     if num_steps == 0:
@@ -165,16 +165,16 @@ def read_kept(store: Store, asked: Asked) -> Kept:
     pointer = folder.salvage("checkpoint.json")
     state = folder.salvage(f"checkpoint/{pointer['folder']}/state.json") if pointer is not None else None
     if pointer is None or state is None or state["step"] < num_steps:
-        raise UserError(f"{label}: {_why_not(asked, folder, at=state['step'] if state else None)}")
+        raise UserError(f"{label}: {_why_not(selection, folder, at=state['step'] if state else None)}")
     if state["step"] > num_steps:
         raise UserError(
             f"{label}: its training continued to step {state['step']} for another trial, whose weights are kept; "
-            f"`oneshot export {asked.key}` writes those"
+            f"`oneshot export {selection.key}` writes those"
         )
     place = f"checkpoint/{pointer['folder']}"
     result = folder.result()
     return Kept(
-        asked=asked,
+        selection=selection,
         step=num_steps,
         folder=folder,
         weights=tuple(f"{place}/{name}" for name in folder.list(place) if fnmatch(name, "model*.safetensors")),
@@ -183,10 +183,10 @@ def read_kept(store: Store, asked: Asked) -> Kept:
     )
 
 
-def _why_not(asked: Asked, folder: TrialFolder, *, at: int | None) -> str:
+def _why_not(selection: Selection, folder: TrialFolder, *, at: int | None) -> str:
     """Return why there are no final weights, and a hint; `at` is the step of the weights that there are."""
-    result, config = folder.current_result(), asked.trial.config
-    name = asked.sweep.config.name if asked.sweep is not None else None
+    result, config = folder.current_result(), selection.trial.config
+    name = selection.sweep.config.name if selection.sweep is not None else None
     run = "`oneshot run` its sweep" if name is None else f"`oneshot run` the file of {name}"
     if result is not None and result.outcome == "failed":
         hint = f"`oneshot retry {name}`, then {run}" if name else "fix that and run it again"
@@ -194,7 +194,7 @@ def _why_not(asked: Asked, folder: TrialFolder, *, at: int | None) -> str:
     if result is not None and config.train.num_steps <= result.steps_done:
         return (
             "its weights are not kept (checkpoint.keep: none); `oneshot trial FILE --cell ... --seed "
-            f"{asked.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
+            f"{selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
         )
     done = f"step {at} of {config.train.num_steps}" if at else f"no checkpoint of its {config.train.num_steps} steps"
     return f"has not finished ({done}); {run} to resume it"
@@ -211,9 +211,9 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
     for digest, step in sorted(folder.evaluations()):
         record = folder.evaluation(digest, step) if step in at else None
         if record is not None:
-            is_asked = names is None or digest in names
+            is_own = names is None or digest in names
             name = record["suite"] if names is None else names.get(digest, record["suite"])
-            if not is_asked and names is not None and name in names.values():
+            if not is_own and names is not None and name in names.values():
                 continue  # another suite has the name of one of the trial's
             table = folder.completions(f"eval-{digest}-{step}") or {"data": []}
             evaluations.append(
@@ -224,7 +224,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
                     time_ms=times_ms.get(step, 0),
                     metrics=record["metrics"],
                     num_completions=len(table["data"]),
-                    is_asked=is_asked,
+                    is_own=is_own,
                 )
             )
     return tuple(sorted(evaluations, key=attrgetter("suite", "digest", "step")))

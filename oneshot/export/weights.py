@@ -30,7 +30,7 @@ def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
     wide = target if adapter is None else torch.promote_types(getattr(torch, kept.config.model.dtype), target)
     policy = load_policy(kept.config.model.model_copy(update={"dtype": str(wide).removeprefix("torch.")}))
     if adapter is not None:
-        attach(policy.model, adapter, seed=kept.asked.trial.seed)
+        attach(policy.model, adapter, seed=kept.selection.trial.seed)
     trained = {
         name: parameter
         for name, parameter in policy.model.named_parameters()

@@ -29,7 +29,7 @@ class Export:
     folder: Path
     kept: Kept
     dtype: str
-    facts: dict[str, Any]  # contents of its oneshot.json
+    metadata: dict[str, Any]  # contents of its oneshot.json
     is_new: bool  # false if the folder had the same export already
 
     @property
@@ -40,7 +40,7 @@ class Export:
     @property
     def num_bytes(self) -> int:
         """Return the size of all files."""
-        return sum((self.folder / name).stat().st_size for name in self.facts["files"])
+        return sum((self.folder / name).stat().st_size for name in self.metadata["files"])
 
 
 def read_export(folder: Path) -> dict[str, Any] | None:
@@ -62,7 +62,7 @@ def write_export(kept: Kept, folder: Path, *, dtype: str, force: bool, say: Say)
     previous = read_export(folder)
     if previous is not None and previous.get("identity") == identity(kept, dtype) and not force:
         say(f"{folder} already has this export; --force writes it again")
-        return Export(folder=folder, kept=kept, dtype=dtype, facts=previous, is_new=False)
+        return Export(folder=folder, kept=kept, dtype=dtype, metadata=previous, is_new=False)
     check_target(folder, force=force)
     # beside the target: a rename is atomic only within one file system
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -76,7 +76,7 @@ def write_export(kept: Kept, folder: Path, *, dtype: str, force: bool, say: Say)
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Export(folder=folder, kept=kept, dtype=dtype, facts=metadata, is_new=True)
+    return Export(folder=folder, kept=kept, dtype=dtype, metadata=metadata, is_new=True)
 
 
 def check_target(folder: Path, *, force: bool) -> None:

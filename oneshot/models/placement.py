@@ -9,19 +9,6 @@ from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.models.shapes import model_shape
 from oneshot.tasks.benchmarks import load_suites
 
-__all__ = [
-    "GPU_GIB",
-    "HEADROOM",
-    "Memory",
-    "Placement",
-    "Strategy",
-    "alternatives",
-    "choose_strategy",
-    "host_gib",
-    "place_trial",
-    "trial_memory",
-    "usable_gib",
-]
 GPU_GIB = {
     "T4": 14.5,
     "V100": 15.5,

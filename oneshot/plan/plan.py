@@ -13,7 +13,8 @@ from oneshot.config.paths import SettingError, flatten
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
-from oneshot.models.placement import GPU_GIB, Memory, Placement, alternatives, choose_strategy, host_gib, place_trial
+from oneshot.models.memory import Memory
+from oneshot.models.placement import GPU_GIB, Placement, alternatives, choose_strategy, host_gib, place_trial
 from oneshot.models.source import local_folder
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import Cost, TrainingShape, estimate, training_shape

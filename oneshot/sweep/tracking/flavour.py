@@ -25,7 +25,7 @@ def upload_files(client: MlflowClient, model: LoggedModel, export: Export) -> No
     if any(file.path == MLMODEL for file in client.list_logged_model_artifacts(model.model_id)):
         return
     client.log_model_artifacts(model.model_id, str(export.folder), WEIGHTS_PLACE)
-    for name in export.facts["files"]:
+    for name in export.metadata["files"]:
         if any(Path(name).match(pattern) for pattern in TOKENIZER):
             place = Path(TOKENIZER_PLACE, name).parent
             client.log_model_artifact(model.model_id, str(export.folder / name), str(place))

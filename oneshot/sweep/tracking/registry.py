@@ -67,8 +67,8 @@ def note_push(model_id: str, *, tracking_uri: str, repository: str) -> None:
 
 
 def _find_run(client: MlflowClient, experiment_id: str, kept: Kept) -> Run | None:
-    condition = f"tags.`{TRIAL}` = '{run_identity(kept.asked.trial)}'"
-    sweep = kept.asked.sweep
+    condition = f"tags.`{TRIAL}` = '{run_identity(kept.selection.trial)}'"
+    sweep = kept.selection.sweep
     if sweep is not None:
         condition += f" and tags.sweep = '{sweep.config.name}'"
     runs = client.search_runs([experiment_id], condition, max_results=1)
@@ -77,7 +77,7 @@ def _find_run(client: MlflowClient, experiment_id: str, kept: Kept) -> Run | Non
 
 def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> LoggedModel | None:
     condition = f"tags.`{IDENTITY}` = '{export.identity}'"
-    if (sweep := export.kept.asked.sweep) is not None:
+    if (sweep := export.kept.selection.sweep) is not None:
         condition += f" AND tags.`sweep` = '{sweep.config.name}'"
     models = client.search_logged_models([experiment_id], condition)
     return next(iter(models), None)
@@ -85,26 +85,26 @@ def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> Log
 
 def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: Run | None) -> LoggedModel:
     kept = export.kept
-    asked = kept.asked
+    selection = kept.selection
     base = base_model(kept)
     tags = {
         IDENTITY: export.identity,
         NOTE: _note(export),
-        "trial.key": asked.key,
-        "seed": str(asked.trial.seed),
+        "trial.key": selection.key,
+        "seed": str(selection.trial.seed),
         "step": str(kept.step),
         "dtype": export.dtype,
         **{f"base_model.{name}": value for name, value in base.items()},
-        **{f"cell.{axis}": cell for axis, cell in asked.trial.cell.items()},
+        **{f"cell.{axis}": cell for axis, cell in selection.trial.cell.items()},
     }
-    if asked.sweep is not None:
-        tags["sweep"] = asked.sweep.config.name
+    if selection.sweep is not None:
+        tags["sweep"] = selection.sweep.config.name
     model: LoggedModel = client.create_logged_model(
         experiment_id,
         name=model_name(kept),
         source_run_id=None if run is None else str(run.info.run_id),
         tags=tags,
-        params=dict(run_params(asked.trial)),
+        params=dict(run_params(selection.trial)),
         model_type="causal-lm",
     )
     return model
@@ -119,7 +119,7 @@ def _note(export: Export) -> str:
     base = "@".join(base_model(export.kept).values())
     return (
         f"**{export.kept.label}**: `{base}` after {export.kept.step} steps, in {export.dtype}. Trial "
-        f"`{export.kept.asked.key}`; last written to the folder in the tag `exported.to`."
+        f"`{export.kept.selection.key}`; last written to the folder in the tag `exported.to`."
     )
 
 
@@ -151,7 +151,7 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
             run_id=run_id,
         )
         for evaluation in kept.evaluations
-        if evaluation.step == kept.step and evaluation.is_asked
+        if evaluation.step == kept.step and evaluation.is_own
         for measure, value in evaluation.metrics.items()
         for name in (f"eval/{evaluation.suite}/{measure}",)
         if is_curve(name)
