@@ -10,7 +10,7 @@ from builders import sweep_run
 from synthetic import make_store
 from told import claim, gathered, run, suite
 
-from oneshot.config.sweep import PublishedConfig
+from oneshot.config.claims import PublishedConfig
 from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.phenomena import (
     category_table,

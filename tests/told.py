@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.plan.claims import Frozen, claims_digest
 from oneshot.report.runs import Gathered, Grades, Run, RunSuite, Shown
 

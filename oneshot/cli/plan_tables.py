@@ -10,7 +10,8 @@ from oneshot.cli.layout import plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.models.placement import HEADROOM, Memory, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits

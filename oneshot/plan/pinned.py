@@ -19,16 +19,16 @@ class Winner:
     """The best point of a finished study."""
 
     point: int | None
-    """None: no point finished and kept to the constraint."""
+    """None if no point finished and met the constraint."""
     params: dict[str, Any]
     value: float | None
     num_points: int
-    """Points that the study had when it finished."""
+    """Number of the study's points when it finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedSweep(SweepFile):
-    """A sweep file, and what its names stand for in this sweep. `plan/loader.py` makes them from the store."""
+    """A sweep file with the values that its names have in this sweep. `plan/loader.py` makes them from the store."""
 
     revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
     """(hub model, revision as written) -> its commit."""

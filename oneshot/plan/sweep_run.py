@@ -16,7 +16,7 @@ class MlflowLocation:
 
     uri: str
     artifacts: str | None
-    """Artifact root of the embedded database; None where a server decides."""
+    """Artifact root of the embedded database; None if a server decides it."""
     experiment: str
 
 

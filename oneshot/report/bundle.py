@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.paths import SettingError
-from oneshot.config.sweep import NAME, ClaimConfig, PublishedConfig
+from oneshot.config.sweep import NAME
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError, first_line
 from oneshot.plan.claims import FILE as CLAIMS

@@ -7,10 +7,11 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.measures import is_one_of, is_share, suite_of
 

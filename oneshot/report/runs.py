@@ -13,12 +13,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.sweep import ClaimConfig, FaultsConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
 from oneshot.plan.leakage import VAL_SUITES
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.store.records import EVALUATION_COLUMNS, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.report.runs import Gathered, Grades, Run
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.tasks.measures import category_key, is_one_of, measure_of, pass_at_k, suite_of

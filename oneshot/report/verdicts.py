@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.sweep import ClaimConfig, ExpectConfig
+from oneshot.config.claims import ClaimConfig, ExpectConfig
 from oneshot.plan.claims import Comparison, cell_key, comparisons
 from oneshot.report.decision import Verdict, holm, judge
 from oneshot.report.environments import differences, environments_of
