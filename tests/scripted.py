@@ -16,7 +16,8 @@ from mlflow.entities import Run
 
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.loader import begun_sweep
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 from oneshot.store.lease import holder
 from oneshot.store.records import Row
 from oneshot.store.store import Store

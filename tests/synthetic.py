@@ -13,8 +13,9 @@ from builders import begin_attempt
 
 from oneshot.config.file import load
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
 from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.store import Store

@@ -632,7 +632,7 @@ def test_where_no_point_can_win_the_grid_is_missing_and_it_is_said(lab: Lab) -> 
     assert desk.work() == "done"
     assert "all: none of 3 points finished within its constraint; its grid cannot run" in desk.said
     (grid,) = desk.plan.grid
-    assert (grid.key, grid.waits_for) == (None, "the search of all, of which no point can win")
+    assert (grid.key, grid.waits_for) == (None, "the search of all, in which no point can win")
     assert desk.state("trial seed 0") == "missing"
     again = sit_down(lab)
     assert again.agenda.is_idle()

@@ -15,9 +15,9 @@ from test_search_file import complaint, edited, plan
 from test_sweepfile import BASE
 from verbs import oneshot
 
+from oneshot.config.claims import ClaimConfig
 from oneshot.config.file import load
 from oneshot.config.paths import SettingError
-from oneshot.config.sweep import ClaimConfig
 from oneshot.plan.claims import FILE, claims_digest, comparisons, freeze, frozen, record_of, thaw
 from oneshot.report.runs import gather
 from oneshot.report.verdicts import verdicts
@@ -203,11 +203,11 @@ def test_a_cell_without_a_partner_is_refused(a: dict[str, Any], b: dict[str, Any
 def test_a_cell_of_for_each_without_any_partner_is_refused() -> None:
     cells = [cell for cell in CELLS if cell["model"] == "small" or cell["arm"] == "outcome"]
     assert refusal({"arm": "outcome"}, {"arm": "format"}, cells=cells, for_each=["model"]) == (
-        "claims.0.b: selects no cell of the grid to compare model=large example=sum arm=outcome with"
+        "claims.0.b: selects no cell of the grid to compare model=large example=sum arm=outcome with; change its cells"
     )
 
 
-SELF = "claims.0.b: selects what `a` does: name another cell, or another step by `at`"
+SELF = "claims.0.b: selects the same cells as `a`; name another cell, or another step with `at`"
 REFUSED = {
     "itself": ({"arm": "outcome"}, {}, SELF),
     "itself, by name": ({"arm": "outcome"}, {"arm": "outcome"}, SELF),
@@ -219,9 +219,9 @@ REFUSED = {
     "an unknown axis of b": ({}, {"att": "start"}, "claims.0.b.att: unknown axis; did you mean 'at'?"),
     "an unknown cell": ({"arm": "outcom"}, {}, "claims.0.a.arm: unknown cell 'outcom'; did you mean 'outcome'?"),
     "an unknown cell of a list": ({}, {"arm": ["format", "formt"]}, "claims.0.b.arm: unknown cell 'formt'; did you mean 'format'?"),
-    "an unknown step": ({"at": "lst"}, {}, "claims.0.a.at: 'lst' is no step; did you mean 'last'?"),
-    "a step that is a number": ({"at": 100}, {}, "claims.0.a.at: 100 is no step; there is start, last, best, saturation"),
-    "another selector": ({"arm": {"except": "format"}}, {}, "claims.0.a.arm: a selector is a cell, a list of cells, or {not: ...}"),
+    "an unknown step": ({"at": "lst"}, {}, "claims.0.a.at: 'lst' is not a step; did you mean 'last'?"),
+    "a step that is a number": ({"at": 100}, {}, "claims.0.a.at: 100 is not a step"),
+    "another selector": ({"arm": {"except": "format"}}, {}, "claims.0.a.arm: a selector must be a cell, a list of cells, or {not: ...}"),
 }  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_compared_is_refused(name: str) -> None:
 def test_a_cell_of_for_each_that_would_be_compared_with_itself_is_refused() -> None:
     # model=large at b is large's own
     assert refusal({"arm": "outcome"}, {"model": "large"}, for_each=["model"]) == (
-        "claims.0.b: selects what `a` does, where model=large: name another cell, or another step by `at`"
+        "claims.0.b: selects the same cells as `a` for model=large; name another cell, or another step with `at`"
     )
     assert compared({"arm": "outcome", "model": "small"}, {"model": "large"}, for_each=["model"])
 
@@ -254,7 +254,7 @@ def test_an_unknown_axis_to_go_through_is_refused(field: str) -> None:
 
 def test_an_axis_is_gone_through_once() -> None:
     found = refusal({"arm": "outcome"}, {"arm": "format"}, for_each=["model"], for_all=["model"])
-    assert found == "claims.0.for_all.0: model is in for_each already; name it once"
+    assert found == "claims.0.for_all.0: model is also in for_each; keep only one of them"
 
 
 def test_the_place_of_a_later_claim_is_its_own() -> None:
@@ -281,25 +281,25 @@ published:
 )
 AT_PLAN = {
     "a cell without the suite": (CLAIMED, "outcome: {}", "outcome: {set: {eval.suites: {more: {source: arithmetic}}}}", None),
-    "a cell that is asked otherwise": (CLAIMED, "{suites: {arithmetic: {num_problems: 4}}}", "{every_steps: 1}", "s.yaml:20: claims.0.metric: no trial has the metric eval/arithmetic/pass_at_1; there is no suite"),
-    "a suite that one side lacks": (CLAIMED.replace("eval/arithmetic/", "eval/more/"), "outcome: {}", "outcome: {set: {eval.suites: {more: {source: arithmetic}}}}", "s.yaml:20: claims.0.b: example=sum arm=format: it is not evaluated on more; give all cells of a claim the suite"),
-    "a suite that the other side lacks": (CLAIMED.replace("eval/arithmetic/", "eval/more/"), "{reward.kind: format}", "{reward.kind: format, eval.suites: {more: {source: arithmetic}}}", "s.yaml:20: claims.0.a: example=sum arm=outcome: it is not evaluated on more; give all cells of a claim the suite"),
+    "a cell that is asked otherwise": (CLAIMED, "{suites: {arithmetic: {num_problems: 4}}}", "{every_steps: 1}", "s.yaml:20: claims.0.metric: no trial has the metric eval/arithmetic/pass_at_1; it has no suites (eval.suites)"),
+    "a suite that one side lacks": (CLAIMED.replace("eval/arithmetic/", "eval/more/"), "outcome: {}", "outcome: {set: {eval.suites: {more: {source: arithmetic}}}}", "s.yaml:20: claims.0.b: example=sum arm=format: it is not evaluated on more; add the suite to all cells of the claim"),
+    "a suite that the other side lacks": (CLAIMED.replace("eval/arithmetic/", "eval/more/"), "{reward.kind: format}", "{reward.kind: format, eval.suites: {more: {source: arithmetic}}}", "s.yaml:20: claims.0.a: example=sum arm=outcome: it is not evaluated on more; add the suite to all cells of the claim"),
     "a gain without a start": (CLAIMED.replace("a: {arm", "of: gain, a: {arm"), "eval: {suites", "eval: {at_start: false, suites", "s.yaml:20: claims.0.a: example=sum arm=outcome: it is not evaluated at the start; set eval.at_start: true"),
     "the start without one": (CLAIMED.replace("b: {arm: format}", "b: {at: start}"), "eval: {suites", "eval: {at_start: false, suites", "s.yaml:20: claims.0.b: example=sum arm=outcome: it is not evaluated at the start; set eval.at_start: true"),
     "the last step without a start": (CLAIMED, "eval: {suites", "eval: {at_start: false, suites", None),
-    "categories of what has none": (CLAIMED.replace("a: {arm", "categories: untrained, a: {arm"), '["arithmetic:47+38"]', '[{problem: "1+1=?", answer: "2"}]', "s.yaml:20: claims.0.a: example=sum arm=outcome: categories: untrained: its examples' category is not said; add labels: {category: ...}"),
+    "categories of what has none": (CLAIMED.replace("a: {arm", "categories: untrained, a: {arm"), '["arithmetic:47+38"]', '[{problem: "1+1=?", answer: "2"}]', "s.yaml:20: claims.0.a: example=sum arm=outcome: categories: untrained: the category of its examples is unknown; add labels: {category: ...}"),
     "categories of what is labelled": (CLAIMED.replace("a: {arm", "categories: untrained, a: {arm"), '{examples: ["arithmetic:47+38"]}', '{examples: [{problem: "1+1=?", answer: "2"}]}, labels: {category: addition}', None),
     "categories of a metric of training": (CLAIMED.replace("eval/arithmetic/pass_at_1, a", "reward/mean, categories: trained, a"), "seeds: [0, 1]", "seeds: [0, 1, 2]", "s.yaml:20: claims.0.a: example=sum arm=outcome: reward/mean has no categories"),
     "a cell of another line": (CLAIMED, "b: {arm: format}", "\n     b: {arm: formt}", "s.yaml:21: claims.0.b.arm: unknown cell 'formt'; did you mean 'format'?"),
-    "two expectations": (CLAIMED, "{greater_by: 0}", "{greater_by: 0, within: 1}", "s.yaml:20: claims.0.expect: expect has one of greater_by, less_by and within"),
+    "two expectations": (CLAIMED, "{greater_by: 0}", "{greater_by: 0, within: 1}", "s.yaml:20: claims.0.expect: expect needs exactly one of greater_by, less_by and within"),
     "nothing is within nothing": (CLAIMED, "{greater_by: 0}", "{within: 0}", "s.yaml:20: claims.0.expect.within: must be greater than 0"),
-    "no grid": (CLAIMED, "seeds: [0, 1]\n", "seeds: [0, 1]\ngrid: none\nsearch: {on: {example: sum, arm: outcome}, seeds: [9], num_trials: 1, objective: {metric: reward/mean}, space: {optim.lr: {low: 0.1, high: 0.2}}}\n", "s.yaml:21: claims: claims are about the grid, of which there is none"),
+    "no grid": (CLAIMED, "seeds: [0, 1]\n", "seeds: [0, 1]\ngrid: none\nsearch: {on: {example: sum, arm: outcome}, seeds: [9], num_trials: 1, objective: {metric: reward/mean}, space: {optim.lr: {low: 0.1, high: 0.2}}}\n", "s.yaml:21: claims: claims are about the grid, and there is no grid; remove them"),
     "published": (PUBLISHED, "by: Someone", "by: Someone else", None),
     "published of an unknown cell": (PUBLISHED, "cell: {arm: outcome}", "cell: {arm: outcom}", "s.yaml:24: published.0.rows.0.cell.arm: unknown cell 'outcom'; did you mean 'outcome'?"),
     "published of an unknown axis": (PUBLISHED, "cell: {arm: outcome}", "cell: {arms: outcome}", "s.yaml:24: published.0.rows.0.cell.arms: unknown axis; did you mean 'arm'?"),
     "published of an unknown suite": (PUBLISHED, "[arithmetic]", "[arithmetics]", "s.yaml:22: published.0.columns.0: no trial has the suite; did you mean 'arithmetic'?"),
     "published of too few": (PUBLISHED, "[0.5]", "[0.5, 0.6]", "s.yaml:20: published.0: row 0 has 2 values for 1 columns"),
-    "published in percent": (PUBLISHED, "[0.5]", "[72.8]", "s.yaml:20: published.0: row 0: an accuracy is between 0 and 1; write 72.8 percent as 0.728"),
+    "published in percent": (PUBLISHED, "[0.5]", "[72.8]", "s.yaml:20: published.0: row 0: an accuracy must be from 0 to 1; write 72.8 percent as 0.728"),
     "published without saying how": (PUBLISHED, "    how: one seed\n", "", "s.yaml:20: published.0.how: missing; add it"),
     "published at no step": (PUBLISHED, "values: [0.5]", "at: best, values: [0.5]", "s.yaml:24: published.0.rows.0.at: 'best' is not one of 'start' or 'last'"),
 }  # fmt: skip
@@ -326,8 +326,8 @@ def test_what_is_measured_may_be_claimed(metric: str) -> None:
     ("old", "new", "says"),
     [
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/pas_at_1", "did you mean 'eval/arithmetic/pass_at_1'?"),
-        ("eval/arithmetic/pass_at_1", "eval/arithmetic/gain", "write metric: eval/arithmetic/pass_at_1 with of: gain"),
-        ("eval/arithmetic/pass_at_1", "eval/arithmetic/truncated, categories: untrained", "has no value for each"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/gain", "use metric: eval/arithmetic/pass_at_1 with of: gain"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/truncated, categories: untrained", "has no value by problem"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/pass_at_8", "has 1 completions a problem, so no pass_at_8"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/Addition/pass_at_1", "did you mean 'addition'?"),
         ("eval/arithmetic/pass_at_1", "reward/maen", "did you mean 'reward/mean'?"),
@@ -454,7 +454,9 @@ def test_run_refuses_a_claim_whose_bound_was_moved(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "expect: {greater_by: -0.5}", CLAIMED))
     said = oneshot("run", "sweep.yaml", cwd=tmp_path)
     assert said.code == 2
-    assert said.err.startswith("oneshot: sweep.yaml:1: the file: claims was changed; only additions are taken up")
+    assert said.err.startswith(
+        "oneshot: sweep.yaml:1: the file: claims was changed; a sweep that has begun accepts only additions"
+    )
     assert store.sweep("base").read(FILE) == before
     assert store.sweep("base").read("sweep.yaml") == CLAIMED
 
@@ -465,8 +467,8 @@ def test_a_claim_that_was_changed_is_judged_beside_the_frozen_one_and_marked(tmp
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "expect: {greater_by: -0.5}", CLAIMED))
     judged = verdicts(gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)))
     assert [(one.expect, one.is_amended) for one in judged] == [("a - b > 0", False), ("a - b > -0.5", True)]
-    assert "amended: written after the sweep began" not in judged[0].notes
-    assert judged[1].notes[0] == "amended: written after the sweep began"
+    assert "amended: added after the sweep began" not in judged[0].notes
+    assert judged[1].notes[0] == "amended: added after the sweep began"
 
 
 def test_a_claim_that_was_taken_out_of_the_file_is_judged_all_the_same(tmp_path: Path) -> None:

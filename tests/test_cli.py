@@ -79,7 +79,7 @@ def test_warnings_go_to_stderr_and_do_not_fail(sweep: Path) -> None:
     sweep.write_text(BASE.replace("train.num_steps: 2", "train.num_steps: 2\n  loss.clip_low: 0.1"))
     done = oneshot("plan", str(sweep), "--json")
     assert done.returncode == 0
-    assert "warning: loss.clip_low changes nothing" in done.stderr
+    assert "warning: loss.clip_low has no effect" in done.stderr
     assert json.loads(done.stdout)["warnings"]
 
 

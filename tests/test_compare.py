@@ -14,7 +14,7 @@ from synthetic import SMALL, make_store
 from told import gathered, grades, run, suite
 from verbs import oneshot
 
-from oneshot.cli.tables import cells_table, comparison_lines, comparison_table
+from oneshot.cli.verdict_tables import cells_table, comparison_lines, comparison_table
 from oneshot.report.bundle import read_bundle, write_bundle
 from oneshot.report.cells import cell_lines
 from oneshot.report.compare import Line, compare
@@ -113,12 +113,12 @@ def test_other_problems_are_compared_by_means() -> None:
     )
     assert line.difference is not None
     assert (line.difference.effect, line.difference.num_problems) == (0.5, None)
-    assert line.note.endswith("not the same problems: compared by means")
+    assert line.note.endswith("different problems, so compared by means")
 
 
 def test_another_length_is_told() -> None:
     line = only(sweep(half, cells=CELLS[:1]), sweep(half, cells=CELLS[:1], num_steps=4, key="new"))
-    assert line.note == "other numbers of steps"
+    assert line.note == "different numbers of steps"
 
 
 def test_cells_of_one_side_are_named() -> None:
@@ -189,7 +189,7 @@ def test_a_finished_run_without_its_last_evaluation_is_not_paired() -> None:
     assert line.difference is not None and line.difference.num_seeds == 2
     nothing = replace(other, runs=tuple(replace(one, measured={}) for one in other.runs))
     found = compare(sweep(half, cells=CELLS[:1]), nothing)
-    assert (found.lines, found.notes) == ((), ("arithmetic is not on record after the last step in B: outcome",))
+    assert (found.lines, found.notes) == ((), ("no evaluation on arithmetic after the last step in B: outcome",))
 
 
 def test_models_without_training_are_compared_over_problems() -> None:

@@ -54,9 +54,9 @@ def test_a_context_is_found_in_the_working_directory_or_where_the_variable_says(
         (LAB.replace("storage", "storag"), "lab", "contexts.yaml:3: lab.storag: unknown key; did you mean 'storage'?"),
         (LAB.replace("HF_HOME", "HF_TOKEN"), "lab", "lab.env: HF_TOKEN looks like a secret"),
         (LAB.replace("/mnt/hf", "db://me:pw@host"), "lab", "lab.env: HF_HOME looks like a secret"),
-        (LAB.replace("/mnt/oneshot", "s3://AKIA:ab/cd@bucket"), "lab", "lab.storage: a password does not belong"),
+        (LAB.replace("/mnt/oneshot", "s3://AKIA:ab/cd@bucket"), "lab", "lab.storage: the URL contains a password"),
         (LAB.replace("http://", "http://me:pw@"), "lab", "lab.address"),
-        ("- lab\n", "lab", "cluster/contexts.yaml:1: the file: it must be a mapping"),
+        ("- lab\n", "lab", "cluster/contexts.yaml:1: the file: must be a mapping"),
         (LAB + "lab: {address: http://x:1}\n", "lab", "duplicate key"),
         (LAB, "http://me:pw@head:8265", "without user or password"),
     ],
@@ -141,8 +141,11 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("storage: s3://key:pw@bucket/x", "s.yaml:6: storage: a password does not belong into a URL"),
-        ("mlflow: {tracking_uri: 'http://me:pw@mlflow:5000'}", "s.yaml:6: mlflow.tracking_uri: a password does not"),
+        ("storage: s3://key:pw@bucket/x", "s.yaml:6: storage: the URL contains a password"),
+        (
+            "mlflow: {tracking_uri: 'http://me:pw@mlflow:5000'}",
+            "s.yaml:6: mlflow.tracking_uri: the URL contains a password",
+        ),
     ],
 )
 def test_a_password_in_a_sweep_file_is_refused(line: str, said: str, tmp_path: Path) -> None:
@@ -158,7 +161,7 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path: Pa
         for option, url in (("--storage", "s3://key:hunter2@bucket"), ("--mlflow", "http://me:hunter2@mlflow:5000")):
             said = oneshot(*verb, "--storage", "/shared", option, url, cwd=tmp_path)
             assert said.code == 2
-            assert "a password does not belong into a URL" in said.err
+            assert "the URL contains a password" in said.err
             assert "hunter2" not in said.err + said.out
 
 

@@ -159,13 +159,13 @@ REFUSED = {
     "a setting of a cell": ("reward.kind: format", "reward.kind: random", "sum/format seed 0 and 3 more: reward.kind: format -> random"),
     "an example": ("arithmetic:47+38", "arithmetic:47+39", "sum/format seed 0 and 3 more: examples: ['arithmetic:47+38'] -> ['arithmetic:47+39']"),
     "a model": ("tiny:qwen2", "tiny:llama", "sum/format seed 0 and 7 more: model.path: tiny:qwen2 -> tiny:llama"),
-    "a cell taken away": ("    outcome: {}\n", "", "sum/outcome seed 0 and 3 more of this sweep would be left out"),
-    "a cell of another name": ("    outcome: {}\n", "    right: {}\n", "sum/outcome seed 0 and 3 more of this sweep would be left out"),
-    "a seed taken away": ("seeds: [0, 1]", "seeds: [0]", "sum/format seed 1 and 3 more of this sweep would be left out"),
-    "a block that takes away": ("seeds:", "grid: [{arm: outcome}]\nseeds:", "sum/format seed 0 and 3 more of this sweep would be left out"),
+    "a cell taken away": ("    outcome: {}\n", "", "sum/outcome seed 0 and 3 more would be removed from the sweep"),
+    "a cell of another name": ("    outcome: {}\n", "    right: {}\n", "sum/outcome seed 0 and 3 more would be removed from the sweep"),
+    "a seed taken away": ("seeds: [0, 1]", "seeds: [0]", "sum/format seed 1 and 3 more would be removed from the sweep"),
+    "a block that takes away": ("seeds:", "grid: [{arm: outcome}]\nseeds:", "sum/format seed 0 and 3 more would be removed from the sweep"),
     "fewer steps": ("train.num_steps: 2", "train.num_steps: 1", "sum/format seed 0 and 7 more: train.num_steps: 2 -> 1"),
-    "a suite taken away": (f"{{{SUITES}}}", "{other: {source: arithmetic, num_problems: 2}}", "sum/format seed 0 and 7 more: evaluations that were asked for are not asked for any more"),
-    "a suite with another rule": ("num_problems: 4", "num_problems: 3", "sum/format seed 0 and 7 more: evaluations that were asked for are not asked for any more"),
+    "a suite taken away": (f"{{{SUITES}}}", "{other: {source: arithmetic, num_problems: 2}}", "sum/format seed 0 and 7 more: some of its evaluations would be removed"),
+    "a suite with another rule": ("num_problems: 4", "num_problems: 3", "sum/format seed 0 and 7 more: some of its evaluations would be removed"),
     "guards": ("seeds:", "guards: [{metric: loss/total, is: nan}]\nseeds:", "guards was changed"),
     "claims": ("seeds:", "claims: [{name: x, metric: reward/mean, a: {arm: outcome}, b: {arm: format}, expect: {within: 1}}]\nseeds:", "claims was changed"),
     "selection on test": ("seeds:", "allow_selection_on_test: true\nseeds:", "allow_selection_on_test was changed"),
@@ -184,7 +184,7 @@ def test_what_is_no_addition_is_refused_by_name(store: Store, name: str) -> None
         check_edits(sweep_run(*planned(store, text), store))
     assert str(caught.value).startswith("s.yaml:")
     assert str(caught.value).endswith(
-        "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
+        "a sweep that has begun accepts only additions; undo the edit, or give the sweep a new name"
     )
 
 
@@ -195,7 +195,7 @@ def test_all_that_is_refused_is_listed_and_what_was_changed_is_not_unchanged(sto
     assert counts(found) == (2, 1, 1, 2)
     assert found is not None
     assert found.refused == (
-        "small seed 0 and 1 more of this sweep would be left out",
+        "small seed 0 and 1 more would be removed from the sweep",
         "large seed 1: rollout.num_groups: 8 -> 9",
     )
 
@@ -286,7 +286,7 @@ def test_plan_shows_what_is_new_unchanged_and_orphaned(store: Store, tmp_path: P
         "since the sweep began: 2 new, 2 unchanged, 0 changed, 2 orphaned trials",
         "  orphaned: small seed 1",
         "  orphaned: large seed 1",
-        "  `run` refuses: small seed 1 and 1 more of this sweep would be left out",
+        "  `run` refuses: small seed 1 and 1 more would be removed from the sweep",
     ]
     facts: dict[str, Any] = json.loads(oneshot("plan", "s.yaml", "--json", cwd=tmp_path).out)
     assert facts["edits"] == {
@@ -295,7 +295,7 @@ def test_plan_shows_what_is_new_unchanged_and_orphaned(store: Store, tmp_path: P
         "changed": 0,
         "orphaned": 2,
         "orphaned_trials": ["small seed 1", "large seed 1"],
-        "refused": ["small seed 1 and 1 more of this sweep would be left out"],
+        "refused": ["small seed 1 and 1 more would be removed from the sweep"],
     }
 
 
@@ -311,7 +311,9 @@ def test_run_refuses_and_leaves_the_sweep_as_it_was(store: Store, tmp_path: Path
     (tmp_path / "s.yaml").write_text(edited("num_groups: 8", "num_groups: 9", SCRIPTED))
     said = oneshot("run", "s.yaml", cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
-    assert said.err.startswith("oneshot: s.yaml:1: the file: large seed 0 and 1 more: rollout.num_groups: 8 -> 9; only")
+    assert said.err.startswith(
+        "oneshot: s.yaml:1: the file: large seed 0 and 1 more: rollout.num_groups: 8 -> 9; a sweep that has begun accepts only"
+    )
     assert store.sweep("s").read("sweep.yaml") == SCRIPTED
 
 

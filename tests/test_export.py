@@ -33,8 +33,9 @@ from oneshot.config.file import load
 from oneshot.config.trial import TrialConfig
 from oneshot.export import weights
 from oneshot.models.source import SHIPPED
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import trainings
+from oneshot.plan.trial import Trial
 from oneshot.policy.policy import load_policy
 from oneshot.store.store import Store
 from oneshot.sweep.tracking.tracker import Tracker

@@ -62,7 +62,7 @@ def test_curves_are_of_finished_runs_where_a_cell_has_some(monkeypatch: pytest.M
     with_broken = drawn([*finished, broke])
     for name in ("curves", "training"):
         assert with_broken[name].svg == alone[name].svg
-        assert "inished runs; of a cell without any, those that there are" in with_broken[name].caption
+        assert "inished runs only; a cell without finished runs shows all its runs" in with_broken[name].caption
     only_broken = drawn([broke])
     assert "outcome" in texts(only_broken["training"])  # a cell without any shows what there is
     assert only_broken["training"].svg != alone["training"].svg

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from weighing import Weighed, small_model, weigh, weigh_several
 
-from oneshot.cli.progress import plan_table
+from oneshot.cli.plan_tables import plan_table
 from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import AdapterConfig, TrialConfig

@@ -10,24 +10,21 @@ from builders import sweep_run
 from synthetic import make_store
 from told import claim, gathered, run, suite
 
-from oneshot.config.sweep import PublishedConfig
+from oneshot.config.claims import PublishedConfig
+from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.phenomena import (
-    Table,
     category_table,
     cost_table,
-    format_table,
-    label_table,
     pass_at_k_table,
-    primary_suite,
-    published_tables,
-    ranking_table,
     saturation_table,
     strictness_table,
     tables,
     text_table,
 )
-from oneshot.report.runs import Gathered, Run, gather
+from oneshot.report.published import published_tables
+from oneshot.report.runs import Gathered, Run, gather, primary_suite
 from oneshot.report.stats import Interval
+from oneshot.report.table import Table
 from oneshot.store.records import Row
 
 T = 4.302653  # t(0.975, 2)

@@ -14,8 +14,9 @@ from oneshot.config.trial import TrialConfig
 from oneshot.models.source import folder_digest
 from oneshot.plan.cost import estimate
 from oneshot.plan.keys import identify_trial, trial_keys
-from oneshot.plan.plan import Trial, with_seed
+from oneshot.plan.plan import with_seed
 from oneshot.plan.trainings import trainings
+from oneshot.plan.trial import Trial
 from oneshot.store.records import Result
 from oneshot.tasks.benchmarks import due_evaluations
 from oneshot.trial.state import trial_standing
@@ -115,10 +116,12 @@ def test_dotted_or_nested_and_in_any_order_is_the_same(chosen: dict[str, Any], r
 
 
 def test_the_identity_of_a_model_is_its_files(tiny_config: MakeConfig) -> None:
-    facts = {path: identify_trial(tiny_config(model={"path": path})).facts for path in ("tiny:qwen2", "tiny:llama")}
-    assert facts["tiny:qwen2"] is not None
-    assert facts["tiny:qwen2"] != facts["tiny:llama"]
-    assert facts["tiny:qwen2"] == identify_trial(tiny_config(model={"path": "oneshot/tiny/qwen2"})).facts
+    contents = {
+        path: identify_trial(tiny_config(model={"path": path})).contents for path in ("tiny:qwen2", "tiny:llama")
+    }
+    assert contents["tiny:qwen2"] is not None
+    assert contents["tiny:qwen2"] != contents["tiny:llama"]
+    assert contents["tiny:qwen2"] == identify_trial(tiny_config(model={"path": "oneshot/tiny/qwen2"})).contents
 
 
 def test_trials_that_differ_in_evaluation_share_a_training_that_serves_both(tiny_config: MakeConfig) -> None:

@@ -11,8 +11,9 @@ from conftest import PROJECT
 from oneshot.config.file import load, read
 from oneshot.errors import UserError
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Outcome, Row
 from oneshot.store.store import Store

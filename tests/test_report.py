@@ -81,7 +81,7 @@ def test_a_claim_that_is_added_to_the_file_is_judged_and_marked(begun: Path) -> 
     said = oneshot("report", "edited.yaml", "--json", "--no-publish", cwd=begun)
     *old, added = json.loads(said.out)
     assert [one["is_amended"] for one in old] == [False, False]
-    assert added["is_amended"] and added["notes"][0] == "amended: written after the sweep began"
+    assert added["is_amended"] and added["notes"][0] == "amended: added after the sweep began"
 
 
 def test_a_claim_that_is_added_wrongly_is_one_line_with_its_mend(begun: Path) -> None:

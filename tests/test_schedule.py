@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler
 
-from oneshot.config.sweep import EarlyStopConfig
+from oneshot.config.search import EarlyStopConfig
 from oneshot.sweep.search.pruners import EarlyStop, Judgement, rungs
 
 FAR = 10**6  # steps of a trial whose last one is not what a test is about

@@ -21,8 +21,8 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, GuardError, ModelError, TrialError, UserError
 from oneshot.plan.cost import Cost
 from oneshot.plan.keys import identify_trial, trial_keys
-from oneshot.plan.plan import Trial
 from oneshot.plan.trainings import Training, trainings
+from oneshot.plan.trial import Trial
 from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder

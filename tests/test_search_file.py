@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from oneshot.config.file import read
-from oneshot.config.sweep import RangeConfig
+from oneshot.config.search import RangeConfig
 from oneshot.errors import UserError
 from oneshot.plan.pinned import PinnedSweep, Winner
-from oneshot.plan.plan import Plan, Trial, make_plan, with_point
+from oneshot.plan.plan import Plan, make_plan, with_point
 from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
+from oneshot.plan.trial import Trial
 from oneshot.store.store import Store
 from oneshot.tasks.arithmetic import held_out
 
@@ -88,63 +89,63 @@ BAD = {
     "a section": ("space: {optim.lr:", "space: {optim:", "s.yaml:21: search.space.optim: optim is a section"),
     "no path": (f"{{optim.lr: {RANGE}}}", "{}", "s.yaml:21: search.space: "),
     "a range upside down": (RANGE, "{low: 1e-2, high: 1e-6}", "s.yaml:21: search.space.optim.lr: low 0.01 is not below high 1e-06"),
-    "the logarithm of 0": (RANGE, "{low: 0, high: 1, log: true}", "s.yaml:21: search.space.optim.lr: low 0 has no logarithm; set it above 0, or leave log out"),
+    "the logarithm of 0": (RANGE, "{low: 0, high: 1, log: true}", "s.yaml:21: search.space.optim.lr: low 0 has no logarithm; set it above 0, or remove log"),
     "two kinds of range": (RANGE, "{low: 0, high: 1, choice: [0.1, 0.2]}", "s.yaml:21: search.space.optim.lr: a range has either low and high, or choice"),
-    "half a range": (RANGE, "{low: 0}", "s.yaml:21: search.space.optim.lr: a range has low and high, or choice"),
+    "half a range": (RANGE, "{low: 0}", "s.yaml:21: search.space.optim.lr: a range needs low and high, or choice"),
     "an end that is text": (RANGE, "{low: a, high: 1}", "s.yaml:21: search.space.optim.lr.low: must be a number, not 'a'"),
     "an end that is no end": (RANGE, "{low: 1e-6, high: .inf}", "s.yaml:21: search.space.optim.lr.high: must be a number, not inf"),
     "a range as a list": (RANGE, "[1e-6, 1e-2]", "s.yaml:21: search.space.optim.lr: must be a mapping"),
     "a choice of one": (RANGE, "{choice: [0.1]}", "s.yaml:21: search.space.optim.lr.choice: List should have at least 2 items"),
-    "a choice twice": (RANGE, "{choice: [0.1, 0.1]}", "s.yaml:21: search.space.optim.lr: a choice stands twice"),
-    "a choice twice, written otherwise": (RANGE, "{choice: [1, 1.0]}", "s.yaml:21: search.space.optim.lr: a choice stands twice"),
-    "a choice of lists": (RANGE, "{choice: [[1], [2]]}", "s.yaml:21: search.space.optim.lr: a choice is of single values"),
+    "a choice twice": (RANGE, "{choice: [0.1, 0.1]}", "s.yaml:21: search.space.optim.lr: a value of the choice appears twice"),
+    "a choice twice, written otherwise": (RANGE, "{choice: [1, 1.0]}", "s.yaml:21: search.space.optim.lr: a value of the choice appears twice"),
+    "a choice of lists": (RANGE, "{choice: [[1], [2]]}", "s.yaml:21: search.space.optim.lr: a choice must list single values"),
     "a range that no trial takes": (RANGE, "{low: 1e-6, high: 2}", "s.yaml:21: search.space.optim.lr: optim.lr: must be less than or equal to 1, not 2"),
     "a choice that no trial takes": (RANGE, "{choice: [0.1, fast]}", "s.yaml:21: search.space.optim.lr: optim.lr: must be a number, not 'fast'"),
-    "per an unknown axis": ("per: [model]", "per: [modle]", "s.yaml:16: search.per.0: unknown axis 'modle'; there is model, arm"),
-    "per an axis twice": ("per: [model]", "per: [model, model]", "s.yaml:16: search.per.1: 'model' stands twice; keep one"),
-    "on an unknown axis": ("on: {arm: found}", "on: {arms: found}", "s.yaml:17: search.on.arms: unknown axis 'arms'; there is model, arm"),
+    "per an unknown axis": ("per: [model]", "per: [modle]", "s.yaml:16: search.per.0: unknown axis 'modle'; choose one of model, arm"),
+    "per an axis twice": ("per: [model]", "per: [model, model]", "s.yaml:16: search.per.1: 'model' appears twice; keep one"),
+    "on an unknown axis": ("on: {arm: found}", "on: {arms: found}", "s.yaml:17: search.on.arms: unknown axis 'arms'; choose one of model, arm"),
     "on an unknown cell": ("on: {arm: found}", "on: {arm: fund}", "s.yaml:17: search.on.arm: unknown cell 'fund'; did you mean 'found'?"),
-    "on a cell of per": ("on: {arm: found}", "on: {model: small}", "s.yaml:17: search.on.model: each cell of 'model' has a study of its own; leave it out"),
+    "on a cell of per": ("on: {arm: found}", "on: {model: small}", "s.yaml:17: search.on.model: each cell of 'model' has its own study; remove it here"),
     "on no cell": ("on: {arm: found}", "on: {arm: {not: [found, fixed]}}", "s.yaml:17: search.on.arm: selects no cell"),
-    "on cells that set it all": ("on: {arm: found}", "on: {arm: fixed}", "s.yaml:21: search.space: nothing is searched: the cells that are tuned on set all of it"),
+    "on cells that set it all": ("on: {arm: found}", "on: {arm: fixed}", "s.yaml:21: search.space: nothing is searched, because the tuned cells set all these paths"),
     "a setting of no trial": ("  seeds: [100]", "  seeds: [100]\n  set: {train.num_stepz: 2}", "s.yaml:19: search.set.train.num_stepz: unknown key"),
     "a setting of another type": ("  seeds: [100]", "  seeds: [100]\n  set: {train.num_steps: two}", "s.yaml:19: search.set.train.num_steps: train.num_steps: must be a whole number, not 'two'"),
-    "a setting that is searched": ("  seeds: [100]", "  seeds: [100]\n  set: {optim: {lr: 0.1}}", "s.yaml:19: search.set.optim.lr: optim.lr is searched (search.space); keep one"),
+    "a setting that is searched": ("  seeds: [100]", "  seeds: [100]\n  set: {optim: {lr: 0.1}}", "s.yaml:19: search.set.optim.lr: optim.lr is also in search.space; keep only one of them"),
     "no seeds": ("  seeds: [100]", "  seeds: []", "s.yaml:18: search.seeds: List should have at least 1 item"),
-    "a seed twice": ("  seeds: [100]", "  seeds: [100, 100]", "s.yaml:18: search.seeds.1: seed 100 stands twice; each is one replicate"),
+    "a seed twice": ("  seeds: [100]", "  seeds: [100, 100]", "s.yaml:18: search.seeds.1: seed 100 appears twice; each seed is one replicate"),
     "no points": ("num_trials: 3", "num_trials: 0", "s.yaml:19: search.num_trials: must be greater than or equal to 1, not 0"),
-    "begun with what is not searched": ("num_trials: 3", "num_trials: 3\n  warm_start: [{loss.kl_coef: 0}]", "s.yaml:20: search.warm_start.0.loss.kl_coef: loss.kl_coef is not searched; see search.space"),
-    "begun out of range": ("num_trials: 3", "num_trials: 3\n  warm_start: [{optim.lr: 0.1}]", "s.yaml:20: search.warm_start.0.optim.lr: 0.1 is not from 1e-06 to 0.01 (log), which model=small searches"),
-    "begun with more than there are": ("num_trials: 3", "num_trials: 1\n  warm_start: [{}, {}]", "s.yaml:20: search.warm_start.1: 2 points to begin with, of 1 (search.num_trials)"),
+    "begun with what is not searched": ("num_trials: 3", "num_trials: 3\n  warm_start: [{loss.kl_coef: 0}]", "s.yaml:20: search.warm_start.0.loss.kl_coef: loss.kl_coef is not searched; add it to search.space or remove it"),
+    "begun out of range": ("num_trials: 3", "num_trials: 3\n  warm_start: [{optim.lr: 0.1}]", "s.yaml:20: search.warm_start.0.optim.lr: 0.1 is not from 1e-06 to 0.01 (log), the range of model=small"),
+    "begun with more than there are": ("num_trials: 3", "num_trials: 1\n  warm_start: [{}, {}]", "s.yaml:20: search.warm_start.1: 2 points, but search.num_trials is 1"),
     "another sampler": ("num_trials: 3", "num_trials: 3\n  sampler: {kind: cma}", "s.yaml:20: search.sampler.kind: 'cma' is not one of 'tpe' or 'random'"),
-    "a constraint without end": ("num_trials: 3", "num_trials: 3\n  constraint: {metric: script/m1}", "s.yaml:20: search.constraint: a constraint has either max or min"),
-    "an objective that no trial has": ("metric: script/bowl", "metric: eval/val/pass_at_1", "s.yaml:20: search.objective.metric: model=small arm=found has no metric eval/val/pass_at_1; there is no suite"),
+    "a constraint without end": ("num_trials: 3", "num_trials: 3\n  constraint: {metric: script/m1}", "s.yaml:20: search.constraint: a constraint needs exactly one of max and min"),
+    "an objective that no trial has": ("metric: script/bowl", "metric: eval/val/pass_at_1", "s.yaml:20: search.objective.metric: model=small arm=found has no metric eval/val/pass_at_1; it has no suites (eval.suites)"),
     "a cell's range of no path": ("found: {}", "found: {search: {optim.lrr: {low: 1, high: 2}}}", "s.yaml:12: axes.arm.found.search.optim.lrr: unknown key"),
-    "a cell's range without study": ("found: {}", "found: {search: {optim.lr: {low: 0.1, high: 0.2}}}", "s.yaml:12: axes.arm.found.search: cells of 'arm' have no study of their own; add it to search.per"),
+    "a cell's range without study": ("found: {}", "found: {search: {optim.lr: {low: 0.1, high: 0.2}}}", "s.yaml:12: axes.arm.found.search: cells of 'arm' do not have their own study; add arm to search.per"),
     "a cell's range that no trial takes": ("small: {set: {rollout.num_groups: 4}}", "small: {search: {optim.lr: {low: 0.1, high: 2}}}", "s.yaml:9: axes.model.small.search.optim.lr: optim.lr: must be less than or equal to 1, not 2"),
-    "grid of no block": ("seeds: [0, 1]", "grid: []\nseeds: [0, 1]", "s.yaml:14: grid: no block; write `none` for a search without a grid"),
+    "grid of no block": ("seeds: [0, 1]", "grid: []\nseeds: [0, 1]", "s.yaml:14: grid: the grid has no block; write `none` for a search without a grid"),
 }  # fmt: skip
 # lines that are added before line 14
 BAD_SECTIONS = {
     "early stopping of another kind": ("early_stop: {kind: ashaa, grace_steps: 1}", "early_stop.kind: 'ashaa' is not one of 'asha' or 'median'"),
     "early stopping without grace": ("early_stop: {kind: asha}", "early_stop.grace_steps: missing; add it"),
     "early stopping of nothing": ("early_stop: {kind: asha, grace_steps: 1, factor: 1}", "early_stop.factor: must be greater than or equal to "),
-    "early stopping per an unknown axis": ("early_stop: {kind: asha, grace_steps: 1, per: [modle]}", "early_stop.per.0: unknown axis 'modle'; there is model, arm"),
+    "early stopping per an unknown axis": ("early_stop: {kind: asha, grace_steps: 1, per: [modle]}", "early_stop.per.0: unknown axis 'modle'; choose one of model, arm"),
     "early stopping by what no trial has": ("early_stop: {kind: asha, grace_steps: 1, metric: eval/val/gain}", "early_stop.metric: model=small arm=found has no metric eval/val/gain"),
-    "a guard without bound": ("guards: [{metric: loss/total}]", "guards.0: a guard has one of `is: nan`, `above` and `below`"),
-    "a guard of two bounds": ("guards: [{metric: loss/total, above: 1, below: 0}]", "guards.0: a guard has one of"),
+    "a guard without bound": ("guards: [{metric: loss/total}]", "guards.0: a guard needs exactly one of `is: nan`, `above` and `below`"),
+    "a guard of two bounds": ("guards: [{metric: loss/total, above: 1, below: 0}]", "guards.0: a guard needs exactly one of"),
     "a guard of another kind": ("guards: [{metric: loss/total, is: inf}]", "guards.0.is: 'inf' is not one of 'nan'"),
     "a guard for no step": ("guards: [{metric: loss/total, is: nan, for_steps: 0}]", "guards.0.for_steps: must be greater than or equal to 1, not 0"),
     "a guard of what no trial has": ("guards: [{metric: eval/math501/pass_at_1, below: 0.1}]", "guards.0.metric: no trial has the metric eval/math501/pass_at_1"),
     "a claim of an unknown axis": (f"claims: [{CLAIM.replace('{arm: found}', '{arms: found}')}]", "claims.0.a.arms: unknown axis; did you mean 'arm'?"),
     "a claim of an unknown cell": (f"claims: [{CLAIM.replace('{arm: fixed}', '{arm: fxed}')}]", "claims.0.b.arm: unknown cell 'fxed'; did you mean 'fixed'?"),
-    "a claim at no step": (f"claims: [{CLAIM.replace('{arm: found}', '{at: end}')}]", "claims.0.a.at: 'end' is no step; there is start, last, best"),
-    "a claim of nothing": (f"claims: [{CLAIM.replace('{greater_by: 0}', '{}')}]", "claims.0.expect: expect has one of greater_by, less_by and within"),
+    "a claim at no step": (f"claims: [{CLAIM.replace('{arm: found}', '{at: end}')}]", "claims.0.a.at: 'end' is not a step"),
+    "a claim of nothing": (f"claims: [{CLAIM.replace('{greater_by: 0}', '{}')}]", "claims.0.expect: expect needs exactly one of greater_by, less_by and within"),
     "a claim for each of nothing": (f"claims: [{CLAIM.replace('expect', 'for_each: [modle], expect')}]", "claims.0.for_each.0: unknown axis; did you mean 'model'?"),
     "a claim of what no trial has": (f"claims: [{CLAIM.replace('script/m1', 'eval/math501/pass_at_1')}]", "claims.0.metric: no trial has the metric eval/math501/pass_at_1"),
-    "no time of day": ("budget: {until: 8:00}", "budget.until: '8:00' is no time; write it as 08:00 or 2026-12-01T08:00"),
-    "no day of the calendar": ("budget: {until: 2026-02-30T08:00}", "budget.until: '2026-02-30T08:00' is no time; write it as"),
-    "a time that YAML takes for one": ("budget: {until: 2026-12-01T08:00:00}", "budget.until: '2026-12-01T08:00:00' is no time; write it as"),
+    "no time of day": ("budget: {until: 8:00}", "budget.until: '8:00' is not a time; write it as 08:00 or 2026-12-01T08:00"),
+    "no day of the calendar": ("budget: {until: 2026-02-30T08:00}", "budget.until: '2026-02-30T08:00' is not a time; write it as"),
+    "a time that YAML takes for one": ("budget: {until: 2026-12-01T08:00:00}", "budget.until: '2026-12-01T08:00:00' is not a time; write it as"),
     "no hours": ("budget: {gpu_hours: 0}", "budget.gpu_hours: must be greater than 0, not 0"),
     "misspelt budget": ("budget: {gpu_hour: 1}", "budget.gpu_hour: unknown key; did you mean 'gpu_hours'?"),
     "fewer retries than none": ("faults: {retries: -1}", "faults.retries: must be greater than or equal to 0, not -1"),
@@ -168,8 +169,11 @@ def test_a_bad_section_gets_one_clear_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("grid: none", "s.yaml:15: grid: none, and there is no `search`: nothing to run; add one"),
-        ("early_stop: {kind: asha, grace_steps: 1}", "s.yaml:15: early_stop: there is no `search`"),
+        ("grid: none", "s.yaml:15: grid: there is no grid and no `search`, so nothing to run"),
+        (
+            "early_stop: {kind: asha, grace_steps: 1}",
+            "s.yaml:15: early_stop: it ends only search trials, and there is no `search`; remove it",
+        ),
     ],
 )
 def test_what_only_a_search_can_use_is_refused_without_one(lines: str, expected: str) -> None:
@@ -181,7 +185,7 @@ def test_what_only_a_search_can_use_is_refused_without_one(lines: str, expected:
 def test_a_range_of_a_cell_is_refused_without_a_search() -> None:
     text = edited("large: {set", "large: {search: {optim.lr: {low: 0.1, high: 0.2}}, set")
     assert complaint(text[: text.index("\nsearch:") + 1]).startswith(
-        "s.yaml:10: axes.model.large.search: there is no `search`; add one, or leave it out"
+        "s.yaml:10: axes.model.large.search: the sweep has no `search`; add one, or remove this"
     )
 
 
@@ -190,7 +194,7 @@ def test_two_axes_that_range_over_one_path_are_refused() -> None:
     text = edited("large: {set", "large: {search: {optim.lr: {low: 0.1, high: 0.2}}, set", text)
     text = edited("found: {}", "found: {search: {optim.lr: {low: 0.3, high: 0.4}}}", text)
     expected = (
-        "s.yaml:12: axes.arm.found.search.optim.lr: axis 'model' has a range of optim.lr for model=large,arm=found"
+        "s.yaml:12: axes.arm.found.search.optim.lr: axis 'model' also has a range of optim.lr for model=large,arm=found"
     )
     assert complaint(text).startswith(expected)
 
@@ -341,7 +345,7 @@ def test_a_study_that_nothing_can_win_is_waited_for_and_says_so() -> None:
     lost = Winner(point=None, params={}, value=None, num_points=3)
     made = by_cell(make_plan(replace(sweep_of(HUNT), winners={"model=small": lost})))
     assert made["small", "found"].key is None
-    assert made["small", "found"].waits_for == "the search of model=small, of which no point can win"
+    assert made["small", "found"].waits_for == "the search of model=small, in which no point can win"
     assert made["small", "fixed"].key is not None
 
 
@@ -456,9 +460,9 @@ def test_a_study_of_a_value_with_a_slash_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "warning"),
     [
-        ("kind: asha, grace_steps: 4", "early_stop.grace_steps: no trial ends early: those of the search have at most 4 steps"),
-        ("kind: asha, grace_steps: 2, min_trials: 4", "early_stop.min_trials: changes nothing with kind: asha"),
-        ("kind: median, grace_steps: 2, factor: 2", "early_stop.factor: changes nothing with kind: median"),
+        ("kind: asha, grace_steps: 4", "early_stop.grace_steps: no trial ends early, because search trials have at most 4 steps"),
+        ("kind: asha, grace_steps: 2, min_trials: 4", "early_stop.min_trials: has no effect with kind: asha"),
+        ("kind: median, grace_steps: 2, factor: 2", "early_stop.factor: has no effect with kind: median"),
     ],
 )  # fmt: skip
 def test_early_stopping_that_stops_nothing_is_a_warning(lines: str, warning: str) -> None:
@@ -522,7 +526,7 @@ TURNS = {
     "a seed of the search is the grid's": (
         "seeds: [100]",
         "seeds: [100, 1]",
-        "s.yaml:22: search.seeds.1: seed 1 is one of the grid's, which the winner would be judged by; take another, as 101",
+        "s.yaml:22: search.seeds.1: seed 1 is also a seed of the grid, which judges the winner; use another seed, such as 101",
     ),
 }
 

@@ -55,7 +55,7 @@ def test_a_models_own_code_is_not_run_unless_the_sweep_says_so(with_code: Path, 
 
 def test_running_a_models_code_is_part_of_what_a_training_is(tiny_config: Callable[..., TrialConfig]) -> None:
     plain, trusting = (tiny_config(model={"trust_remote_code": trust}) for trust in (False, True))
-    assert "trust_remote_code" not in (identify_trial(plain).facts or {}), "keys of before stay"
+    assert "trust_remote_code" not in (identify_trial(plain).contents or {}), "keys of before stay"
     assert identify_trial(plain).keys(plain, [0]) != identify_trial(trusting).keys(trusting, [0])
 
 

@@ -20,9 +20,10 @@ from verbs import oneshot
 from oneshot.config.file import read
 from oneshot.errors import UserError
 from oneshot.plan.pinned import Winner
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
 from oneshot.plan.trainings import Training, trainings
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
 from oneshot.store.gc import find_waste, keys_of, remove_waste
 from oneshot.store.lease import Holder, Lease, take

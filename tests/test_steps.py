@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_store
 
-from oneshot.report.runs import Run, SuiteFacts, gather
+from oneshot.report.runs import Run, RunSuite, gather
 from oneshot.report.steps import NoStepError, evaluated_after, find_step, saturation
 from oneshot.report.verdicts import verdicts
 from oneshot.store.records import Row
@@ -46,7 +46,7 @@ def run(
         ended_ms=0,
         origin="s",
         suites=tuple(
-            SuiteFacts(name=name, source=SOURCES[name], digest=name, samples=1, num_problems=None, steps=tuple(by_step))
+            RunSuite(name=name, source=SOURCES[name], digest=name, samples=1, num_problems=None, steps=tuple(by_step))
             for name, by_step in scores.items()
         ),
         rows=tuple(

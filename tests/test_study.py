@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot.config.sweep import RangeConfig, SamplerConfig
+from oneshot.config.search import RangeConfig, SamplerConfig
 from oneshot.sweep.search.optuna_study import ask, figures, importances
 from oneshot.sweep.search.points import Point, best
 

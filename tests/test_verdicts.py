@@ -17,8 +17,8 @@ from synthetic import make_store
 from told import CATEGORIES, FROZEN_MS, claim, gathered, grades, run
 from verbs import oneshot
 
+from oneshot.config.claims import ClaimConfig
 from oneshot.config.file import load
-from oneshot.config.sweep import ClaimConfig
 from oneshot.plan.claims import freeze
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems

@@ -18,7 +18,8 @@ from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.cost import Cost
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
+from oneshot.plan.trial import Trial
 from oneshot.plan.wallclock import Schedule, schedule
 
 

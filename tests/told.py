@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.plan.claims import Frozen, claims_digest
-from oneshot.report.runs import Gathered, Grades, Run, Shown, SuiteFacts
+from oneshot.report.runs import Gathered, Grades, Run, RunSuite, Shown
 
 CATEGORIES = ("addition", "addition", "subtraction", "subtraction", "multiplication", "multiplication")
 """Of the problems that are asked where a test does not say."""
@@ -63,8 +63,8 @@ class Told:
         return ()
 
 
-def suite(name: str = "arithmetic", *, samples: int = 1, source: str = "", digest: str = "d") -> SuiteFacts:
-    return SuiteFacts(name=name, source=source or name, digest=digest, samples=samples, num_problems=None, steps=(0, 8))
+def suite(name: str = "arithmetic", *, samples: int = 1, source: str = "", digest: str = "d") -> RunSuite:
+    return RunSuite(name=name, source=source or name, digest=digest, samples=samples, num_problems=None, steps=(0, 8))
 
 
 def run(cell: Mapping[str, str], seed: int = 0, **changes: Any) -> Run:

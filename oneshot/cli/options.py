@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from oneshot.config.file import SweepFile
-    from oneshot.plan.plan import Trial
+    from oneshot.plan.trial import Trial
     from oneshot.store.store import Store
     from oneshot.sweep.cluster.jobs import Cluster
 

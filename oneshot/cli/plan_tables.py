@@ -11,7 +11,8 @@ from oneshot.config.sweep import BudgetConfig
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits

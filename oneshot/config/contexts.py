@@ -1,4 +1,4 @@
-"""`--address` -> a cluster: a URL of Ray Jobs, or a name in cluster/contexts.yaml that says more about it."""
+"""`--address` -> a cluster: a URL of Ray Jobs, or the name of a context in cluster/contexts.yaml."""
 
 import os
 import re
@@ -21,18 +21,26 @@ EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class ContextConfig(Config):
-    """One cluster, and what sweeps that run there use."""
+    """One cluster, with the storage, MLflow server and environment of sweeps that run there."""
 
-    address: str = Field(pattern=r"^https?://[^/@\s]+(/[^@\s]*)?$", description="of Ray Jobs, as http://HEAD:8265")
-    storage: str | None = Field(None, min_length=1, description="above the sweep file's; absolute, or an fsspec URL")
-    mlflow: str | None = Field(None, min_length=1, description="tracking server, for the driver; above the file's")
-    token_path: str | None = Field(None, min_length=1, description="file with the cluster's authentication token")
-    env: dict[EnvName, str] = Field(default_factory=dict, description="variables of driver and workers; no secrets")
+    address: str = Field(
+        pattern=r"^https?://[^/@\s]+(/[^@\s]*)?$", description="Address of Ray Jobs, such as http://HEAD:8265"
+    )
+    storage: str | None = Field(
+        None, min_length=1, description="Absolute path or fsspec URL, which overrides that of the sweep file"
+    )
+    mlflow: str | None = Field(
+        None, min_length=1, description="Tracking server for the driver, which overrides that of the sweep file"
+    )
+    token_path: str | None = Field(None, min_length=1, description="File with the cluster's authentication token")
+    env: dict[EnvName, str] = Field(
+        default_factory=dict, description="Environment variables of driver and workers, without secrets"
+    )
 
     @field_validator("storage", "mlflow")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        return without_password(url, "set it for the cluster's `ray start`")
+        return without_password(url, "set the password in the environment of the cluster's `ray start`")
 
     @field_validator("env")
     @classmethod
@@ -40,66 +48,69 @@ class ContextConfig(Config):
         for name, value in env.items():
             if SECRET_NAME.search(name) or has_password(value):
                 raise ValueError(
-                    f"{name} looks like a secret, and jobs show theirs; set it for the cluster's `ray start`"
+                    f"{name} looks like a secret, and Ray shows the variables of a job; set it in the environment of "
+                    "the cluster's `ray start`"
                 )
         return env
 
 
 def find_context(address: str) -> ContextConfig:
-    """What `--address` names.
+    """Return the cluster that `--address` names.
 
     Raises:
-        UserError: it is no URL, and no such context; or the file is wrong.
+        UserError: it is neither a URL nor a context, or the file of contexts is wrong.
     """
     if "://" in address:
         try:
             return ContextConfig(address=address.rstrip("/"))
         except ValidationError as error:
-            raise UserError(f"--address {address}: write it as http://HEAD:8265, without user or password") from error
+            raise UserError(
+                f"--address {address}: not a valid address; write it as http://HEAD:8265, without user or password"
+            ) from error
     contexts, file = _read_contexts()
     if address not in contexts:
-        where = f"no context of {file}" if file is not None else f"there is no {FILE} to take it for a name in"
+        where = f"not a context in {file}" if file is not None else f"{FILE} does not exist"
         raise UserError(
-            f"--address {address}: no URL as http://HEAD:8265, and {where}{nearest(address, list(contexts))}; "
-            "ONESHOT_CONTEXTS names another file"
+            f"--address {address}: not a URL such as http://HEAD:8265, and {where}{nearest(address, list(contexts))}; "
+            "to use another file of contexts, set ONESHOT_CONTEXTS"
         )
     return contexts[address]
 
 
 def _read_contexts() -> tuple[dict[str, ContextConfig], Path | None]:
-    named = os.environ.get("ONESHOT_CONTEXTS")
-    path = Path(named) if named else FILE
+    variable = os.environ.get("ONESHOT_CONTEXTS")
+    path = Path(variable) if variable else FILE
     if not path.is_file():
-        if named:
-            raise UserError(f"ONESHOT_CONTEXTS: {named}: no such file")
+        if variable:
+            raise UserError(f"ONESHOT_CONTEXTS: {variable}: no such file; correct or unset the variable")
         return {}, None
     data, source = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(data, dict):
-        raise source.error((), "it must be a mapping of names to contexts")
-    found = {}
+        raise source.error((), "must be a mapping of names to contexts")
+    contexts = {}
     for name, fields in data.items():
         try:
-            found[name] = ContextConfig.model_validate(fields)
+            contexts[name] = ContextConfig.model_validate(fields)
         except ValidationError as error:
             findings = [(finding, finding["loc"]) for finding in error.errors()]
             lines = [f"{source.at((name, *loc))}: {explain(f, ContextConfig, loc)}" for f, loc in findings]
             raise SweepFileError("\n".join(lines)) from error
-    return found, path
+    return contexts, path
 
 
 def token_of(context: ContextConfig) -> str | None:
-    """The cluster's token: the context's file, else where Ray itself looks; None where there is none.
+    """Return the cluster's token from the context's file, or else from where Ray looks for it; None if there is none.
 
     Raises:
-        UserError: the file that is named is not there.
+        UserError: the file that is set for the token cannot be read.
     """
-    named = context.token_path or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    set_path = context.token_path or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_TOKEN") and context.token_path is None:
         return os.environ["RAY_AUTH_TOKEN"]
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    path = Path(set_path).expanduser() if set_path else Path.home() / ".ray" / "auth_token"
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError as error:
-        if named:
+        if set_path:
             raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}") from error
         return None

@@ -1,6 +1,7 @@
-"""The YAML door: a sweep file -> `SweepFile`, or one error with file, line, path and mend.
+"""A sweep file's YAML -> `SweepFile`, or one error with file, line, path and hint.
 
-YAML 1.2 as ruamel reads it: `1e-6` is a number, `on` and `no` are text, a key that stands twice is refused.
+The YAML is version 1.2, as ruamel reads it: `1e-6` is a number, `on` and `no` are text, and a key that appears twice is
+an error.
 """
 
 from collections.abc import Mapping
@@ -16,21 +17,22 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from oneshot.config.paths import Setting, SettingError, Where, flatten
-from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, RangeConfig, SweepConfig, TableConfig
+from oneshot.config.search import RangeConfig
+from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
 from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The file that a sweep came from, and the line of each of its places."""
+    """The text of a file, and the line of each of its places."""
 
     name: str
     text: str
     lines: dict[Where, int]
 
     def at(self, where: Where) -> str:
-        """`file:line: dotted.path`, of the place or of the nearest around it that has a line."""
+        """Return `file:line: dotted.path` of a place. The line is that of the nearest place around it that has one."""
         if where and str(where[0]).startswith("--"):
             return " ".join(str(part) for part in where)
         place = where
@@ -39,25 +41,24 @@ class Source:
         return f"{self.name}:{self.lines.get(place, 1)}: {'.'.join(str(part) for part in where) or 'the file'}"
 
     def error(self, where: Where, message: str) -> SweepFileError:
-        """The one error of a place."""
+        """Return an error about a place."""
         return SweepFileError(f"{self.at(where)}: {message}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFile:
-    """A sweep file, read and checked by itself; `plan` makes trials of it."""
+    """A sweep file that was read and validated, without the files and models that it names."""
 
     config: SweepConfig
     source: Source
-    overrides: dict[str, Setting]
-    """From `--set`, above everything in the file."""
+    overrides: dict[str, Setting]  # settings from `--set`, which override everything in the file
 
 
 def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
-    """Reads a sweep file; `overrides` are `path=value` as `--set` takes them.
+    """Read a sweep file. `overrides` are texts `path=value`, as in `--set`.
 
     Raises:
-        SweepFileError: it cannot be read, or does not say what a sweep file says.
+        SweepFileError: the file cannot be read, or is not a valid sweep file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -69,22 +70,23 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
 def read(
     text: str, *, name: str, overrides: tuple[str, ...] = (), settings: Mapping[str, Any] = MappingProxyType({})
 ) -> SweepFile:
-    """A sweep file's text -> the sweep; `name` is what errors call the file, `settings` are overrides read before.
+    """Read the text of a sweep file. `name` is the file's name in errors, and `settings` are overrides already read.
 
     Raises:
-        SweepFileError: it does not say what a sweep file says.
+        SweepFileError: it is not a valid sweep file.
     """
     data, source = parse_yaml(text, name)
     if not isinstance(data, dict):
-        raise source.error((), "not a sweep: it must be a mapping with `version`, `name`, `question`, `trial`, `seeds`")
+        raise source.error((), "must be a mapping with `version`, `name`, `question`, `trial` and `seeds`")
     try:
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
         raise SweepFileError("\n".join(_explain(error, data, source))) from error
-    if len(set(config.seeds)) != len(config.seeds):
-        raise source.error(("seeds",), "a seed stands twice; each is one replicate")
-    known = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
-    return SweepFile(config=config, source=source, overrides={**known, **_read_overrides(overrides)})
+    for place, seed in enumerate(config.seeds):
+        if seed in config.seeds[:place]:
+            raise source.error(("seeds", place), f"seed {seed} appears twice; each seed is one replicate")
+    earlier = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
+    return SweepFile(config=config, source=source, overrides={**earlier, **_read_overrides(overrides)})
 
 
 def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
@@ -92,7 +94,9 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals:
-            raise SweepFileError(f"--set {override}: write it as path=value, as `--set loss.kl_coef=0.01`")
+            raise SweepFileError(
+                f"--set {override}: has no value; write it as path=value, such as `--set loss.kl_coef=0.01`"
+            )
         data, _ = parse_yaml(value, f"--set {override}")
         try:
             flat |= flatten({path: data}, ("--set",))
@@ -102,10 +106,10 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
-    """A YAML text -> plain Python, and the line of each of its places.
+    """Parse a YAML text into plain Python, with the line of each of its places.
 
     Raises:
-        SweepFileError: it is no YAML, or a key stands twice.
+        SweepFileError: it is not valid YAML, or a key appears twice.
     """
     yaml = YAML(typ="rt", pure=True)
     try:
@@ -126,7 +130,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
 
 
 def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
-    """ruamel's tree -> plain Python, noting the line of every key and item."""
+    """Convert ruamel's tree to plain Python, and note the line of every key and item."""
     if isinstance(node, CommentedMap):
         plain = {}
         for key, value in node.items():
@@ -145,12 +149,15 @@ def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
 
 
 def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
-    """pydantic's findings -> one line each, with place and mend; of a union, only the branch that was meant."""
+    """Return one line for each of pydantic's findings, with place and hint, without those of a union's other types."""
     places = [(finding, _place(finding["loc"], data)) for finding in error.errors()]
-    found = [(finding, where) for finding, where in places if where is not None]
-    lines = {f"{source.at(where)}: {explain(finding, SweepConfig, where)}": where for finding, where in found}
+    lines = {
+        f"{source.at(where)}: {explain(finding, SweepConfig, where)}": where
+        for finding, where in places
+        if where is not None
+    }
     misspelt = [line for line in lines if "did you mean" in line]
-    # a misspelt key is missing under its right name, too: that is one mistake
+    # a misspelt required key is also missing under its right name: report one mistake
     return [
         line
         for line, where in lines.items()
@@ -159,7 +166,10 @@ def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
 
 
 def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
-    """pydantic's location, in which a union adds its branch's name, -> the place in the file; None: another branch."""
+    """Return the place in the file of pydantic's location, which also names the type in a union.
+
+    None if the location is in a type of the union that was not meant.
+    """
     if len(loc) > 2 and loc[0] == "axes":
         axis = data["axes"].get(loc[1]) if isinstance(data["axes"], Mapping) else None
         branch, rest = str(loc[2]), loc[3:]
@@ -179,7 +189,7 @@ def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
 
 
 def explain(finding: Any, model: type[Config], where: Where) -> str:
-    """One finding of pydantic in our words: what is wrong and how to mend it."""
+    """Return the text of one of pydantic's findings: what is wrong and what to do."""
     kind, value = finding["type"], finding["input"]
     name = str(where[-1]) if where else ""
     if kind == "extra_forbidden":
@@ -191,7 +201,7 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
     if kind == "literal_error":
         return f"{value!r} is not one of {finding['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
-        return f"{value!r} has characters that a name may not have (letters, digits, _ and - do)"
+        return f"{value!r} is not a valid name; use letters, digits, _ and -"
     message = (
         finding["msg"]
         .replace("Input should be", "must be")
@@ -203,7 +213,7 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
 
 
 def _siblings(model: type[Config], where: Where) -> list[str]:
-    """The keys that exist where an unknown one was found."""
+    """Return the keys that are allowed where an unknown key is."""
     if where[:1] == ("axes",):
         owners: dict[int, type[Config]] = {3: TableConfig, 4: CellConfig}
         inner = FromRankConfig if "from_rank" in where else RangeConfig if "search" in where else CostConfig

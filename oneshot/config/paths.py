@@ -1,7 +1,7 @@
-"""Nested or dotted settings <-> flat paths of `TrialConfig`, each knowing where in a file it was written.
+"""Nested or dotted settings <-> flat paths of `TrialConfig`, each with its place in a file.
 
-`{"loss": {"kl_coef": 0.0}, "optim.lr": 1e-4}` -> `{"loss.kl_coef": 0.0, "optim.lr": 1e-4}`. A path that no trial has is
-refused with the nearest one that exists.
+`{"loss": {"kl_coef": 0.0}, "optim.lr": 1e-4}` -> `{"loss.kl_coef": 0.0, "optim.lr": 1e-4}`. A path that does not exist
+is an error that names the nearest path.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,20 +14,19 @@ from pydantic import BaseModel
 
 from oneshot.config.trial import TrialConfig
 
-Where = tuple[str | int, ...]
-"""A place in a sweep file: the keys and indices that lead to it."""
+Where = tuple[str | int, ...]  # A place in a sweep file, as the keys and indices that lead to it
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value, and the place that set it."""
+    """A value and the place that set it."""
 
     value: Any
     where: Where
 
 
 class SettingError(Exception):
-    """A setting that cannot be; `where` is its place, the message says what and how to mend it."""
+    """A wrong setting. `where` is its place, and the message says what is wrong and what to do."""
 
     def __init__(self, where: Where, message: str) -> None:
         super().__init__(message)
@@ -36,10 +35,10 @@ class SettingError(Exception):
 
 
 def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
-    """Settings of one place of the file -> flat paths.
+    """Return the settings of one place of the file by flat path.
 
     Raises:
-        SettingError: no trial has such a path, or one stands twice.
+        SettingError: a path does not exist, or is set twice.
     """
     flat: dict[str, Setting] = {}
     for path, setting in _walk(TrialConfig, settings, "", where):
@@ -50,7 +49,7 @@ def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat paths -> the nested mapping that `TrialConfig` validates."""
+    """Return flat paths as the nested mapping that `TrialConfig` validates."""
     nested: dict[str, Any] = {}
     for path in sorted(flat):  # `eval.suites.val: {}` before what is inside it
         *parents, last = path.split(".")
@@ -73,7 +72,7 @@ def _walk(kind: Any, value: Mapping[str, Any], prefix: str, where: Where) -> Ite
         if _children(inner_kind) is None:
             yield path, Setting(inner, place)
         elif not isinstance(inner, Mapping):
-            raise SettingError(place, f"{path} is a section, and {inner!r} is not; write its keys below it")
+            raise SettingError(place, f"{path} is a section and cannot be {inner!r}; write its keys below it")
         elif not inner:
             yield path, Setting({}, place)
         else:
@@ -83,7 +82,7 @@ def _walk(kind: Any, value: Mapping[str, Any], prefix: str, where: Where) -> Ite
 def _child(kind: Any, name: str, path: str, where: Where) -> Any:
     children = _children(kind)
     if children is None:
-        raise SettingError(where, f"{path} is a single value and has no {name!r} below it")
+        raise SettingError(where, f"{path} is a single value and has no key {name!r}")
     if isinstance(children, dict):
         if name not in children:
             full = f"{path}.{name}" if path else name
@@ -93,17 +92,17 @@ def _child(kind: Any, name: str, path: str, where: Where) -> Any:
 
 
 def _suggestion(name: str, path: str, names: list[str]) -> str:
-    """Nearest key at this place; else the same name wherever else it exists; else what there is."""
+    """Return a hint: the nearest key here, or else a path that ends in this key, or else all keys here."""
     if close := get_close_matches(name, names, n=1, cutoff=0.6):
         return f"; did you mean {f'{path}.{close[0]}' if path else close[0]!r}?"
-    elsewhere = [known for known in all_paths() if known.split(".")[-1] == name]
+    elsewhere = [each for each in all_paths() if each.split(".")[-1] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]!r}?"
-    return f"; {path or 'a trial'} has {', '.join(names)}"
+    return f"; choose one of {', '.join(names)}"
 
 
 def _children(kind: Any) -> dict[str, Any] | Any | None:
-    """Fields of a section by name; the one kind of all values of a mapping; None for a single value."""
+    """Return a section's fields by name, the type of a mapping's values, or None for a single value."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -114,7 +113,7 @@ def _children(kind: Any) -> dict[str, Any] | Any | None:
 
 
 def setting_of(config: BaseModel, path: str) -> Any:
-    """The value that a trial has at a path."""
+    """Return the value at a path of a config."""
     value: Any = config
     for part in path.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
@@ -122,16 +121,16 @@ def setting_of(config: BaseModel, path: str) -> Any:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A config's dump -> its single values by dotted path."""
+    """Return the single values of a config's dump by dotted path."""
     if not isinstance(value, dict):
         return {prefix: value}
-    inner = ((f"{prefix}.{name}" if prefix else name, one) for name, one in value.items())
-    return {path: single for place, one in inner for path, single in flat(one, place).items()}
+    inner = ((f"{prefix}.{name}" if prefix else name, child) for name, child in value.items())
+    return {path: single for place, child in inner for path, single in flat(child, place).items()}
 
 
 @cache
 def all_paths() -> tuple[str, ...]:
-    """Every path that a trial has, mappings left out."""
+    """Return every path of a trial's settings, without those in mappings."""
 
     def under(kind: Any, prefix: str) -> Iterator[str]:
         children = _children(kind)

@@ -22,7 +22,7 @@ MEASURES = {"pass_at_1": "strict", "pass_at_1_lenient": "lenient", "avg_at_k": "
 
 def identity(kept: Kept, dtype: str) -> str:
     """Return the identity of an export's contents: exports with one identity are the same model."""
-    return f"{kept.asked.key}-{kept.step}-{dtype}"
+    return f"{kept.selection.key}-{kept.step}-{dtype}"
 
 
 def base_model(kept: Kept) -> dict[str, str]:
@@ -33,15 +33,15 @@ def base_model(kept: Kept) -> dict[str, str]:
 
 def describe(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
     """Return the contents of oneshot.json; `files`: name -> sha256."""
-    asked = kept.asked
+    selection = kept.selection
     return {
         "format": FORMAT,
         "identity": identity(kept, dtype),
-        "key": asked.key,
+        "key": selection.key,
         "label": kept.label,
-        "sweep": asked.sweep.config.name if asked.sweep is not None else None,
-        "cell": asked.trial.cell,
-        "seed": asked.trial.seed,
+        "sweep": selection.sweep.config.name if selection.sweep is not None else None,
+        "cell": selection.trial.cell,
+        "seed": selection.trial.seed,
         "step": kept.step,
         "dtype": dtype,
         "merged_adapter": kept.config.model.adapter is not None,
@@ -82,7 +82,7 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
     templates.filters["code"] = _code
     return templates.get_template("card.md.j2").render(
         kept=kept,
-        asked=kept.asked,
+        selection=kept.selection,
         config=kept.config,
         settings=flat(kept.config.model_dump(mode="json")),
         base="@".join(base_model(kept).values()),

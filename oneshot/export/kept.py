@@ -13,7 +13,8 @@ from oneshot.errors import DataError, UserError
 from oneshot.plan.keys import KEY_LENGTH
 from oneshot.plan.loader import UNKNOWN_COST, begun_sweep
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 from oneshot.store.gc import keys_of
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder

@@ -1,7 +1,7 @@
-"""A sweep's axes and grid -> its cells: each with one name an axis, resolved settings and resources.
+"""A sweep's axes and grid -> its cells, each with its name on every axis, its settings and its resources.
 
-Precedence: `trial` < axis cell < grid block < `--set`. Two axes that set one path contradict each other, unless the
-grid block sets that path itself.
+Precedence: `trial` < axis cell < grid block < `--set`. It is an error if two axes set the same path in one cell, unless
+the grid block sets that path.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,15 +14,8 @@ from pydantic import ValidationError
 
 from oneshot.config.file import explain
 from oneshot.config.paths import Setting, SettingError, Where, flatten, unflatten
-from oneshot.config.sweep import (
-    CellConfig,
-    CostConfig,
-    FromRankConfig,
-    GridBlock,
-    RangeConfig,
-    ResourceConfig,
-    TableConfig,
-)
+from oneshot.config.search import RangeConfig
+from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlock, ResourceConfig, TableConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import nearest
 from oneshot.plan.pinned import PinnedSweep
@@ -35,35 +28,31 @@ class AxisCell:
     settings: dict[str, Setting]
     resources: dict[str, Setting] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    ranges: dict[str, RangeConfig] = field(default_factory=dict)
-    """In place of the search's own."""
+    ranges: dict[str, RangeConfig] = field(default_factory=dict)  # ranges that replace those of the search
     cost: CostConfig | None = None
-    waits_for: str | None = None
-    """What must be known before it can run."""
+    waits_for: str | None = None  # what must be known before the cell can run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One point of the grid: what all its seeds share."""
+    """One point of the grid, shared by its seeds."""
 
-    names: dict[str, str]
-    """Axis -> name of its cell, in the file's order."""
+    names: dict[str, str]  # axis -> name of its cell, in the order of the file
     config: TrialConfig
     resources: ResourceConfig
     labels: dict[str, str]
     cost: CostConfig
     waits_for: str | None
-    places: dict[str, Where]
-    """Path of each setting -> the place of the file that set it, for this cell."""
+    places: dict[str, Where]  # path of each setting -> the place in the file that set it for this cell
 
     def place(self, path: str) -> Where:
-        """The place that set a path, or the first that set something under it."""
-        under = [place for known, place in self.places.items() if known == path or known.startswith(f"{path}.")]
+        """Return the place that set a path, or the first place that set a path below it."""
+        under = [place for setting, place in self.places.items() if setting == path or setting.startswith(f"{path}.")]
         return under[0] if under else ("trial",)
 
     @property
     def label(self) -> str:
-        """`model=math-1.5b example=pi_1`, or `the only cell`."""
+        """Return `model=math-1.5b example=pi_1`, or `the only cell`."""
         return " ".join(f"{axis}={name}" for axis, name in self.names.items()) or "the only cell"
 
 
@@ -71,10 +60,10 @@ Axes = dict[str, dict[str, AxisCell]]
 
 
 def read_axes(sweep: PinnedSweep) -> Axes:
-    """The three kinds of axis -> cells by name.
+    """Return the cells of each axis by name, from the three kinds of axis.
 
     Raises:
-        SettingError: an axis sets what no trial has, or names two cells alike.
+        SettingError: an axis sets a path that trials do not have, or two of its cells have the same name.
     """
     axes: Axes = {}
     for name, axis in sweep.config.axes.items():
@@ -90,17 +79,17 @@ def read_axes(sweep: PinnedSweep) -> Axes:
                 for full_name, axis_cell in _named(sweep, name, cell, config).items()
             }
         if not axes[name]:
-            raise SettingError(where, "an axis without cells; give it some, or leave it out")
+            raise SettingError(where, "the axis has no cells; add one, or remove the axis")
     return axes
 
 
 def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict[str, AxisCell]:
-    """One cell, or as many as its ranking names."""
+    """Return one cell, or the cells of its ranking."""
     where: Where = ("axes", axis, name)
-    known = list(ResourceConfig.model_fields)
+    keys = list(ResourceConfig.model_fields)
     for key in config.resources:
-        if key not in known:
-            raise SettingError((*where, "resources", key), f"unknown key{nearest(key, known)}")
+        if key not in keys:
+            raise SettingError((*where, "resources", key), f"unknown key{nearest(key, keys)}")
     cell = AxisCell(
         settings=flatten(config.set, (*where, "set")),
         resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
@@ -112,35 +101,37 @@ def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict
         return {name: cell}
     place: Where = (*where, "from_rank")
     if "examples" in cell.settings:
-        raise SettingError(cell.settings["examples"].where, "from_rank names the examples of this cell; leave one out")
+        raise SettingError(
+            cell.settings["examples"].where, "the cell sets both examples and from_rank; keep only one of them"
+        )
     chosen = sweep.rankings.get((axis, name))
     if chosen is None:
         waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
         names = rank_names(config.from_rank)
-        # no example yet, but cells that can be checked in all else
+        # placeholders for the examples, so that the other settings of these cells can be checked
         settings = {**cell.settings, "examples": Setting([f"rank:{end}" for end in names], place)}
         waiting = replace(cell, settings=settings, waits_for=waits_for)
         return {name: waiting} if config.from_rank.together else {f"{name}#{end}": waiting for end in names}
     if config.from_rank.together:
-        examples = Setting([one.example for one in chosen.values()], place)
+        examples = Setting([ranked.example for ranked in chosen.values()], place)
         return {name: replace(cell, settings={**cell.settings, "examples": examples})}
     return {
         f"{name}#{end}": replace(
             cell,
-            settings={**cell.settings, "examples": Setting([one.example], place)},
-            labels={**cell.labels, "example": one.example, "score": f"{one.score:.6g}"},
+            settings={**cell.settings, "examples": Setting([ranked.example], place)},
+            labels={**cell.labels, "example": ranked.example, "score": f"{ranked.score:.6g}"},
         )
-        for end, one in chosen.items()
+        for end, ranked in chosen.items()
     }
 
 
 def _ranges(ranges: dict[str, RangeConfig], where: Where) -> dict[str, RangeConfig]:
-    flatten(dict.fromkeys(ranges), where)  # refuses what is no path
+    flatten(dict.fromkeys(ranges), where)  # refuses a key that is not a path
     return ranges
 
 
 def rank_names(config: FromRankConfig) -> list[str]:
-    """What the cells of a ranking are called, after the `#`."""
+    """Return the names of a ranking's cells, which follow the `#`."""
     counts = {"": config.top, "last": config.bottom, "random": config.random}
     return [f"{kind}{place + 1}" for kind, count in counts.items() for place in range(count)]
 
@@ -150,14 +141,14 @@ def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
     for index, value in enumerate(values):
         name = str(value)
         if name in cells:
-            raise SettingError((*where, index), f"{name} stands twice; each value is one cell")
+            raise SettingError((*where, index), f"{name} appears twice; each value is one cell")
         settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
         cells[name] = AxisCell(settings=settings)
     return cells
 
 
 def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
-    flatten(dict.fromkeys(table.columns), (*where, "columns"))  # refuses a column that is no path
+    flatten(dict.fromkeys(table.columns), (*where, "columns"))  # refuses a column that is not a path
     cells = {}
     for row, values in table.rows.items():
         place = (*where, "rows", row)
@@ -175,14 +166,14 @@ def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
 
 
 def expand(sweep: PinnedSweep, axes: Axes) -> list[Cell]:
-    """Every cell of the grid, each once, in the order of blocks and axes.
+    """Return every cell of the grid once, in the order of blocks and axes.
 
     Raises:
-        SettingError: a selector, a setting or a combination that cannot be; names its place.
+        SettingError: a selector, a setting or a combination of settings is wrong; names its place.
     """
     if sweep.config.grid == []:
         if sweep.config.search is None:
-            raise SettingError(("grid",), "none, and there is no `search`: nothing to run; add one")
+            raise SettingError(("grid",), "there is no grid and no `search`, so nothing to run; add one of them")
         return []
     cells: dict[tuple[str, ...], Cell] = {}
     for index, block in enumerate(sweep.config.grid or [GridBlock()]):
@@ -190,28 +181,28 @@ def expand(sweep: PinnedSweep, axes: Axes) -> list[Cell]:
         block_settings = flatten(block.set, (*where, "set"))
         for names in _select(block, axes, where):
             cell = resolve(sweep, axes, names, settled=block_settings, point=_winner(sweep, names))
-            known = cells.setdefault(tuple(names.values()), cell)
-            if known.config != cell.config:
+            earlier = cells.setdefault(tuple(names.values()), cell)
+            if earlier.config != cell.config:
                 raise SettingError(
-                    where, f"cell {cell.label} is in an earlier block with other settings; exclude it from one"
+                    where, f"cell {cell.label} is in an earlier block with other settings; exclude it from one block"
                 )
     if not cells:
-        raise SettingError(("grid",), "selects no cell")
+        raise SettingError(("grid",), "the grid selects no cell; change its selectors")
     return list(cells.values())
 
 
 def study_name(names: Mapping[str, str], per: Sequence[str]) -> str:
-    """The study that a cell waits for: `model=a,arm=outcome`, or `all`. It also names a folder."""
+    """Return the name of the study that a cell waits for: `model=a,arm=outcome`, or `all`. It also names a folder."""
     name = ",".join(f"{axis}={names[axis]}" for axis in per if axis in names) or "all"
     return name.replace("/", "%2F")
 
 
 def _winner(sweep: PinnedSweep, names: Mapping[str, str]) -> dict[str, Setting]:
-    """The settings that the search has found for a cell."""
+    """Return the settings of a cell's search winner, empty if there is none."""
     if sweep.config.search is None:
         return {}
-    found = sweep.winners.get(study_name(names, sweep.config.search.per))
-    return {path: Setting(value, ("search", "space", path)) for path, value in found.params.items()} if found else {}
+    winner = sweep.winners.get(study_name(names, sweep.config.search.per))
+    return {path: Setting(value, ("search", "space", path)) for path, value in winner.params.items()} if winner else {}
 
 
 def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, str]]:
@@ -225,17 +216,17 @@ def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, st
 
 
 def matches(selector: Any, names: list[str], where: Where) -> list[str]:
-    """A selector: nothing (all), a cell, a list of cells, or `{not: ...}`."""
+    """Return the names that a selector means: None (all), a cell, a list of cells, or `{not: ...}`."""
     if selector is None:
         return names
     if isinstance(selector, dict):
         if list(selector) != ["not"]:
-            raise SettingError(where, "a selector is a cell, a list of cells, or {not: ...}")
+            raise SettingError(where, "a selector must be a cell, a list of cells, or {not: ...}")
         excluded = matches(selector["not"], names, (*where, "not"))
         return [name for name in names if name not in excluded]
     wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
     for name in wanted:
-        if name not in {*names, *(known.partition("#")[0] for known in names)}:
+        if name not in {*names, *(each.partition("#")[0] for each in names)}:
             raise SettingError(where, f"unknown cell {name!r}{nearest(name, names)}")
     # `ranked` means all of ranked#1, ranked#2 ...
     return [name for name in names if name in wanted or name.partition("#")[0] in wanted]
@@ -249,10 +240,10 @@ def resolve(
     settled: Mapping[str, Setting],
     point: Mapping[str, Setting] = MappingProxyType({}),
 ) -> Cell:
-    """One cell's settings, by precedence; `settled` stands above its axes, a search's `point` below them.
+    """Return one cell with its settings by precedence. `settled` is above its axes, a search's `point` below them.
 
     Raises:
-        SettingError: a setting or a combination that cannot be; names its place.
+        SettingError: a setting or a combination of settings is wrong; names its place.
     """
     label = " ".join(f"{axis}={name}" for axis, name in names.items())
     chosen = {axis: axes[axis][name] for axis, name in names.items()}
@@ -285,7 +276,7 @@ def _resources(sweep: PinnedSweep, resources: dict[str, Setting], label: str) ->
 def _union(
     by_axis: Mapping[str, Mapping[str, Setting]], label: str, settled: Mapping[str, Setting]
 ) -> dict[str, Setting]:
-    """Settings of several axes as one; refuses two that disagree about a path nobody above settles."""
+    """Merge the settings of several axes. It is an error if two set the same path and nothing above them sets it."""
     merged: dict[str, Setting] = {}
     owner: dict[str, str] = {}
     for axis, settings in by_axis.items():
@@ -301,7 +292,7 @@ def _union(
 
 
 def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], label: str, default: Where) -> Any:
-    """Validates a cell's settings; an error is told at the place that set the offending path."""
+    """Validate a cell's settings. An error names the place that set the wrong value."""
     try:
         return model.model_validate(nested)
     except ValidationError as error:
@@ -318,22 +309,22 @@ def _validated(model: Any, nested: dict[str, Any], flat: Mapping[str, Setting], 
 def unused(
     sweep: PinnedSweep, axes: Axes, cells: Sequence[Cell], *, besides: Collection[str]
 ) -> list[tuple[Where, str]]:
-    """Places of the file that change no trial, each with a sentence why; `besides`: paths that a search sets."""
-    found: list[tuple[Where, str]] = []
+    """Return places of the file that change no trial, each with the reason. `besides` are paths that a search sets."""
+    unused_places: list[tuple[Where, str]] = []
     selected = {pair for cell in cells for pair in cell.names.items()}
     used = {place for cell in cells for place in cell.places.values()}
     is_grid = sweep.config.grid != []
     unselected = "no block of the grid selects this cell" if is_grid else "the search is not tuned on this cell"
-    settled = {*sweep.overrides, *besides}  # what `--set` or a search takes over was meant to be
+    settled = {*sweep.overrides, *besides}  # replaced on purpose, by `--set` or by a search
     for axis, values in axes.items():
         for name, value in values.items():
             if (axis, name) not in selected:
-                found.append((("axes", axis, name), unselected))
+                unused_places.append((("axes", axis, name), unselected))
                 continue
             for path, setting in value.settings.items():
                 if setting.where not in used and setting.value != {} and path not in settled:
-                    found.append((setting.where, "overridden in every trial"))
+                    unused_places.append((setting.where, "overridden in every trial"))
     for path, setting in flatten(sweep.config.trial, ("trial",)).items():
         if setting.where not in used and setting.value != {} and path not in settled:
-            found.append((setting.where, f"{path} is overridden in every trial"))
-    return found
+            unused_places.append((setting.where, f"{path} is overridden in every trial"))
+    return unused_places

@@ -1,8 +1,8 @@
-"""A claim and the grid's cells -> the comparisons that it stands for; and claims, frozen as a sweep begins.
+"""A claim and the grid's cells -> the comparisons that the claim makes; and claims -> their record in the store.
 
-A claim compares two selections of cells, each after a step. In `b`, an axis that is left out is as in `a`: cells are
-matched on the axes that `b` does not name; a comparison is a list of matched pairs, and one verdict. `for_each` makes
-one of every cell of an axis; those of `for_all` are parts of one verdict.
+A claim compares two selections of cells, each at a step. An axis that `b` leaves out is as in `a`: cells are matched on
+the axes that `b` does not name. A comparison is a list of matched pairs, and gives one verdict. `for_each` makes one
+comparison for every cell of an axis. The comparisons of `for_all` are parts of one verdict.
 """
 
 import json
@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
+from oneshot.config.claims import ClaimConfig
 from oneshot.config.paths import SettingError, Where
-from oneshot.config.sweep import ClaimConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError, nearest
 from oneshot.plan.cells import matches
@@ -22,13 +22,12 @@ from oneshot.tasks.examples import identify, load_row
 
 AT = ("start", "last", "best", "saturation")
 FILE = "claims.json"
-Names = Mapping[str, str]
-"""Axis -> cell."""
+Names = Mapping[str, str]  # axis -> cell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """What is subtracted from what: the mean over cells `b` from the mean over cells `a`, seed by seed."""
+    """Two matched groups of cells. The mean over `b` is subtracted from the mean over `a`, seed by seed."""
 
     a: tuple[Names, ...]
     b: tuple[Names, ...]
@@ -36,26 +35,23 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One verdict to be, or a part of one."""
+    """One comparison of a claim, which gives a verdict or a part of one."""
 
     claim: ClaimConfig
-    number: int
-    """Of the claim in its list, from 0."""
-    cells: dict[str, str]
-    """Of the axes of `for_each`."""
-    part: dict[str, str]
-    """Of the axes of `for_all`: parts of one claim and `cells` make one verdict."""
+    number: int  # index of the claim in its list, from 0
+    cells: dict[str, str]  # cells on the axes of `for_each`
+    part: dict[str, str]  # cells on the axes of `for_all`. The parts with one claim and one `cells` make one verdict.
     at_a: str
     at_b: str
     pairs: tuple[Pair, ...]
 
 
 def comparisons(claims: Sequence[ClaimConfig], cells: Sequence[Names]) -> list[Comparison]:
-    """Every comparison of every claim, in order; `cells` are the grid's.
+    """Return every comparison of every claim, in order; `cells` are the grid's.
 
     Raises:
-        SettingError: a claim selects what is not there, compares a selection with itself, or leaves a cell without a
-            partner; names its place under `claims`.
+        SettingError: a claim selects cells that do not exist, compares a selection with itself, or leaves a cell
+            without a partner; names its place under `claims`.
     """
     return [
         comparison for number, claim in enumerate(claims) for comparison in _comparisons(claim, number, cells=cells)
@@ -64,41 +60,38 @@ def comparisons(claims: Sequence[ClaimConfig], cells: Sequence[Names]) -> list[C
 
 def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> list[Comparison]:
     where: Where = ("claims", number)
-    known: dict[str, list[str]] = {}
-    for cell in cells:
-        for axis, name in cell.items():
-            known.setdefault(axis, [])
-            if name not in known[axis]:
-                known[axis].append(name)
+    names_by_axis = {axis: list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (cells[0] if cells else ())}
     for key, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
         for place, axis in enumerate(axes):
-            if axis not in known:
-                raise SettingError((*where, key, place), f"unknown axis{nearest(axis, list(known))}")
+            if axis not in names_by_axis:
+                raise SettingError((*where, key, place), f"unknown axis{nearest(axis, list(names_by_axis))}")
             if key == "for_all" and axis in claim.for_each:
-                raise SettingError((*where, key, place), f"{axis} is in for_each already; name it once")
+                raise SettingError((*where, key, place), f"{axis} is also in for_each; keep only one of them")
     each = [*claim.for_each, *claim.for_all]
-    at_a, own_a = _side(claim.a, known, (*where, "a"))
-    at_b, own_b = _side(claim.b, known, (*where, "b"), at=at_a)
-    chosen_a, chosen_b = {**known, **own_a}, {**known, **own_a, **own_b}
-    side_a = [cell for cell in cells if all(cell[axis] in chosen_a[axis] for axis in cell)]
-    if not side_a:
-        raise SettingError((*where, "a"), "selects no cell of the grid")
-    found = []
-    for group in dict.fromkeys(tuple(cell[axis] for axis in each) for cell in side_a):
+    at_a, own_a = _side(claim.a, names_by_axis, (*where, "a"))
+    at_b, own_b = _side(claim.b, names_by_axis, (*where, "b"), at=at_a)
+    chosen_a, chosen_b = {**names_by_axis, **own_a}, {**names_by_axis, **own_a, **own_b}
+    all_a = [cell for cell in cells if all(cell[axis] in chosen_a[axis] for axis in cell)]
+    if not all_a:
+        raise SettingError((*where, "a"), "selects no cell of the grid; change its cells")
+    made = []
+    for group in dict.fromkeys(tuple(cell[axis] for axis in each) for cell in all_a):
         named = dict(zip(each, group, strict=True))
         kept = {axis: [name] for axis, name in named.items() if axis not in own_b}
         chosen = {**chosen_b, **kept}
-        mine = [cell for cell in side_a if all(cell[axis] == name for axis, name in named.items())]
-        other = [cell for cell in cells if all(cell[axis] in chosen[axis] for axis in cell)]
-        if not other:
-            raise SettingError((*where, "b"), f"selects no cell of the grid to compare {_label(mine[0])} with")
-        if at_a == at_b and mine == other:
-            which = f", where {_label(named)}" if named else ""
+        side_a = [cell for cell in all_a if all(cell[axis] == name for axis, name in named.items())]
+        side_b = [cell for cell in cells if all(cell[axis] in chosen[axis] for axis in cell)]
+        if not side_b:
             raise SettingError(
-                (*where, "b"), f"selects what `a` does{which}: name another cell, or another step by `at`"
+                (*where, "b"), f"selects no cell of the grid to compare {_label(side_a[0])} with; change its cells"
             )
-        free = [axis for axis in known if axis not in {*own_b, *each}]
-        found.append(
+        if at_a == at_b and side_a == side_b:
+            which = f" for {_label(named)}" if named else ""
+            raise SettingError(
+                (*where, "b"), f"selects the same cells as `a`{which}; name another cell, or another step with `at`"
+            )
+        free = [axis for axis in names_by_axis if axis not in {*own_b, *each}]
+        made.append(
             Comparison(
                 claim=claim,
                 number=number,
@@ -106,39 +99,39 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
                 part={axis: named[axis] for axis in claim.for_all},
                 at_a=at_a,
                 at_b=at_b,
-                pairs=tuple(_pairs(mine, other, free=free, where=where)),
+                pairs=tuple(_pairs(side_a, side_b, free=free, where=where)),
             )
         )
-    return found
+    return made
 
 
 def _side(
-    selection: Mapping[str, Any], known: Mapping[str, list[str]], where: Where, *, at: str = "last"
+    selection: Mapping[str, Any], names_by_axis: Mapping[str, list[str]], where: Where, *, at: str = "last"
 ) -> tuple[str, dict[str, list[str]]]:
-    """The step of one side, and the cells of each axis that it names."""
+    """Return the step of one side, and the cells of each axis that it names."""
     own: dict[str, list[str]] = {}
     for axis, selector in selection.items():
         place = (*where, axis)
         if axis == "at":
             if selector not in AT:
-                raise SettingError(place, f"{selector!r} is no step{nearest(str(selector), AT)}")
+                raise SettingError(place, f"{selector!r} is not a step{nearest(str(selector), AT)}")
             at = selector
-        elif axis not in known:
-            raise SettingError(place, f"unknown axis{nearest(axis, [*known, 'at'])}")
+        elif axis not in names_by_axis:
+            raise SettingError(place, f"unknown axis{nearest(axis, [*names_by_axis, 'at'])}")
         else:
-            own[axis] = matches(selector, known[axis], place)
+            own[axis] = matches(selector, names_by_axis[axis], place)
     return at, own
 
 
 def _pairs(side_a: Sequence[Names], side_b: Sequence[Names], *, free: Sequence[str], where: Where) -> list[Pair]:
-    """Cells of both sides that agree on the axes that are free."""
+    """Return the pairs of cells of both sides that agree on the free axes."""
     by_a, by_b = ({}, {})  # type: tuple[dict[tuple[str, ...], list[Names]], dict[tuple[str, ...], list[Names]]]
-    for side, found in ((side_a, by_a), (side_b, by_b)):
+    for side, by_match in ((side_a, by_a), (side_b, by_b)):
         for cell in side:
-            found.setdefault(tuple(cell[axis] for axis in free), []).append(cell)
-    for mine, others, name, other in ((by_a, by_b, "a", "b"), (by_b, by_a, "b", "a")):
-        for match, cells in mine.items():
-            if match not in others:
+            by_match.setdefault(tuple(cell[axis] for axis in free), []).append(cell)
+    for cells_by_match, partners, name, other in ((by_a, by_b, "a", "b"), (by_b, by_a, "b", "a")):
+        for match, cells in cells_by_match.items():
+            if match not in partners:
                 raise SettingError(
                     (*where, name),
                     f"{_label(cells[0])} has no partner in `{other}`, which has no cell with "
@@ -152,49 +145,43 @@ def _label(cell: Names) -> str:
 
 
 def trained_categories(labels: Mapping[str, str], config: TrialConfig) -> frozenset[str]:
-    """What a trial trains on, by its cell's label `category`, else as its examples say; empty where neither does."""
+    """Return the categories that a trial trains on: its label `category`, or else those of its examples, if known."""
     if "category" in labels:
         return frozenset(filter(None, (name.strip() for name in labels["category"].split(","))))
-    found = set()
+    categories = set()
     for name in identify(config.examples).ids:
         try:
-            found.add(load_row(name.partition("=")[0]).category)
-        except DataError:  # data that are not at hand: only a label could say it
+            categories.add(load_row(name.partition("=")[0]).category)
+        except DataError:  # the data are not on this machine
             return frozenset()
-    return frozenset(filter(None, found))
+    return frozenset(filter(None, categories))
 
 
-# --- frozen as the sweep begins ---
+# --- claims frozen when the sweep begins ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """The claims that a sweep began with."""
+    """The claims of a sweep when it began."""
 
     claims: tuple[ClaimConfig, ...]
-    digest: str
-    """sha256 (hex) of their canonical JSON."""
-    frozen_ms: int | None
-    """By the driver's clock, before any trial began; None where nothing was frozen."""
-    is_intact: bool
-    """Whether the file still has the digest that it says."""
-    written: tuple[dict[str, Any], ...]
-    """As they stand in the record, word for word."""
-    seeds: tuple[int, ...] = ()
-    """Of the sweep as it began; none where that is not on record."""
-    num_steps: Mapping[str, int] = field(default_factory=dict)
-    """Steps of each cell as it began, by `cell_key`."""
+    digest: str  # sha256 (hex) of their canonical JSON
+    frozen_ms: int | None  # time on the driver's clock, before any trial began; None if nothing was frozen
+    is_intact: bool  # whether the recorded claims still match the recorded digest
+    written: tuple[dict[str, Any], ...]  # the claims exactly as recorded
+    seeds: tuple[int, ...] = ()  # seeds of the sweep when it began; empty if not recorded
+    num_steps: Mapping[str, int] = field(default_factory=dict)  # steps of each cell when the sweep began, by `cell_key`
 
     @property
     def frozen_at(self) -> str | None:
-        """As people write it, in UTC."""
+        """Return the time as text, in UTC."""
         if self.frozen_ms is None:
             return None
         return datetime.fromtimestamp(self.frozen_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def claims_digest(claims: Sequence[ClaimConfig]) -> str:
-    """sha256 (hex) of claims in canonical JSON: the same under any order of keys and way to write a number."""
+    """Return sha256 (hex) of the claims' canonical JSON, for which order of keys and notation do not matter."""
     return sha256(_canonical(_as_json(claims)).encode()).hexdigest()
 
 
@@ -207,7 +194,7 @@ def _as_json(claims: Sequence[ClaimConfig]) -> list[dict[str, Any]]:
 
 
 def cell_key(cell: Names) -> str:
-    """A cell's name in the record."""
+    """Return a cell's name in the record."""
     return _label(cell) or "the only cell"
 
 
@@ -218,9 +205,9 @@ def freeze(
     seeds: Sequence[int] = (),
     num_steps: Mapping[str, int] | None = None,
 ) -> Frozen:
-    """Puts claims on record as a sweep begins, with the time, and with how much it was to run by then.
+    """Record the claims when a sweep begins, with the time, the seeds and the numbers of steps.
 
-    What is on record already stays.
+    An existing record is kept.
     """
     record = _record(claims, frozen_ms=now_ms(), seeds=tuple(seeds), num_steps=num_steps or {})
     folder.create(FILE, json.dumps(record_of(record), indent=2, sort_keys=True))
@@ -228,29 +215,31 @@ def freeze(
 
 
 def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
-    """The claims on record; `claims` themselves, without a time, where none are."""
+    """Return the recorded claims, or `claims` without a time if none are recorded."""
     try:
         fields = folder.read_json(FILE)
         if fields is not None:
             return thaw(fields)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder.path}/{FILE}: not what was frozen: {type(error).__name__}; restore it") from error
+        raise UserError(
+            f"{folder.path}/{FILE}: cannot be read as frozen claims ({type(error).__name__}); restore the file"
+        ) from error
     return _record(claims, frozen_ms=None)
 
 
-def _record(claims: Sequence[ClaimConfig], *, frozen_ms: int | None, **began: Any) -> Frozen:
+def _record(claims: Sequence[ClaimConfig], *, frozen_ms: int | None, **planned: Any) -> Frozen:
     return Frozen(
         claims=tuple(claims),
         digest=claims_digest(claims),
         frozen_ms=frozen_ms,
         is_intact=True,
         written=tuple(_as_json(claims)),
-        **began,
+        **planned,
     )
 
 
 def thaw(fields: Mapping[str, Any]) -> Frozen:
-    """What `freeze` wrote."""
+    """Return the record that `freeze` wrote."""
     digest = sha256(_canonical(fields["claims"]).encode()).hexdigest()
     return Frozen(
         claims=tuple(ClaimConfig.model_validate(claim) for claim in fields["claims"]),
@@ -264,7 +253,7 @@ def thaw(fields: Mapping[str, Any]) -> Frozen:
 
 
 def record_of(record: Frozen) -> dict[str, Any]:
-    """As `thaw` reads it."""
+    """Return the record in the form that `thaw` reads."""
     return {
         "claims": record.written,
         "digest": record.digest,

@@ -1,8 +1,8 @@
-"""A trial -> what it is expected to cost: tokens, seconds a step and GPU-hours.
+"""A trial -> its expected cost: tokens, seconds a step and GPU-hours.
 
-A stated `cost.step_s` counts first, then the median of finished trainings of the same shape in the store, then an
-estimate: floating-point operations over what an 80 GB H100 does in bfloat16 at an assumed efficiency. No GPU of that
-kind was at hand to measure it on (docs/log.md).
+The seconds a step come from `cost.step_s`; or else from the median of finished trainings of the same shape in the
+store; or else from an estimate: floating-point operations divided by those of an 80 GB H100 in bfloat16 at an assumed
+efficiency, which was not measured (docs/log.md).
 """
 
 from dataclasses import dataclass
@@ -15,31 +15,27 @@ from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.store.store import Store
 from oneshot.tasks.benchmarks import Suite
 
-PEAK_FLOPS = 989e12
-"""Of an H100 SXM, bfloat16, dense."""
-EFFICIENCY = 0.2
-"""Assumed share of it, over rollout and update together, and evaluation."""
-MEAN_TOKENS = 900
-"""Expected length of a completion (arXiv 2504.20571, Table 19: about 1,000 on six suites)."""
+PEAK_FLOPS = 989e12  # peak of an H100 SXM in bfloat16, dense
+EFFICIENCY = 0.2  # assumed share of the peak, for rollout and update together, and for evaluation
+MEAN_TOKENS = 900  # expected length of a completion (arXiv 2504.20571, Table 19: about 1,000 on six suites)
 Basis = Literal["stated", "measured", "estimated", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one trial is expected to cost."""
+    """The expected cost of one trial."""
 
     train_tokens: int
     eval_tokens: int
     step_s: float | None
-    gpu_hours: float | None
-    """None: nothing is known of the model."""
+    gpu_hours: float | None  # none if nothing is known about the model
     basis: Basis
 
 
 def estimate(
     config: TrialConfig, suites: tuple[Suite, ...], cost: CostConfig, *, gpus: float, measured_s: float | None
 ) -> Cost:
-    """The cost of one trial on `gpus` GPUs, which are taken to share its work evenly."""
+    """Return the cost of one trial on `gpus` GPUs, which are assumed to share its work evenly."""
     rollout, steps = config.rollout, config.train.num_steps
     length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
     step_tokens = rollout.num_groups * rollout.group_size * length
@@ -87,11 +83,11 @@ def _num_evaluations(suite: Suite, config: TrialConfig) -> int:
 
 
 TrainingShape = tuple[object, ...]
-"""What two trainings must have in common, for one's seconds a step to speak for the other's."""
+"""What two trainings must have in common so that one's seconds a step predict the other's."""
 
 
 def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
-    """Model, precision, what is trained of it, and how much is sampled and updated a step."""
+    """Return the model, its precision, its trained part, and the amount sampled and updated each step."""
     model, rollout = config.model, config.rollout
     sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
     adapter = None if model.adapter is None else model.adapter.model_dump_json()
@@ -100,15 +96,15 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
 
 
 def measured_steps(store: Store) -> dict[TrainingShape, float]:
-    """Median seconds a step of the store's finished trainings that held GPUs, by shape."""
-    found: dict[TrainingShape, list[float]] = {}
+    """Return the median seconds a step of the store's finished trainings on GPUs, by shape."""
+    seconds_by_shape: dict[TrainingShape, list[float]] = {}
     for key in store.trainings():
         folder = store.trial(key)
-        described, result = folder.read_json("trial.json"), folder.result()
-        if described is None or result is None or result.outcome != "finished" or not described.get("gpus"):
+        description, result = folder.read_json("trial.json"), folder.result()
+        if description is None or result is None or result.outcome != "finished" or not description.get("gpus"):
             continue
-        shape = training_shape(TrialConfig.model_validate(described["config"]), gpus=described["gpus"])
-        found.setdefault(shape, []).extend(
+        shape = training_shape(TrialConfig.model_validate(description["config"]), gpus=description["gpus"])
+        seconds_by_shape.setdefault(shape, []).extend(
             row.metrics["perf/step_s"] for row in folder.rows() if "perf/step_s" in row.metrics
         )
-    return {shape: median(seconds) for shape, seconds in found.items() if seconds}
+    return {shape: median(seconds) for shape, seconds in seconds_by_shape.items() if seconds}

@@ -1,6 +1,6 @@
-"""A sweep file and what its sweep began with -> what is new, unchanged or orphaned; edits that only add are accepted.
+"""A sweep file and its recorded sweep -> new, unchanged and orphaned trials, and the edits that are refused.
 
-Compared are trials, not text: whatever a change of the file does to no trial is no edit.
+Only additions are accepted. Trials are compared, not text: a change of the file that affects no trial is no edit.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,11 +12,12 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import OneshotError
 from oneshot.plan.loader import recorded_sweep
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.tasks.benchmarks import due_evaluations
 
-MEND = "only additions are taken up by a sweep that has begun; take it back, or give the sweep a new name"
+HINT = "a sweep that has begun accepts only additions; undo the edit, or give the sweep a new name"
 UNKEYED = (
     "model.device",
     "prompt.eval_",
@@ -24,42 +25,39 @@ UNKEYED = (
     "train.microbatch_tokens",
     "train.activation_checkpointing",
 )
-"""Settings outside every key."""
+"""Settings that are part of no key."""
 FROZEN = ("search", "early_stop", "guards", "claims", "allow_selection_on_test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edits:
-    """What has become of the trials that a sweep began with."""
+    """The trials of an edited sweep, compared with those of the sweep when it began."""
 
     new: tuple[Trial, ...]
-    unchanged: tuple[Trial, ...]
-    """Also those of which only more is asked."""
+    unchanged: tuple[Trial, ...]  # also trials that only got more steps or evaluations
     changed: tuple[Trial, ...]
-    orphaned: tuple[Trial, ...]
-    """Of the old plan, and in the new one no more."""
-    refused: tuple[str, ...]
-    """Edits that are no additions, a line each."""
+    orphaned: tuple[Trial, ...]  # trials of the old plan that the new plan does not have
+    refused: tuple[str, ...]  # edits that are not additions, one line each
 
     def to_json(self) -> dict[str, Any]:
-        """What `plan --json` says of them."""
+        """Return the edits as `plan --json` prints them."""
         counts = {name: len(getattr(self, name)) for name in ("new", "unchanged", "changed", "orphaned")}
         return {**counts, "orphaned_trials": [trial.label for trial in self.orphaned], "refused": list(self.refused)}
 
 
 def check_edits(run: SweepRun) -> None:
-    """Refuses edits that are no additions.
+    """Refuse edits that are not additions.
 
     Raises:
-        SweepFileError: names each.
+        SweepFileError: there is such an edit; names the first.
     """
     edits = find_edits(run)
     if edits is not None and edits.refused:
-        raise run.sweep.source.error((), f"{edits.refused[0]}; {MEND}")
+        raise run.sweep.source.error((), f"{edits.refused[0]}; {HINT}")
 
 
 def find_edits(run: SweepRun) -> Edits | None:
-    """What the file says now against what its sweep began with; None where it has not begun, or says the same."""
+    """Compare the file with the sweep when it began. None if the sweep has not begun, or nothing was edited."""
     sweep, plan, folder = run.sweep, run.plan, run.folder
     text = folder.read("sweep.yaml")
     if text is None:
@@ -70,7 +68,7 @@ def find_edits(run: SweepRun) -> Edits | None:
     try:
         old = recorded_sweep(folder, text, name=f"{plan.name} as it began")
         before = make_plan(old)
-    except OneshotError:  # written by a version that knew other keys: trials can still be told apart by theirs
+    except OneshotError:  # written by a version with other settings; trial keys still tell trainings apart
         return None
     return _compare(old, before, sweep, plan)
 
@@ -86,23 +84,23 @@ def _identity(trial: Trial) -> tuple[object, ...]:
 def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan) -> Edits:
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
-    refused = [complaint for name in FROZEN for complaint in _frozen(name, old, sweep)]
-    refused += _searched_otherwise(before, plan)
+    refused = [change for name in FROZEN for change in _section_changes(name, old, sweep)]
+    refused += _range_changes(before, plan)
     orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
     if orphaned:
-        refused.append(f"{_labels(orphaned)} of this sweep would be left out")
+        refused.append(f"{_labels(orphaned)} would be removed from the sweep")
     searched = {path for study in (*before.studies, *plan.studies) for path in study.space}
     unchanged: list[Trial] = []
     changed: dict[str, list[Trial]] = {}
     for identity, trial in now.items():
         if identity in was:
-            complaint = _changed(was[identity], trial, searched=searched)
-            (changed.setdefault(complaint, []) if complaint else unchanged).append(trial)
-    refused += [f"{_labels(those)}: {complaint}" for complaint, those in changed.items()]
+            change = _trial_change(was[identity], trial, searched=searched)
+            (changed.setdefault(change, []) if change else unchanged).append(trial)
+    refused += [f"{_labels(trials)}: {change}" for change, trials in changed.items()]
     return Edits(
         new=tuple(trial for identity, trial in now.items() if identity not in was),
         unchanged=tuple(unchanged),
-        changed=tuple(trial for those in changed.values() for trial in those),
+        changed=tuple(trial for trials in changed.values() for trial in trials),
         orphaned=orphaned,
         refused=tuple(refused),
     )
@@ -113,19 +111,19 @@ def _labels(trials: Sequence[Trial]) -> str:
     return f"{trials[0].label}{more}"
 
 
-def _frozen(name: str, old: PinnedSweep, sweep: PinnedSweep) -> list[str]:
-    """What of a section has been changed; a search may be given more points."""
+def _section_changes(name: str, old: PinnedSweep, sweep: PinnedSweep) -> list[str]:
+    """Return the changes of a section that are refused. A search may get more points."""
     was, now = getattr(old.config, name), getattr(sweep.config, name)
     if name == "search" and was is not None and now is not None:
         if now.num_trials < was.num_trials:
             return [f"search.num_trials: {was.num_trials} -> {now.num_trials}"]
-        was, now = (one.model_dump(exclude={"num_trials", "space"}) for one in (was, now))
+        was, now = (search.model_dump(exclude={"num_trials", "space"}) for search in (was, now))
         return [f"search.{key}: {was[key]} -> {now[key]}" for key in was if was[key] != now[key]]
     return [] if was == now else [f"{name} was changed"]
 
 
-def _searched_otherwise(before: Plan, plan: Plan) -> list[str]:
-    """Ranges that have changed, as their studies have them."""
+def _range_changes(before: Plan, plan: Plan) -> list[str]:
+    """Return the changes of ranges, as their studies have them."""
     spaces = {study.name: study.space for study in plan.studies}
     return [
         f"the search of {study.name}: {path}: {study.space.get(path)} -> {spaces[study.name].get(path)}"
@@ -135,8 +133,11 @@ def _searched_otherwise(before: Plan, plan: Plan) -> list[str]:
     ]
 
 
-def _changed(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
-    """What a trial was and is not, empty where it only got more; a search that got longer may set it otherwise."""
+def _trial_change(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
+    """Return how a trial changed, or an empty text if it only got more steps or evaluations.
+
+    A search that got longer may give a trial without a key other values of the searched settings.
+    """
     if was.config == now.config and was.key == now.key:
         return ""
     if now.config.train.num_steps < was.config.train.num_steps:
@@ -147,12 +148,12 @@ def _changed(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
             return ", ".join(changes)
     elif was.key != now.key:
         changes = _differences(was.config, now.config, besides=())
-        return ", ".join(changes) or "its model, examples or data have changed"
+        return ", ".join(changes) or "its model, examples or data changed"
     last = was.config.train.num_steps
     lost = due_evaluations(was.config) - due_evaluations(now.config)
     if now.config.train.num_steps > last:
         lost = {(suite, step) for suite, step in lost if step != last}
-    return "evaluations that were asked for are not asked for any more" if lost else ""
+    return "some of its evaluations would be removed" if lost else ""
 
 
 def _differences(was: TrialConfig, now: TrialConfig, *, besides: Collection[str]) -> list[str]:

@@ -1,13 +1,13 @@
-"""What a sweep chooses by and what it judges by, kept apart.
+"""A sweep and its cells -> an error if what it chooses by is also what it judges by or trains on.
 
-What chooses (a search's objective and constraint, early stopping, `at: best`) may be no claim's metric, a search's
-seeds may be none of the grid's, and problems that are for choosing may not be trained on.
+The metrics that choose (objective and constraint of a search, early stopping, `at: best`) may not be metrics of a
+claim. The seeds of a search may not be seeds of the grid. Problems for choosing may not be trained on.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.paths import SettingError, Where
-from oneshot.config.sweep import ClaimConfig, PublishedConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import Cell
@@ -15,17 +15,26 @@ from oneshot.plan.claims import comparisons, trained_categories
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
-from oneshot.tasks.measures import MEASURES, TRAINING, category_key, is_measure, is_one_of, is_over_problems, suite_of
+from oneshot.tasks.measures import (
+    MEASURES,
+    TRAINING,
+    category_key,
+    is_measure,
+    is_one_of,
+    is_over_problems,
+    measure_of,
+    suite_of,
+)
 
 VAL_SUITES = ("val", "arithmetic-val")
-MEND = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts say"
+HINT = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts then state"
 
 
 def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequence[Cell]) -> None:
-    """Refuses to choose by what is judged, or by what is trained on; the grid is judged, `searched` cells choose.
+    """Refuse to choose by what is judged or trained on. Cells of `grid` are judged, and `searched` cells choose.
 
     Raises:
-        SweepFileError: names the place and the mend.
+        SweepFileError: names the place and what to do.
     """
     cells = [*grid, *searched]
     _refuse_val(sweep, cells)
@@ -39,13 +48,13 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
             if seed in config.seeds:
                 raise sweep.source.error(
                     ("search", "seeds", place),
-                    f"seed {seed} is one of the grid's, which the winner would be judged by; take another, as "
+                    f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
                     f"{max(config.seeds) + 100}",
                 )
     choosers = dict(_choosers(sweep))
     sources = _sources(cells) if choosers and config.claims else {}
     for number, claim in enumerate(config.claims):
-        chosen_by = next((why for metric, why in choosers.items() if _is_one(metric, claim.metric, sources)), None)
+        chosen_by = next((why for metric, why in choosers.items() if _overlap(metric, claim.metric, sources)), None)
         if (
             chosen_by is None
             and "best" in (claim.a.get("at"), claim.b.get("at"))
@@ -53,7 +62,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
         ):
             chosen_by = "`at: best`, which chooses a step by it"
         if chosen_by is not None:
-            raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {MEND}")
+            raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {HINT}")
 
 
 def _choosers(sweep: PinnedSweep) -> Iterator[tuple[str, str]]:
@@ -67,45 +76,45 @@ def _choosers(sweep: PinnedSweep) -> Iterator[tuple[str, str]]:
 
 
 def _sources(cells: Sequence[Cell]) -> dict[str, set[str]]:
-    """Suite -> the problems that it asks, by the name of their set."""
-    found: dict[str, set[str]] = {}
+    """Return the sets of problems of each suite."""
+    sources: dict[str, set[str]] = {}
     for suite in (suite for cell in cells for suite in load_suites(cell.config)):
-        found.setdefault(suite.name, set()).add(suite.source)
-    return found
+        sources.setdefault(suite.name, set()).add(suite.source)
+    return sources
 
 
-def _is_one(metric: str, other: str, sources: Mapping[str, set[str]]) -> bool:
-    """Whether two metrics are of the same problems, whatever their suites are called, or the same."""
-    suite, of_other = suite_of(metric), suite_of(other)
-    if suite is None or of_other is None:
+def _overlap(metric: str, other: str, sources: Mapping[str, set[str]]) -> bool:
+    """Return whether two metrics are the same, or their suites have problems of the same set."""
+    suite, other_suite = suite_of(metric), suite_of(other)
+    if suite is None or other_suite is None:
         return metric == other
-    return suite == of_other or not sources.get(suite, set()).isdisjoint(sources.get(of_other, ()))
+    return suite == other_suite or not sources.get(suite, set()).isdisjoint(sources.get(other_suite, ()))
 
 
 def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
-    """Whether some suite that is for choosing, and is not the claim's own, can name the best step."""
+    """Return whether a suite for choosing, other than the claim's own, can choose the best step."""
     suites = {(suite.name, suite.source) for cell in cells for suite in load_suites(cell.config)}
     return any(source in VAL_SUITES and name != suite_of(claim.metric) for name, source in suites)
 
 
 def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
-    """A metric that no trial has would be waited for in vain; a point is worth what all its trials have."""
-    asked: list[tuple[Where, str]] = []
+    """Refuse a metric of a search that some of its cells do not have, and other metrics that no trial has."""
+    metrics: list[tuple[Where, str]] = []
     search, early_stop = sweep.config.search, sweep.config.early_stop
     if search is not None:
-        asked.append((("search", "objective", "metric"), search.objective.metric))
+        metrics.append((("search", "objective", "metric"), search.objective.metric))
         if search.constraint is not None:
-            asked.append((("search", "constraint", "metric"), search.constraint.metric))
+            metrics.append((("search", "constraint", "metric"), search.constraint.metric))
     if early_stop is not None and early_stop.metric is not None:
-        asked.append((("early_stop", "metric"), early_stop.metric))
-    for where, metric in asked:
+        metrics.append((("early_stop", "metric"), early_stop.metric))
+    for where, metric in metrics:
         for cell in searched:
             if not _has(metric, suites := set(cell.config.eval.suites)):
                 raise sweep.source.error(where, f"{cell.label} has no metric {metric}{_nearest_metric(metric, suites)}")
-    asked = [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
-    asked += [(("guards", number, "metric"), guard.metric) for number, guard in enumerate(sweep.config.guards)]
+    metrics = [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
+    metrics += [(("guards", number, "metric"), guard.metric) for number, guard in enumerate(sweep.config.guards)]
     suites = {name for cell in cells for name in cell.config.eval.suites}
-    for where, metric in asked:
+    for where, metric in metrics:
         if not _has(metric, suites):
             raise sweep.source.error(where, f"no trial has the metric {metric}{_nearest_metric(metric, suites)}")
 
@@ -113,7 +122,7 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
 def _has(metric: str, suites: Collection[str]) -> bool:
     if not metric.startswith("eval/"):
         return metric in TRAINING or metric.startswith("script/")
-    return suite_of(metric) in suites and is_measure(metric.split("/", 2)[2])
+    return suite_of(metric) in suites and is_measure(measure_of(metric))
 
 
 def _nearest_metric(metric: str, suites: Collection[str]) -> str:
@@ -122,22 +131,24 @@ def _nearest_metric(metric: str, suites: Collection[str]) -> str:
     suite = suite_of(metric)
     if suite in suites:
         return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
-    return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)] or ["no suite"])
+    if not suites:
+        return "; it has no suites (eval.suites)"
+    return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)])
 
 
 def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
-    """Every claim can be judged, were all trials to finish: its cells, steps, suites and categories are there."""
+    """Check that every claim has the cells, steps, suites and categories to be judged once all trials finish."""
     cells = {tuple(cell.names.items()): cell for cell in grid}
     if sweep.config.claims and not grid:
-        raise sweep.source.error(("claims",), "claims are about the grid, of which there is none")
+        raise sweep.source.error(("claims",), "claims are about the grid, and there is no grid; remove them")
     try:
-        found = comparisons(sweep.config.claims, [cell.names for cell in grid])
+        all_comparisons = comparisons(sweep.config.claims, [cell.names for cell in grid])
     except SettingError as error:
         raise sweep.source.error(error.where, error.message) from error
-    for comparison in found:
+    for comparison in all_comparisons:
         where: Where = ("claims", comparison.number)
         if comparison.claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
-            raise sweep.source.error((*where, "of"), "nothing is gained at the start; leave `of: gain` out")
+            raise sweep.source.error((*where, "of"), "the gain at the start is always 0; remove `of: gain`")
         for side, at in (("a", comparison.at_a), ("b", comparison.at_b)):
             selected = [cells[tuple(names.items())] for pair in comparison.pairs for names in getattr(pair, side)]
             for cell in selected:
@@ -148,30 +159,33 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
 
 
 def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
-    """Why a cell can have no part in a claim, empty where it can."""
+    """Return why a cell cannot be part of a claim, or an empty text if it can."""
     suite = suite_of(claim.metric)
     if suite is None:
         return "" if claim.categories == "all" else f"{claim.metric} has no categories"
-    measure = claim.metric.split("/", 2)[2]
+    measure = measure_of(claim.metric)
     if measure == "gain":
-        return f"{claim.metric} is one number a run; write metric: eval/{suite}/pass_at_1 with of: gain"
+        return f"{claim.metric} has no value by problem; use metric: eval/{suite}/pass_at_1 with of: gain"
     if claim.categories != "all" and ("/" in measure or not is_over_problems(measure)):
-        return f"{claim.metric} has no value for each problem, and so no categories"
+        return f"{claim.metric} has no value by problem, so it cannot be restricted to categories"
     if suite not in cell.config.eval.suites:
-        return f"it is not evaluated on {suite}; give all cells of a claim the suite"
-    if complaint := _has_no_such(measure, suite, claim, cell):
+        return f"it is not evaluated on {suite}; add the suite to all cells of the claim"
+    if complaint := _missing_measure(measure, suite, claim, cell):
         return complaint
     if (claim.of == "gain" or at == "start") and not cell.config.eval.at_start:
         return "it is not evaluated at the start; set eval.at_start: true"
-    is_known = cell.waits_for is None or "category" in cell.labels
-    if claim.categories != "all" and is_known and not trained_categories(cell.labels, cell.config):
-        return f"categories: {claim.categories}: its examples' category is not said; add labels: {{category: ...}}"
+    has_examples = cell.waits_for is None or "category" in cell.labels
+    if claim.categories != "all" and has_examples and not trained_categories(cell.labels, cell.config):
+        return f"categories: {claim.categories}: the category of its examples is unknown; add labels: {{category: ...}}"
     return ""
 
 
-def _has_no_such(measure: str, name: str, claim: ClaimConfig, cell: Cell) -> str:
-    """Why a suite does not have a measure, or the categories of a claim, as far as its problems are at hand."""
-    suite = next(one for one in load_suites(cell.config) if one.name == name)
+def _missing_measure(measure: str, name: str, claim: ClaimConfig, cell: Cell) -> str:
+    """Return why a suite lacks a measure or the categories of a claim, or an empty text if it has them.
+
+    A suite that is not fetched counts as having them.
+    """
+    suite = next(suite for suite in load_suites(cell.config) if suite.name == name)
     part, _, last = measure.rpartition("/")
     power = last.removeprefix("pass_at_")
     if power.isdigit() and int(power) > suite.samples:
@@ -186,12 +200,13 @@ def _has_no_such(measure: str, name: str, claim: ClaimConfig, cell: Cell) -> str
     except DataError:  # not fetched yet
         return ""
     categories = sorted({problem.category for problem in problems if problem.category})
-    there = {category_key(one) for one in categories}
-    there |= {f"level {category_key(one.level.lower().removeprefix('level '))}" for one in problems if one.level}
-    if part and part not in there:
-        return f"{name} has no category {part!r}{nearest(part, sorted(there))}"
+    parts = {category_key(category) for category in categories}
+    levels = {problem.level.lower().removeprefix("level ") for problem in problems if problem.level}
+    parts |= {f"level {category_key(level)}" for level in levels}
+    if part and part not in parts:
+        return f"{name} has no category {part!r}{nearest(part, sorted(parts))}"
     if trained and not any(map(is_one_of(trained), categories)):
-        return f"{name} has no problem of the category {', '.join(sorted(trained))}{nearest(min(trained), categories)}"
+        return f"{name} has no problem in category {', '.join(sorted(trained))}{nearest(min(trained), categories)}"
     return ""
 
 
@@ -221,7 +236,7 @@ def _refuse_val(sweep: PinnedSweep, cells: Sequence[Cell]) -> None:
 
 
 def trains_on(source: str, config: TrialConfig) -> str:
-    """What a trial trains on of a suite that is for choosing, as the end of a sentence; empty: nothing."""
+    """Return which problems of a suite for choosing a trial trains on, as the end of a sentence; empty if none."""
     if source not in VAL_SUITES:
         return ""
     examples = identify(config.examples)
@@ -229,8 +244,8 @@ def trains_on(source: str, config: TrialConfig) -> str:
     used = [name for name, prompt in zip(examples.ids, examples.prompts, strict=True) if prompt in held_out]
     if not used:
         return ""
-    others = "dsr_sub-val, the other 1,009 rows" if source == "val" else "others"
+    others = "the other 1,009 rows (set dsr_sub-val)" if source == "val" else "other problems"
     return (
         f"trains on {len(used)} of the problems that the suite `{source}` holds out ({used[0]}, ...); "
-        f"train on {others}, or leave `{source}` out"
+        f"train on {others}, or remove `{source}` from eval.suites"
     )

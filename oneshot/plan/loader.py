@@ -8,11 +8,12 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, SweepFileError, UserError
 from oneshot.plan.cost import Cost
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, Trial, make_plan
+from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
 from oneshot.plan.revisions import frozen_revisions, pin_revisions
 from oneshot.plan.studies import frozen_search
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 
@@ -56,9 +57,7 @@ def begun_text(store: Store, name: str) -> str:
     text = store.sweep(name).read("sweep.yaml")
     if text is None:
         names = ", ".join(sweep_names(store)) or "none"
-        raise UserError(
-            f"{name}: no sweep of this name in {store.root}, which has {names}; check the name or --storage"
-        )
+        raise UserError(f"{name}: {store.root} has no sweep of this name; it has {names}; check the name or --storage")
     return text
 
 

@@ -18,17 +18,15 @@ class Chosen:
 class Winner:
     """The best point of a finished study."""
 
-    point: int | None
-    """None: no point finished and kept to the constraint."""
+    point: int | None  # none if no point finished and met the constraint
     params: dict[str, Any]
     value: float | None
-    num_points: int
-    """Points that the study had when it finished."""
+    num_points: int  # number of the study's points when it finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedSweep(SweepFile):
-    """A sweep file, and what its names stand for in this sweep. `plan/loader.py` makes them from the store."""
+    """A sweep file with the values that its names have in this sweep. `plan/loader.py` makes them from the store."""
 
     revisions: dict[tuple[str, str | None], str] = field(default_factory=dict)
     """(hub model, revision as written) -> its commit."""
@@ -36,8 +34,7 @@ class PinnedSweep(SweepFile):
     """(axis, cell with `from_rank`) -> its examples, by the suffix of their cell's name."""
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Study -> the settings of each point asked so far."""
-    winners: dict[str, Winner] = field(default_factory=dict)
-    """Finished study -> its best point."""
+    winners: dict[str, Winner] = field(default_factory=dict)  # finished study -> its best point
 
     @classmethod
     def of(cls, file: SweepFile) -> "PinnedSweep":

@@ -1,9 +1,9 @@
 """Histories of examples -> the order in which to try them.
 
-A history is what training saw of an example: its accuracy at each visit, in order. The paper ranks by its variance over
-the visits of one run on the whole set (arXiv 2504.20571, equations 1 and 2; the released code takes numpy's `std`, ddof
-0, which gives the same order). Of equal scores the earlier example of the set comes first: the released order of ties
-is that of a JSON file's keys.
+The history of an example is its accuracy at each visit during training, in order. The paper ranks by the variance over
+the visits of one run on the whole set (arXiv 2504.20571, equations 1 and 2). The released code uses numpy's `std` with
+ddof 0, which gives the same order. If scores are equal, the example that is earlier in the set comes first; the
+released code orders ties by the keys of a JSON file.
 """
 
 import json
@@ -18,13 +18,12 @@ from typing import Literal
 from oneshot.errors import DataError, UserError
 
 By = Literal["historical_variance", "lim", "pass_rate", "random"]
-History = Mapping[str, Sequence[float]]
-"""Example -> its accuracy at each visit; examples in the order of their set."""
+History = Mapping[str, Sequence[float]]  # example -> its accuracy at each visit; examples in the order of their set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """One example with its score; higher comes first."""
+    """One example with its score. Higher scores come first."""
 
     example: str
     score: float
@@ -35,7 +34,7 @@ class Ranked:
 
     @property
     def index(self) -> int | None:
-        """Its row, where its set has rows."""
+        """Return the example's row, or None if its set has no rows."""
         row = self.example.rpartition(":")[2]
         return int(row) if row.isdecimal() else None
 
@@ -43,25 +42,25 @@ class Ranked:
 def rank(
     histories: Sequence[History], *, by: By, seed: int = 0, band: tuple[float, float] = (0.0, 1.0)
 ) -> list[Ranked]:
-    """Examples in the order to try them; of several histories (seeds) an example's score is the mean.
+    """Return the examples in the order to try them. With several histories (seeds) a score is the mean over them.
 
     `historical_variance`: variance of accuracy over visits. `lim`: alignment with the set's mean accuracy by visit
-    (LIMR, arXiv 2502.11886, as released). `pass_rate`: those whose first visit's accuracy is in `band`, nearest to its
-    middle first; the others left out. `random`: a seeded shuffle.
+    (LIMR, arXiv 2502.11886, as released). `pass_rate`: only examples whose accuracy at the first visit is in `band`,
+    ordered by distance from its middle. `random`: a seeded shuffle.
 
     Raises:
-        UserError: there is no history, or histories of different examples.
+        UserError: there is no history, or the histories are of different examples.
     """
     if not histories or not histories[0]:
-        raise UserError("a ranking needs the history of at least one example; there is none")
+        raise UserError("the history is empty; a ranking needs at least one example")
     examples = list(histories[0])
     if any(set(history) != set(examples) for history in histories):
-        raise UserError("the histories are not of the same examples; rank each by itself")
+        raise UserError("the histories are of different examples; rank each by itself")
     scores = [_scores(history, by, seed, band) for history in histories]
     means = {e: fmean(score[e] for score in scores) for e in examples if all(e in score for score in scores)}
     visits = {e: [value for history in histories for value in history[e]] for e in means}
     variances = {e: fmean(pvariance(history[e]) for history in histories) for e in means}
-    # sorted() keeps equal ones in the order of their set
+    # sorted() is stable: equal scores stay in the order of the set
     return [
         Ranked(
             example=e,
@@ -95,15 +94,16 @@ def _scores(history: History, by: By, seed: int, band: tuple[float, float]) -> d
 
 
 def choose(ranked: Sequence[Ranked], *, top: int, bottom: int, random_: int, seed: int) -> dict[str, Ranked]:
-    """The examples that a sweep's axis takes of a ranking: `1`, `2` ... from the top, `last1` ..., `random1` ...
+    """Return a ranking's examples by cell name: `1`, `2` ... from the top, `last1` ... from the end, `random1` ...
 
-    `random` ones are drawn from those that are neither.
+    The random ones are drawn from the examples between top and end.
 
     Raises:
-        UserError: more are asked for than there are.
+        UserError: the ranking has too few examples.
     """
-    if top + bottom + random_ > len(ranked):
-        raise UserError(f"from_rank: {top + bottom + random_} examples asked for, but the ranking has {len(ranked)}")
+    num_wanted = top + bottom + random_
+    if num_wanted > len(ranked):
+        raise UserError(f"from_rank: {num_wanted} examples wanted, but the ranking has {len(ranked)}; lower the counts")
     chosen = {f"{place + 1}": ranked[place] for place in range(top)}
     chosen |= {f"last{place + 1}": ranked[-1 - place] for place in range(bottom)}
     between = ranked[top : len(ranked) - bottom]
@@ -112,27 +112,27 @@ def choose(ranked: Sequence[Ranked], *, top: int, bottom: int, random_: int, see
 
 
 def read_history(path: Path, *, of: str) -> dict[str, list[float]]:
-    """A JSON file of the released form, `{"124": [0.0, 0.125, ...], ...}`, whose keys are rows of the set `of`.
+    """Read a history file of the released form, `{"124": [0.0, 0.125, ...], ...}`, whose keys are rows of the set `of`.
 
-    Keys that are names already (`dsr_sub:124`) stay as they are.
+    A key may also be a full name (`dsr_sub:124`).
 
     Raises:
-        DataError: it is not such a file.
+        DataError: the file cannot be read, or has another form.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    if not isinstance(found, dict) or not found:
-        raise DataError(f'{path}: no history; it must be an object, as {{"124": [0.0, 0.125], ...}}')
+    if not isinstance(data, dict) or not data:
+        raise DataError(f'{path}: not a history; write an object such as {{"124": [0.0, 0.125], ...}}')
     history = {}
-    for key, values in found.items():
+    for key, values in data.items():
         if not isinstance(values, list) or not values or not all(_is_accuracy(value) for value in values):
-            raise DataError(f"{path}: {key}: must be a list of accuracies from 0 to 1, one a visit")
+            raise DataError(f"{path}: {key}: must be a list of accuracies from 0 to 1, one for each visit")
         if not key.isdecimal() and ":" not in key:
-            raise DataError(f"{path}: {key!r} is neither a row nor set:row")
+            raise DataError(f"{path}: {key!r} is not a row; write a row number or set:row")
         history[f"{of}:{key}" if key.isdecimal() else key] = [float(value) for value in values]
     return dict(sorted(history.items(), key=lambda item: set_order(item[0])))
 
@@ -142,11 +142,11 @@ def _is_accuracy(value: object) -> bool:
 
 
 def set_order(example: str) -> tuple[str, int, str]:
-    """Sorts examples by set and row."""
+    """Return a sort key that orders examples by set and row."""
     source, _, row = example.rpartition(":")
     return source, int(row) if row.isdecimal() else 0, row
 
 
 def ranking_digest(ranked: Sequence[Ranked]) -> str:
-    """sha256 (hex) of examples and scores in their order."""
-    return sha256(json.dumps([[one.example, one.score] for one in ranked]).encode()).hexdigest()
+    """Return sha256 (hex) of examples and scores in their order."""
+    return sha256(json.dumps([[each.example, each.score] for each in ranked]).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Axis cells with `from_rank` -> the examples that they stand for: from a finished sweep's own history, or from a file.
+"""Axis cells with `from_rank` -> their examples, ranked by the history of a finished sweep or of a file.
 
-What a ranking named when a sweep first ran is kept in the sweep's folder, with scores and digest: a later attempt of
-the sweep that made the history changes nothing.
+The sweep's folder records the ranked examples with scores and a digest when the sweep first runs. Later changes of the
+history do not change the sweep.
 """
 
 from collections.abc import Iterator
@@ -21,30 +21,30 @@ FILE = "rankings.json"
 
 
 def frozen_rankings(sweep: SweepFile, folder: Folder) -> PinnedSweep:
-    """The sweep with the examples that were chosen when it first ran.
+    """Return the sweep with the examples that were chosen when it first ran.
 
     Raises:
-        UserError: a cell asks for another ranking than then.
+        UserError: the `from_rank` of a cell has changed since then.
     """
-    known = folder.read_json(FILE) or {}
+    recorded = folder.read_json(FILE) or {}
     rankings = {}
     for axis, cell, wanted in _wanted(sweep):
-        frozen = known.get(f"{axis}/{cell}")
+        frozen = recorded.get(f"{axis}/{cell}")
         if frozen is None:
             continue
         if frozen["from_rank"] != wanted.model_dump(mode="json"):
             raise sweep.source.error(
                 ("axes", axis, cell, "from_rank"),
-                "another ranking than the sweep began with, which froze its examples; give the sweep a new name",
+                "the ranking was edited after the sweep began; undo the edit, or give the sweep a new name",
             )
         rankings[axis, cell] = {
-            end: Chosen(example=one["example"], score=one["score"]) for end, one in frozen["chosen"].items()
+            end: Chosen(example=ranked["example"], score=ranked["score"]) for end, ranked in frozen["chosen"].items()
         }
     return replace(PinnedSweep.of(sweep), rankings=rankings)
 
 
 def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[str, Any]]:
-    """The sweep with every ranking that is frozen or can be made now; and what is to be frozen of those made."""
+    """Return the sweep with every ranking that is recorded or can be made now, and the new ones to be recorded."""
     frozen = frozen_rankings(sweep, store.sweep(sweep.config.name))
     made, rankings = {}, dict(frozen.rankings)
     for axis, cell, wanted in _wanted(sweep):
@@ -56,55 +56,57 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
             if not histories:
                 continue
             ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high))
-            found = choose(ranked, top=wanted.top, bottom=wanted.bottom, random_=wanted.random, seed=wanted.seed)
+            chosen = choose(ranked, top=wanted.top, bottom=wanted.bottom, random_=wanted.random, seed=wanted.seed)
         except UserError as error:
             raise sweep.source.error(("axes", axis, cell, "from_rank"), str(error)) from error
-        rankings[axis, cell] = {end: Chosen(example=one.example, score=one.score) for end, one in found.items()}
+        rankings[axis, cell] = {end: Chosen(example=each.example, score=each.score) for end, each in chosen.items()}
         made[f"{axis}/{cell}"] = {
             "from_rank": wanted.model_dump(mode="json"),
             "digest": ranking_digest(ranked),
-            "chosen": {end: {"example": one.example, "score": one.score} for end, one in found.items()},
+            "chosen": {end: {"example": each.example, "score": each.score} for end, each in chosen.items()},
         }
     return replace(frozen, rankings=rankings), made
 
 
 def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
-    """The sweep with every ranking known, and frozen in its folder.
+    """Return the sweep with all its rankings, and record the new ones in its folder.
 
     Raises:
-        UserError: a history is not there yet; says what to run first.
+        UserError: a history is missing; says what to run first.
     """
-    known, made = known_rankings(sweep, store)
+    ranked, made = known_rankings(sweep, store)
     for axis, cell, wanted in _wanted(sweep):
-        if (axis, cell) not in known.rankings:
-            near = Path(sweep.source.name).parent / f"{wanted.history}.yaml"
-            mend = f"`oneshot run {near}` first" if near.is_file() else "run that sweep first, with the same storage"
+        if (axis, cell) not in ranked.rankings:
+            path = Path(sweep.source.name).parent / f"{wanted.history}.yaml"
+            hint = (
+                f"run `oneshot run {path}` first" if path.is_file() else "run that sweep first, with the same storage"
+            )
             raise sweep.source.error(
                 ("axes", axis, cell, "from_rank", "history"),
-                f"{store.root} has no finished history of {wanted.history!r}; {mend}",
+                f"{store.root} has no finished history of {wanted.history!r}; {hint}",
             )
     if made:
         folder = store.sweep(sweep.config.name)
         folder.write_json(FILE, {**(folder.read_json(FILE) or {}), **made})
-    return known
+    return ranked
 
 
 def sweep_histories(store: Store, name: str) -> list[History]:
-    """The history of each finished trial of a sweep; none where not all of them have finished.
+    """Return the history of each trial of a sweep, or an empty list if some trials have not finished.
 
     Raises:
-        UserError: the sweep's trials are of several cells, so that there is no one history.
+        UserError: the sweep has several cells, and a history is of one.
     """
     plan = store.sweep(name).read_json("plan.json")
     if plan is None or not plan["trials"]:
         return []
     if any(trial["cell"] != plan["trials"][0]["cell"] for trial in plan["trials"]):
-        raise UserError(f"{name}: its trials are of several cells; a history is of one, on a whole set")
+        raise UserError(f"{name}: the sweep has several cells; a history needs one cell that trains on a whole set")
     histories: list[History] = []
     for trial in plan["trials"]:
         folder = store.trial(trial["key"]) if trial["key"] else None
         result = folder.result() if folder is not None else None
-        # another sweep may have trained on: this one's history ends with its own steps
+        # another sweep may have trained for more steps, which do not belong to this history
         if folder is None or result is None or result.steps_done < trial["num_steps"]:
             return []
         visits: dict[str, list[float]] = {}

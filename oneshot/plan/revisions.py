@@ -1,6 +1,6 @@
-"""Hub models named by branch or tag -> the same sweep with their commits, so that a trial key names contents.
+"""A sweep with hub models named by branch or tag -> the same sweep with their commits, so that keys name contents.
 
-What a branch stood for when a sweep first ran is kept in the sweep's folder: a push later changes nothing.
+The sweep's folder records the commits when the sweep first runs, so that a later push does not change it.
 """
 
 from dataclasses import replace
@@ -17,37 +17,40 @@ from oneshot.store.folder import Folder
 
 FILE = "revisions.json"
 
-# the hub client's HTTP library differs between its versions; the base of its own error is that library's
+# versions of the hub client use different HTTP libraries; its error class inherits from the library's
 _UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 
 
 def resolve(path: str, revision: str | None) -> str:
-    """The commit hash that a hub model's branch or tag stands for now.
+    """Return the current commit hash of a hub model's branch or tag.
 
     Raises:
-        ModelError: there is no such model or revision, or the hub cannot be reached.
+        ModelError: the model or revision does not exist, or the hub cannot be reached.
     """
     try:
         commit = HfApi().model_info(path, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ModelError(f"model.path: {path}@{revision or 'main'}: not on the hub, or not for you to see") from error
+        raise ModelError(
+            f"model.path: {path}@{revision or 'main'} is not on the hub, or you have no access; check the name, or log "
+            "in with `hf auth login`"
+        ) from error
     except _UNREACHABLE as error:
         raise ModelError(
-            f"model.path: {path}: the hub cannot be asked for the commit of {revision or 'main'} "
+            f"model.path: {path}: cannot get the commit of {revision or 'main'} from the hub "
             f"({type(error).__name__}); set model.revision to a commit hash, or model.path to a local folder"
         ) from error
-    assert commit is not None, "the hub gives a commit of every revision"
+    assert commit is not None, "the hub returns a commit for every revision"
     return commit
 
 
 def frozen_revisions(sweep: SweepFile, folder: Folder) -> PinnedSweep:
-    """The sweep with the commits that were resolved when it first ran."""
-    known = folder.read_json(FILE) or []
-    return replace(PinnedSweep.of(sweep), revisions={(path, revision): commit for path, revision, commit in known})
+    """Return the sweep with the commits that were resolved when it first ran."""
+    recorded = folder.read_json(FILE) or []
+    return replace(PinnedSweep.of(sweep), revisions={(path, revision): commit for path, revision, commit in recorded})
 
 
 def pin_revisions(sweep: PinnedSweep, plan: Plan, folder: Folder) -> PinnedSweep:
-    """The sweep with every moving revision that its trials wait for resolved, and frozen in its folder."""
+    """Return the sweep with a commit for every revision that its trials wait for, and record the commits."""
     waiting = {(t.config.model.path, t.config.model.revision) for t in plan.trials if needs_commit(t.config)}
     if not waiting:
         return sweep

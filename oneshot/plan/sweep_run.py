@@ -15,8 +15,7 @@ class MlflowLocation:
     """Where a sweep's MLflow records are."""
 
     uri: str
-    artifacts: str | None
-    """Artifact root of the embedded database; None where a server decides."""
+    artifacts: str | None  # artifact root of the embedded database; None if a server decides it
     experiment: str
 
 

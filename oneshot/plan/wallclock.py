@@ -1,25 +1,24 @@
-"""A plan and so many GPUs -> how long it takes, and what of it a budget lets be done."""
+"""A plan and a number of GPUs -> its wall-clock time, and the trainings that fit a budget."""
 
 import heapq
 from dataclasses import dataclass
 
 from oneshot.errors import UserError
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Trials in the plan's order, each begun as soon as its GPUs are free; the grid after the search."""
+    """The times of trials that start in the plan's order as soon as their GPUs are free, the grid after the search."""
 
     gpus: float
     hours: float
-    end_hours: tuple[float, ...]
-    """When each training has ended, from the start."""
-    gpu_hours: tuple[float, ...]
-    """What all trainings up to it have held."""
+    end_hours: tuple[float, ...]  # end of each training, from the start of the sweep
+    gpu_hours: tuple[float, ...]  # GPU-hours of each training and all before it
 
     def num_within(self, *, gpu_hours: float | None, hours: float | None) -> int:
-        """Trainings that are through before a budget ends."""
+        """Return the number of trainings that end within a budget."""
         return sum(
             (gpu_hours is None or held <= gpu_hours) and (hours is None or end <= hours)
             for end, held in zip(self.end_hours, self.gpu_hours, strict=True)
@@ -27,10 +26,10 @@ class Schedule:
 
 
 def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
-    """List scheduling by the plan's costs; None where a trial's are unknown, or none asks for a GPU.
+    """Schedule the plan's trainings by their costs. None if a cost is unknown, or no trial needs a GPU.
 
     Raises:
-        UserError: a trial asks for more GPUs than there are.
+        UserError: a trial needs more than `gpus` GPUs.
     """
     paid = [trial for trial in plan.paid() if trial.resources.gpus]
     if not paid or any(trial.cost.gpu_hours is None for trial in paid):
@@ -38,7 +37,7 @@ def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
     for trial in paid:
         if trial.resources.gpus > gpus:
             raise UserError(f"--gpus {gpus:g}: {trial.label} needs {trial.resources.gpus:g}; lower its `resources`")
-    now, free, found, held = 0.0, gpus, [], [0.0]
+    now, free, ends, held = 0.0, gpus, [], [0.0]
     running: list[tuple[float, float]] = []
     for phase in ("search", "grid"):
         for trial in (trial for trial in paid if trial.phase == phase):
@@ -48,12 +47,12 @@ def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
                 free += given_back
             free -= need
             heapq.heappush(running, (now + hours, need))
-            found.append(now + hours)
+            ends.append(now + hours)
             held.append(held[-1] + need * hours)
         while running:  # the grid waits for the search's winners
             now, given_back = heapq.heappop(running)
             free += given_back
-    return Schedule(gpus=gpus, hours=max(found), end_hours=tuple(found), gpu_hours=tuple(held[1:]))
+    return Schedule(gpus=gpus, hours=max(ends), end_hours=tuple(ends), gpu_hours=tuple(held[1:]))
 
 
 def _hours(trial: Trial) -> float:

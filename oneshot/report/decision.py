@@ -1,4 +1,4 @@
-"""A difference with its interval, and what was expected of it -> a verdict; p-values of many -> corrected ones."""
+"""A difference with its interval and a claim's expectation -> a verdict; p-values -> p-values after Holm."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,13 +15,13 @@ def judge(
     less_by: float | None = None,
     within: float | None = None,
 ) -> tuple[Verdict, float | None]:
-    """Verdict on one expectation of a difference a - b, by its interval alone, and the p-value that Holm is to correct.
+    """Return the verdict on one expectation of a difference a - b by its interval alone, and its p-value before Holm.
 
-    `greater_by`: a is above b by more than this; `less_by`: below b by more than this; `within`: no further apart than
-    this, which is two one-sided tests (Schuirmann 1987), their p-value doubled to match the 95% interval. Only where
-    Holm's p-value is at most 0.05, too, may a verdict other than inconclusive stand.
+    `greater_by`: a is above b by more than this. `less_by`: a is below b by more than this. `within`: a and b are no
+    further apart than this; these are two one-sided tests (Schuirmann 1987), whose p-value is doubled to match the 95%
+    interval. The caller keeps a verdict other than inconclusive only if Holm's p-value is also at most 0.05.
     """
-    assert sum(expected is not None for expected in (greater_by, less_by, within)) == 1, "one expectation a claim"
+    assert sum(expected is not None for expected in (greater_by, less_by, within)) == 1, "a claim has one expectation"
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "inconclusive", None
@@ -29,8 +29,8 @@ def judge(
         return _verdict(low > greater_by, high < greater_by), difference.p_value(greater_by)
     if less_by is not None:
         return _verdict(high < -less_by, low > -less_by), difference.p_value(-less_by)
-    assert within is not None and within > 0, "no difference is within nothing"
-    # inside, both bounds must be out of the question; outside, the nearer one: either way the larger p-value
+    assert within is not None and within > 0, "the bound is positive"
+    # inside, both bounds must be rejected; outside, the nearer bound: in both cases the larger p-value
     by_bound = [p for bound in (-within, within) if (p := difference.p_value(bound)) is not None]
     return _verdict(-within < low and high < within, low > within or high < -within), max(by_bound)
 
@@ -40,14 +40,15 @@ def _verdict(supported: bool, contradicted: bool) -> Verdict:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's corrected p-values (Scandinavian Journal of Statistics 6, 1979) of all claims of a sweep.
+    """Return the p-values of all claims of a sweep after Holm's correction.
 
-    A claim without a p-value was planned all the same: it counts as one more test, with p 1, and stays None.
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979. A claim without a p-value was planned too: it counts as a
+    test with p = 1, and stays None.
     """
     if not p_values:
         return []
-    # half a second, for the few sweeps that make claims
+    # takes half a second to import, and few sweeps make claims
     from statsmodels.stats.multitest import multipletests
 
     corrected = multipletests([1.0 if p is None else p for p in p_values], alpha=LEVEL, method="holm")[1]
-    return [None if p is None else float(one) for p, one in zip(p_values, corrected, strict=True)]
+    return [None if p is None else float(p_holm) for p, p_holm in zip(p_values, corrected, strict=True)]

@@ -1,4 +1,4 @@
-"""Runs -> the environments that they ran in, each once, and in words what differs between environments."""
+"""Runs -> the distinct environments that they ran in, and the differences between environments in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,22 +7,25 @@ from oneshot.report.runs import Run
 
 
 def environments_of(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
-    """Of all their attempts, in the order in which they first occur."""
-    found: list[dict[str, Any]] = []
+    """Return the distinct environments of all attempts, in the order in which they first occur."""
+    environments: list[dict[str, Any]] = []
     for run in runs:
-        found += [one for one in run.environments if one not in found]
-    return tuple(found)
+        environments += [each for each in run.environments if each not in environments]
+    return tuple(environments)
 
 
 def differences(environments: Sequence[Mapping[str, Any]]) -> str:
-    """`torch 2.0 or 2.1; gpu A100 or none`: what differs between environments, in words."""
-    found = _facts(environments)
-    return "; ".join(f"{name} {' or '.join(values)}" for name, values in found.items() if len(values) > 1)
+    """Return what differs between environments, in words: `torch 2.0 or 2.1; gpu A100 or none`."""
+    values = _values(environments)
+    return "; ".join(f"{name} {' or '.join(texts)}" for name, texts in values.items() if len(texts) > 1)
 
 
-def apart(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> str:
-    """`torch 2.0 in A, 2.1 in B`: in what two sides ran in other environments, in words; nothing of a side unknown."""
-    of_a, of_b = _facts(a), _facts(b)
+def differences_of_sides(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> str:
+    """Return what differs between the environments of two sides, in words: `torch 2.0 in A, 2.1 in B`.
+
+    The text is empty if one side has no environments on record.
+    """
+    of_a, of_b = _values(a), _values(b)
     return "; ".join(
         f"{name} {' or '.join(of_a.get(name, ['none']))} in A, {' or '.join(of_b.get(name, ['none']))} in B"
         for name in (dict.fromkeys([*of_a, *of_b]) if a and b else ())
@@ -30,8 +33,8 @@ def apart(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> str
     )
 
 
-def _facts(environments: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Version, GPU or platform -> what it is, sorted."""
-    facts = [{**one["versions"], "gpu": one["gpu"] or "none", "platform": one["platform"]} for one in environments]
-    names = dict.fromkeys(name for one in facts for name in one)
-    return {name: sorted({str(one.get(name, "none")) for one in facts}) for name in names}
+def _values(environments: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the sorted values of each version, of the GPU and of the platform."""
+    rows = [{**env["versions"], "gpu": env["gpu"] or "none", "platform": env["platform"]} for env in environments]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sorted({str(row.get(name, "none")) for row in rows}) for name in names}

@@ -1,4 +1,4 @@
-"""Gathered runs -> the report: one HTML page that needs nothing else, JSON, figures, and the verdict as Markdown."""
+"""Gathered runs -> the report: a self-contained HTML page, JSON, figures, and the verdict as Markdown."""
 
 import json
 from collections import Counter
@@ -14,10 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, pictures
-from oneshot.report.phenomena import Table, Value, primary_suite, published_tables, tables
+from oneshot.report.phenomena import tables
 from oneshot.report.plots import inline
-from oneshot.report.runs import Gathered, Run
+from oneshot.report.published import published_tables
+from oneshot.report.runs import Gathered, Run, primary_suite
 from oneshot.report.stats import Interval
+from oneshot.report.table import Table, Value
 from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.tasks.measures import is_share
 from oneshot.trial.state import TrialState
@@ -27,22 +29,20 @@ PAGE, DATA = "report.html", "report.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What is written of a sweep."""
+    """The verdicts of a sweep, and the texts of its report."""
 
     judged: tuple[JudgedClaim, ...]
-    files: dict[str, str]
-    """Name -> text: the page, the JSON, the figures."""
-    description: str
-    """Markdown: the verdict first."""
+    files: dict[str, str]  # name -> text: the page, the JSON, the figures
+    description: str  # markdown, with the verdict first
 
     @property
     def cannot_judge(self) -> list[JudgedClaim]:
-        """Claims for which no seed has all of its runs."""
-        return [one for one in self.judged if one.effect is None]
+        """Return the claims for which no seed has all the runs that they need."""
+        return [claim for claim in self.judged if claim.effect is None]
 
 
 def make_report(gathered: Gathered) -> Report:
-    """Judges, measures and draws."""
+    """Judge the claims, fill the tables, and draw the figures."""
     judged = verdicts(gathered)
     drawn = pictures(gathered, judged)
     measured = [table for table in (_accuracy_table(gathered), *published_tables(gathered), *tables(gathered)) if table]
@@ -55,30 +55,31 @@ def make_report(gathered: Gathered) -> Report:
 
 
 def _accuracy_table(gathered: Gathered) -> Table | None:
-    """Every cell on every suite."""
+    """Return the accuracy of every cell on every suite."""
     rows: list[tuple[Value, ...]] = []
-    for those in by_cell(gathered.runs):
-        ended = finished(those)
-        for suite in those[0].suites if ended else ():
+    for runs in by_cell(gathered.runs):
+        ended = finished(runs)
+        for suite in runs[0].suites if ended else ():
             start, last = (level(ended, suite.name, at) for at in ("start", "last"))
             if last is not None:
-                seeds = f"{len(ended)} of {len(those)}"
-                rows.append((cell_label(those[0]), suite.name, seeds, start, last, gains(ended, suite.name)))
+                seeds = f"{len(ended)} of {len(runs)}"
+                rows.append((cell_label(runs[0]), suite.name, seeds, start, last, gains(ended, suite.name)))
     if not rows:
         return None
     return Table(
         name="accuracy",
         title="Accuracy before and after",
-        about="Strict pass@1 of finished trials. Of one seed, or where all agree: Wilson's interval over problems.",
+        about="Strict pass@1 of finished trials. With one seed, or if all seeds agree, the interval is Wilson's over "
+        "problems.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
         rows=tuple(rows),
     )
 
 
 def standing(gathered: Gathered) -> str:
-    """`17 of 18 trials finished, 1 failed`, and the same of a search's."""
+    """Return the counts of trials: `17 of 18 trials finished, 1 failed`, and those of the search."""
     text = _standing(gathered.runs)
-    return f"{text}; of the search {_standing(gathered.searched)}" if gathered.searched else text
+    return f"{text}; search: {_standing(gathered.searched)}" if gathered.searched else text
 
 
 def _standing(runs: Sequence[Run]) -> str:
@@ -92,14 +93,14 @@ def _standing(runs: Sequence[Run]) -> str:
 
 
 def _data(gathered: Gathered, judged: Sequence[JudgedClaim], measured: Sequence[Table]) -> dict[str, Any]:
-    """What report.json holds."""
+    """Return the content of report.json."""
     return {
         "name": gathered.name,
         "question": gathered.question,
         "standing": standing(gathered),
         "claims_digest": gathered.frozen.digest,
         "claims_frozen_ms": gathered.frozen.frozen_ms,
-        "verdicts": [one.to_json() for one in judged],
+        "verdicts": [claim.to_json() for claim in judged],
         "tables": [table.to_json() for table in measured],
         "trials": [
             {
@@ -119,46 +120,46 @@ def _data(gathered: Gathered, judged: Sequence[JudgedClaim], measured: Sequence[
             for phase, runs in (("grid", gathered.runs), ("search", gathered.searched))
             for run in runs
         ],
-        "environments": [one for one, _ in _environments(gathered.runs)],
+        "environments": [environment for environment, _ in _environments(gathered.runs)],
     }
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[Mapping[str, Any], int]]:
-    """Every environment that an attempt ran in, with the number of runs."""
+    """Return every environment that an attempt ran in, with its number of runs."""
     counts: dict[str, int] = {}
     for run in runs:
-        for one in run.environments:
-            text = json.dumps(one, sort_keys=True)
+        for environment in run.environments:
+            text = json.dumps(environment, sort_keys=True)
             counts[text] = counts.get(text, 0) + 1
     return [(json.loads(text), number) for text, number in counts.items()]
 
 
-# --- as people read it ---
+# --- as text ---
 
 
 def effect_text(judged: JudgedClaim, number: float | None) -> str:
-    """A difference in points where the metric is a share, else as it is."""
+    """Return a difference as text: in points if the metric is a share, else in the metric's unit."""
     if number is None:
         return ""
     return f"{100 * number:+.1f}" if is_share(judged.metric) else f"{number:+.3g}"
 
 
 def interval_text(judged: JudgedClaim) -> str:
-    """`[+3.1, +8.0]`, or nothing."""
+    """Return the interval as text, such as `[+3.1, +8.0]`, or an empty text if there is none."""
     if judged.low is None or judged.high is None:
         return ""
     return f"[{effect_text(judged, judged.low)}, {effect_text(judged, judged.high)}]"
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value as it is printed."""
+    """Return a p-value as text."""
     if p_value is None:
         return ""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def what_text(judged: JudgedClaim) -> str:
-    """What was compared, in a line."""
+    """Return one line that says what was compared."""
     at_a, at_b = judged.at
     steps = f"at {at_a}" if at_a == at_b else f"a at {at_a}, b at {at_b}"
     parts = [judged.metric, "gain since the start" if judged.of == "gain" else "", steps]
@@ -167,19 +168,19 @@ def what_text(judged: JudgedClaim) -> str:
 
 
 def where_text(judged: JudgedClaim) -> str:
-    """`model tiny-qwen2`."""
+    """Return the cells that the verdict is for, such as `model tiny-qwen2`."""
     return ", ".join(f"{axis} {cell}" for axis, cell in judged.cells.items())
 
 
 def frozen_text(gathered: Gathered) -> str:
-    """When the claims were put on record."""
+    """Return when the claims were recorded, relative to the sweep's trials."""
     frozen = gathered.frozen
     if frozen.frozen_at is None:
-        return "The claims were not frozen: the sweep has not begun, or began with a version that did not."
-    broken = "" if frozen.is_intact else " They do not have that digest any more: the record was changed by hand."
+        return "The claims are not frozen: the sweep has not begun, or an older version of oneshot started it."
+    warning = "" if frozen.is_intact else " The recorded claims no longer have this digest: somebody edited them."
     began = [run for run in gathered.runs if run.origin == gathered.name and _began_before(run, frozen.frozen_ms)]
     when = f"after {len(began)} trials of the sweep had begun" if began else "before any trial of the sweep began"
-    return f"Frozen {frozen.frozen_at}, {when}; sha256 {frozen.digest[:16]}.{broken}"
+    return f"Claims frozen {frozen.frozen_at}, {when}; sha256 {frozen.digest[:16]}.{warning}"
 
 
 def _began_before(run: Run, frozen_ms: int | None) -> bool:
@@ -187,31 +188,32 @@ def _began_before(run: Run, frozen_ms: int | None) -> bool:
 
 
 def description(gathered: Gathered, judged: Sequence[JudgedClaim]) -> str:
-    """Markdown for MLflow: question, verdict, where the rest is."""
-    lines = [f"**{in_short(judged)}** {_cell(gathered.question)} {standing(gathered)}.", ""]
+    """Return Markdown for MLflow: the question, the verdict, and where the full report is."""
+    lines = [f"**{summary(judged)}** {_cell(gathered.question)} {standing(gathered)}.", ""]
     if judged:
         lines += ["| claim | verdict | effect | 95% interval | p (Holm) | seeds |", "|---|---|---|---|---|---|"]
-        for one in judged:
-            name = f"{one.name} ({where_text(one)})" if one.cells else one.name
-            texts = (name, f"**{one.verdict}**", effect_text(one, one.effect), interval_text(one), p_text(one.p_holm))
-            lines.append("| " + " | ".join([*map(_cell, texts), str(one.num_seeds)]) + " |")
-        lines += ["", "Effects of accuracies in points. " + frozen_text(gathered)]
+        for claim in judged:
+            name = f"{claim.name} ({where_text(claim)})" if claim.cells else claim.name
+            effect, p_holm = effect_text(claim, claim.effect), p_text(claim.p_holm)
+            texts = (name, f"**{claim.verdict}**", effect, interval_text(claim), p_holm)
+            lines.append("| " + " | ".join([*map(_cell, texts), str(claim.num_seeds)]) + " |")
+        lines += ["", "Effects on accuracies are in points. " + frozen_text(gathered)]
     else:
-        lines.append("The sweep has no claims: nothing is judged.")
-    return "\n".join([*lines, "", "The whole report: artifact `report/report.html`; numbers: `report/report.json`."])
+        lines.append("The sweep has no claims, so nothing is judged.")
+    return "\n".join([*lines, "", "Full report: artifact `report/report.html`. Numbers: `report/report.json`."])
 
 
-def in_short(judged: Sequence[JudgedClaim]) -> str:
-    """`Verdict: 6 of 7 claims supported, 1 inconclusive.`"""
+def summary(judged: Sequence[JudgedClaim]) -> str:
+    """Return the counts of verdicts: `Verdict: 6 of 7 supported, 1 inconclusive.`"""
     if not judged:
         return "No claims, so no verdict."
-    counts = Counter(one.verdict for one in judged)
+    counts = Counter(claim.verdict for claim in judged)
     others = [f"{counts[verdict]} {verdict}" for verdict in ("contradicted", "inconclusive") if counts[verdict]]
     return "Verdict: " + ", ".join([f"{counts['supported']} of {len(judged)} supported", *others]) + "."
 
 
 def _cell(text: str) -> str:
-    """Text within a Markdown table, of which no mark is heeded."""
+    """Escape a text for a cell of a Markdown table."""
     for mark in "\\`*_[]<>|~#":
         text = text.replace(mark, f"\\{mark}") if not text.startswith("**") else text
     return text.replace("\n", " ")
@@ -232,15 +234,16 @@ def _value(value: Value, column: str, form: str) -> str:
         return value
     is_change = form == "change" or "gain" in column or " - " in column
 
-    def number(one: float) -> str:
+    def number_text(number: float) -> str:
         if form == "number" or column.startswith(("hours", "points")):
-            return f"{one:.3g}"
-        return f"{100 * one:{'+' if is_change else ''}.1f}"
+            return f"{number:.3g}"
+        return f"{100 * number:{'+' if is_change else ''}.1f}"
 
     if isinstance(value, Interval):
-        ends = "" if value.low is None or value.high is None else f" [{number(value.low)}, {number(value.high)}]"
-        return number(value.mean) + ends
-    return number(value)
+        if value.low is None or value.high is None:
+            return number_text(value.mean)
+        return f"{number_text(value.mean)} [{number_text(value.low)}, {number_text(value.high)}]"
+    return number_text(value)
 
 
 def _page(
@@ -251,7 +254,7 @@ def _page(
     )
     suite = primary_suite(gathered)
     beside, num_not_shown = side_by_side(gathered, suite) if suite is not None else ([], 0)
-    facts = {
+    report = {
         "name": gathered.name,
         "question": gathered.question,
         "reproduces": gathered.reproduces,
@@ -267,35 +270,36 @@ def _page(
         "absent": [run for run in (*gathered.runs, *gathered.searched) if run.state != "finished"],
         "claims": [
             {
-                "name": one.name,
-                "where": where_text(one),
-                "what": what_text(one),
-                "test": one.test,
-                "verdict": one.verdict,
-                "effect": effect_text(one, one.effect),
-                "interval": interval_text(one),
-                "p_value": p_text(one.p_value),
-                "p_holm": p_text(one.p_holm),
-                "num_seeds": one.num_seeds,
-                "num_problems": one.num_problems if one.num_problems is not None else "",
-                "notes": one.notes,
+                "name": claim.name,
+                "where": where_text(claim),
+                "what": what_text(claim),
+                "test": claim.test,
+                "verdict": claim.verdict,
+                "effect": effect_text(claim, claim.effect),
+                "interval": interval_text(claim),
+                "p_value": p_text(claim.p_value),
+                "p_holm": p_text(claim.p_holm),
+                "num_seeds": claim.num_seeds,
+                "num_problems": claim.num_problems if claim.num_problems is not None else "",
+                "notes": claim.notes,
             }
-            for one in judged
+            for claim in judged
         ],
         "pictures": [
-            {"name": one.name, "caption": one.caption, "svg": inline(one.svg, label=one.caption)} for one in drawn
+            {"name": picture.name, "caption": picture.caption, "svg": inline(picture.svg, label=picture.caption)}
+            for picture in drawn
         ],
         "tables": [_table_page(table) for table in measured],
         "beside": beside,
         "num_not_shown": num_not_shown,
         "environments": [
             {
-                "versions": ", ".join(f"{name} {number}" for name, number in sorted(one["versions"].items())),
-                "gpu": one["gpu"] or "none",
-                "platform": one["platform"],
-                "num_runs": number,
+                "versions": ", ".join(f"{name} {number}" for name, number in sorted(environment["versions"].items())),
+                "gpu": environment["gpu"] or "none",
+                "platform": environment["platform"],
+                "num_runs": num_runs,
             }
-            for one, number in _environments(gathered.runs)
+            for environment, num_runs in _environments(gathered.runs)
         ],
     }
-    return templates.get_template("page.html.j2").render(report=facts, limit=MAX_CHARS)
+    return templates.get_template("page.html.j2").render(report=report, limit=MAX_CHARS)

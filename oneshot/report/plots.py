@@ -1,4 +1,4 @@
-"""Runs -> matplotlib figures, and figures -> SVG that follows a page's light and dark. No chart without its unit."""
+"""Runs -> matplotlib figures, and figures -> SVG that follows a page's light and dark mode. Every axis has a unit."""
 
 import io
 import re
@@ -22,7 +22,7 @@ from oneshot.store.records import Row
 
 INK, FAINT = "#22303c", "#d7dee4"
 PALETTE = ("#2489b8", "#d1495b", "#66873a", "#8e5ea2", "#c98a1b", "#5f7a8c")
-"""Each is told from paper and from ink, on white and on near black."""
+"""Colours that differ from paper and from ink, on white and on near black."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -35,32 +35,28 @@ STYLE: dict[Any, Any] = {
     "legend.labelcolor": INK,
     "font.size": 9,
 }
-MAX_LINES = 8
-"""Of one panel, in colours; more are drawn faintly."""
+MAX_LINES = 8  # most coloured lines of one panel. Further lines are drawn faintly.
 MAX_COLUMNS = 3
-MAX_BARS = 60
-"""Cells of one forest plot."""
-MAX_CHARS = 40
-"""Of a name within a figure; of a longer one the middle is left out."""
-NUM_CHARS_ACROSS, CHAR_INCHES = 16, 0.07
-"""Of a name above a column of a matrix, and the width of one."""
+MAX_BARS = 60  # most cells of one forest plot
+MAX_CHARS = 40  # most characters of a name in a figure. A longer name loses its middle.
+NUM_CHARS_ACROSS, CHAR_INCHES = 16, 0.07  # characters that fit above a column of a matrix, and the width of one
 
 
 def short(text: str) -> str:
-    """A name as a figure writes it: one line, not too long, and drawn whatever it begins with."""
+    """Return a name as a figure writes it: one line, at most MAX_CHARS long, and never hidden."""
     line = printable(" ".join(text.split()))
     if len(line) > MAX_CHARS:
         line = f"{line[: MAX_CHARS - 16]}…{line[-15:]}"
-    return f"\u200b{line}" if line.startswith("_") else line  # a legend hides what begins so
+    return f"\u200b{line}" if line.startswith("_") else line  # a legend hides names that begin with _
 
 
 def has_curve(row: Row) -> bool:
-    """Whether a step has something that `trial_curve` draws."""
+    """Return whether a step has a metric that `trial_curve` draws."""
     return any(name == "reward/mean" or name.endswith("/pass_at_1") for name in row.metrics)
 
 
 def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
-    """Training reward, and held-out accuracy of each suite, by step."""
+    """Draw training reward and the held-out accuracy on each suite by step."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(7.0, 3.6)
         rewards = [(row.step, row.metrics["reward/mean"]) for row in rows if "reward/mean" in row.metrics]
@@ -83,19 +79,19 @@ def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
 
 
 def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
-    """Held-out accuracy by step, mean over seeds with 95% t intervals, and training reward (dotted) with t_sat marked.
+    """Draw held-out accuracy by step (mean over seeds, 95% t intervals), and training reward (dotted) with t_sat.
 
-    One panel for each cell of the first axis. Of a cell's runs those that finished; where none did, all that there are.
+    Each cell of the first axis has a panel. A cell shows its finished runs, or all its runs if none finished.
     """
     panels: dict[str, list[list[Run]]] = {}
-    for those in by_cell(runs):
-        if those[0].suite(suite) is not None:
-            panels.setdefault(next(iter(those[0].cell.values()), "all"), []).append(those)
+    for cell_runs in by_cell(runs):
+        if cell_runs[0].suite(suite) is not None:
+            panels.setdefault(next(iter(cell_runs[0].cell.values()), "all"), []).append(cell_runs)
     with mpl.rc_context(STYLE):
         figure, all_axes = _figure(4.4, 3.4, num=len(panels))
         for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
-            for index, those in enumerate(cells):
-                _draw_cell(axes, finished(those) or those, suite, index=index)
+            for index, cell_runs in enumerate(cells):
+                _draw_cell(axes, finished(cell_runs) or cell_runs, suite, index=index)
             axes.set_title(short(panel), loc="left", fontsize=10)
             axes.set_xlabel("step")
             axes.set_ylim(-0.02, 1.02)
@@ -107,36 +103,36 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
     return figure
 
 
-def _draw_cell(axes: Axes, those: Sequence[Run], suite: str, *, index: int) -> None:
-    """One cell's accuracy with its interval, its training reward, and where that saturates."""
+def _draw_cell(axes: Axes, runs: Sequence[Run], suite: str, *, index: int) -> None:
+    """Draw one cell's accuracy with its interval, its training reward, and the step where that saturates."""
     color, is_faint = PALETTE[index % len(PALETTE)], index >= MAX_LINES
-    label = short(" / ".join(list(those[0].cell.values())[1:]) or "trials")
+    label = short(" / ".join(list(runs[0].cell.values())[1:]) or "trials")
     accuracies = _by_step(
         [
             {step: share for step in run.measured.get(suite, {}) if (share := run.measure(suite, step)) is not None}
-            for run in those
+            for run in runs
         ]
     )
     _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
     if is_faint:
         return
     rewards = _by_step(
-        [{row.step: row.metrics["reward/mean"] for row in run.rows if "reward/mean" in row.metrics} for run in those]
+        [{row.step: row.metrics["reward/mean"] for row in run.rows if "reward/mean" in row.metrics} for run in runs]
     )
     steps = sorted(rewards)
     axes.plot(steps, [rewards[step].mean for step in steps], color=color, linewidth=0.9, linestyle=":")
-    turns = [found for run in finished(those) if (found := saturation(run)) is not None]
-    if turns:
-        place, is_seen = fmean(found.step for found in turns), all(found.is_seen for found in turns)
-        fill = color if is_seen else "none"
-        axes.plot([place], [1.0], color=color, markerfacecolor=fill, marker="v", markersize=6, linestyle="none")
+    saturations = [saturated for run in finished(runs) if (saturated := saturation(run)) is not None]
+    if saturations:
+        mean_step = fmean(saturated.step for saturated in saturations)
+        fill = color if all(saturated.is_seen for saturated in saturations) else "none"
+        axes.plot([mean_step], [1.0], color=color, markerfacecolor=fill, marker="v", markersize=6, linestyle="none")
 
 
 def _by_step(series: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
-    """Numbers of several runs by step -> their mean and interval at each step."""
+    """Return mean and interval at each step of several runs' numbers."""
     values: dict[int, list[float]] = {}
-    for one in series:
-        for step, number in one.items():
+    for numbers_by_step in series:
+        for step, number in numbers_by_step.items():
             values.setdefault(step, []).append(number)
     return {step: mean_interval(numbers) for step, numbers in sorted(values.items())}
 
@@ -156,8 +152,11 @@ def _end(interval: Interval, which: str) -> float:
 
 
 def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
-    """Entropy and length of training completions by step, mean over seeds with 95% t intervals; runs as in curves."""
-    cells = [finished(those) or those for those in by_cell(runs)]
+    """Draw entropy and length of training completions by step, mean over seeds with 95% t intervals.
+
+    A cell shows its finished runs, or all its runs if none finished.
+    """
+    cells = [finished(cell_runs) or cell_runs for cell_runs in by_cell(runs)]
     with mpl.rc_context(STYLE):
         figure, all_axes = _figure(6.0, 3.2, num=2)
         for axes, metric, unit in zip(
@@ -166,11 +165,13 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
             ("entropy (nats a token)", "length (tokens)"),
             strict=True,
         ):
-            for index, those in enumerate(cells):
-                series = [{row.step: row.metrics[metric] for row in run.rows if metric in row.metrics} for run in those]
+            for index, cell_runs in enumerate(cells):
+                series = [
+                    {row.step: row.metrics[metric] for row in run.rows if metric in row.metrics} for run in cell_runs
+                ]
                 is_faint = index >= MAX_LINES
                 color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
-                label = "" if is_faint else short(cell_label(those[0]))
+                label = "" if is_faint else short(cell_label(cell_runs[0]))
                 _draw_band(axes, _by_step(series), color=color, label=label)
             axes.set_xlabel("step")
             axes.set_ylabel(unit)
@@ -183,7 +184,7 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
 
 
 def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> Figure:
-    """Means with their intervals, one below the other, and a line at no difference."""
+    """Draw means with their intervals, one below the other, and a vertical line at 0."""
     shown = list(lines[:MAX_BARS])
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
@@ -204,8 +205,11 @@ def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> F
 def heatmap(
     values: Mapping[tuple[str, str], Interval], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """A matrix of gains in points, each written out with its interval; `values` may have more, and set the colours."""
-    largest = max((abs(one.mean) for one in values.values()), default=1.0) or 1.0
+    """Draw a matrix of gains in points, each with its interval.
+
+    `values` may have other cells too: the largest of all values sets the scale of the colours.
+    """
+    largest = max((abs(gain.mean) for gain in values.values()), default=1.0) or 1.0
     names, heads = ([short(name) for name in side] for side in (rows, columns))
     longest = max(map(len, heads))
     is_turned = len(columns) > 4 or longest > NUM_CHARS_ACROSS
@@ -216,10 +220,10 @@ def heatmap(
         axes.grid(visible=False)
         for y, row in enumerate(rows):
             for x, column in enumerate(columns):
-                if (one := values.get((row, column))) is None:
+                if (gain := values.get((row, column))) is None:
                     continue
-                strength = 0.55 * abs(one.mean) / largest
-                color = PALETTE[0] if one.mean >= 0 else PALETTE[1]
+                strength = 0.55 * abs(gain.mean) / largest
+                color = PALETTE[0] if gain.mean >= 0 else PALETTE[1]
                 axes.fill(
                     [x - 0.5, x + 0.5, x + 0.5, x - 0.5],
                     [y - 0.5, y - 0.5, y + 0.5, y + 0.5],
@@ -228,9 +232,9 @@ def heatmap(
                     linewidth=0,
                 )
                 interval = (
-                    "" if one.low is None or one.high is None else f"\n[{100 * one.low:.0f}, {100 * one.high:.0f}]"
+                    "" if gain.low is None or gain.high is None else f"\n[{100 * gain.low:.0f}, {100 * gain.high:.0f}]"
                 )
-                axes.text(x, y, f"{100 * one.mean:+.1f}{interval}", ha="center", va="center", fontsize=8)
+                axes.text(x, y, f"{100 * gain.mean:+.1f}{interval}", ha="center", va="center", fontsize=8)
         axes.set_xticks(
             range(len(columns)), heads, rotation=30 if is_turned else 0, ha="right" if is_turned else "center"
         )
@@ -242,7 +246,7 @@ def heatmap(
 
 
 def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, title: str) -> Figure:
-    """Gain against hours, a point for each cell."""
+    """Draw gain against hours, one point for each cell."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(6.0, 3.4)
         for (label, hours, gained), color in zip(points, cycle(PALETTE), strict=False):
@@ -259,7 +263,7 @@ def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, ti
 
 
 def as_svg(figure: Figure, *, name: str) -> str:
-    """The figure as a file of its own, the same each time it is made."""
+    """Return the figure as the text of an SVG file, the same text each time."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text, in the reader's own font
         file = io.StringIO()
@@ -268,7 +272,7 @@ def as_svg(figure: Figure, *, name: str) -> str:
 
 
 def inline(svg: str, *, label: str) -> str:
-    """An SVG as part of a page: its ink is the page's, and a reader that does not see it is told what it is."""
+    """Return an SVG for use within a page, in the page's colours and with a label for screen readers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = body.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
@@ -278,7 +282,7 @@ def inline(svg: str, *, label: str) -> str:
 
 
 def _figure(width: float, height: float, *, num: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, three beside each other."""
+    """Return a figure of equal panels, at most three in a row."""
     num = max(1, num)
     columns = min(num, MAX_COLUMNS)
     rows = -(-num // columns)

@@ -1,4 +1,4 @@
-"""A plan's claims -> the smallest difference that each can detect, under stated assumptions, before anything runs."""
+"""A plan's claims -> the smallest difference that each can detect, under stated assumptions, before the sweep runs."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.measures import is_one_of, is_share, suite_of
 
 LEVEL = 0.05  # of the two-sided test
 MIN_SEEDS = 3
-STEPS = 100_000  # effects are sought in thousandths of a point of accuracy
+STEPS = 100_000  # the search for an effect has a resolution of a thousandth of a point of accuracy
 CLEAR = 30.0  # standard errors beyond which power is 1 to nine digits, and SciPy's tails underflow to NaN
-GIVEN = 10_000
-"""Replicates so many that t is normal."""
+GIVEN = 10_000  # number of replicates that stands for "no training": t is normal with so many
 
 
 def power(
@@ -66,22 +66,18 @@ def _power(effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
-    """What one verdict may be able to detect."""
+    """The difference that one verdict is able to detect."""
 
     name: str
     cells: dict[str, str]
     num_seeds: int
-    num_problems: int | None
-    """None: the metric is not counted over problems, or they are not fetched."""
-    is_given: bool
-    """Whether nothing is trained on either side, so that problems are the only replicates."""
+    num_problems: int | None  # none if the metric is not counted over problems, or the problems are not fetched
+    is_given: bool  # whether neither side is trained, so that problems are the only replicates
     seed_sd: float
     discordance: float
-    detectable: float | None
-    """Smallest true difference that is detected with power 0.8; None: none is."""
+    detectable: float | None  # smallest true difference that is detected with power 0.8, or None if there is none
     effect: float | None
-    power: float | None
-    """Power for `effect`, if the claim states one."""
+    power: float | None  # power for `effect`, if the claim states one
 
     def to_json(self) -> dict[str, Any]:
         """Return the prospect as `plan --json` prints it."""
@@ -136,7 +132,7 @@ def _num_problems(claim: ClaimConfig, trial: Trial) -> int | None:
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
-    """Return one line for all prospects that read the same."""
+    """Return the prospects as text, one line for all that have the same text."""
     names: dict[str, list[str]] = {}
     for prospect in prospects:
         names.setdefault(_prospect_text(prospect), []).append(prospect.name)

@@ -1,6 +1,6 @@
-"""A sweep's store -> `Gathered`: everything that a report is made of, and nothing of how it is stored.
+"""A sweep's store -> `Gathered`: everything that a report needs, without how it is stored.
 
-A report judges what is gathered, from a store or from a bundle of one (bundle.py), to the same numbers. No torch.
+A report gives the same numbers from a store and from a bundle (bundle.py). No torch.
 """
 
 import json
@@ -13,32 +13,34 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.sweep import ClaimConfig, FaultsConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.leakage import VAL_SUITES
+from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.store.records import EVALUATION_COLUMNS, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import identify
+from oneshot.tasks.measures import suite_of
 from oneshot.tasks.problems import extract_boxed
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 
-NUM_READERS = 8
-"""Trials read at a time: a store may be far."""
+NUM_READERS = 8  # trials read at the same time, because a store may be remote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grades:
-    """What every completion of one evaluation earned; arrays are [problems, samples]."""
+    """The grades of every completion of one evaluation. Arrays are [problems, samples]."""
 
     ids: tuple[str, ...]
     categories: tuple[str, ...]
-    strict_PK: NDArray[np.float64]
-    """1 right, 0 not right or ungraded."""
+    strict_PK: NDArray[np.float64]  # 1: right. 0: wrong or ungraded.
     lenient_PK: NDArray[np.float64]
     num_tokens_PK: NDArray[np.float64]
     boxed_PK: NDArray[np.float64]
@@ -46,7 +48,7 @@ class Grades:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A completion as people read it."""
+    """A completion to show, with its problem and grade."""
 
     problem: str
     answer: str
@@ -57,103 +59,89 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteFacts:
-    """A suite as one trial is evaluated on it."""
+class RunSuite:
+    """A suite with the sampling rule and steps of one run."""
 
     name: str
     source: str
     digest: str
     samples: int
-    num_problems: int | None
-    """None where the suite's problems are not at hand."""
-    steps: tuple[int, ...]
-    """After which it is due."""
+    num_problems: int | None  # none if the suite's problems are not on this machine
+    steps: tuple[int, ...]  # steps after which an evaluation is due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One trial of the grid, and what it has on record."""
+    """One trial with its recorded results."""
 
     label: str
     cell: dict[str, str]
     seed: int
     key: str | None
     state: TrialState
-    reason: str
-    """Why it failed, was stopped, or waits."""
+    reason: str  # why it failed or was stopped, or what it waits for
     labels: dict[str, str]
-    trained: tuple[str, ...]
-    """Categories of its examples; none where they are not known."""
-    examples: tuple[str, ...]
-    """Names of its examples; of many, the first few."""
+    trained: tuple[str, ...]  # categories of its examples; empty if unknown
+    examples: tuple[str, ...]  # names of its first four examples
     num_examples: int
     config: dict[str, Any]
     num_steps: int
     gpus: float
-    spent_h: float
-    """Hours that all attempts held their worker."""
-    started_ms: int | None
-    """Of its first attempt."""
+    spent_h: float  # hours that its attempts held their workers
+    started_ms: int | None  # start of its first attempt
     ended_ms: int | None
-    origin: str
-    """The sweep that trained it."""
-    suites: tuple[SuiteFacts, ...]
-    rows: tuple[Row, ...]
-    """Its steps: metrics of training alone."""
-    measured: dict[str, dict[int, dict[str, float]]] = field(repr=False)
-    """Suite -> step -> measure -> value."""
-    environments: tuple[dict[str, Any], ...]
-    """Of its attempts: what ran, and on what."""
+    origin: str  # the sweep that trained it
+    suites: tuple[RunSuite, ...]
+    rows: tuple[Row, ...]  # the training metrics of its steps, without evaluations
+    measured: dict[str, dict[int, dict[str, float]]] = field(repr=False)  # suite -> step -> measure -> value
+    environments: tuple[dict[str, Any], ...]  # versions and device of its attempts, each once
 
     @property
     def gpu_hours(self) -> float:
-        """GPUs that it held times hours; of a trial on the CPU 0."""
+        """Return GPUs times hours that it held them; 0 for a trial on the CPU."""
         return self.gpus * self.spent_h
 
-    def suite(self, name: str) -> SuiteFacts | None:
-        """By its name in this sweep."""
+    def suite(self, name: str) -> RunSuite | None:
+        """Return the suite of this name in this sweep."""
         return next((suite for suite in self.suites if suite.name == name), None)
 
     def measure(self, suite: str, step: int, name: str = "pass_at_1") -> float | None:
-        """One number of an evaluation."""
+        """Return one number of an evaluation, or None if there is none."""
         return self.measured.get(suite, {}).get(step, {}).get(name)
 
 
 class CompletionReader(Protocol):
-    """Where the completions of runs are read."""
+    """A reader of runs' completions."""
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
-        """Of one evaluation; None where nothing of it is on record."""
+        """Return the grades of one evaluation, or None if it has no completions on record."""
         ...
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
-        """Completions to look at, the first of each problem; none where they are not on record."""
+        """Return the first completion of each problem; empty if none are on record."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """A sweep as it is reported."""
+    """A sweep with everything that its report needs."""
 
     name: str
     question: str
     reproduces: str | None
     yaml: str
     seeds: tuple[int, ...]
-    runs: tuple[Run, ...]
-    """Of the grid."""
-    searched: tuple[Run, ...] = ()
-    """Trials of the search, which choose and are not judged."""
+    runs: tuple[Run, ...]  # trials of the grid
+    searched: tuple[Run, ...] = ()  # trials of the search. They choose settings and are not judged.
     frozen: Frozen
-    amended: tuple[ClaimConfig, ...]
-    """Claims of the file that were not there when the sweep began."""
+    amended: tuple[ClaimConfig, ...]  # claims that were added to the file after the sweep began
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
     warnings: tuple[str, ...]
     record: CompletionReader
 
     def run_of(self, cell: Mapping[str, str], seed: int) -> Run | None:
-        """The trial of a cell with a seed."""
+        """Return the run of a cell with a seed, or None if there is none."""
         return self._by_name.get((frozenset(cell.items()), seed))
 
     @cached_property
@@ -162,49 +150,59 @@ class Gathered:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """The grid's cells, in order."""
+        """Return the grid's cells, in order."""
         return list({tuple(run.cell.items()): run.cell for run in self.runs}.values())
 
 
-class StoreRecord:
-    """Completions as a store has them."""
+def primary_suite(gathered: Gathered) -> str | None:
+    """Return the suite of the first claim, or else the first suite that is not used to choose."""
+    for claim in gathered.frozen.claims:
+        if (suite := suite_of(claim.metric)) is not None:
+            return suite
+    suites = [suite for run in gathered.runs for suite in run.suites]
+    judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
+    return next(iter([*judging, *(suite.name for suite in suites)]), None)
+
+
+class StoreReader:
+    """The reader of a store's completions."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[tuple[str, str, int], Grades | None] = {}
+        self._grades: dict[tuple[str, str, int], Grades | None] = {}
 
     def _table(self, run: Run, suite: str, step: int) -> dict[str, Any] | None:
-        facts = run.suite(suite)
-        if facts is None or run.key is None:
+        run_suite = run.suite(suite)
+        if run_suite is None or run.key is None:
             return None
-        return self._store.trial(run.key).completions(f"eval-{facts.digest}-{step}")
+        return self._store.trial(run.key).completions(f"eval-{run_suite.digest}-{step}")
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
-        """Of one evaluation."""
-        facts = run.suite(suite)
-        if facts is None or run.key is None:
+        """Return the grades of one evaluation, or None if it has no completions on record."""
+        run_suite = run.suite(suite)
+        if run_suite is None or run.key is None:
             return None
-        name = (run.key, facts.digest, step)
-        if name not in self._known:
+        name = (run.key, run_suite.digest, step)
+        if name not in self._grades:
             table = self._table(run, suite, step)
-            self._known[name] = None if table is None else _grades(table, samples=facts.samples)
-        return self._known[name]
+            self._grades[name] = None if table is None else _grades(table, samples=run_suite.samples)
+        return self._grades[name]
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
-        """Completions to look at."""
-        table, facts = self._table(run, suite, step), run.suite(suite)
-        if table is None or facts is None:
+        """Return the first completion of each problem; empty if none are on record."""
+        table, run_suite = self._table(run, suite, step), run.suite(suite)
+        if table is None or run_suite is None:
             return ()
         names = ("problem", "answer", "completion", "strict", "category", "id")
         places = [table["columns"].index(name) for name in names]
         return [
             Shown(**dict(zip(names, (line[place] for place in places), strict=True)))
-            for line in table["data"][:: facts.samples]
+            for line in table["data"][:: run_suite.samples]
         ]
 
 
 def _grades(table: Mapping[str, Any], *, samples: int) -> Grades:
-    """A table of completions, `samples` of each problem side by side."""
+    """Return the grades in a table of completions, which has the `samples` of each problem one after another."""
     places = {name: table["columns"].index(name) for name in EVALUATION_COLUMNS}
     data = table["data"]
 
@@ -227,7 +225,7 @@ def _grades(table: Mapping[str, Any], *, samples: int) -> Grades:
 def read_runs(
     plan: Plan, store: Store, *, faults: FaultsConfig = DEFAULT_FAULTS, phase: Literal["grid", "search"] = "grid"
 ) -> tuple[Run, ...]:
-    """Reads what the trials of a phase have on record, finished or not."""
+    """Read the recorded results of the trials of a phase, finished or not."""
     stops = read_stops(store.sweep(plan.name))
 
     def read(trial: Trial) -> Run:
@@ -239,11 +237,11 @@ def read_runs(
 
 
 def gather(sweep_run: SweepRun) -> Gathered:
-    """Read a sweep: its runs, and what it began with."""
+    """Read a sweep: its runs, and the claims as it began."""
     sweep, plan, store, folder = sweep_run.sweep, sweep_run.plan, sweep_run.store, sweep_run.folder
-    record = frozen(folder, sweep.config.claims)
-    began = folder.read("sweep.yaml")
-    is_other = began is not None and began != sweep.source.text
+    claims = frozen(folder, sweep.config.claims)
+    recorded_text = folder.read("sweep.yaml")
+    is_edited = recorded_text is not None and recorded_text != sweep.source.text
     return Gathered(
         name=plan.name,
         question=sweep.config.question,
@@ -252,12 +250,12 @@ def gather(sweep_run: SweepRun) -> Gathered:
         seeds=tuple(sweep.config.seeds),
         runs=read_runs(plan, store, faults=sweep.config.faults),
         searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
-        frozen=record,
-        amended=tuple(claim for claim in sweep.config.claims if claim not in record.claims),
+        frozen=claims,
+        amended=tuple(claim for claim in sweep.config.claims if claim not in claims.claims),
         published=tuple(sweep.config.published),
         selects_on_test=sweep.config.allow_selection_on_test,
-        warnings=("the sweep file has been edited since the sweep began",) if is_other else (),
-        record=StoreRecord(store),
+        warnings=("the sweep file was edited after the sweep began",) if is_edited else (),
+        record=StoreReader(store),
     )
 
 
@@ -268,7 +266,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
     if not reason and result is not None and state == "failed":
         reason = result.reason
     suites = tuple(
-        SuiteFacts(
+        RunSuite(
             name=suite.name,
             source=suite.source,
             digest=suite.digest,
@@ -309,7 +307,7 @@ def _due(config: TrialConfig, suite: Suite) -> set[int]:
 
 
 def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:
-    """The trial's own steps, without evaluations."""
+    """Return the trial's own steps, without evaluations."""
     return tuple(
         Row(
             step=row.step,
@@ -321,23 +319,23 @@ def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:
     )
 
 
-def _measured(suites: Sequence[SuiteFacts], folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:
-    """What each evaluation on record measured, under the trial's own names for its suites."""
-    there = folder.evaluations()
-    found: dict[str, dict[int, dict[str, float]]] = {}
+def _measured(suites: Sequence[RunSuite], folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the metrics of each recorded evaluation, under the trial's own names of its suites."""
+    recorded = folder.evaluations()
+    measured: dict[str, dict[int, dict[str, float]]] = {}
     for suite in suites:
         for step in suite.steps:
-            if (suite.digest, step) in there and (evaluation := folder.evaluation(suite.digest, step)) is not None:
-                found.setdefault(suite.name, {})[step] = evaluation["metrics"]
-    return found
+            if (suite.digest, step) in recorded and (evaluation := folder.evaluation(suite.digest, step)) is not None:
+                measured.setdefault(suite.name, {})[step] = evaluation["metrics"]
+    return measured
 
 
 def _environments(attempts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Versions and device of each attempt, each once; no host's name."""
-    found = {}
+    """Return the distinct versions and devices of the attempts, without host names."""
+    environments = {}
     for attempt in attempts:
         if "env_digest" in attempt:
-            facts = {name: attempt.get(name, "") for name in ("env_digest", "gpu", "platform")}
-            facts["versions"] = attempt.get("versions", {})
-            found[json.dumps(facts, sort_keys=True)] = facts
-    return tuple(found.values())
+            environment = {name: attempt.get(name, "") for name in ("env_digest", "gpu", "platform")}
+            environment["versions"] = attempt.get("versions", {})
+            environments[json.dumps(environment, sort_keys=True)] = environment
+    return tuple(environments.values())

@@ -1,6 +1,6 @@
 """Numbers of replicates -> means, differences and shares with intervals, on SciPy.
 
-Shapes: S seeds, P problems. Which interval stands where, and why, is in docs/statistics.md.
+Shapes: S seeds, P problems. docs/statistics.md says which interval is used where, and why.
 """
 
 import math
@@ -18,15 +18,15 @@ from scipy import stats
 Array = npt.NDArray[np.float64]
 
 LEVEL = 0.05  # of every interval and test below
-MIN_SEEDS = 3  # t with one degree of freedom is 12.7 errors wide: two seeds make no statement
+MIN_SEEDS = 3  # with two seeds the t interval is 12.7 errors to each side, too wide to show anything
 NUM_RESAMPLES = 9_999
-ROUNDING = 1e-12  # what is smaller, relative to what it is made of, is zero
-MAX_BATCH = 1_000_000  # resampled differences held at a time
+ROUNDING = 1e-12  # an error smaller than this, relative to the largest difference, counts as zero
+MAX_BATCH = 1_000_000  # resampled differences held in memory at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean and its two-sided interval; `low` and `high` are None where one replicate says nothing of the spread."""
+    """A mean and its two-sided interval. `low` and `high` are None for a single replicate."""
 
     mean: float
     low: float | None
@@ -35,7 +35,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Mean of replicates with its t interval.
+    """Return the mean of replicates with its t interval.
 
     Raises:
         ValueError: no values.
@@ -51,30 +51,31 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
 
 @cache
 def _quantile(df: int, confidence: float) -> float:
-    """Of t, so that `confidence` of it is nearer to 0: asked for at every step of every cell, and slow to find."""
+    """Return the two-sided quantile of t. Cached, because it is slow and every step of every cell needs it."""
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
 def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
-    """Share of right completions with its score interval (Wilson, JASA 22, 1927): for one completion a problem.
+    """Return the share of right completions with its score interval (Wilson, JASA 22, 1927).
 
-    Several completions of one problem are not independent, and the interval would be too narrow.
+    For one completion a problem. Several completions of one problem are not independent, so the interval would be too
+    narrow.
 
     Raises:
-        ValueError: no completions, or more right than there are.
+        ValueError: no completions, or `num_right` above `num`.
     """
-    found = stats.binomtest(num_right, num).proportion_ci(confidence_level=confidence, method="wilson")
-    return Interval(mean=num_right / num, low=float(found.low), high=float(found.high), num=num)
+    ends = stats.binomtest(num_right, num).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(mean=num_right / num, low=float(ends.low), high=float(ends.high), num=num)
 
 
 class Evidence(Protocol):
-    """What an interval and its p-values both come from."""
+    """The source of an interval and of the p-values that agree with it."""
 
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the true difference."""
+        """Return the 95% interval of the true difference."""
 
     def p_value(self, bound: float) -> float:
-        """Two-sided, that the true difference is `bound`: below 0.05 exactly where the interval leaves it out."""
+        """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,34 +87,34 @@ class StudentT:
     df: float
 
     def interval(self) -> tuple[float, float]:
-        """Effect -+ t(0.975, df) errors."""
+        """Return the effect -+ t(0.975, df) errors."""
         half = float(half_width(self.error, self.df))
         return self.effect - half, self.effect + half
 
     def p_value(self, bound: float) -> float:
-        """Both tails beyond `bound`; without any error 0, or 1 for the effect itself."""
+        """Return both tails beyond `bound`. If the error is 0, return 1 for the effect itself and else 0."""
         if self.error == 0.0:
             return float(bound == self.effect)
         return float(2 * stats.t.sf(abs(self.effect - bound) / self.error, self.df))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alike:
-    """No difference on any problem at any seed, which does not show that there is none on others.
+class NoDifference:
+    """No difference on any problem at any seed. It does not show that there is none on other problems.
 
-    Where P problems are alike, a share of at most q = 1 - (level / 2)^(1 / P) is not (Clopper and Pearson 1934), and
-    the mean difference of shares is between -q and q.
+    If P problems show no difference, at most a share q = 1 - (level / 2)^(1 / P) of all problems has one (Clopper and
+    Pearson 1934). The mean difference of shares is then between -q and q.
     """
 
     num_problems: int
 
     def interval(self) -> tuple[float, float]:
-        """The 95% interval."""
-        other = 1 - (LEVEL / 2) ** (1 / self.num_problems)
-        return -other, other
+        """Return the 95% interval."""
+        share = 1 - (LEVEL / 2) ** (1 / self.num_problems)
+        return -share, share
 
     def p_value(self, bound: float) -> float:
-        """The level whose interval ends at `bound`; 1 for no difference."""
+        """Return the level whose interval ends at `bound`; 1 for no difference."""
         return min(1.0, 2 * max(0.0, 1 - abs(bound)) ** self.num_problems)
 
 
@@ -124,11 +125,11 @@ class Bootstrap:
     interval_at: Callable[[float], tuple[float, float]]
 
     def interval(self) -> tuple[float, float]:
-        """Quantiles of the resampled means, corrected for bias and skew."""
+        """Return quantiles of the resampled means, corrected for bias and skew."""
         return self.interval_at(LEVEL)
 
     def p_value(self, bound: float) -> float:
-        """The least level whose interval leaves `bound` out, by halving to half a percent; at least 2 in 10,000."""
+        """Return the smallest level whose interval excludes `bound`, by bisection to 0.5%; at least 2 in 10,000."""
         in_level, out_level = (2 / (NUM_RESAMPLES + 1), LEVEL) if self._leaves_out(bound, LEVEL) else (LEVEL, 1.0)
         while out_level - in_level > 0.005 * out_level:
             level = (in_level + out_level) / 2
@@ -145,31 +146,32 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A mean paired difference, with its 95% interval where the replicates allow one."""
+    """A mean paired difference, with its 95% interval if the replicates allow one."""
 
     effect: float
     low: float | None
     high: float | None
     num_seeds: int
-    num_problems: int | None  # None: the metric is not counted over problems
+    num_problems: int | None  # None if the metric is not counted over problems
     test: str
     error: float | None
-    df: float | None  # None: no interval, or the bootstrap's
+    df: float | None  # None if there is no interval, or the bootstrap made it
     evidence: tuple[Evidence, ...] = field(repr=False, compare=False)
 
     def p_value(self, bound: float = 0.0) -> float | None:
-        """Two-sided, that the true difference is `bound`: below 0.05 exactly where the interval leaves it out.
+        """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval.
 
-        Of several tests the largest p-value, as the interval is the widest. None where there is no interval.
+        With several tests it is the largest p-value, as the interval is the widest. None if there is no interval.
         """
         return max((each.p_value(bound) for each in self.evidence), default=None)
 
 
 def paired_difference(differences_SP: Array) -> Difference:
-    """Mean of differences between two cells, each on one seed and one problem: the wider of two intervals.
+    """Return the mean difference between two cells, from one difference for each seed and problem.
 
-    One is t over the seeds' means, the other that of seeds crossed with problems (`paired_errors`). The first knows
-    nothing of the problems' spread, the second leans on few degrees of freedom: docs/statistics.md has their coverage.
+    The interval is the wider of two: t over the seeds' means, and that of seeds crossed with problems
+    (`paired_errors`). The first ignores the spread over problems, and the second has few degrees of freedom;
+    docs/statistics.md has their coverage.
 
     Raises:
         ValueError: no seeds or no problems.
@@ -182,7 +184,7 @@ def paired_difference(differences_SP: Array) -> Difference:
     errors = paired_errors(differences_SP)
     effect = float(errors.effect)
     if not differences_SP.any():
-        return _alike(num_seeds=num_seeds, num_problems=num_problems)
+        return _no_difference(num_seeds=num_seeds, num_problems=num_problems)
     seeds = StudentT(effect=effect, error=float(errors.seeds), df=num_seeds - 1)
     crossed = StudentT(effect=effect, error=float(errors.crossed), df=float(errors.crossed_df))
     by_crossed = f"crossed {num_seeds} seeds x {num_problems} problems, Satterthwaite df {crossed.df:.1f}"
@@ -192,7 +194,7 @@ def paired_difference(differences_SP: Array) -> Difference:
 
 
 def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
-    """Mean of the seeds' differences in a metric that is not counted over problems, by t.
+    """Return the mean of the seeds' differences with its t interval, for a metric not counted over problems.
 
     Raises:
         ValueError: no seeds.
@@ -211,10 +213,10 @@ def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
 
 
 def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
-    """Mean over problems of a difference between given checkpoints, by the bootstrap.
+    """Return the mean over problems of a difference between fixed checkpoints, with its bootstrap interval.
 
-    `differences_P` are means over `num_seeds` checkpoints; it says nothing of another training. The resamples are the
-    same each time; their interval is BCa, Efron, JASA 82 (1987).
+    `differences_P` are means over `num_seeds` checkpoints. The result does not extend to other trainings. The resamples
+    are the same each time, and their interval is BCa (Efron, JASA 82, 1987).
 
     Raises:
         ValueError: no problems.
@@ -229,7 +231,7 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
     test = f"bootstrap over {num_problems} problems"
     if not _without_rounding(centred_P.std(), differences_P, axis=(-1,)):
         if not differences_P.any():
-            return _alike(num_seeds=num_seeds, num_problems=num_problems)
+            return _no_difference(num_seeds=num_seeds, num_problems=num_problems)
         same = StudentT(effect=float(effect), error=0.0, df=np.inf)
         return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
     run = partial(
@@ -262,7 +264,7 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedErrors:
-    """Means of S x P differences and their two standard errors; each of the leading shape."""
+    """Means of S x P differences and their two standard errors, each with the leading shape of the differences."""
 
     effect: Array
     seeds: Array  # with S - 1 degrees of freedom
@@ -271,12 +273,12 @@ class PairedErrors:
 
 
 def paired_errors(differences_SP: Array) -> PairedErrors:
-    """Standard errors over seeds, and over seeds crossed with problems; any shape before S x P, both at least 2.
+    """Return standard errors over seeds, and over seeds crossed with problems. Shape [..., S, P], both at least 2.
 
-    Two-way layout without replication, both random: Brennan, Generalizability Theory (2001), ch. 2. Degrees of freedom
-    by Satterthwaite, Biometrics Bulletin 2 (1946). Where we differ: of a sum of squares they are never fewer than the
-    smallest part's, but the residual is taken away here, they come near 0, and intervals get 10^150 points wide. We
-    keep that bound.
+    The model is the two-way random layout without replication (Brennan, Generalizability Theory, 2001, ch. 2), with
+    degrees of freedom by Satterthwaite, Biometrics Bulletin 2 (1946). Where we differ: for a sum of squares these are
+    never fewer than those of its smallest part. Here the residual is subtracted, so they can come near 0, and intervals
+    become 10^150 points wide. We keep that lower bound.
     """
     num_seeds, num_problems = differences_SP.shape[-2:]
     num = num_seeds * num_problems
@@ -303,12 +305,12 @@ def paired_errors(differences_SP: Array) -> PairedErrors:
 
 
 def half_width(error: float | Array, df: float | Array) -> Array:
-    """Half of the 95% interval of t."""
+    """Return half the width of the 95% interval of t."""
     return np.asarray(stats.t.ppf(1 - LEVEL / 2, df) * error)
 
 
 def _centred(differences: Array, *, axis: tuple[int, ...]) -> tuple[Array, Array]:
-    """Mean, and the differences around it; taken from the first of them, so that equal ones leave exact zeros."""
+    """Return the mean and the differences around it. They are taken from the first, so that equal ones give exact 0."""
     first = differences[..., :1] if axis == (-1,) else differences[..., :1, :1]
     rest = differences - first
     offset = rest.mean(axis, keepdims=True)
@@ -316,7 +318,7 @@ def _centred(differences: Array, *, axis: tuple[int, ...]) -> tuple[Array, Array
 
 
 def _without_rounding(error: Array, differences: Array, *, axis: tuple[int, ...]) -> Array:
-    """Zero where an error is no more than what rounding leaves of equal differences."""
+    """Replace an error by 0 where it is no larger than the rounding error of equal differences."""
     return np.where(error > ROUNDING * np.abs(differences).max(axis), error, 0.0)
 
 
@@ -337,8 +339,8 @@ def _by_t(
     )
 
 
-def _alike(*, num_seeds: int, num_problems: int) -> Difference:
-    evidence = Alike(num_problems=num_problems)
+def _no_difference(*, num_seeds: int, num_problems: int) -> Difference:
+    evidence = NoDifference(num_problems=num_problems)
     low, high = evidence.interval()
     return Difference(
         effect=0.0,
@@ -369,20 +371,22 @@ def _without_interval(effect: float, *, num_seeds: int, num_problems: int | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStability:
-    """How alike two seeds rank the same names: Kendall's tau-b over pairs of seeds."""
+    """How similarly seeds rank the same names: Kendall's tau-b over pairs of seeds."""
 
     mean: float
-    low: float  # of the least alike pair
+    low: float  # of the least similar pair
     num_pairs: int
 
 
 def kendall(scores_by_seed: Sequence[Mapping[str, float]]) -> RankStability | None:
-    """Tau-b (Kendall 1945) of each two seeds on the names that both have; a pair that ranks nothing is left out."""
+    """Return tau-b (Kendall 1945) over pairs of seeds, on the names that both have.
+
+    A pair in which one seed gives all names the same score is left out. None if no pair is left.
+    """
     taus = []
-    for one, other in combinations(scores_by_seed, 2):
-        names = sorted(one.keys() & other.keys())
-        if len({one[name] for name in names}) > 1 and len({other[name] for name in names}) > 1:
-            taus.append(
-                float(stats.kendalltau([one[name] for name in names], [other[name] for name in names]).statistic)
-            )
+    for scores_a, scores_b in combinations(scores_by_seed, 2):
+        names = sorted(scores_a.keys() & scores_b.keys())
+        a, b = ([scores[name] for name in names] for scores in (scores_a, scores_b))
+        if len(set(a)) > 1 and len(set(b)) > 1:
+            taus.append(float(stats.kendalltau(a, b).statistic))
     return RankStability(mean=fmean(taus), low=min(taus), num_pairs=len(taus)) if taus else None

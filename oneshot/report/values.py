@@ -1,6 +1,6 @@
-"""A run, a step and a claim's metric -> its value, over problems where it has one for each.
+"""A run, a step and a claim's metric -> its value, with one value for each problem if the metric has them.
 
-P: problems. What a run lacks of a claim is `Unknown`, with the reason.
+P: problems. `Unknown` says what a run lacks.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,44 +10,44 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.sweep import ClaimConfig
+from oneshot.config.claims import ClaimConfig
 from oneshot.report.runs import Gathered, Grades, Run
 from oneshot.report.steps import NoStepError, find_step
-from oneshot.tasks.measures import category_key, is_one_of, pass_at_k, suite_of
+from oneshot.tasks.measures import category_key, is_one_of, measure_of, pass_at_k, suite_of
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """A metric of one run: over problems where it can be, else one number."""
+    """The value of a metric in one run: its mean, and its values by problem if it has them."""
 
     mean: float
     problems_P: Array | None
     ids: tuple[str, ...]
 
 
-class Unknown(Exception):  # noqa: N818 - nothing went wrong: a run has not come so far
-    """A run lacks what a claim needs of it; says what."""
+class Unknown(Exception):  # noqa: N818 - not a failure: the run may not have come so far
+    """A value that a claim needs and a run does not have. The message says which."""
 
 
 def average(values: Sequence[Values]) -> Values:
-    """Their mean; over problems where all have the same ones."""
-    problems = [one.problems_P for one in values if one.problems_P is not None]
-    ids = {one.ids for one in values}
+    """Return the mean of several values, by problem if all have the same problems."""
+    problems = [each.problems_P for each in values if each.problems_P is not None]
+    ids = {each.ids for each in values}
     is_whole = len(problems) == len(values) and len(ids) == 1
     return Values(
-        mean=float(np.mean([one.mean for one in values])),
+        mean=float(np.mean([each.mean for each in values])),
         problems_P=np.mean(problems, axis=0) if is_whole else None,
         ids=ids.pop() if is_whole else (),
     )
 
 
 def value_of(claim: ClaimConfig, run: Run, at: str, *, trained: frozenset[str], gathered: Gathered) -> Values:
-    """The claim's metric of one run, or its change since the start.
+    """Return the claim's metric in one run, or its change since the start.
 
     Raises:
-        Unknown: the run has not come so far, or lacks the metric there.
+        Unknown: the run has not come so far, or lacks the metric at that step.
     """
     suite = suite_of(claim.metric)
     if run.key is None:
@@ -58,15 +58,15 @@ def value_of(claim: ClaimConfig, run: Run, at: str, *, trained: frozenset[str], 
         step = find_step(run, at, suite=suite, metric=claim.metric, selects_on_test=gathered.selects_on_test)
     except NoStepError as error:
         raise Unknown(f"{run.label}: {error}") from error
-    found = _at(claim, run, step, trained=trained, gathered=gathered)
+    values = _at(claim, run, step, trained=trained, gathered=gathered)
     if claim.of == "value":
-        return found
+        return values
     start = _at(claim, run, 0, trained=trained, gathered=gathered)
-    is_whole = found.problems_P is not None and start.problems_P is not None and found.ids == start.ids
+    is_whole = values.problems_P is not None and start.problems_P is not None and values.ids == start.ids
     return Values(
-        mean=found.mean - start.mean,
-        problems_P=found.problems_P - start.problems_P if is_whole else None,  # type: ignore[operator]
-        ids=found.ids if is_whole else (),
+        mean=values.mean - start.mean,
+        problems_P=values.problems_P - start.problems_P if is_whole else None,  # type: ignore[operator]
+        ids=values.ids if is_whole else (),
     )
 
 
@@ -77,11 +77,11 @@ def _at(claim: ClaimConfig, run: Run, step: int, *, trained: frozenset[str], gat
         if not rows:
             raise Unknown(f"{run.label} has no {claim.metric} at step {step}")
         return Values(mean=rows[0].metrics[claim.metric], problems_P=None, ids=())
-    measure = claim.metric.split("/", 2)[2]
+    measure = measure_of(claim.metric)
     grades = gathered.record.grades(run, suite, step)
     if grades is not None and claim.categories != "all" and not any(map(is_one_of(trained), grades.categories)):
         raise Unknown(
-            f"{suite} has no problem of the categories trained on ({', '.join(sorted(trained)) or 'not said'})"
+            f"{suite} has no problem in the categories trained on ({', '.join(sorted(trained)) or 'unknown'})"
         )
     if grades is not None and (values := over_problems(grades, measure, categories=claim.categories, trained=trained)):
         problems_P, ids = values
@@ -103,7 +103,7 @@ _MEASURES: dict[str, Callable[[Grades], Array]] = {
     "length_mean": lambda grades: grades.num_tokens_PK.mean(axis=1),
     "boxed": lambda grades: grades.boxed_PK.mean(axis=1),
 }
-"""What has a value for each problem."""
+"""Measures that have a value for each problem."""
 
 
 def _any_of(grades: Grades, k: int) -> Array:
@@ -114,9 +114,9 @@ def _any_of(grades: Grades, k: int) -> Array:
 def over_problems(
     grades: Grades, measure: str, *, categories: Literal["all", "trained", "untrained"], trained: frozenset[str]
 ) -> tuple[Array, tuple[str, ...]] | None:
-    """A measure of each problem, [problems], with their ids; None where it has no value for one problem.
+    """Return a measure by problem, [problems], with the problems' ids; None if the measure has no value by problem.
 
-    `<category>/pass_at_1` is of that category's problems alone.
+    `<category>/pass_at_1` covers only the problems of that category.
     """
     category, _, name = measure.rpartition("/")
     power = name.removeprefix("pass_at_")
@@ -130,9 +130,9 @@ def over_problems(
         return None
     is_trained = is_one_of(trained)
     chosen = [
-        (not category or category_key(one) == category)
-        and (categories == "all" or is_trained(one) == (categories == "trained"))
-        for one in grades.categories
+        (not category or category_key(name) == category)
+        and (categories == "all" or is_trained(name) == (categories == "trained"))
+        for name in grades.categories
     ]
     ids = tuple(name for name, is_chosen in zip(grades.ids, chosen, strict=True) if is_chosen)
     return values_P[np.array(chosen, dtype=bool)], ids

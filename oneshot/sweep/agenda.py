@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import Training, trainings
+from oneshot.plan.trial import Trial
 from oneshot.store.lease import Holder, Watch, holder, known_dead
 from oneshot.store.records import Result
 from oneshot.sweep.budget import Budget

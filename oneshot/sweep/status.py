@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any, Literal
 
 from oneshot.plan.loader import begun_sweep
-from oneshot.plan.plan import Trial
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import LAPSE_S, Holder, holder, is_gone, is_here
 from oneshot.store.records import Row

@@ -67,6 +67,11 @@ def suite_of(metric: str) -> str | None:
     return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
 
 
+def measure_of(metric: str) -> str:
+    """Return the measure of an evaluation's metric: `Algebra/pass_at_1` for `eval/math500/Algebra/pass_at_1`."""
+    return metric.split("/", 2)[2]
+
+
 def is_measure(name: str) -> bool:
     """Return whether an evaluation can have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
     part, _, last = name.rpartition("/")

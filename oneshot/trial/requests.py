@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from oneshot.plan.plan import Trial
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder, now_ms
 
 Verb = Literal["stop", "retry"]

@@ -10,8 +10,9 @@ from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import SuiteConfig, TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.leakage import trains_on
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
 from oneshot.plan.trainings import Training
+from oneshot.plan.trial import Trial
 from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder

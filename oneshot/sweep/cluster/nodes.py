@@ -16,7 +16,7 @@ from ray._private.state import state
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
-from oneshot.plan.plan import Trial
+from oneshot.plan.trial import Trial
 
 MOST_AT_A_TIME = 1000  # most trials that Tune is given ahead of free workers, unless the sweep sets a limit
 NODE_TYPES = "ONESHOT_NODE_TYPES"

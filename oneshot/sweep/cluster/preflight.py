@@ -12,7 +12,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oneshot.errors import UserError
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.sweep.cluster import probe

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from statistics import fmean
 
 from oneshot.plan.cells import study_name
-from oneshot.plan.plan import Trial
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 from oneshot.sweep.search.pruners import EarlyStop, Judgement
 
 FOLDER = "rungs"

@@ -20,7 +20,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from oneshot.config.sweep import RangeConfig, SamplerConfig
+from oneshot.config.search import RangeConfig, SamplerConfig
 from oneshot.report.plots import FAINT, INK, PALETTE
 from oneshot.sweep.search.points import Mode, Point, best, breaks, value_of
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
-from oneshot.config.sweep import SearchConfig
+from oneshot.config.search import SearchConfig
 from oneshot.plan.pinned import Winner
 from oneshot.plan.plan import make_plan, with_point
 from oneshot.plan.studies import FOLDER, Study, freeze_point, freeze_winner

@@ -17,7 +17,7 @@ from itertools import count, takewhile
 from statistics import fmean, median
 from typing import Literal
 
-from oneshot.config.sweep import EarlyStopConfig
+from oneshot.config.search import EarlyStopConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

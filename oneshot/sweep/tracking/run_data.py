@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from oneshot.config.paths import flat
-from oneshot.plan.plan import Trial
+from oneshot.plan.trial import Trial
 from oneshot.store.records import Result, Row
 from oneshot.sweep.cluster.package import commit
 from oneshot.tasks.benchmarks import load_suites

@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from oneshot.errors import first_line
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
+from oneshot.plan.trial import Trial
 
 if TYPE_CHECKING:
     from oneshot.sweep.tracking.tracker import Tracker

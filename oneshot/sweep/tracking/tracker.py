@@ -15,9 +15,10 @@ from typing import Any
 
 from mlflow.entities import Metric, Param, ViewType
 
-from oneshot.plan.plan import Plan, Trial
+from oneshot.plan.plan import Plan
 from oneshot.plan.studies import FOLDER as SEARCH
 from oneshot.plan.sweep_run import MlflowLocation
+from oneshot.plan.trial import Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import has_curve, sweep_curves, trial_curve
 from oneshot.report.runs import read_runs

@@ -1,0 +1,82 @@
+"""The `claims` and `published` sections of a sweep file: typed, bounded and described."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from oneshot.config.trial import Config
+
+
+class ExpectConfig(Config):
+    """The difference a - b that a claim expects."""
+
+    greater_by: float | None = Field(None, description="a - b is above this")
+    less_by: float | None = Field(None, description="a - b is below minus this")
+    within: float | None = Field(None, gt=0, description="a - b is between minus this and this")
+
+    @model_validator(mode="after")
+    def _one_relation(self) -> "ExpectConfig":
+        if sum(bound is not None for bound in (self.greater_by, self.less_by, self.within)) != 1:
+            raise ValueError("expect needs exactly one of greater_by, less_by and within")
+        return self
+
+
+class PowerConfig(Config):
+    """Assumptions with which `plan` computes the smallest difference that a claim can detect."""
+
+    seed_sd: float = Field(0.02, ge=0, le=1, description="SD of the difference between seeds; 0.02 is two points")
+    discordance: float = Field(0.3, gt=0, le=1, description="Share of problems on which only one side is right")
+    effect: float | None = Field(None, gt=0, description="A difference for which `plan` prints the power")
+
+
+class ClaimConfig(Config):
+    """A comparison of two selections of cells, written before the sweep runs."""
+
+    name: str = Field(min_length=1, description="The claim in words")
+    metric: str = Field(min_length=1, description="Metric, such as `eval/math500/pass_at_1`")
+    of: Literal["value", "gain"] = Field("value", description="Compare the metric, or its change since the start")
+    a: dict[str, Any] = Field(
+        description="Axis -> cell or list of cells, and `at`: start, last, best (on `val`) or saturation"
+    )
+    b: dict[str, Any] = Field(description="What `a` is compared with. An axis that is left out is as in `a`")
+    for_each: list[str] = Field(default_factory=list, description="Axes; each of their cells gets its own verdict")
+    for_all: list[str] = Field(
+        default_factory=list,
+        description="Axes; the claim must hold on each of their cells. There is one verdict, that of the weakest cell",
+    )
+    categories: Literal["all", "trained", "untrained"] = Field(
+        "all",
+        description="Use all problems of the suite, only those in the categories of the examples, or only the others",
+    )
+    expect: ExpectConfig = Field(description="The expected difference a - b")
+    power: PowerConfig = Field(default_factory=PowerConfig, description="Assumptions of `plan` about power")
+
+
+class PublishedRow(Config):
+    """One row of a published table."""
+
+    cell: dict[str, Any] = Field(default_factory=dict, description="Axis -> cell to show the row with")
+    at: Literal["start", "last"] = Field("last", description="Accuracies before training, or after")
+    values: list[float | None] = Field(
+        min_length=1, description="Accuracies from 0 to 1, one for each column; null if there is none"
+    )
+
+
+class PublishedConfig(Config):
+    """Numbers that others published, to be shown with those of the sweep."""
+
+    by: str = Field(min_length=1, description="Author and place of publication")
+    how: str = Field(
+        min_length=1, description="How they were measured, such as `best checkpoint on the test set, one seed`"
+    )
+    columns: list[str] = Field(min_length=1, description="Suites whose pass@1 is given")
+    rows: list[PublishedRow] = Field(min_length=1, description="One row for each cell")
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> "PublishedConfig":
+        for number, row in enumerate(self.rows):
+            if len(row.values) != len(self.columns):
+                raise ValueError(f"row {number} has {len(row.values)} values for {len(self.columns)} columns")
+            if any(value is not None and not 0 <= value <= 1 for value in row.values):
+                raise ValueError(f"row {number}: an accuracy must be from 0 to 1; write 72.8 percent as 0.728")
+        return self

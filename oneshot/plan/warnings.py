@@ -1,0 +1,129 @@
+"""Trials and cells -> warnings: settings without effect, odd resources, and trials that do not fit their GPUs."""
+
+from collections.abc import Sequence
+
+from oneshot.config.trial import TrialConfig
+from oneshot.models.memory import Memory
+from oneshot.models.placement import GPU_GIB, Placement, alternatives, choose_strategy, host_gib
+from oneshot.models.source import local_folder
+from oneshot.plan.cells import Cell
+from oneshot.plan.keys import inert_paths
+from oneshot.plan.trial import Trial
+from oneshot.tasks.benchmarks import due_evaluations
+
+
+def inert_settings(config: TrialConfig) -> list[str]:
+    """Return a warning for each stated setting that has no effect on this trial."""
+    reasons = {
+        "loss.clip_low": "with train.updates_per_rollout 1, because the ratio is always 1",
+        "reward.probability": "unless reward.kind is random",
+        "advantage.normalize_std": "with advantage.baseline none",
+        "advantage.eps": "without division by a standard deviation",
+    }
+    reasons["loss.clip_high"] = reasons["loss.clip_low"]
+    inert = set(inert_paths(config)) - {"rollout.kv_gib"}
+    warnings = [f"{path} has no effect {reasons[path]}" for path in sorted(inert) if _is_set(config, path)]
+    if config.model.revision is not None and local_folder(config.model.path) is not None:
+        warnings.append(
+            f"model.revision has no effect: {config.model.path} is a folder, which is identified by its contents"
+        )
+    if config.rollout.engine == "hf" and _is_set(config, "rollout.kv_gib"):
+        warnings.append("rollout.kv_gib has no effect with rollout.engine hf")
+    return warnings
+
+
+def _is_set(config: TrialConfig, path: str) -> bool:
+    section, _, name = path.partition(".")
+    return name in getattr(config, section).model_fields_set
+
+
+def too_large(trials: Sequence[Trial]) -> list[str]:
+    """Return a warning for each set of cells that does not fit its GPUs for one reason, with a hint."""
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    hints: dict[tuple[Memory, str], str] = {}
+    # one trial of each cell and need: the seeds of a cell need the same, the points of a search may not
+    distinct_trials = {(tuple(t.cell.values()), t.placement and t.placement.memory): t for t in reversed(trials)}
+    for trial in distinct_trials.values():
+        need, model = trial.placement, trial.config.model.path
+        if need is None or need.fits:
+            continue
+        needs = (
+            f"about {need.memory.peak_gib:.0f} GiB of a GPU ({need.strategy}), which has {need.usable_gib:.0f} usable"
+        )
+        if (need.memory, model) not in hints:
+            fitting = [other for other in alternatives(trial.config, trial.resources) if other.fits]
+            hints[need.memory, model] = _fitting_hint(trial, fitting)
+        cells.setdefault((needs, hints[need.memory, model], model), []).insert(0, "/".join(trial.cell.values()))
+    warnings = []
+    for (needs, hint, model), names in cells.items():
+        distinct = [name or "the only cell" for name in dict.fromkeys(names)]
+        more = ", ..." if len(distinct) > 3 else ""
+        warnings.append(f"{model} needs {needs}; {hint} ({', '.join(distinct[:3])}{more})")
+    return warnings
+
+
+def _fitting_hint(trial: Trial, others: Sequence[Placement]) -> str:
+    """Return what to set so that the trial fits: the fewest GPUs, or an adapter."""
+    same = [other for other in others if other.adapter == trial.config.model.adapter]
+    settings = []
+    if same:
+        stated = trial.resources.strategy
+        strategy = "" if stated in ("auto", same[0].strategy) or same[0].strategy == "single" else ", strategy: auto"
+        settings.append(f"resources: {{gpus: {same[0].resources.gpus:g}{strategy}}}")
+    if len(same) < len(others):
+        settings.append("model.adapter: {kind: lora}")
+    return (
+        f"set {' or '.join(settings)}"
+        if settings
+        else "lower train.microbatch_tokens, or set train.activation_checkpointing and rollout.kv_gib"
+    )
+
+
+def odd_resources(cells: Sequence[Cell]) -> list[str]:
+    """Return warnings for placement settings without effect, and for too few cores or too little host memory."""
+    several = [cell for cell in cells if cell.resources.processes > 1]
+    warnings = []
+    if short := [cell for cell in several if cell.resources.cpus < cell.resources.processes]:
+        need = short[0].resources
+        warnings.append(
+            f"resources.cpus: {need.processes} processes share {need.cpus:g}; set cpus to {need.processes} or more "
+            f"({short[0].label})"
+        )
+    unknown = {name for cell in cells for name in cell.resources.accelerator or () if name not in GPU_GIB}
+    if unknown and any(cell.resources.gpus and cell.resources.gpu_gib is None for cell in cells):
+        warnings.append(
+            f"resources.accelerator: the memory of {', '.join(sorted(unknown))} is unknown, so the estimate does not "
+            "check it; set resources.gpu_gib"
+        )
+    for cell in cells:
+        loaded, stated = host_gib(cell.config, cell.resources), cell.resources.memory_gib
+        if loaded is not None and stated is not None and stated < loaded:
+            number = cell.resources.processes
+            loads = f"{number} processes load" if number > 1 else "a trial loads"
+            warnings.append(
+                f"resources.memory_gib: {stated:g}, but {loads} about {loaded:.0f} GiB of weights at the start; set "
+                f"more ({cell.label})"
+            )
+            break
+    if not several and any(cell.resources.strategy != "auto" for cell in cells):
+        warnings.append(
+            "resources.strategy has no effect: every trial is one process; set resources.gpus or num_processes"
+        )
+    offloads = [cell for cell in cells if cell.resources.cpu_offload]
+    if offloads and all(choose_strategy(cell.config, cell.resources) != "fsdp" for cell in offloads):
+        warnings.append("resources.cpu_offload has no effect: it needs strategy fsdp, which no trial uses")
+    return warnings
+
+
+def coinciding(trials: Sequence[Trial]) -> list[str]:
+    """Return a warning for each two cells whose differences have no effect on training or evaluation."""
+    first_trials: dict[tuple[str, frozenset[tuple[str, int]]], Trial] = {}
+    warnings = []
+    for trial in trials:
+        if trial.key is not None and trial.seed == trials[0].seed:  # one seed is enough to compare cells
+            earlier = first_trials.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
+            if earlier is not trial:
+                warnings.append(
+                    f"{earlier.label} and {trial.label} are the same trial: their differences have no effect"
+                )
+    return warnings
