@@ -151,7 +151,7 @@ class Host:
         own = psutil.Process(self._unshare.pid)
         self._init: int = until(lambda: [child.pid for child in own.children()], f"{self.name} does not start")[0]
         until(self.path("/tmp/up").exists, f"{self.name} does not come up")
-        self.mend()
+        self.fix()
 
     def path(self, inside: str) -> Path:
         """A path of the host, as it is seen from outside."""
@@ -231,7 +231,7 @@ class Host:
         """Pulls its cable out of the switch: packets are lost, nobody is told."""
         _ip("-n", SWITCH, "link", "set", self.name, "down")
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Puts the cable back."""
         _ip("-n", SWITCH, "link", "set", self.name, "up")
 
@@ -377,7 +377,7 @@ def start_mlflow(host: Host, folder: Path, secrets: Secrets, *, port: int = 5000
     settings.write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}/users\nadmin_username = admin\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n"  # else each of a run's hundred requests hashes the password anew
+        "auth_cache_ttl_seconds = 60\n"  # else each of a run's hundred requests hashes the password again
     )
     env = {
         "MLFLOW_BACKEND_STORE_URI": f"{database}/runs",  # not on a command line: it has a password in it

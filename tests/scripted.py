@@ -104,7 +104,7 @@ def make_database(path: Path) -> Path:
 
 
 def lines_of(folder: TrialFolder) -> list[tuple[int, Row]]:
-    """(attempt, row) of every line of the metrics, those that a later attempt made anew included."""
+    """(attempt, row) of every line of the metrics, those that a later attempt made again included."""
     found = []
     for name in folder.list("metrics"):
         lines = (folder.read(f"metrics/{name}") or "").splitlines()

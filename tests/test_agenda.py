@@ -365,9 +365,7 @@ def elsewhere(lab: Lab) -> Iterator[tuple[Desk, Generator[StepMetrics]]]:
     others.close()
 
 
-def test_what_another_sweep_is_at_comes_last_and_is_attached_to(
-    elsewhere: tuple[Desk, Generator[StepMetrics]],
-) -> None:
+def test_what_another_sweep_is_at_comes_last_and_is_attached_to(elsewhere: tuple[Desk, Generator[StepMetrics]]) -> None:
     desk, others = elsewhere
     assert desk.work() == "wait"
     assert desk.labels() == ["trial seed 1"]
@@ -566,12 +564,7 @@ def test_each_group_has_its_own_study_and_a_cells_own_setting_stays(lab: Lab) ->
         winners[model] = found["points"][found["winner"]]["params"]["optim.lr"]
     assert winners["a"] != winners["b"], "each study draws its own points"
     rates = {(trial.cell["model"], trial.cell["rate"]): trial.config.optim.lr for trial in desk.plan.grid}
-    assert rates == {
-        ("a", "free"): winners["a"],
-        ("a", "own"): 5e-5,
-        ("b", "free"): winners["b"],
-        ("b", "own"): 5e-5,
-    }
+    assert rates == {("a", "free"): winners["a"], ("a", "own"): 5e-5, ("b", "free"): winners["b"], ("b", "own"): 5e-5}
     # point by point over both studies
     searched = [label for label in desk.labels() if "point" in label]
     assert searched[:2] == ["a/free point 0 seed 100", "b/free point 0 seed 100"]

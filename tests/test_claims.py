@@ -130,10 +130,7 @@ def test_for_all_makes_the_parts_of_one_verdict() -> None:
 
 def test_a_ranking_means_all_of_its_cells() -> None:
     assert compared({"example": "ranked"}, {"example": "sum"}, cells=RANKED) == [
-        [
-            "ranked#1/outcome + ranked#2/outcome - sum/outcome",
-            "ranked#1/format + ranked#2/format - sum/format",
-        ]
+        ["ranked#1/outcome + ranked#2/outcome - sum/outcome", "ranked#1/format + ranked#2/format - sum/format"]
     ]
     assert compared({"example": "ranked#2", "arm": "outcome"}, {"example": "ranked#1"}, cells=RANKED) == [
         ["ranked#2/outcome - ranked#1/outcome"]

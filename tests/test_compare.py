@@ -107,10 +107,7 @@ def test_without_a_common_seed_both_stand_without_a_difference() -> None:
 
 
 def test_other_problems_are_compared_by_means() -> None:
-    line = only(
-        sweep(half, cells=CELLS[:1]),
-        sweep(lambda cell, seed: [1] * 6, cells=CELLS[:1], first=100, key="new"),
-    )
+    line = only(sweep(half, cells=CELLS[:1]), sweep(lambda cell, seed: [1] * 6, cells=CELLS[:1], first=100, key="new"))
     assert line.difference is not None
     assert (line.difference.effect, line.difference.num_problems) == (0.5, None)
     assert line.note.endswith("different problems, so compared by means")

@@ -15,14 +15,7 @@ from oneshot.config.file import read
 from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import KNOWN_SHAPES
-from oneshot.plan.cost import (
-    EFFICIENCY,
-    PEAK_FLOPS,
-    Cost,
-    estimate,
-    measured_steps,
-    training_shape,
-)
+from oneshot.plan.cost import EFFICIENCY, PEAK_FLOPS, Cost, estimate, measured_steps, training_shape
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Row

@@ -2,7 +2,7 @@
 
 The numbers are shown in docs/statistics.md.
 
-Both cells' verdicts are Bernoulli draws on each seed and problem, as an evaluation sees them. Problems are drawn anew
+Both cells' verdicts are Bernoulli draws on each seed and problem, as an evaluation sees them. Problems are drawn again
 in each repetition: the truth is the mean effect over all problems there could be, and over all seeds. A seed moves the
 chances of one cell on all problems alike, by Normal(0, seed SD).
 

@@ -186,11 +186,7 @@ def test_the_folder_has_what_a_server_needs_and_nothing_twice(made: Path, tmp_pa
     assert said["files"] == {
         path.name: sha256(path.read_bytes()).hexdigest() for path in to.iterdir() if path.name != "oneshot.json"
     }
-    assert (said["key"], said["step"], said["base_model"]) == (
-        trial_of(made, "whole").key,
-        2,
-        {"path": "tiny:qwen2"},
-    )
+    assert (said["key"], said["step"], said["base_model"]) == (trial_of(made, "whole").key, 2, {"path": "tiny:qwen2"})
     assert TrialConfig.model_validate(said["config"]) == trial_of(made, "whole").config
     assert not [path for path in tmp_path.iterdir() if path.name != "out"], "nothing is left beside it"
 
@@ -441,11 +437,7 @@ def test_a_server_that_is_down_loses_nothing(made: Path, tmp_path: Path) -> None
     assert again.code == 0 and again.out.splitlines()[1].split()[1] in [f"{one.model_id}," for one in models(made)]
 
 
-def test_where_mlflow_has_no_run_the_model_waits_for_one(
-    made: Path,
-    tmp_path: Path,
-    database: Path,
-) -> None:
+def test_where_mlflow_has_no_run_the_model_waits_for_one(made: Path, tmp_path: Path, database: Path) -> None:
     (tmp_path / "other.db").write_bytes(database.read_bytes())
     uri = f"sqlite:///{tmp_path}/other.db"
     said = export(made, "whole", tmp_path / "out", "--mlflow", uri, "--json")

@@ -21,10 +21,7 @@ from oneshot.training.loss import LossOutput
 from oneshot.training.state import new_state
 from oneshot.training.trainer import GrpoTrainer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 
 
 def test_captured_steps_decode_as_plain_generate_does() -> None:

@@ -42,10 +42,7 @@ RELEASED_ACCEPTS = {
     "12.8": ["12.8", "12.80", "64/5", r"\frac{64}{5}", r"12\frac45", r"12.8 \text{ miles per hour}", "V=12.8"],
     "4/3": ["4/3", r"\dfrac43", r"m=\frac43"],
 }
-RELEASED_REJECTS = {
-    "12.8": ["12.7", "12.70", "13", "12.8 miles per hour", r"8\sqrt[3]{4}"],
-    "4/3": ["1.333"],
-}
+RELEASED_REJECTS = {"12.8": ["12.7", "12.70", "13", "12.8 miles per hour", r"8\sqrt[3]{4}"], "4/3": ["1.333"]}
 WE_ACCEPT_TOO = {"12.8": [r"V \approx 12.8"], "4/3": ["8/6"]}
 """An approximation sign before the right number, and a fraction that is not in lowest terms, are right answers."""
 

@@ -38,11 +38,7 @@ from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(why_not()), reason=why_not()),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 SECRETS = Secrets(
     token="planted-ray-token-0123456789abcdef",
@@ -297,7 +293,7 @@ def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None
     if how == "without power":
         first.boot()
         site.rays[first.name] = start_worker(first, site.head, ENVIRONMENT)
-    first.mend()
+    first.fix()
     until(lambda: first.name in site.alive(), lambda: site.rays[first.name].text[-2000:])
     begun = {label: len(hosts_of(folder)) for label, folder in site.lab.trainings(name).items()}
     driver.wait()
@@ -345,7 +341,7 @@ def test_a_model_that_was_trained_on_two_hosts_is_that_of_one(site: Site) -> Non
     until(lambda: first.name not in site.alive(), "Ray takes the node for dead")
     until(lambda: len(hosts_of(folder)) > 1, "it is taken over")
     first.thaw()
-    first.mend()
+    first.fix()
     driver.wait()
     assert failures(site, "grpo") == {label: {"node": 1}}
     assert hosts_of(folder) == ["worker-1", "worker-2"]
@@ -374,7 +370,7 @@ def test_a_sweep_runs_on_when_the_laptop_is_cut_off(site: Site) -> None:
     driver = Driver(site=site, sweep="follow", id="follow-1")
     driver.wait()
     assert follower.code is None
-    site.laptop.mend()
+    site.laptop.fix()
     site.check("follow")
     said = site.laptop.run(*ONESHOT, "logs", "follow", *at_head, env=SECRETS.ray)
     assert (said.returncode, said.stderr) == (0, "")

@@ -57,10 +57,7 @@ def training() -> Training:
         "loss": {"kl_coef": 0.01, "entropy_coef": 0.001},
         "optim": {"lr": 1e-3, "weight_decay": 0.01},
         "train": {"num_steps": STEPS},
-        "eval": {
-            "every_steps": 4,
-            "suites": {"arithmetic": {"num_problems": 2, "temperature": 1.0, "max_tokens": 24}},
-        },
+        "eval": {"every_steps": 4, "suites": {"arithmetic": {"num_problems": 2, "temperature": 1.0, "max_tokens": 24}}},
         "checkpoint": {"every_steps": 3},
     }
     (made,) = trainings([with_seed(trial(TrialConfig.model_validate(config)), 0)])
@@ -312,7 +309,7 @@ def record_of(folder: TrialFolder) -> Record:
 
 
 def stored_steps(folder: TrialFolder) -> list[tuple[int, int, dict[str, float]]]:
-    """(attempt, step, metrics) of every line of the stored metrics, those that a later attempt made anew included."""
+    """(attempt, step, metrics) of every line of the stored metrics, those that a later attempt made again included."""
     return [
         (int(name.split("-")[0]), line["step"], exact(line["metrics"]))
         for name, text in files(folder, "metrics").items()

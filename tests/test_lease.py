@@ -235,10 +235,7 @@ def test_a_lease_beats_by_itself_and_so_do_others_of_its_process(store: Store, m
 
 
 def test_a_store_that_is_cut_off_for_a_while_is_asked_again(
-    folder: TrialFolder,
-    taken: Callable[..., Lease],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    folder: TrialFolder, taken: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lease = taken(folder)
 

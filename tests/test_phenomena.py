@@ -197,8 +197,7 @@ def labelled(*examples: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "example",
-    [{"row": "dsr_sub:124", "answer": "4"}, {"set": "dsr_sub", "random": 4, "wrong": 0.5, "seed": 0}],
+    "example", [{"row": "dsr_sub:124", "answer": "4"}, {"set": "dsr_sub", "random": 4, "wrong": 0.5, "seed": 0}]
 )
 def test_what_another_label_costs_by_hand(example: dict[str, Any]) -> None:
     # 0.5, 0.6 and 0.1, 0.4: -0.4 and -0.2

@@ -68,10 +68,7 @@ seeds: [0]
 """
 
 
-@pytest.mark.parametrize(
-    ("example", "bad"),
-    [("'arithmetic:47+38'", {}), ("'dsr_sub:124'", {"data": "on "})],
-)
+@pytest.mark.parametrize(("example", "bad"), [("'arithmetic:47+38'", {}), ("'dsr_sub:124'", {"data": "on "})])
 def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_path: Path, no_data: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example=example), name="s.yaml"))
     store = Store(str(tmp_path / "runs"))

@@ -71,12 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
     "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
-    "fsdp, all is skipped": {
-        "strategy": "fsdp",
-        "do": "update",
-        "rewards": AGREED,
-        "sections": {"loss": NOTHING_ELSE},
-    },
+    "fsdp, all is skipped": {"strategy": "fsdp", "do": "update", "rewards": AGREED, "sections": {"loss": NOTHING_ELSE}},
     "ddp, bf16": {"strategy": "ddp", "do": "accumulate", "sections": {"model": MIXED}},
     "fsdp, bf16": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": MIXED}},
     "ddp, bf16, updated": {"strategy": "ddp", "do": "update", "sections": {"model": MIXED, "optim": {"lr": 1e-6}}},

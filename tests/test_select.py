@@ -74,11 +74,7 @@ def test_ties_go_by_row(released: History) -> None:
 def test_variance_by_hand() -> None:
     # 0, 1: mean 1/2, variance 1/4; 0, 0, 1: mean 1/3, variance 2/9; 1, 1: 0
     ranked = rank([{"s:0": [1.0, 1.0], "s:1": [0.0, 0.0, 1.0], "s:2": [0.0, 1.0]}], by="historical_variance")
-    assert [(one.example, one.score) for one in ranked] == [
-        ("s:2", 0.25),
-        ("s:1", pytest.approx(2 / 9)),
-        ("s:0", 0.0),
-    ]
+    assert [(one.example, one.score) for one in ranked] == [("s:2", 0.25), ("s:1", pytest.approx(2 / 9)), ("s:0", 0.0)]
 
 
 @given(histories(), st.randoms(use_true_random=False))

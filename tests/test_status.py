@@ -521,11 +521,7 @@ def test_a_checkpoint_that_was_cut_short_can_go_and_the_whole_one_stays(store: S
     (kept,) = folder.list("checkpoint")
     folder.write("checkpoint/cut/model", "123")
     (waste,) = find_waste(store)[1]
-    assert (waste.path, waste.why, waste.num_bytes) == (
-        f"{folder.path}/checkpoint/cut",
-        "an incomplete checkpoint",
-        3,
-    )
+    assert (waste.path, waste.why, waste.num_bytes) == (f"{folder.path}/checkpoint/cut", "an incomplete checkpoint", 3)
     remove_waste(store, waste)
     assert folder.list("checkpoint") == [kept]
 

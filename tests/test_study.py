@@ -212,13 +212,7 @@ def test_values_keep_their_type(kind: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    low=st.floats(1e-9, 1e3),
-    width=st.floats(1e-3, 1e6),
-    top=st.booleans(),
-    whole=st.booleans(),
-    log=st.booleans(),
-)
+@given(low=st.floats(1e-9, 1e3), width=st.floats(1e-3, 1e6), top=st.booleans(), whole=st.booleans(), log=st.booleans())
 def test_points_lie_in_their_range(low: float, width: float, top: bool, whole: bool, log: bool) -> None:
     ends: Any = (math.ceil(low), math.ceil(low + width) + 1) if whole else (low, low + width)
     of = RangeConfig(low=ends[0], high=ends[1], log=log)

@@ -1,7 +1,7 @@
 """Ten steps of one tiny trial, as they were when `TRIAL_VERSION` was last raised.
 
 Every trial key names that version: two trials of one key have to be the same trial. So a change that moves these
-numbers has to raise the version, and `python tests/test_trajectory.py` writes them anew.
+numbers has to raise the version, and `python tests/test_trajectory.py` writes them again.
 """
 
 import json
@@ -41,7 +41,7 @@ def test_the_golden_trajectory_moves_only_with_the_trial_version() -> None:
     if golden["trial_version"] != TRIAL_VERSION:
         pytest.fail(
             f"TRIAL_VERSION is {TRIAL_VERSION}, the golden trajectory is of version {golden['trial_version']}: "
-            "write it anew with `python tests/test_trajectory.py`"
+            "write it again with `python tests/test_trajectory.py`"
         )
     found = trajectory()
     # exact on one machine; another's matrix products differ in their last digits, which ten steps of Adam enlarge

@@ -663,11 +663,7 @@ def environment(**versions: str) -> dict[str, Any]:
 
 def in_environments(of: Callable[[Mapping[str, str], int], Sequence[dict[str, Any]]]) -> JudgedClaim:
     return judged(
-        told(
-            last([[1] * 6] * 3),
-            AGAINST_FORMAT,
-            of_run=lambda cell, seed: {"environments": tuple(of(cell, seed))},
-        )
+        told(last([[1] * 6] * 3), AGAINST_FORMAT, of_run=lambda cell, seed: {"environments": tuple(of(cell, seed))})
     )
 
 

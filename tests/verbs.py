@@ -1,4 +1,4 @@
-"""`oneshot ...` in this process: an interpreter that starts anew takes a second."""
+"""`oneshot ...` in this process: an interpreter that starts again takes a second."""
 
 import contextlib
 import io

@@ -51,19 +51,16 @@ StorageOption = Annotated[
     typer.Option("--storage", envvar="ONESHOT_STORAGE", callback=_no_password, help="Folder or URL of the trial store"),
 ]
 FarStorageOption = Annotated[
-    str | None,
-    typer.Option("--storage", callback=_no_password, help="Trial store as the cluster sees it"),
+    str | None, typer.Option("--storage", callback=_no_password, help="Trial store as the cluster sees it")
 ]
 MlflowOption = Annotated[
     str | None, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking server")
 ]
 RayOption = Annotated[
-    str | None,
-    typer.Option("--address", help="A Ray cluster that this machine belongs to: HOST:PORT, or auto"),
+    str | None, typer.Option("--address", help="A Ray cluster that this machine belongs to: HOST:PORT, or auto")
 ]
 ClusterOption = Annotated[
-    str | None,
-    typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml"),
+    str | None, typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
@@ -109,8 +106,7 @@ def is_elsewhere(address: str) -> bool:
 def check_ray(address: str | None, *, instead: str | None) -> None:
     """Refuse an address of Ray Jobs where this process itself must join Ray.
 
-    Raises:
-        UserError: names the command to use instead.
+    Raises UserError: names the command to use instead.
     """
     if address is not None and is_elsewhere(address):
         hint = f"from another machine, use `oneshot {instead} --address {address}`" if instead else "run it there"
@@ -140,11 +136,7 @@ def open_store(storage: str | None, sweep: "SweepFile | None" = None) -> "Store"
 
 
 def sweep_name(name: str) -> str:
-    """Return a sweep's name, given its file or its name.
-
-    Raises:
-        UserError: the text is neither.
-    """
+    """Return a sweep's name, given its file or its name. Raises UserError: the text is neither."""
     if Path(name).is_file():
         return load_sweep(Path(name), None).config.name
     from oneshot.config.sweep import NAME
@@ -177,8 +169,7 @@ def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:
     """Parse `model=a,example=b` into cells by axis.
 
-    Raises:
-        UserError: the text has another form, or names an unknown axis.
+    Raises UserError: the text has another form, or names an unknown axis.
     """
     cells: dict[str, str] = {}
     for part in filter(None, text.split(",")):

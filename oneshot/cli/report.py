@@ -94,8 +94,7 @@ def _report_elsewhere(name: str, storage: str | None, address: str, *, local: bo
 def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
     """Return a sweep as it was last run; given a file, with that file's claims and published numbers.
 
-    Raises:
-        UserError: the storage has no such sweep.
+    Raises UserError: the storage has no such sweep.
     """
     from dataclasses import replace
 

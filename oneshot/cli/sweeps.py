@@ -166,12 +166,7 @@ def run(
 
 
 def _run(
-    sweep_run: "SweepRun",
-    *,
-    address: str | None,
-    file: str,
-    only: set[str] | None = None,
-    check: bool | None = False,
+    sweep_run: "SweepRun", *, address: str | None, file: str, only: set[str] | None = None, check: bool | None = False
 ) -> "Summary":
     """Run the missing trainings (`only`: among these keys), and show the results."""
     from rich.console import Console

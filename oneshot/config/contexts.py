@@ -57,8 +57,7 @@ class ContextConfig(Config):
 def find_context(address: str) -> ContextConfig:
     """Return the cluster that `--address` names.
 
-    Raises:
-        UserError: it is neither a URL nor a context, or the file of contexts is wrong.
+    Raises UserError: it is neither a URL nor a context, or the file of contexts is wrong.
     """
     if "://" in address:
         try:
@@ -101,8 +100,7 @@ def _read_contexts() -> tuple[dict[str, ContextConfig], Path | None]:
 def token_of(context: ContextConfig) -> str | None:
     """Return the cluster's token from the context's file, or else from where Ray looks for it; None if there is none.
 
-    Raises:
-        UserError: the file that is set for the token cannot be read.
+    Raises UserError: the file that is set for the token cannot be read.
     """
     set_path = context.token_path or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_TOKEN") and context.token_path is None:

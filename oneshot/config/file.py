@@ -57,8 +57,7 @@ class SweepFile:
 def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
     """Read a sweep file. `overrides` are texts `path=value`, as in `--set`.
 
-    Raises:
-        SweepFileError: the file cannot be read, or is not a valid sweep file.
+    Raises SweepFileError: the file cannot be read, or is not a valid sweep file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,8 +71,7 @@ def read(
 ) -> SweepFile:
     """Read the text of a sweep file. `name` is the file's name in errors, and `settings` are overrides already read.
 
-    Raises:
-        SweepFileError: it is not a valid sweep file.
+    Raises SweepFileError: it is not a valid sweep file.
     """
     data, source = parse_yaml(text, name)
     if not isinstance(data, dict):
@@ -108,8 +106,7 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
 def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
     """Parse a YAML text into plain Python, with the line of each of its places.
 
-    Raises:
-        SweepFileError: it is not valid YAML, or a key appears twice.
+    Raises SweepFileError: it is not valid YAML, or a key appears twice.
     """
     yaml = YAML(typ="rt", pure=True)
     try:

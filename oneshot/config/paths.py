@@ -37,8 +37,7 @@ class SettingError(Exception):
 def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
     """Return the settings of one place of the file by flat path.
 
-    Raises:
-        SettingError: a path does not exist, or is set twice.
+    Raises SettingError: a path does not exist, or is set twice.
     """
     flat: dict[str, Setting] = {}
     for path, setting in _walk(TrialConfig, settings, "", where):

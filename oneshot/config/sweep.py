@@ -201,11 +201,7 @@ MLFLOW_HINT = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLO
 
 
 def without_password(url: str | None, hint: str) -> str | None:
-    """Return the URL unchanged.
-
-    Raises:
-        ValueError: it contains a password, which would be logged and stored.
-    """
+    """Return the URL unchanged. Raises ValueError: it contains a password, which would be logged and stored."""
     if url is not None and has_password(url):
         raise ValueError(f"the URL contains a password, and URLs are logged and stored; {hint}")
     return url

@@ -282,8 +282,7 @@ _EXAMPLE_KEYS: dict[str, type[Config]] = {"row": RowExample, "set": SetExamples,
 def _read_example(value: Any) -> Any:
     """Read one item of `examples` in the form that its keys show.
 
-    Raises:
-        ValueError: it has none of the forms; lists them.
+    Raises ValueError: it has none of the forms; lists them.
     """
     if isinstance(value, str | Config):
         return value

@@ -82,8 +82,7 @@ class Kept:
 def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Selection:
     """Return the one trial of a sweep's grid with this cell and seed.
 
-    Raises:
-        UserError: no trial or several trials match; lists them.
+    Raises UserError: no trial or several trials match; lists them.
     """
     trials = [
         trial
@@ -103,8 +102,7 @@ def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: i
 def by_key(store: Store, text: str) -> Selection:
     """Return the training with this key or prefix of a key, as a trial of the sweep with the most steps.
 
-    Raises:
-        UserError: no key or several keys match.
+    Raises UserError: no key or several keys match.
     """
     all_keys = store.trainings()
     keys = [text] if text in all_keys else [key for key in all_keys if key.startswith(text)]
@@ -153,8 +151,7 @@ def _alone(store: Store, key: str) -> Trial:
 def read_kept(store: Store, selection: Selection) -> Kept:
     """Read what the store has of a trial with kept final weights.
 
-    Raises:
-        UserError: they are not kept; says why, and what to do.
+    Raises UserError: they are not kept; says why, and what to do.
     """
     trial, folder = selection.trial, store.trial(selection.key)
     num_steps = trial.config.train.num_steps

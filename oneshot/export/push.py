@@ -17,8 +17,7 @@ REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 def check_push(repository: str) -> None:
     """Check, before anything is written, that a push can succeed.
 
-    Raises:
-        UserError: the name is not valid for a repository, or there is no token.
+    Raises UserError: the name is not valid for a repository, or there is no token.
     """
     if not re.fullmatch(REPOSITORY, repository):
         raise UserError(f"--push {repository}: write it as OWNER/NAME")

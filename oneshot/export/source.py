@@ -48,11 +48,7 @@ class SourceModel:
 
 
 def source_model(config: ModelConfig) -> SourceModel:
-    """Find the files of a shipped, local or hub model.
-
-    Raises:
-        ModelError: the model is no longer there.
-    """
+    """Find the files of a shipped, local or hub model. Raises ModelError: the model is no longer there."""
     patterns = (*TOKENIZER, *LICENCE, *(("*.py",) if config.trust_remote_code else ()))
     folder = local_folder(config.path)
     if folder is None:

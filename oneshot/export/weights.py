@@ -23,8 +23,7 @@ def load_kept(kept: Kept, files: Iterable[Path], *, dtype: str) -> Policy:
 
     An adapter is merged in float32 or wider, before the weights are rounded.
 
-    Raises:
-        OneshotError: the checkpoint is not of this model.
+    Raises OneshotError: the checkpoint is not of this model.
     """
     adapter, target = kept.config.model.adapter, getattr(torch, dtype)
     wide = target if adapter is None else torch.promote_types(getattr(torch, kept.config.model.dtype), target)

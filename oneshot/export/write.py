@@ -82,8 +82,7 @@ def write_export(kept: Kept, folder: Path, *, dtype: str, force: bool, say: Say)
 def check_target(folder: Path, *, force: bool) -> None:
     """Check that no files would be lost.
 
-    Raises:
-        UserError: the folder is not empty; with `force`, it is not an export.
+    Raises UserError: the folder is not empty; with `force`, it is not an export.
     """
     if not folder.exists():
         return

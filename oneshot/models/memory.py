@@ -210,10 +210,7 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
     logits = 2 * chunk * shape.vocabulary * sizes.wide
     root = sizes.compute * shape.root_params if sizes.strategy == "fsdp" else 0
     yield _Moment(
-        gradients=summed,
-        gathered=root,
-        activations=kept,
-        head=logits + _head_bytes(config, sizes, batch, chunk=chunk),
+        gradients=summed, gathered=root, activations=kept, head=logits + _head_bytes(config, sizes, batch, chunk=chunk)
     )
     head_gradients = sizes.compute * (_head_weights(config, sizes) + batch.num_scored * shape.hidden)
     yield _Moment(

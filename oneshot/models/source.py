@@ -20,8 +20,7 @@ NO_MODEL = "script"  # `model.path` of a scripted trial, which has no model
 def local_folder(path: str) -> Path | None:
     """Return the folder of a shipped (`tiny:qwen2`) or local model; None for a hub id or a scripted trial.
 
-    Raises:
-        ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
+    Raises ModelError: the path is neither a shipped name, a folder with a model, nor a hub id.
     """
     if path == NO_MODEL:
         return None

@@ -62,8 +62,7 @@ Axes = dict[str, dict[str, AxisCell]]
 def read_axes(sweep: PinnedSweep) -> Axes:
     """Return the cells of each axis by name, from the three kinds of axis.
 
-    Raises:
-        SettingError: an axis sets a path that trials do not have, or two of its cells have the same name.
+    Raises SettingError: an axis sets a path that trials do not have, or two of its cells have the same name.
     """
     axes: Axes = {}
     for name, axis in sweep.config.axes.items():
@@ -168,8 +167,7 @@ def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
 def expand(sweep: PinnedSweep, axes: Axes) -> list[Cell]:
     """Return every cell of the grid once, in the order of blocks and axes.
 
-    Raises:
-        SettingError: a selector, a setting or a combination of settings is wrong; names its place.
+    Raises SettingError: a selector, a setting or a combination of settings is wrong; names its place.
     """
     if sweep.config.grid == []:
         if sweep.config.search is None:
@@ -242,8 +240,7 @@ def resolve(
 ) -> Cell:
     """Return one cell with its settings by precedence. `settled` is above its axes, a search's `point` below them.
 
-    Raises:
-        SettingError: a setting or a combination of settings is wrong; names its place.
+    Raises SettingError: a setting or a combination of settings is wrong; names its place.
     """
     label = " ".join(f"{axis}={name}" for axis, name in names.items())
     chosen = {axis: axes[axis][name] for axis, name in names.items()}

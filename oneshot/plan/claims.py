@@ -49,9 +49,8 @@ class Comparison:
 def comparisons(claims: Sequence[ClaimConfig], cells: Sequence[Names]) -> list[Comparison]:
     """Return every comparison of every claim, in order; `cells` are the grid's.
 
-    Raises:
-        SettingError: a claim selects cells that do not exist, compares a selection with itself, or leaves a cell
-            without a partner; names its place under `claims`.
+    Raises SettingError: a claim selects cells that do not exist, compares a selection with itself, or leaves a cell
+    without a partner; names its place under `claims`.
     """
     return [
         comparison for number, claim in enumerate(claims) for comparison in _comparisons(claim, number, cells=cells)

@@ -46,11 +46,7 @@ class Edits:
 
 
 def check_edits(run: SweepRun) -> None:
-    """Refuse edits that are not additions.
-
-    Raises:
-        SweepFileError: there is such an edit; names the first.
-    """
+    """Refuse edits that are not additions. Raises SweepFileError: there is such an edit; names the first."""
     edits = find_edits(run)
     if edits is not None and edits.refused:
         raise run.sweep.source.error((), f"{edits.refused[0]}; {HINT}")

@@ -29,8 +29,7 @@ class TrialIdentity:
 def identify_trial(config: TrialConfig) -> TrialIdentity:
     """Return digests of the model's files (or its hub commit), of each example, and of each shot.
 
-    Raises:
-        UserError: a model or an example is missing.
+    Raises UserError: a model or an example is missing.
     """
     if config.script is not None:
         return TrialIdentity(contents={"script": config.script.model_dump(mode="json")})

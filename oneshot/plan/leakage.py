@@ -33,8 +33,7 @@ HINT = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: tru
 def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequence[Cell]) -> None:
     """Refuse to choose by what is judged or trained on. Cells of `grid` are judged, and `searched` cells choose.
 
-    Raises:
-        SweepFileError: names the place and what to do.
+    Raises SweepFileError: names the place and what to do.
     """
     cells = [*grid, *searched]
     _refuse_val(sweep, cells)

@@ -37,8 +37,7 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
 
     Asks the hub for the commit of each moving revision, once for each sweep.
 
-    Raises:
-        UserError: a ranking's history is missing, or the hub cannot be reached.
+    Raises UserError: a ranking's history is missing, or the hub cannot be reached.
     """
     folder = store.sweep(file.config.name)
     ranked = pin_rankings(file, store)
@@ -49,11 +48,7 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
 
 
 def begun_text(store: Store, name: str) -> str:
-    """Return the sweep file's text as the sweep was last run.
-
-    Raises:
-        UserError: the store has no such sweep.
-    """
+    """Return the sweep file's text as the sweep was last run. Raises UserError: the store has no such sweep."""
     text = store.sweep(name).read("sweep.yaml")
     if text is None:
         names = ", ".join(sweep_names(store)) or "none"
@@ -67,11 +62,7 @@ def recorded_sweep(folder: Folder, text: str, *, name: str) -> PinnedSweep:
 
 
 def begun_sweep(store: Store, name: str) -> SweepRun:
-    """Return a sweep of the store as it was last run.
-
-    Raises:
-        UserError: the store has no such sweep.
-    """
+    """Return a sweep of the store as it was last run. Raises UserError: the store has no such sweep."""
     folder = store.sweep(name)
     sweep = recorded_sweep(folder, begun_text(store, name), name=name)
     try:

@@ -266,8 +266,7 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
 def with_seed(trial: Trial, seed: int) -> Trial:
     """Return the trial of the same cell with another seed and the key of that seed.
 
-    Raises:
-        UserError: the cell waits for something, so that its trials cannot run yet.
+    Raises UserError: the cell waits for something, so that its trials cannot run yet.
     """
     if trial.waits_for is not None and trial.waits_for.startswith("the history"):
         raise UserError(f"{trial.label} waits for {trial.waits_for}")

@@ -48,8 +48,7 @@ def rank(
     (LIMR, arXiv 2502.11886, as released). `pass_rate`: only examples whose accuracy at the first visit is in `band`,
     ordered by distance from its middle. `random`: a seeded shuffle.
 
-    Raises:
-        UserError: there is no history, or the histories are of different examples.
+    Raises UserError: there is no history, or the histories are of different examples.
     """
     if not histories or not histories[0]:
         raise UserError("the history is empty; a ranking needs at least one example")
@@ -98,8 +97,7 @@ def choose(ranked: Sequence[Ranked], *, top: int, bottom: int, random_: int, see
 
     The random ones are drawn from the examples between top and end.
 
-    Raises:
-        UserError: the ranking has too few examples.
+    Raises UserError: the ranking has too few examples.
     """
     num_wanted = top + bottom + random_
     if num_wanted > len(ranked):
@@ -116,8 +114,7 @@ def read_history(path: Path, *, of: str) -> dict[str, list[float]]:
 
     A key may also be a full name (`dsr_sub:124`).
 
-    Raises:
-        DataError: the file cannot be read, or has another form.
+    Raises DataError: the file cannot be read, or has another form.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

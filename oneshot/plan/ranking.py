@@ -23,8 +23,7 @@ FILE = "rankings.json"
 def frozen_rankings(sweep: SweepFile, folder: Folder) -> PinnedSweep:
     """Return the sweep with the examples that were chosen when it first ran.
 
-    Raises:
-        UserError: the `from_rank` of a cell has changed since then.
+    Raises UserError: the `from_rank` of a cell has changed since then.
     """
     recorded = folder.read_json(FILE) or {}
     rankings = {}
@@ -71,8 +70,7 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
 def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
     """Return the sweep with all its rankings, and record the new ones in its folder.
 
-    Raises:
-        UserError: a history is missing; says what to run first.
+    Raises UserError: a history is missing; says what to run first.
     """
     ranked, made = known_rankings(sweep, store)
     for axis, cell, wanted in _wanted(sweep):
@@ -94,8 +92,7 @@ def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
 def sweep_histories(store: Store, name: str) -> list[History]:
     """Return the history of each trial of a sweep, or an empty list if some trials have not finished.
 
-    Raises:
-        UserError: the sweep has several cells, and a history is of one.
+    Raises UserError: the sweep has several cells, and a history is of one.
     """
     plan = store.sweep(name).read_json("plan.json")
     if plan is None or not plan["trials"]:

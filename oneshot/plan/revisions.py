@@ -24,8 +24,7 @@ _UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(bas
 def resolve(path: str, revision: str | None) -> str:
     """Return the current commit hash of a hub model's branch or tag.
 
-    Raises:
-        ModelError: the model or revision does not exist, or the hub cannot be reached.
+    Raises ModelError: the model or revision does not exist, or the hub cannot be reached.
     """
     try:
         commit = HfApi().model_info(path, revision=revision).sha

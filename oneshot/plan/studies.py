@@ -33,8 +33,7 @@ class Study:
 def read_studies(sweep: PinnedSweep, axes: Axes, grid: Sequence[Cell]) -> list[Study]:
     """Return the studies that the grid's cells wait for; without a grid, one for every cell of the `per` axes.
 
-    Raises:
-        SettingError: the search is wrong; names its place.
+    Raises SettingError: the search is wrong; names its place.
     """
     search = sweep.config.search
     if search is None:

@@ -45,8 +45,7 @@ class SweepRun:
 def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
     """Return the tracking server that the file names, or else the sqlite database beside the trials.
 
-    Raises:
-        SweepFileError: the storage is remote and no tracking server is named.
+    Raises SweepFileError: the storage is remote and no tracking server is named.
     """
     config = sweep.config.mlflow
     experiment = config.experiment or sweep.config.name

@@ -87,8 +87,7 @@ def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig
 def check_data(configs: Sequence[TrialConfig]) -> None:
     """Read every example, worked problem and suite of the trials, and grade other labels, before anything runs.
 
-    Raises:
-        DataError: data are missing or wrong; says what to do.
+    Raises DataError: data are missing or wrong; says what to do.
     """
     with Grader() as grader:
         for config in read_data(configs):
@@ -98,8 +97,7 @@ def check_data(configs: Sequence[TrialConfig]) -> None:
 def read_data(configs: Sequence[TrialConfig]) -> list[TrialConfig]:
     """Read every example, worked problem and suite of the trials. Return one config for each distinct set of data.
 
-    Raises:
-        DataError: data are missing or wrong; says what to do.
+    Raises DataError: data are missing or wrong; says what to do.
     """
     seen: dict[str, TrialConfig] = {}
     for config in configs:

@@ -28,8 +28,7 @@ class Schedule:
 def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
     """Schedule the plan's trainings by their costs. None if a cost is unknown, or no trial needs a GPU.
 
-    Raises:
-        UserError: a trial needs more than `gpus` GPUs.
+    Raises UserError: a trial needs more than `gpus` GPUs.
     """
     paid = [trial for trial in plan.paid() if trial.resources.gpus]
     if not paid or any(trial.cost.gpu_hours is None for trial in paid):

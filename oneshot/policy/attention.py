@@ -28,8 +28,7 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Compute attention as transformers calls it; `blocks` marks a pack.
 
-    Raises:
-        NotImplementedError: the model has a soft cap or attention sinks, which packs do not support.
+    Raises NotImplementedError: the model has a soft cap or attention sinks, which packs do not support.
     """
     repeats = query.shape[1] // key.shape[1]
     is_modified = rest.get("softcap") is not None or rest.get("s_aux") is not None

@@ -26,8 +26,7 @@ def attach(model: Any, config: AdapterConfig, *, seed: int) -> None:
 
     At first they add nothing: one matrix of each pair is zero.
 
-    Raises:
-        ModelError: the model has no layer with one of the names.
+    Raises ModelError: the model has no layer with one of the names.
     """
     head = model.get_output_embeddings()  # output_head.py computes its product, without an adapter
     names = {layer: name.rpartition(".")[2] for name, layer in model.named_modules()}

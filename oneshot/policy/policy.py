@@ -47,8 +47,7 @@ class Policy:
 def load_policy(config: ModelConfig) -> Policy:
     """Load the model and tokenizer of a shipped, local or hub model, on the CPU and in evaluation mode.
 
-    Raises:
-        ModelError: there is no such model, it has no EOS token, or its logits are not `head(last hidden state)`.
+    Raises ModelError: there is no such model, it has no EOS token, or its logits are not `head(last hidden state)`.
     """
     disable_progress_bar()  # a sweep loads weights in every trial
     folder = local_folder(config.path)

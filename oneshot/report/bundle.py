@@ -199,8 +199,7 @@ class _Grades(BaseModel):
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return the arrays by name, each [problems, completions].
 
-        Raises:
-            ValueError: an array is empty, or has another shape.
+        Raises ValueError: an array is empty, or has another shape.
         """
         arrays = {name: np.array(getattr(self, name), dtype=np.float64) for name in ARRAYS}
         shape = (len(self.ids), *arrays["strict_PK"].shape[1:])
@@ -297,8 +296,7 @@ def _finding(error: ValidationError) -> str:
 def read_bundle(path: Path) -> Gathered:
     """Return what was gathered when the bundle was written, with the same numbers to the last bit.
 
-    Raises:
-        UserError: the file is not a bundle, or has a format that this version cannot read.
+    Raises UserError: the file is not a bundle, or has a format that this version cannot read.
     """
     archive = _Archive(path)
     try:
@@ -339,8 +337,7 @@ class _InvalidRunError(ValueError):
 def _checked(runs: tuple[Run, ...]) -> tuple[Run, ...]:
     """Return the runs unchanged if a report can use them.
 
-    Raises:
-        ValueError: a run has a wrong share, key, digest, config or environment.
+    Raises ValueError: a run has a wrong share, key, digest, config or environment.
     """
     for place, run in enumerate(runs):
         shares = [numbers.get("pass_at_1", 0.0) for steps in run.measured.values() for numbers in steps.values()]
@@ -360,8 +357,7 @@ def _checked(runs: tuple[Run, ...]) -> tuple[Run, ...]:
 def _of_one_grid(runs: tuple[Run, ...]) -> tuple[Run, ...]:
     """Return the runs unchanged if they have the same axes and no two have the same cell and seed.
 
-    Raises:
-        ValueError: they do not fit together.
+    Raises ValueError: they do not fit together.
     """
     if any(list(run.cell) != list(runs[0].cell) for run in runs):
         raise _InvalidRunError("runs.json: the axes of a cell differ from those of the first run")

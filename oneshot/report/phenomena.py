@@ -88,9 +88,7 @@ def strictness_table(gathered: Gathered, suite: str) -> Table | None:
     for runs in ended_cells(gathered.runs):
         strict, lenient = gains(runs, suite), gains(runs, suite, measure="pass_at_1_lenient")
         difference = mean_difference(
-            runs,
-            lambda run: gain(run, suite),
-            lambda run: gain(run, suite, measure="pass_at_1_lenient"),
+            runs, lambda run: gain(run, suite), lambda run: gain(run, suite, measure="pass_at_1_lenient")
         )
         if strict is not None and lenient is not None:
             rows.append((cell_label(runs[0]), strict, lenient, difference))

@@ -35,11 +35,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Return the mean of replicates with its t interval.
-
-    Raises:
-        ValueError: no values.
-    """
+    """Return the mean of replicates with its t interval. Raises ValueError: no values."""
     if not values:
         raise ValueError("mean_interval needs at least one value")
     mean = fmean(values)
@@ -61,8 +57,7 @@ def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
     For one completion a problem. Several completions of one problem are not independent, so the interval would be too
     narrow.
 
-    Raises:
-        ValueError: no completions, or `num_right` above `num`.
+    Raises ValueError: no completions, or `num_right` above `num`.
     """
     ends = stats.binomtest(num_right, num).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(mean=num_right / num, low=float(ends.low), high=float(ends.high), num=num)
@@ -173,8 +168,7 @@ def paired_difference(differences_SP: Array) -> Difference:
     (`paired_errors`). The first ignores the spread over problems, and the second has few degrees of freedom;
     docs/statistics.md has their coverage.
 
-    Raises:
-        ValueError: no seeds or no problems.
+    Raises ValueError: no seeds or no problems.
     """
     num_seeds, num_problems = differences_SP.shape
     if not num_problems:
@@ -196,8 +190,7 @@ def paired_difference(differences_SP: Array) -> Difference:
 def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
     """Return the mean of the seeds' differences with its t interval, for a metric not counted over problems.
 
-    Raises:
-        ValueError: no seeds.
+    Raises ValueError: no seeds.
     """
     num_seeds = len(differences_S)
     if not num_seeds:
@@ -218,8 +211,7 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
     `differences_P` are means over `num_seeds` checkpoints. The result does not extend to other trainings. The resamples
     are the same each time, and their interval is BCa (Efron, JASA 82, 1987).
 
-    Raises:
-        ValueError: no problems.
+    Raises ValueError: no problems.
     """
     num_problems = len(differences_P)
     if not num_problems:
@@ -234,13 +226,7 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
             return _no_difference(num_seeds=num_seeds, num_problems=num_problems)
         same = StudentT(effect=float(effect), error=0.0, df=np.inf)
         return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
-    run = partial(
-        stats.bootstrap,
-        (differences_P,),
-        np.mean,
-        vectorized=True,
-        batch=max(1, MAX_BATCH // num_problems),
-    )
+    run = partial(stats.bootstrap, (differences_P,), np.mean, vectorized=True, batch=max(1, MAX_BATCH // num_problems))
     resampled = run(n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0))
 
     def interval_at(level: float) -> tuple[float, float]:

@@ -46,8 +46,7 @@ def find_step(run: Run, at: str, *, suite: str | None, metric: str, selects_on_t
     `saturation` is the first evaluation at or after saturation. `best` is the step with the highest pass@1 on a suite
     that is for choosing; the earliest step wins a tie. The claim's own suite chooses only if the sweep allows it.
 
-    Raises:
-        NoStepError: the run has no such step.
+    Raises NoStepError: the run has no such step.
     """
     if at == "start":
         return 0

@@ -46,8 +46,7 @@ def average(values: Sequence[Values]) -> Values:
 def value_of(claim: ClaimConfig, run: Run, at: str, *, trained: frozenset[str], gathered: Gathered) -> Values:
     """Return the claim's metric in one run, or its change since the start.
 
-    Raises:
-        Unknown: the run has not come so far, or lacks the metric at that step.
+    Raises Unknown: the run has not come so far, or lacks the metric at that step.
     """
     suite = suite_of(claim.metric)
     if run.key is None:

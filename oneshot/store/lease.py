@@ -197,8 +197,7 @@ def take(folder: Folder, *, sweep: str, metadata: Mapping[str, Any], stale_holde
     sent a heartbeat since (if marked by `known_dead`: even then). A holder whose process is gone from this machine is
     always passed over.
 
-    Raises:
-        Leased: another process holds the lease and may be alive.
+    Raises Leased: another process holds the lease and may be alive.
     """
     while True:
         turn = _turn(folder)
@@ -250,8 +249,7 @@ class Lease:
     def check(self) -> None:
         """Ask the store whether this lease still holds the folder.
 
-        Raises:
-            LeaseLost: another process holds it, or the lease was removed.
+        Raises LeaseLost: another process holds it, or the lease was removed.
         """
         if not self._is_lost and self._is_others():
             self._is_lost = True

@@ -76,8 +76,7 @@ class Store:
     def check_writable(self) -> None:
         """Check that a file can be created, replaced and removed.
 
-        Raises:
-            UserError: the storage cannot be written, or has no exclusive creation.
+        Raises UserError: the storage cannot be written, or has no exclusive creation.
         """
         probe = Folder(self.fs, self.path)
         name = f".probe-{uuid.uuid4().hex[:8]}"

@@ -18,8 +18,7 @@ logger = logging.getLogger(__name__)
 def webhook_url(config: NotifyConfig) -> str:
     """Return the webhook's URL from the environment; checked before a sweep runs.
 
-    Raises:
-        UserError: the variable is not set.
+    Raises UserError: the variable is not set.
     """
     url = os.environ.get(config.webhook_env)
     if not url:

@@ -45,9 +45,8 @@ def run(
 
     `launch` is not called when nothing is missing. `only` limits the run to these training keys.
 
-    Raises:
-        UserError: the storage cannot be written, the MLflow location cannot be used, another driver runs the sweep,
-            data are missing, or the cluster cannot be used.
+    Raises UserError: the storage cannot be written, the MLflow location cannot be used, another driver runs the sweep,
+    data are missing, or the cluster cannot be used.
     """
     sweep_run.store.check_writable()
     sweep_run.mlflow()  # refuses a location that cannot be used
@@ -62,8 +61,7 @@ def run(
 def drive(folder: Folder, name: str, listen: Listener) -> Lease:
     """Take the sweep's lease for this driver, waiting for a lease that nobody renews to lapse.
 
-    Raises:
-        UserError: another driver runs the sweep.
+    Raises UserError: another driver runs the sweep.
     """
     watch, start_s = Watch(), time.monotonic()
     first_holder = None

@@ -67,11 +67,7 @@ def is_alive(last_holder: Holder | None) -> bool:
 
 
 def sweep_status(store: Store, name: str) -> SweepStatus:
-    """Return the state of a sweep.
-
-    Raises:
-        UserError: the store has no such sweep.
-    """
+    """Return the state of a sweep. Raises UserError: the store has no such sweep."""
     sweep_run = begun_sweep(store, name)
     stops = read_stops(sweep_run.folder)
     trials = [_trial_status(sweep_run, trial, stops) for trial in sweep_run.plan.trials]

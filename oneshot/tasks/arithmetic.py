@@ -28,8 +28,7 @@ _EXPRESSION = re.compile(r"(\d+)([-+*])(\d+)")
 def parse(expression: str) -> tuple[int, str, int]:
     """Parse `"47+38"` into `(47, "+", 38)`.
 
-    Raises:
-        DataError: the expression is not a sum, difference or product of two whole numbers.
+    Raises DataError: the expression is not a sum, difference or product of two whole numbers.
     """
     match = _EXPRESSION.fullmatch(expression)
     if match is None:

@@ -64,11 +64,7 @@ class Suite:
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """Load the problems.
-
-        Raises:
-            DataError: the source is missing, or its contents are not the published ones.
-        """
+        """Load the problems. Raises DataError: the source is missing, or its contents are not the published ones."""
         if self.source in GENERATED:
             return arithmetic.held_out(self.num_problems, which=GENERATED[self.source])
         return sets.load(self.source)[: self.num_problems]
@@ -127,8 +123,7 @@ def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
     """Return the suite `name`, with defaults from the built-in suite and then from the trial.
 
-    Raises:
-        DataError: the suite is neither built in nor has a source, or its sampling rule is impossible.
+    Raises DataError: the suite is neither built in nor has a source, or its sampling rule is impossible.
     """
     built_in = _built_in(name, config.source)
     samples = config.samples or built_in.samples

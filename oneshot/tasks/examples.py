@@ -66,8 +66,7 @@ class Identity:
 def identify(examples: Sequence[Example]) -> Identity:
     """Return the names and digests of examples, from the shipped digests or from the data.
 
-    Raises:
-        DataError: there is no such set, file or row; the message lists what exists.
+    Raises DataError: there is no such set, file or row; the message lists what exists.
     """
     rows = _rows(examples)
     contents = [_content(row) for row in rows]
@@ -87,8 +86,7 @@ def _unknown(rows: Sequence[_Row]) -> tuple[str, ...]:
 def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     """Return the problems that a trial trains on, with the labels that it trains with.
 
-    Raises:
-        DataError: a set, file or row does not exist.
+    Raises DataError: a set, file or row does not exist.
     """
     return tuple(
         row.original
@@ -101,8 +99,7 @@ def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
 def load_row(name: str) -> Problem:
     """Return the problem named `"dsr_sub:124"`, `"arithmetic:47+38"` or `"path/to/file.parquet:124"`.
 
-    Raises:
-        DataError: the name is not of a row, or the row does not exist.
+    Raises DataError: the name is not of a row, or the row does not exist.
     """
     return _row(name).original
 
@@ -110,8 +107,7 @@ def load_row(name: str) -> Problem:
 def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
     """Return the worked problems of a prompt as (problem, completion).
 
-    Raises:
-        DataError: a shot names a row that does not exist.
+    Raises DataError: a shot names a row that does not exist.
     """
     return tuple((shot.problem or load_row(str(shot.row)).prompt, shot.completion) for shot in config.shots)
 
@@ -132,8 +128,7 @@ def identify_shots(config: PromptConfig) -> Identity:
 def check_fit(config: TrialConfig, num_examples: int) -> None:
     """Check that the examples can share a step's groups evenly.
 
-    Raises:
-        DataError: there are fewer examples than groups, and they do not divide the groups.
+    Raises DataError: there are fewer examples than groups, and they do not divide the groups.
     """
     num_groups = config.rollout.num_groups
     if 0 < num_examples <= num_groups and num_groups % num_examples:
@@ -143,8 +138,7 @@ def check_fit(config: TrialConfig, num_examples: int) -> None:
 def check_labels(examples: Sequence[Example], grader: Grader) -> None:
     """Check that both graders call each replaced or wrong label wrong.
 
-    Raises:
-        DataError: a grader accepts a label or cannot judge it; names the row, the label and the grader.
+    Raises DataError: a grader accepts a label or cannot judge it; names the row, the label and the grader.
     """
     for row in _rows(examples):
         if row.answer is None and row.wrong_seed is None:

@@ -14,8 +14,7 @@ from oneshot.tasks.problems import load_file
 def fetch(source: str) -> tuple[Path, int]:
     """Download a set unless it is there; return its file and number of rows.
 
-    Raises:
-        DataError: there is no such set, the download failed, or the file is not the published one.
+    Raises DataError: there is no such set, the download failed, or the file is not the published one.
     """
     sets.check_name(source)
     base, _ = sets.parts_of(source)

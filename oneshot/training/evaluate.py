@@ -98,8 +98,7 @@ def _complete(
 
     If a prompt leaves fewer than `max_tokens` of the model's positions, these limit its completions, as in vLLM.
 
-    Raises:
-        DataError: a prompt leaves no position.
+    Raises DataError: a prompt leaves no position.
     """
     if not requests:  # more processes than problems
         return []

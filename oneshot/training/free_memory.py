@@ -29,8 +29,7 @@ def wait_for_room(
 ) -> None:
     """Wait until `need_gib` are free: a trial that has just ended may still be freeing its memory.
 
-    Raises:
-        NoRoomError: they are not free after `wait_s`; the message has the text of `holders()`.
+    Raises NoRoomError: they are not free after `wait_s`; the message has the text of `holders()`.
     """
     deadline_s = time.monotonic() + wait_s
     while (free := free_gib()) < need_gib:

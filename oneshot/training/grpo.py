@@ -35,8 +35,7 @@ from oneshot.training.update import Batch, update
 def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
     """Run the trial from `state` to its last step, and yield after each step.
 
-    Raises:
-        TrialError: the loss or its gradient is not finite.
+    Raises TrialError: the loss or its gradient is not finite.
     """
     if not state.started:
         evaluations = _evaluate(config, state)
@@ -243,10 +242,7 @@ def _evaluate(
     evaluations = []
     for suite in state.suites:
         due = suite.is_due(
-            state.step,
-            num_steps=config.train.num_steps,
-            at_start=config.eval.at_start,
-            also_at=config.eval.also_at,
+            state.step, num_steps=config.train.num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at
         )
         if not due or (suite.digest, state.step) in done:
             continue

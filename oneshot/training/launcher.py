@@ -48,13 +48,7 @@ class Processes:
     """A trainer whose trial runs in child processes; the first one's answers count."""
 
     def __init__(
-        self,
-        config: TrialConfig,
-        *,
-        seed: int,
-        resources: ResourceConfig,
-        grader_timeout_s: float,
-        halvings: int = 0,
+        self, config: TrialConfig, *, seed: int, resources: ResourceConfig, grader_timeout_s: float, halvings: int = 0
     ) -> None:
         """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
         self._step = 0

@@ -83,8 +83,7 @@ def grpo_loss(
     Returns:
         The loss and `loss/total`, `loss/pg`, `loss/kl`, `loss/entropy`, `loss/clip_fraction`.
 
-    Raises:
-        ValueError: `ref_logprobs_GT` or `entropy_GT` is None, but its coefficient is not 0.
+    Raises ValueError: `ref_logprobs_GT` or `entropy_GT` is None, but its coefficient is not 0.
     """
     if totals is None:
         totals = BatchTotals(num_tokens=int(mask_GT.sum()), num_sequences=mask_GT.shape[0], max_tokens=mask_GT.shape[1])
@@ -114,8 +113,7 @@ def token_loss(
 
     `weights` are those of `token_weights`, and 0 on padding, whose values are ignored, even inf and NaN.
 
-    Raises:
-        ValueError: `ref_logprobs` or `entropy` is None, but its coefficient is not 0.
+    Raises ValueError: `ref_logprobs` or `entropy` is None, but its coefficient is not 0.
     """
     if ref_logprobs is None and config.kl_coef != 0:
         raise ValueError(f"ref_logprobs is None, but kl_coef is {config.kl_coef}")

@@ -97,8 +97,7 @@ def new_state(
 
     `gpu_share` is the part of its GPU that the trial may use.
 
-    Raises:
-        UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
+    Raises UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
     """
     suites = load_suites(config)
     for suite in suites:

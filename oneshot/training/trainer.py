@@ -52,12 +52,7 @@ class GrpoTrainer:
             least = min(need.peak_gib * count, most_gib(device, share=part))
             wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))
         self._state = new_state(
-            config,
-            seed=seed,
-            grader=grader,
-            strategy=strategy,
-            cpu_offload=resources.cpu_offload,
-            gpu_share=share,
+            config, seed=seed, grader=grader, strategy=strategy, cpu_offload=resources.cpu_offload, gpu_share=share
         )
         self._state.kv_gib /= 2**halvings
 

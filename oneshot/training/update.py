@@ -43,8 +43,7 @@ class Batch:
 def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str, float]:
     """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
-    Raises:
-        TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
+    Raises TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
     """
     num_updates = config.train.updates_per_rollout
     size = len(batch.completions) // num_updates
@@ -64,10 +63,7 @@ def optimizer_step(
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
     metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
-    metrics |= {
-        "loss/grad_norm": state.weights.whole(norm).item(),
-        "loss/frac_skipped": 1 - num_trained / len(chosen),
-    }
+    metrics |= {"loss/grad_norm": state.weights.whole(norm).item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
     _check_finite(metrics, state.step + 1)
     state.optimizer.step()
     state.optimizer.zero_grad()  # frees memory for the next rollout
@@ -139,11 +135,7 @@ def _loss(
         )
 
     loss, metrics = state.weights.scored(
-        batch,
-        temperature=temperature,
-        space=space,
-        loss_of=loss_of,
-        with_entropy=config.loss.entropy_coef != 0,
+        batch, temperature=temperature, space=space, loss_of=loss_of, with_entropy=config.loss.entropy_coef != 0
     )
     return LossOutput(loss=loss, metrics=metrics)
 

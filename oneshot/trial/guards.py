@@ -19,8 +19,7 @@ class Guards:
     def check(self, metrics: dict[str, float]) -> None:
         """Check a step's metrics.
 
-        Raises:
-            GuardError: a metric has been out of bounds for as many steps as its guard allows.
+        Raises GuardError: a metric has been out of bounds for as many steps as its guard allows.
         """
         for place, guard in enumerate(self._guards):
             value = metrics.get(guard.metric)

@@ -55,8 +55,7 @@ def record(
     raised: the caller reads the result. Closing the generator saves a checkpoint. If another process takes the folder
     over, this one stops without writing.
 
-    Raises:
-        Leased: another process runs this training.
+    Raises Leased: another process runs this training.
     """
     make_ready(training)
     metadata = {**environment(), **distribution(training), **metadata}
@@ -144,11 +143,7 @@ class _Recorder:
         return {name: start["metrics"]["pass_at_1"] for name, start in at_start.items() if start is not None}
 
     def take(self, step: StepMetrics, trainer: Trainer) -> None:
-        """Record a step, and write what is due.
-
-        Raises:
-            GuardError: the step breaks a guard of the sweep.
-        """
+        """Record a step, and write what is due. Raises GuardError: the step breaks a guard of the sweep."""
         config = self.training.config
         row = Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits)
         if self.only_evaluates and step.step in self.recorded_rows:

@@ -34,13 +34,7 @@ class TrialState(StrEnum):
     PENDING = "pending"
 
 
-SHOWN_STATES = (
-    TrialState.FINISHED,
-    TrialState.FAILED,
-    TrialState.STOPPED,
-    TrialState.RUNNING,
-    TrialState.PENDING,
-)
+SHOWN_STATES = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, TrialState.RUNNING, TrialState.PENDING)
 
 
 def trial_standing(trial: Trial, result: Result | None) -> TrialState:
@@ -124,8 +118,7 @@ def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> 
 
     Also return the changed trials, and for each other trial the reason why it was left out.
 
-    Raises:
-        UserError: a trial cannot be evaluated on a suite.
+    Raises UserError: a trial cannot be evaluated on a suite.
     """
     trials, extended, left_out = [], [], []
     for trial in plan.trials:

@@ -55,11 +55,7 @@ def make_ready(training: Training) -> None:
 
 
 def begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
-    """Load what the training needs, at step 0.
-
-    Raises:
-        UserError: a model, example or suite cannot be used.
-    """
+    """Load what the training needs, at step 0. Raises UserError: a model, example or suite cannot be used."""
     if training.config.script is not None:
         return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)
     resources = training.resources

@@ -30,11 +30,7 @@ from oneshot.sweep.events import BEGIN
 STOP_WAIT_S = 60  # least time from the stop signal to the kill
 LOOK_S = 1.0
 READY_S = 60.0  # A new head accepts jobs only some seconds after it first answers
-CHATTY = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that report uploads and closed sockets."""
 QUIET_S = 60.0  # silence after which the log is requested again
 PATIENCE_S = 120.0  # time limit of a verb that runs on the head
@@ -107,8 +103,7 @@ class Cluster:
     def last(self, sweep: str, *, storage: str | None = None) -> Submission:
         """Return the latest submission of a sweep, among those with a storage if one is given.
 
-        Raises:
-            UserError: there is none.
+        Raises UserError: there is none.
         """
         matching = [made for made in self.submissions(sweep) if storage in (None, made.storage)]
         if not matching:
@@ -119,8 +114,7 @@ class Cluster:
     def submit(self, bundle: Bundle, *, sweep: str, storage: str, arguments: Sequence[str], wait_s: int) -> str:
         """Run `oneshot run FILE ...` on the head; return the submission's id.
 
-        Raises:
-            UserError: a driver of that sweep is already running.
+        Raises UserError: a driver of that sweep is already running.
         """
         earlier = self.submissions(sweep)
         live = [made for made in earlier if made.is_live and made.storage == storage]
@@ -179,8 +173,7 @@ class Cluster:
     ) -> tuple[int, str]:
         """Run a verb on the head, with a sweep file if one is given; return its exit code and its output.
 
-        Raises:
-            OneshotError: the head does not answer in time.
+        Raises OneshotError: the head does not answer in time.
         """
         submission_id = f"oneshot-{arguments[0]}-{uuid.uuid4().hex[:8]}"
         with packed(bundle) as folder:

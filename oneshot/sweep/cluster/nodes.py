@@ -41,8 +41,7 @@ class NodeType:
 def joined(address: str | None) -> Iterator[None]:
     """Join a Ray cluster, or start one on this machine, for the duration of the block.
 
-    Raises:
-        UserError: no cluster answers at the address, or it requires a token.
+    Raises UserError: no cluster answers at the address, or it requires a token.
     """
     _check_reachable(address)
     before = signal.getsignal(signal.SIGTERM)
@@ -80,8 +79,7 @@ def joined(address: str | None) -> Iterator[None]:
 def _check_reachable(address: str | None) -> None:
     """Check that something listens at the address; Ray itself would retry for ten minutes.
 
-    Raises:
-        UserError: nothing does.
+    Raises UserError: nothing does.
     """
     host, has_port, port = (address or "").rpartition(":")
     if not has_port or not port.isdecimal():
@@ -146,8 +144,7 @@ def read_node_types(text: str) -> list[NodeType]:
 
     Ray itself does not say what its autoscaler may add.
 
-    Raises:
-        UserError: the text has another form.
+    Raises UserError: the text has another form.
     """
     types = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
@@ -224,11 +221,7 @@ def fits(needed: Mapping[str, float], node: Mapping[str, float]) -> bool:
 
 
 def check_cluster(address: str, trials: Sequence[Trial]) -> None:
-    """Check that each trial fits on a node of a cluster.
-
-    Raises:
-        UserError: one does not fit, or no cluster answers.
-    """
+    """Check that each trial fits on a node of a cluster. Raises UserError: one does not fit, or no cluster answers."""
     with joined(address):
         check_feasible(trials, live_types())
 
@@ -236,8 +229,7 @@ def check_cluster(address: str, trials: Sequence[Trial]) -> None:
 def check_feasible(trials: Sequence[Trial], nodes: Sequence[NodeType]) -> None:
     """Check that each trial fits on a node; one that does not would wait forever.
 
-    Raises:
-        UserError: names the trial, its needs and the largest node.
+    Raises UserError: names the trial, its needs and the largest node.
     """
     seen = set()
     for trial in trials:

@@ -33,11 +33,7 @@ class Bundle:
 
 
 def bundle(file: Path, sweep: SweepFile) -> Bundle:
-    """Return what a cluster needs of a sweep.
-
-    Raises:
-        UserError: its data files are too large.
-    """
+    """Return what a cluster needs of a sweep. Raises UserError: its data files are too large."""
     settings = [setting.value for setting in sweep.overrides.values()]
     values = [sweep.config.model_dump(mode="json"), settings]
     return Bundle(file=file, text=sweep.source.text, data=tuple(data_files(values)))
@@ -46,8 +42,7 @@ def bundle(file: Path, sweep: SweepFile) -> Bundle:
 def data_files(values: Any) -> list[Path]:
     """Return the sets, suites and histories that a sweep names by relative paths.
 
-    Raises:
-        UserError: they are too large to be shipped.
+    Raises UserError: they are too large to be shipped.
     """
     paths = {path: None for text in _texts(values) if (path := _beside(text)) is not None}
     if sum(path.stat().st_size for path in paths) > MOST_MIB * 2**20:

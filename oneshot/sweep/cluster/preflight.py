@@ -42,8 +42,7 @@ class PreflightError(UserError):
 def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callable[[str], None]) -> None:
     """Check everything; report warnings, and in one line the checks that passed.
 
-    Raises:
-        PreflightError: has a line with a fix for each check that failed.
+    Raises PreflightError: has a line with a fix for each check that failed.
     """
     findings = check_nodes(plan, store, reach=reach)
     for finding in findings:
@@ -59,8 +58,7 @@ def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callab
 def check_nodes(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:
     """Check the cluster that this process has joined. `reach` returns why MLflow cannot be used, or nothing.
 
-    Raises:
-        UserError: the driver itself cannot write the storage.
+    Raises UserError: the driver itself cannot write the storage.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     token = secrets.token_hex(8)

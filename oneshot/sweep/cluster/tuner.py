@@ -44,8 +44,7 @@ def run_on_ray(
     `check` tells whether to check the cluster first; None means if it has several nodes. `reach` returns why MLflow
     cannot be used, or nothing.
 
-    Raises:
-        UserError: no cluster answers, or it cannot run the sweep.
+    Raises UserError: no cluster answers, or it cannot run the sweep.
     """
 
     def say(text: str) -> None:

@@ -35,8 +35,7 @@ class Registered:
 def register(export: Export, location: MlflowLocation, *, upload: bool, name: str | None) -> Registered:
     """Create or complete the export's LoggedModel; with `upload` or a `name`, upload its files too.
 
-    Raises:
-        MlflowException, OSError: the server does not answer, or rejects it.
+    Raises MlflowException, OSError: the server does not answer, or rejects it.
     """
     client = connect(location.uri)
     metrics = [f"eval/{suite}/pass_at_1" for suite in export.kept.config.eval.suites]

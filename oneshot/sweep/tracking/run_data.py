@@ -105,10 +105,7 @@ def dataset_inputs(trial: Trial) -> list[DatasetInput]:
 
 def placement_tags(attempt: Mapping[str, Any]) -> dict[str, str]:
     """Return how an attempt was placed on processes; attempts recorded before that was possible had one."""
-    return {
-        "num_processes": str(attempt.get("num_processes", 1)),
-        "strategy": str(attempt.get("strategy", "single")),
-    }
+    return {"num_processes": str(attempt.get("num_processes", 1)), "strategy": str(attempt.get("strategy", "single"))}
 
 
 def source_tags() -> dict[str, str]:
