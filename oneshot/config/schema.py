@@ -1,6 +1,7 @@
 """The configuration classes -> the sweep file's JSON schema for editors, and its reference, docs/sweep-file.md."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_origin
 
 from pydantic import BaseModel
@@ -29,45 +30,7 @@ from oneshot.config.sweep import (
 )
 from oneshot.config.trial import TrialConfig
 
-INTRODUCTION = """# The sweep file
-
-`make docs` generates this page from the configuration classes. `oneshot schema` prints the same content as a JSON
-schema. For completion in an editor, start a file with `# yaml-language-server: $schema=docs/sweep.schema.json`.
-
-A sweep file answers one question, which is its first line, as a comment. The format is YAML 1.2: `1e-6` is a number,
-`on` and `no` are text, and a key that appears twice is an error. There are no templates, environment variables or
-includes.
-
-**Axes.** There are three kinds of axis:
-
-- named cells, each with its own `set`, `resources`, `labels` and `cost`
-- a list of values; the name of the axis is the path that they set
-- a table, whose `columns` are paths and whose `rows` are cells
-
-**Grid.** The grid is a union of blocks. A block selects cells by axis (`model: a`, `model: [a, b]`, `model: {not: a}`)
-and may `set` more settings. If a block leaves an axis out, it selects all cells of that axis. Without `grid`, the sweep
-runs the full product of its axes.
-
-**Settings.** They are nested (`loss: {kl_coef: 0}`) or dotted (`loss.kl_coef: 0`). Their precedence is `trial` < search
-winner < axis cell < grid block < `--set`. It is an error if two axes set the same path in one cell; set the path in the
-grid block to resolve it. Paths of data files are relative to the working directory.
-
-**Search.** `search` is a phase before the grid. Each cell of the `per` axes has one Optuna study, which is tuned on the
-`on` cells, and its winner sets that part of the grid. If a cell sets a path itself, it keeps its value. The value of a
-point is the mean over its cells and seeds. A point that ends in NaN, out of memory or in a guard counts as infeasible.
-`early_stop` ends only search trials. Metrics and seeds that choose may not judge: claims use other metrics than the
-search, and the grid uses other seeds.
-
-**Failures.** A guard fails a trial and records the reason; the trial is not retried. `faults` says how often a training
-is retried after each kind of failure. A budget stops the sweep, and the same command resumes it.
-
-**Edits.** Claims are recorded as written when the sweep begins. After that, the file may only get more cells, seeds,
-suites, search points or steps. Resources, budget and faults may change freely. `oneshot plan` shows what is new.
-
-**Keys.** A trial is one cell with one seed. Its key covers everything that changes its training, by content: the
-model's files or commit, the text of the examples, the settings and the seed. It does not cover names, resources,
-storage or evaluation. A finished key is never trained again, in this sweep or in another.
-"""
+INTRODUCTION = (Path(__file__).parent / "introduction.md").read_text()
 
 
 def sweep_schema() -> dict[str, Any]:
