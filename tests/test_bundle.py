@@ -315,18 +315,18 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_broken_bundle_gets_one_line(name: str, broken: Callable[..., Path]) -> None:
-    assert complaint(broken(**ODD[name])).startswith("a broken bundle: ")
+    assert complaint(broken(**ODD[name])).startswith("the bundle is damaged: ")
 
 
 def test_a_zip_without_a_sweep_is_no_bundle(broken: Callable[..., Path]) -> None:
     assert complaint(broken(sweep_yaml=None)) == (
-        "no bundle: it has no sweep.yaml; `oneshot report NAME --bundle` makes one"
+        "not a bundle: it has no sweep.yaml; make one with `oneshot report NAME --bundle`"
     )
 
 
 def test_a_bundle_of_another_format_says_of_which(broken: Callable[..., Path]) -> None:
     path = broken(bundle_json='{"format": 99, "oneshot": "9.0"}')
-    assert complaint(path) == "a bundle of format 99, by oneshot 9.0; this one reads 1"
+    assert complaint(path) == "written by oneshot 9.0 in format 99; this version reads only 1"
 
 
 def test_what_is_no_zip_is_no_bundle(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_what_is_no_zip_is_no_bundle(tmp_path: Path) -> None:
     assert not is_bundle(path)
     assert not is_bundle(tmp_path / "nothing.zip")
     assert not is_bundle(tmp_path)
-    assert complaint(path).startswith("no bundle: ")
+    assert complaint(path).startswith("not a bundle: ")
     said = oneshot("report", "x.oneshot.zip", cwd=tmp_path)
     assert said.code == 2
     assert said.err.startswith("oneshot: x.oneshot.zip")
@@ -346,7 +346,7 @@ def test_a_bundle_that_was_cut_or_damaged_is_no_bundle(made: Path, tmp_path: Pat
     whole = (made / "small.oneshot.zip").read_bytes()
     path = tmp_path / "cut.zip"
     path.write_bytes(whole[: len(whole) // 2])
-    assert complaint(path).startswith("no bundle: ")
+    assert complaint(path).startswith("not a bundle: ")
     with zipfile.ZipFile(made / "small.oneshot.zip") as archive:
         info = archive.getinfo("runs.json")
     at = info.header_offset + 200
@@ -357,7 +357,7 @@ def test_a_bundle_that_was_cut_or_damaged_is_no_bundle(made: Path, tmp_path: Pat
 
 def test_a_bundle_that_unpacks_to_too_much_is_not_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "MAX_BYTES", 1000)
-    assert "no bundle of oneshot's" in complaint(made / "small.oneshot.zip")
+    assert "not a bundle: it unpacks to more than" in complaint(made / "small.oneshot.zip")
     monkeypatch.undo()
     assert read_bundle(made / "small.oneshot.zip").runs
 
@@ -406,5 +406,5 @@ def test_a_broken_bundle_ends_the_verbs_with_one_line_and_2(broken: Callable[...
     for arguments in (["report", path.name], ["report", path.name, "--bundle"], ["compare", path.name, path.name]):
         said = oneshot(*arguments, cwd=tmp_path)
         assert (said.code, said.out) == (2, ""), arguments
-        assert said.err.startswith("oneshot: broken.zip: a broken bundle: ")
+        assert said.err.startswith("oneshot: broken.zip: the bundle is damaged: ")
         assert len(said.err.splitlines()) == 1

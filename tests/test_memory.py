@@ -199,7 +199,7 @@ def test_a_mend_is_one_that_mends() -> None:
 
 def test_an_accelerator_of_unknown_memory_is_a_warning() -> None:
     (warning,) = planned(SEVEN + "resources: {gpus: 8, cpus: 8, accelerator: [P100]}\n").warnings
-    assert warning.startswith("resources.accelerator: P100: its memory is not known here")
+    assert warning.startswith("resources.accelerator: the memory of P100 is unknown")
 
 
 def test_of_experts_and_of_fewer_bits_nothing_is_estimated(
@@ -217,7 +217,7 @@ def test_of_experts_and_of_fewer_bits_nothing_is_estimated(
 
 def test_processes_without_a_core_each_are_a_warning() -> None:
     (warning,) = planned(SEVEN + "resources: {gpus: 4, cpus: 3}\n").warnings
-    assert warning.startswith("resources.cpus: 3 for 4 processes, which share them: set cpus to 4 or more")
+    assert warning.startswith("resources.cpus: 4 processes share 3 cores; set cpus to 4 or more")
 
 
 def test_host_memory_that_loading_does_not_fit_is_a_warning() -> None:
@@ -253,10 +253,10 @@ def test_the_plan_s_json_says_how_each_trial_is_spread_and_what_it_needs() -> No
 @pytest.mark.parametrize(
     ("resources", "warnings"),
     [
-        ("strategy: fsdp", ["resources.strategy changes nothing"]),
+        ("strategy: fsdp", ["resources.strategy has no effect"]),
         ("strategy: fsdp, num_processes: 2", []),
-        ("cpu_offload: true", ["resources.cpu_offload changes nothing"]),
-        ("cpu_offload: true, num_processes: 2, strategy: ddp", ["resources.cpu_offload changes nothing"]),
+        ("cpu_offload: true", ["resources.cpu_offload has no effect"]),
+        ("cpu_offload: true, num_processes: 2, strategy: ddp", ["resources.cpu_offload has no effect"]),
         ("cpu_offload: true, num_processes: 2, strategy: fsdp", []),
     ],
 )

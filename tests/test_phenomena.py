@@ -99,7 +99,7 @@ def test_gain_by_category_beside_what_was_trained_on() -> None:
     ]
     table = made(category_table(gathered(runs), "arithmetic"))
     assert table.columns == ("cell", "trained on", "addition", "subtraction")
-    assert [row[:2] for row in table.rows] == [("sum", "addition"), ("other", "not said")]
+    assert [row[:2] for row in table.rows] == [("sum", "addition"), ("other", "unknown")]
     assert [ends(value)[0] for value in table.rows[0][2:]] == [pytest.approx(0.8), pytest.approx(0.1)]
     assert [ends(value)[0] for value in table.rows[1][2:]] == [0.0, 0.0]
 

@@ -96,9 +96,9 @@ def test_of_several_seeds_the_mean_score_counts() -> None:
 
 def test_a_ranking_of_nothing_or_of_different_examples_is_refused() -> None:
     for nothing in ([], [{}]):
-        with pytest.raises(UserError, match="history of at least one example; there is none"):
+        with pytest.raises(UserError, match="the history is empty; a ranking needs at least one example"):
             rank(nothing, by="historical_variance")
-    with pytest.raises(UserError, match="not of the same examples"):
+    with pytest.raises(UserError, match="of different examples"):
         rank([{"s:0": [1.0]}, {"s:1": [1.0]}], by="historical_variance")
 
 
@@ -188,7 +188,7 @@ def test_another_seed_draws_others_from_between() -> None:
 
 def test_more_than_there_are_is_refused() -> None:
     assert len(choose(ranking(3), top=1, bottom=1, random_=1, seed=0)) == 3
-    with pytest.raises(UserError, match="4 examples asked for, but the ranking has 3"):
+    with pytest.raises(UserError, match="4 examples wanted, but the ranking has 3"):
         choose(ranking(3), top=2, bottom=1, random_=1, seed=0)
 
 
@@ -226,16 +226,16 @@ def test_rows_of_a_file_are_rows_of_its_set_in_order(tmp_path: Path) -> None:
     [
         ("{", r"history.json:1: not JSON"),
         ('{"1": [0.5]\n"2": [0.5]}', r"history.json:2: not JSON"),
-        ("[]", r"no history; it must be an object, as \{\"124\""),
-        ("{}", r"no history; it must be an object"),
-        ('{"124": 0.5}', r"124: must be a list of accuracies from 0 to 1, one a visit"),
+        ("[]", r"not a history; write an object such as \{\"124\""),
+        ("{}", r"not a history; write an object"),
+        ('{"124": 0.5}', r"124: must be a list of accuracies from 0 to 1, one for each visit"),
         ('{"124": []}', r"124: must be a list of accuracies"),
         ('{"124": [0.5, "1"]}', r"124: must be a list of accuracies"),
         ('{"124": [true]}', r"124: must be a list of accuracies"),
         ('{"124": [0.5, 1.5]}', r"124: must be a list of accuracies from 0 to 1"),
         ('{"124": [-0.1]}', r"124: must be a list of accuracies from 0 to 1"),
         ('{"124": [NaN]}', r"124: must be a list of accuracies"),
-        ('{"pi_1": [0.5]}', r"'pi_1' is neither a row nor set:row"),
+        ('{"pi_1": [0.5]}', r"'pi_1' is not a row; write a row number or set:row"),
     ],
 )
 def test_what_is_no_history_gets_one_clear_error(tmp_path: Path, text: str, message: str) -> None:

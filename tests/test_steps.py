@@ -156,7 +156,7 @@ def test_of_a_metric_of_training_saturation_is_the_step_itself() -> None:
 
 def test_without_an_evaluation_from_saturation_on_there_is_no_step() -> None:
     one = run([0.1, 0.1, 1.0], measured={"arithmetic": {0: 0.0, 2: 0.1}})
-    with pytest.raises(NoStepError, match="no evaluation on arithmetic at step 3, where it saturates, or after it"):
+    with pytest.raises(NoStepError, match="no evaluation on arithmetic at or after step 3, where it saturates"):
         step(one, "saturation")
 
 
@@ -201,7 +201,7 @@ def test_of_a_metric_of_training_any_step_of_val_may_be_the_best() -> None:
 
 def test_what_judges_does_not_choose_unless_the_sweep_says_so() -> None:
     scores = {"arithmetic": {0: 0.1, 4: 0.9, 12: 0.3}}
-    with pytest.raises(NoStepError, match=r"no suite that is for choosing \(val, arithmetic-val\) names the best step"):
+    with pytest.raises(NoStepError, match=r"no suite for choosing \(val, arithmetic-val\), so there is no best step"):
         best(scores)
     assert best(scores, may_select=True) == 4
     # with a suite for choosing at hand it chooses all the same
@@ -214,7 +214,7 @@ def test_a_suite_for_choosing_that_is_judged_itself_is_chosen_by_another() -> No
 
 
 def test_without_a_step_that_both_have_there_is_no_best() -> None:
-    with pytest.raises(NoStepError, match="no step is evaluated on val and on arithmetic"):
+    with pytest.raises(NoStepError, match="no step has evaluations on val and arithmetic"):
         best({"arithmetic": {0: 0.5, 12: 0.5}, "val": {6: 0.5}})
 
 
@@ -260,7 +260,7 @@ def test_each_seed_saturates_on_its_own(tmp_path: Path) -> None:
     assert before.effect == pytest.approx(8 / 12)
     assert after.effect == pytest.approx(4 / 12)
     # seed 2 goes on for one step of 8, of which a quarter are 2
-    note = "still rising near the end, so not seen to saturate: only seed 2"
+    note = "reward still rising near the end, so saturation is not certain: only seed 2"
     labels = {run.seed: run.label for run in gather(sweep_run(sweep, planned, store)).runs}
     assert note.replace("only seed 2", labels[2]) in before.notes
     # val is asked the same way here: best at 8

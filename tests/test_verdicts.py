@@ -447,7 +447,7 @@ def test_other_problems_on_each_side_are_compared_by_means() -> None:
     }
     other = judged(replace(found, record=replace(found.record, tables=record)))  # type: ignore[type-var]
     assert (other.effect, other.num_problems) == (1.0, None)
-    assert "not the same problems on both sides or at all seeds: compared by means, over seeds alone" in other.notes
+    assert "the problems differ between the sides or the seeds, so means over seeds are compared" in other.notes
 
 
 # what is not there
@@ -479,7 +479,7 @@ def test_a_seed_without_all_of_its_runs_is_left_out_and_told(change: dict[str, A
 def test_without_a_seed_that_has_all_of_its_runs_nothing_can_be_judged() -> None:
     found = judged(told(last([EVEN] * 3), AGAINST_FORMAT, of_run=lambda cell, seed: {"state": "failed"}))
     assert (found.effect, found.low, found.p_value, found.num_seeds, found.num_problems) == (None, None, None, 0, None)
-    assert (found.verdict, found.test) == ("inconclusive", "none: no seed has all of its runs")
+    assert (found.verdict, found.test) == ("inconclusive", "none: no seed has all its runs")
     assert len(found.notes) == 3
 
 
@@ -579,7 +579,7 @@ def test_holm_takes_back_what_is_weak_beside_others() -> None:
     assert found[0].p_value == pytest.approx(p_value)
     assert found[0].p_holm == pytest.approx(5 * p_value)
     assert found[0].verdict == "inconclusive"
-    assert found[0].notes[0] == "supported if it were the only claim; not after Holm's correction over 5 verdicts"
+    assert found[0].notes[0] == "supported as the only claim, but not after Holm's correction over 5 verdicts"
     assert found[0].low is not None
     assert found[0].low > 0
 
@@ -625,7 +625,7 @@ def test_what_must_hold_everywhere_is_decided_by_the_weakest() -> None:
     found = judged(told(by_model(strong, weak), FOR_ALL, cells=MODELS))
     assert (found.verdict, found.effect, found.cells) == ("supported", pytest.approx(5 / 6), {})
     assert found.p_value == pytest.approx(stats.ttest_1samp([1, 5 / 6, 4 / 6], 0).pvalue)
-    assert found.notes[0] == "the weakest of 2, whose numbers these are: model large"
+    assert found.notes[0] == "the numbers are those of the weakest of 2 cells: model large"
 
 
 def test_what_holds_on_one_of_two_is_inconclusive() -> None:
@@ -722,13 +722,13 @@ def test_claims_that_were_not_frozen_or_were_changed_say_so() -> None:
     found = told(last([[1] * 6] * 3), AGAINST_FORMAT)
     changed = replace(found, frozen=replace(found.frozen, is_intact=False))
     assert judged(changed).notes == (
-        "the frozen claims do not have the digest that they say: they were changed by hand",
+        "the frozen claims do not match their digest: somebody edited them",
     )
 
 
 def test_a_sweep_that_may_select_on_test_says_so_with_every_verdict() -> None:
     found = judged(told(last([[1] * 6] * 3), AGAINST_FORMAT, selects_on_test=True))
-    assert found.notes == ("allow_selection_on_test: what chose may also judge here",)
+    assert found.notes == ("allow_selection_on_test: metrics and seeds that chose may also judge",)
 
 
 # as data
@@ -784,8 +784,8 @@ def test_seeds_and_steps_that_were_added_after_the_freeze_are_named() -> None:
     found = told(last([[1] * 6] * 4), asked, seeds=range(4))
     frozen = replace(found.frozen, seeds=(0, 1, 2), num_steps={"arm=outcome": 4, "arm=format": 8})
     (one,) = verdicts(replace(found, frozen=frozen))
-    assert "seeds that were added after the claims were frozen: 3" in one.notes
-    assert "steps were added after the claims were frozen: 8 in place of 4" in one.notes
+    assert "seeds added after the claims were frozen: 3" in one.notes
+    assert "steps added after the claims were frozen: 8 instead of 4" in one.notes
 
 
 @pytest.mark.parametrize("written", ["addition", "Addition", "ADDITION"])

@@ -114,7 +114,7 @@ class FromRankConfig(Config):
     @model_validator(mode="after")
     def _names_some(self) -> "FromRankConfig":
         if not self.top + self.bottom + self.random:
-            raise ValueError("from_rank: selects no example; set top, bottom or random")
+            raise ValueError("selects no example; set top, bottom or random")
         return self
 
 

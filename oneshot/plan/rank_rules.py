@@ -101,7 +101,7 @@ def choose(ranked: Sequence[Ranked], *, top: int, bottom: int, random_: int, see
     """
     num_wanted = top + bottom + random_
     if num_wanted > len(ranked):
-        raise UserError(f"from_rank: {num_wanted} examples wanted, but the ranking has {len(ranked)}; lower the counts")
+        raise UserError(f"{num_wanted} examples wanted, but the ranking has {len(ranked)}; lower the counts")
     chosen = {f"{place + 1}": ranked[place] for place in range(top)}
     chosen |= {f"last{place + 1}": ranked[-1 - place] for place in range(bottom)}
     between = ranked[top : len(ranked) - bottom]

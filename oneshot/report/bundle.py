@@ -290,7 +290,7 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 def _finding(error: ValidationError) -> str:
     finding = error.errors()[0]
-    return f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}"
+    return ": ".join(filter(None, (".".join(map(str, finding["loc"])), finding["msg"])))
 
 
 def read_bundle(path: Path) -> Gathered:
