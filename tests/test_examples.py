@@ -464,7 +464,9 @@ def with_val(examples: str) -> str:
 @pytest.mark.parametrize("examples", ["[dsr_sub]", "[dsr_sub:18]", "[{set: val}]", '[{row: dsr_sub:18, answer: "0"}]'])
 def test_a_sweep_that_trains_on_what_it_chooses_by_is_refused(no_data: Path, examples: str) -> None:
     assert 18 in sets.val_rows()
-    with pytest.raises(UserError, match=r"s.yaml:13: .*example=sum .* suite `val` holds out .*train on the other 1,009 rows"):
+    with pytest.raises(
+        UserError, match=r"s.yaml:13: .*example=sum .* suite `val` holds out .*train on the other 1,009 rows"
+    ):
         make_plan(read(with_val(examples), name="s.yaml"))
 
 

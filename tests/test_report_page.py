@@ -77,7 +77,13 @@ def opened(browser: Browser, page: Path) -> Iterator[Browser]:
 
 def test_the_page_shows_verdict_numbers_and_figures_and_asks_the_network_for_nothing(opened: Browser) -> None:
     text = opened.text
-    for said in ("one-shot beats base", "supported", "contradicted", "Claims frozen 20", "15 of 16 trials finished, 1 failed"):
+    for said in (
+        "one-shot beats base",
+        "supported",
+        "contradicted",
+        "Claims frozen 20",
+        "15 of 16 trials finished, 1 failed",
+    ):
         assert said in text
     assert "the loss is not finite" in text, "a trial that failed is listed with its reason"
     assert "left out: seed 2: tiny-llama/format seed 2 is failed" in text

@@ -721,9 +721,7 @@ def test_claims_that_were_not_frozen_or_were_changed_say_so() -> None:
     assert judged(found).notes == ("the claims were not frozen when the sweep began",)
     found = told(last([[1] * 6] * 3), AGAINST_FORMAT)
     changed = replace(found, frozen=replace(found.frozen, is_intact=False))
-    assert judged(changed).notes == (
-        "the frozen claims do not match their digest: somebody edited them",
-    )
+    assert judged(changed).notes == ("the frozen claims do not match their digest: somebody edited them",)
 
 
 def test_a_sweep_that_may_select_on_test_says_so_with_every_verdict() -> None:

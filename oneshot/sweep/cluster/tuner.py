@@ -57,37 +57,40 @@ def run_on_ray(
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
             check_feasible(agenda.plan.trials, nodes.types())
-
-        def resources(config: dict[str, Any]) -> Any:
-            needed = ResourceConfig.model_validate(config["resources"])
-            return tune.PlacementGroupFactory([reservation(needed, nodes.types())])
-
         driver = _Driver(agenda, store, tracking, nodes)
-        # without this, Tune asks a searcher without a limit for one trial at a time; ours follows the cluster's size
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
-        tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent),
-                scheduler=AgendaScheduler(agenda),
-                num_samples=-1,
-                reuse_actors=True,  # for trials of equal resources
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=agenda.plan.name,
-                storage_path=scratch,
-                callbacks=[driver],
-                stop=AgendaStopper(agenda),
-                failure_config=tune.FailureConfig(max_failures=0),
-                # the store has the checkpoints; Tune's own would need a scratch folder that all nodes share
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+        searcher = AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent)
+        _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
         driver.close()
     return bool(agenda.halted) or not agenda.is_idle()
+
+
+def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: Nodes, *, scratch: str) -> tune.Tuner:
+    def resources(config: dict[str, Any]) -> Any:
+        needed = ResourceConfig.model_validate(config["resources"])
+        return tune.PlacementGroupFactory([reservation(needed, nodes.types())])
+
+    # without this, Tune asks a searcher without a limit for one trial at a time; ours follows the cluster's size
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
+    return tune.Tuner(
+        tune.with_resources(TrialTrainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=AgendaScheduler(agenda),
+            num_samples=-1,
+            reuse_actors=True,  # for trials of equal resources
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=agenda.plan.name,
+            storage_path=scratch,
+            callbacks=[driver],
+            stop=AgendaStopper(agenda),
+            failure_config=tune.FailureConfig(max_failures=0),
+            # the store has the checkpoints; Tune's own would need a scratch folder that all nodes share
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
 
 
 class _Driver(tune.Callback):
