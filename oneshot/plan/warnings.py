@@ -86,8 +86,8 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     if short := [cell for cell in several if cell.resources.cpus < cell.resources.processes]:
         need = short[0].resources
         warnings.append(
-            f"resources.cpus: {need.processes} processes share {need.cpus:g} cores; set cpus to {need.processes} or more "
-            f"({short[0].label})"
+            f"resources.cpus: {need.processes} processes share {need.cpus:g} cores; set cpus to {need.processes} or "
+            f"more ({short[0].label})"
         )
     unknown = {name for cell in cells for name in cell.resources.accelerator or () if name not in GPU_GIB}
     if unknown and any(cell.resources.gpus and cell.resources.gpu_gib is None for cell in cells):
