@@ -53,7 +53,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(names)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:

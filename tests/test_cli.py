@@ -140,7 +140,7 @@ def test_a_history_is_ranked(tmp_path: Path) -> None:
 def test_a_path_is_not_fetched(tmp_path: Path) -> None:
     done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
+    assert done.stderr == "oneshot: here.jsonl: a path on this machine; choose one of nothing to fetch\n"
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:

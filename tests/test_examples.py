@@ -348,9 +348,9 @@ def test_a_whole_set_is_no_row(no_data: Path) -> None:
     [
         ([{"row": "dsr_sub:124", "answer": 4}], 'an answer is text, not 4; write answer: "4"'),
         ([{"problem": "p", "answer": 12.5}], 'an answer is text, not 12.5; write answer: "12.5"'),
-        ([{"row": "x", "answer": "4", "label": "4"}], "unknown key 'label'; there is row, answer"),
-        ([{"set": "dsr_sub", "count": 3}], "unknown key 'count'; there is set, random, wrong, seed"),
-        ([{"problem": "p", "answer": "1", "id": "a"}], "unknown key 'id'; there is problem, answer"),
+        ([{"row": "x", "answer": "4", "label": "4"}], "unknown key 'label'; choose one of row, answer"),
+        ([{"set": "dsr_sub", "count": 3}], "unknown key 'count'; choose one of set, random, wrong, seed"),
+        ([{"problem": "p", "answer": "1", "id": "a"}], "unknown key 'id'; choose one of problem, answer"),
         ([{"set": "dsr_sub", "wrong": 60}], "wrong: input should be less than or equal to 1"),
         ([{"set": "dsr_sub", "random": 0}], "random: input should be greater than or equal to 1"),
         ([{"row": "dsr_sub:124"}], "answer: field required"),
@@ -496,7 +496,7 @@ def test_a_row_stands_beside_itself_with_another_label(no_data: Path) -> None:
 
 
 def test_a_misspelt_key_is_told_before_the_key_that_it_leaves_out() -> None:
-    with pytest.raises(ValidationError, match="unknown key 'anwser'; there is row, answer"):
+    with pytest.raises(ValidationError, match="unknown key 'anwser'; choose one of row, answer"):
         TrialConfig.model_validate(
             {"model": {"path": "tiny:qwen2"}, "examples": [{"row": "dsr_sub:124", "anwser": "4"}]}
         )

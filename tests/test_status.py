@@ -362,8 +362,8 @@ def test_without_driver_only_cells_can_be_stopped(store: Store, tmp_path: Path) 
         ("kind", "--cell kind: expected axis=name"),
         ("kinds=good", "--cell kinds=good: expected axis=name; did you mean 'kind'?"),
         ("kind=god", "--cell kind=god: unknown cell; did you mean 'good'?"),
-        ("seed=7", "--cell seed=7: unknown seed; there is 0, 1"),
-        ("phase=search", "--cell phase=search: unknown phase; there is grid"),
+        ("seed=7", "--cell seed=7: unknown seed; choose one of 0, 1"),
+        ("phase=search", "--cell phase=search: unknown phase; choose one of grid"),
     ],
 )
 def test_a_cell_that_is_not_there_is_refused(store: Store, tmp_path: Path, verb: str, cell: str, message: str) -> None:
