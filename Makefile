@@ -54,7 +54,8 @@ test: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
 test-all: .venv/ready-dev
-	$(BIN)/pytest -q -m "slow or cluster"
+	$(BIN)/pytest -q $(PARALLEL) -m "slow and not cluster"
+	$(BIN)/pytest -q --durations 20 -m cluster
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -154,6 +154,7 @@ DEATHS = {
 }
 
 
+@pytest.mark.slow  # test_agenda.py has each class without Ray
 def test_what_dies_is_tried_again_by_its_class_and_no_more(lab: Lab, scratch: str) -> None:
     scripts = {name: f"faults: [{what}]" for name, (what, *_) in DEATHS.items()}
     # m1 is the step's number, above 3 for the second time at 5; so far from its best value the bowl overflows

@@ -14,7 +14,7 @@ from test_run import Place, make_place
 
 from oneshot.store.store import Store
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PROJECT = Path(__file__).parent.parent
 SHIPPED = (PROJECT / "sweeps" / "two-processes.yaml").read_text()
@@ -44,7 +44,6 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 180) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
 def test_a_trial_whose_child_or_worker_is_killed_is_tried_again_and_leaves_no_orphan(tmp_path: Path) -> None:
     text = SHIPPED.replace("train.num_steps: 16", "train.num_steps: 30\n  checkpoint.every_steps: 4")
     made = make_place(tmp_path / "kill", text.replace("seeds:", "grid: [{model: tiny-llama, weights: whole}]\nseeds:"))
