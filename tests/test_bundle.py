@@ -351,7 +351,7 @@ def test_a_bundle_that_was_cut_or_damaged_is_no_bundle(made: Path, tmp_path: Pat
         info = archive.getinfo("runs.json")
     at = info.header_offset + 200
     path.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 50]) + whole[at + 50 :])
-    with pytest.raises(UserError, match="broken bundle"):
+    with pytest.raises(UserError, match="the bundle is damaged"):
         read_bundle(path)
 
 

@@ -346,20 +346,20 @@ def test_a_whole_set_is_no_row(no_data: Path) -> None:
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
-        ([{"row": "dsr_sub:124", "answer": 4}], 'an answer is text, not 4; write answer: "4"'),
-        ([{"problem": "p", "answer": 12.5}], 'an answer is text, not 12.5; write answer: "12.5"'),
+        ([{"row": "dsr_sub:124", "answer": 4}], 'an answer must be text, not 4; write answer: "4"'),
+        ([{"problem": "p", "answer": 12.5}], 'an answer must be text, not 12.5; write answer: "12.5"'),
         ([{"row": "x", "answer": "4", "label": "4"}], "unknown key 'label'; choose one of row, answer"),
         ([{"set": "dsr_sub", "count": 3}], "unknown key 'count'; choose one of set, random, wrong, seed"),
         ([{"problem": "p", "answer": "1", "id": "a"}], "unknown key 'id'; choose one of problem, answer"),
         ([{"set": "dsr_sub", "wrong": 60}], "wrong: input should be less than or equal to 1"),
         ([{"set": "dsr_sub", "random": 0}], "random: input should be greater than or equal to 1"),
         ([{"row": "dsr_sub:124"}], "answer: field required"),
-        ([{"example": "dsr_sub:124"}], 'is no example; write "set:row", "set", {row: set:row, answer: ...}'),
-        ([124], '124 is no example; write "set:row"'),
-        ("dsr_sub:124", "a list of examples, as [dsr_sub:124], not 'dsr_sub:124'"),
-        (["dsr_sub:124", "dsr_sub:124"], "an example stands twice"),
-        ([{"set": "val"}, {"set": "val"}], "an example stands twice"),
-        ([], "examples: none; name at least one to train on"),
+        ([{"example": "dsr_sub:124"}], 'is not an example; write "set:row", "set", {row: set:row, answer: ...}'),
+        ([124], '124 is not an example; write "set:row"'),
+        ("dsr_sub:124", "examples must be a list, such as [dsr_sub:124], not 'dsr_sub:124'"),
+        (["dsr_sub:124", "dsr_sub:124"], "an example appears twice"),
+        ([{"set": "val"}, {"set": "val"}], "an example appears twice"),
+        ([], "examples: there are none; name at least one to train on"),
     ],
 )
 def test_what_is_no_example_gets_one_clear_error(tiny_config: MakeConfig, examples: Any, message: str) -> None:
@@ -403,7 +403,7 @@ def test_a_shot_of_a_known_row_is_identified_without_data(no_data: Path, tiny_co
 
 @pytest.mark.parametrize("given_", [{}, {"problem": "p", "row": "arithmetic:1+1"}])
 def test_a_shot_is_either_a_row_or_a_text(given_: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="either `problem`"):
+    with pytest.raises(ValidationError, match="exactly one of `problem`"):
         ShotConfig.model_validate({"completion": "c", **given_})
 
 
@@ -480,7 +480,9 @@ def test_a_plan_says_which_keys_are_provisional(no_data: Path) -> None:
     text = BASE.replace('examples: ["arithmetic:47+38"]', "examples: [math7500:3]")
     made = make_plan(read(text, name="s.yaml"))
     assert {trial.cell["example"]: trial.provisional for trial in made.trials} == {"sum": ("math7500",), "product": ()}
-    assert any("keys are provisional: of math7500 only the name is known; `oneshot fetch" in w for w in made.warnings)
+    assert any(
+        "the keys will change, because math7500 is not fetched yet; run `oneshot fetch" in w for w in made.warnings
+    )
 
 
 def test_an_example_that_two_forms_name_is_refused(no_data: Path) -> None:

@@ -231,7 +231,7 @@ def test_the_plan_of_a_7b_model_shows_what_fits() -> None:
     rows = {line.split("  ")[1]: line for line in text.splitlines() if line.startswith("  ")}
     assert rows["1 GPU"].rstrip().endswith("does not fit")
     assert rows["2 GPUs, fsdp"].rstrip().endswith("does not fit")
-    assert rows["4 GPUs, fsdp"].rstrip().endswith("asked for")
+    assert rows["4 GPUs, fsdp"].rstrip().endswith("this sweep")
     assert "does not fit" not in rows["1 GPU, lora r 32"]
 
 
