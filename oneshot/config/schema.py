@@ -30,6 +30,7 @@ from oneshot.config.sweep import (
 )
 from oneshot.config.trial import TrialConfig
 
+HIDDEN = "script"  # a tool for testing a cluster without a model: docs/operations.md
 INTRODUCTION = (Path(__file__).parent / "introduction.md").read_text()
 
 
@@ -37,7 +38,9 @@ def sweep_schema() -> dict[str, Any]:
     """Return the schema of a sweep file. `trial` and every `set` take a trial's settings, all of them optional."""
     schema = SweepConfig.model_json_schema()
     trial = TrialConfig.model_json_schema(ref_template="#/$defs/{model}")
+    del trial["properties"][HIDDEN]
     definitions: dict[str, Any] = {**trial.pop("$defs"), "TrialConfig": trial}
+    definitions = {name: model for name, model in definitions.items() if not name.startswith("Script")}
     for name, definition in definitions.items():
         # a file may leave out what another part of it sets
         definitions[name] = {k: v for k, v in definition.items() if k != "required"}
@@ -121,6 +124,8 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
 
 def _trial_rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for path, default, text in _rows(model, prefix):
+        if path == HIDDEN:
+            continue
         kind: Any = model.model_fields[path.removeprefix(prefix)].annotation
         inner = next((k for k in (kind, *getattr(kind, "__args__", ())) if hasattr(k, "model_fields")), None)
         if inner is None:

@@ -14,6 +14,7 @@ from oneshot.store.records import Result, Row
 from oneshot.sweep.cluster.package import commit
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import identify
+from oneshot.tasks.measures import measure_of, suite_of
 from oneshot.trial.state import TrialState, trial_standing
 
 TAG_LENGTH = 7500  # longest tag; MLflow silently cuts tags at 8,000 characters
@@ -49,7 +50,7 @@ def is_curve(name: str) -> bool:
 def measures_table(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return the evaluation measures that are not curves, one line for each suite, step and measure."""
     data = [
-        [*name.split("/", 2)[1:], row.step, value]
+        [suite_of(name), measure_of(name), row.step, value]
         for row in rows
         for name, value in row.metrics.items()
         if not is_curve(name)
