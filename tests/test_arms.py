@@ -100,7 +100,7 @@ def test_a_suite_that_does_not_fit_the_model_is_refused(
 ) -> None:
     monkeypatch.setenv("ONESHOT_DATA", str(shared / "data"))
     config = tiny_config(train={"num_steps": 0}, eval={"suites": {"math500": {}}})
-    with pytest.raises(DataError, match="a prompt of 1734 tokens is longer than the model's 256 positions"):
+    with pytest.raises(DataError, match="a prompt of 1734 tokens leaves none of the model's 256 positions"):
         run(config, grader)
 
 

@@ -118,7 +118,7 @@ def test_a_file_without_completions_says_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "x"}')
     done = oneshot("grade", "c.jsonl", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "oneshot: c.jsonl: row 0: wanted are `completion` (text) and `answer`; it has text\n"
+    assert done.stderr == "oneshot: c.jsonl: row 0: it needs `completion` (text) and `answer`; it has text\n"
 
 
 def test_a_history_is_ranked(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_a_history_is_ranked(tmp_path: Path) -> None:
 def test_a_path_is_not_fetched(tmp_path: Path) -> None:
     done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "oneshot: here.jsonl: a path on this machine; choose one of nothing to fetch\n"
+    assert done.stderr == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
     done = oneshot("eval", "nowhere", "--suite", "arithmetic", cwd=tmp_path)
     assert done.returncode == 2
-    assert "nowhere: no sweep of this name in runs" in done.stderr
+    assert "nowhere: runs has no sweep of this name" in done.stderr

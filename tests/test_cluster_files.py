@@ -10,7 +10,7 @@ import pytest
 from clusterfiles import CLUSTER, FILES, complaints, documents, with_typo
 from conftest import PROJECT
 
-from oneshot.sweep.cluster.nodes import NODE_TYPES, node_types
+from oneshot.sweep.cluster.nodes import NODE_TYPES, read_node_types
 
 pytest_plugins = ["stores"]
 
@@ -157,7 +157,7 @@ def test_a_context_names_paths_that_its_clusters_nodes_have(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["aws", "gcp", "kuberay"])
 def test_a_context_says_what_its_clusters_autoscaler_may_add(name: str) -> None:
-    (told,) = node_types(CONTEXTS[name]["env"][NODE_TYPES])
+    (told,) = read_node_types(CONTEXTS[name]["env"][NODE_TYPES])
     if name == "kuberay":
         for file in ("raycluster.yaml", "rayjob.yaml"):
             (whole,) = documents(CLUSTER / "kuberay" / file)

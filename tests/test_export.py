@@ -616,7 +616,7 @@ def test_a_public_repository_gets_nothing_unless_told(made: Path, tmp_path: Path
     to = written(made, "whole", tmp_path / "out")
     hub.is_private = False
     said = push(made, to, hub, "--push", "me/sums")
-    assert said.code == 2 and "is there and public: say --public" in said.err
+    assert said.code == 2 and "it exists and is public; add --public" in said.err
     assert hub.files == {}
     assert push(made, to, hub, "--push", "me/sums", "--public").code == 0
     assert hub.files
@@ -625,7 +625,7 @@ def test_a_public_repository_gets_nothing_unless_told(made: Path, tmp_path: Path
 def test_without_a_token_nothing_is_begun(made: Path, tmp_path: Path, hub: Hub) -> None:
     said = push(made, tmp_path / "out", hub, "--push", "me/sums", token=None)
     assert (said.code, said.out) == (2, "")
-    assert "set HF_TOKEN in the environment" in said.err and len(said.err.splitlines()) == 1
+    assert "set HF_TOKEN, or run `hf auth login`" in said.err and len(said.err.splitlines()) == 1
     assert not (tmp_path / "out").exists() and hub.asked == []
 
 
@@ -633,5 +633,5 @@ def test_a_hub_that_is_down_is_one_line(made: Path, tmp_path: Path, hub: Hub) ->
     to = written(made, "whole", tmp_path / "out")
     hub.url = "http://127.0.0.1:9"
     said = push(made, to, hub, "--push", "me/sums")
-    assert said.code == 1 and "the same command tries again" in said.err.splitlines()[-1]
+    assert said.code == 1 and "run the same command to push again" in said.err.splitlines()[-1]
     assert "Traceback" not in said.err

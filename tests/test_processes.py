@@ -410,7 +410,7 @@ def test_a_dead_process_is_a_crash_which_is_tried_again() -> None:
 @pytest.mark.parametrize(
     ("resources", "told"),
     [
-        ({"gpus": 1.5}, "1.5 is neither a share of one GPU nor a whole number"),
+        ({"gpus": 1.5}, "1.5 is neither below 1 nor a whole number"),
         ({"gpus": 4, "num_processes": 2}, "each process has one GPU"),
         ({"gpus": 0.5, "num_processes": 2}, "each process has one GPU"),
     ],

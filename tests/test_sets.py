@@ -236,7 +236,7 @@ def test_a_part_is_fetched_with_the_whole(real_data: Path) -> None:
 
 def test_there_is_nothing_to_fetch_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_bytes(TWO_ROWS)
-    with pytest.raises(DataError, match="a path on this machine; choose one of nothing to fetch"):
+    with pytest.raises(DataError, match="a path on this machine; there is nothing to fetch"):
         fetch(str(tmp_path / "set.jsonl"))
 
 

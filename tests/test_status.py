@@ -292,11 +292,11 @@ def test_an_unknown_name_is_told_what_there_is(store: Store, tmp_path: Path) -> 
         assert (said.code, said.out) == (2, "")
         assert (
             said.err
-            == "oneshot: kind: no sweep of this name in runs, which has hunt, kinds; check the name or --storage\n"
+            == "oneshot: kind: runs has no sweep of this name; it has hunt, kinds; check the name or --storage\n"
         )
     said = oneshot("status", "kinds", "--storage", "elsewhere", cwd=tmp_path)
     assert (
-        said.err == "oneshot: kinds: no sweep of this name in elsewhere, which has none; check the name or --storage\n"
+        said.err == "oneshot: kinds: elsewhere has no sweep of this name; it has none; check the name or --storage\n"
     )
 
 
@@ -573,7 +573,7 @@ def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:
 
 
 def test_a_sweep_that_is_not_there_has_no_status(store: Store) -> None:
-    with pytest.raises(UserError, match="which has none"):
+    with pytest.raises(UserError, match="it has none"):
         sweep_status(store, "kinds")
 
 
