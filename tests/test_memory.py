@@ -398,7 +398,7 @@ def assert_close(found: Memory, weighed: Weighed) -> None:
     assert (found.update_gib > found.rollout_gib) == (weighed.update > weighed.rollout)
 
 
-FEW = ("llama", "checkpointing, bf16", "several micro-batches, bf16", "adapter, bf16", "keys and values above all")
+FEW = ("llama", "checkpointing, bf16")
 """Of the measured cases those that are always run; the others are slow for their number."""
 
 

@@ -102,7 +102,8 @@ def alone(grader: Grader) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, 
     return {name: compute(case, strategy="single", grader=grader)[:2] for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_gradient_is_that_of_one_process(
     alone: dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]], size: int, tmp_path: Path
 ) -> None:
@@ -264,8 +265,9 @@ def training(config: TrialConfig, **resources: Any) -> Training:
 ENDLESS = {"train": {"num_steps": 10_000}, "checkpoint": {"every_steps": 10_000}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("children_gone")
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_child_that_is_killed_ends_the_trial_at_once(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path, rank: int
 ) -> None:

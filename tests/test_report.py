@@ -66,6 +66,7 @@ def test_as_json_it_is_a_list_of_verdicts_and_nothing_else(begun: Path) -> None:
     assert "report.html" in said.err
 
 
+@pytest.mark.slow
 def test_a_report_is_the_same_each_time_but_for_its_hour(begun: Path) -> None:
     oneshot("report", "small", "--no-publish", "--out", "one", cwd=begun)
     oneshot("report", "sweep.yaml", "--no-publish", "--out", "two", cwd=begun)

@@ -243,6 +243,7 @@ class Hook(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
+@pytest.mark.slow
 def test_the_end_of_a_sweep_is_posted_to_its_webhook(place: Ran) -> None:
     made, _ = place
     (made.folder / "hook.yaml").write_text(made.file.read_text() + "notify: {webhook_env: SMALL_HOOK}\n")
@@ -260,6 +261,7 @@ def test_the_end_of_a_sweep_is_posted_to_its_webhook(place: Ran) -> None:
     assert (message["sweep"], message["finished"], message["failed"]) == ("small", 6, 0)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fits_no_node_is_refused_with_its_need(place: Ran) -> None:
     made, _ = place
     text = made.file.read_text().replace("name: small", "name: big").replace("seeds: [0, 1]", "seeds: [9]")
@@ -273,7 +275,7 @@ def exact(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(("perf/", "system/"))}
 
 
-@pytest.mark.parametrize("model", ["qwen2", "llama"])
+@pytest.mark.parametrize("model", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_trial_without_ray_gives_the_same_floats(place: Ran, tmp_path: Path, model: str) -> None:
     made, _ = place
     chosen = next(t for t in made.plan().trials if t.cell == {"model": model, "arm": "outcome"} and t.seed == 1)
@@ -289,6 +291,7 @@ def test_a_trial_without_ray_gives_the_same_floats(place: Ran, tmp_path: Path, m
     assert not (alone.folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_another_sweep_reuses_finished_trainings_and_says_from_where(place: Ran) -> None:
     made, _ = place
     text = made.file.read_text().replace("name: small", "name: other").replace("{arm: format, model: llama}", "{}")

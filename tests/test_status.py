@@ -295,9 +295,7 @@ def test_an_unknown_name_is_told_what_there_is(store: Store, tmp_path: Path) -> 
             == "oneshot: kind: runs has no sweep of this name; it has hunt, kinds; check the name or --storage\n"
         )
     said = oneshot("status", "kinds", "--storage", "elsewhere", cwd=tmp_path)
-    assert (
-        said.err == "oneshot: kinds: elsewhere has no sweep of this name; it has none; check the name or --storage\n"
-    )
+    assert said.err == "oneshot: kinds: elsewhere has no sweep of this name; it has none; check the name or --storage\n"
 
 
 def test_status_alone_lists_the_sweeps_of_a_store(store: Store, grader: Grader, tmp_path: Path) -> None:

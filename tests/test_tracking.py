@@ -138,6 +138,7 @@ def test_a_longer_request_and_another_suite_reach_the_same_run_without_gap_or_do
     assert lab.run(longer).num_started == 0
 
 
+@pytest.mark.slow
 def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     sweep = lab.sweep()
     plan = make_plan(sweep)
