@@ -28,46 +28,36 @@ class Weights(Protocol):
     @property
     def compute(self) -> Mapping[str, Parameter]:
         """Return the weights that decode and evaluate, by name."""
-        ...
 
     @property
     def master(self) -> Mapping[str, Parameter]:
         """Return the weights that the optimiser changes, by name."""
-        ...
 
     @property
     def scored(self) -> Scored:
         """Return the module that the update runs through."""
-        ...
 
     @property
     def loss_scale(self) -> float:
         """Return the factor on each process' part of the loss with which `complete` gives the sum of all parts."""
-        ...
 
     def updating(self) -> AbstractContextManager[None]:
         """Wrap the optimiser steps: weights that only decode may be freed, and have the new values at the end."""
-        ...
 
     def collect(self) -> None:
         """Add the gradients of a micro-batch to the master's, and clear them."""
-        ...
 
     def complete(self, world: World) -> None:
         """Sum the master's gradients over processes; a missing gradient becomes zero."""
-        ...
 
     def publish(self) -> None:
         """Copy the master's values into the weights that compute, rounded, after an optimiser step."""
-        ...
 
     def whole(self, values: Tensor) -> Tensor:
         """Return a master or optimiser tensor in full; all processes must call it."""
-        ...
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
         """Return the part of whole values that this process holds, laid out like `of`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,11 +115,9 @@ class CompletionReader(Protocol):
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""
-        ...
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
         """Return the first completion of each problem; empty if none are on record."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,4 +51,3 @@ class Engine(Protocol):
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
         """Return the completions of each request, in the order of its keys."""
-        ...

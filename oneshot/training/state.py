@@ -52,7 +52,6 @@ class Reference(Protocol):
 
     def __call__(self, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
         """Return the log-probability of each completion token, `[M]`, without gradient."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)

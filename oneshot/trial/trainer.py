@@ -17,35 +17,27 @@ class Trainer(Protocol):
     @property
     def step(self) -> int:
         """Return the number of steps done."""
-        ...
 
     def can_continue(self, checkpoint: Path) -> bool:
         """Return whether training can resume from a checkpoint."""
-        ...
 
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the recorded accuracies at the start, by suite name."""
-        ...
 
     def load(self, checkpoint: Path) -> None:
         """Load a checkpoint."""
-        ...
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""
-        ...
 
     def train(self) -> Iterator[StepMetrics]:
         """Run the remaining steps."""
-        ...
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
-        ...
 
     def close(self) -> None:
         """End the trainer's processes, if it has any."""
-        ...
 
 
 def make_ready(training: Training) -> None:
