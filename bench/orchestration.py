@@ -103,7 +103,7 @@ def _timed(sweep: Any, plan: Any, store: Any, num_trials: int, listen: Any, ende
             reach=lambda: "",
         )
 
-    summary, _ = run(SweepRun(sweep=PinnedSweep.of(sweep), plan=plan, store=store), launch=launch, listen=listen)
+    summary, _ = run(SweepRun.of(PinnedSweep.of(sweep), plan, store), launch=launch, listen=listen)
     seconds = time.perf_counter() - start_s
     assert summary.finished == num_trials, summary
     assert not summary.tracking_error, summary
@@ -166,9 +166,7 @@ def load(folder: Path) -> dict[str, Any]:
         ended.append(time.perf_counter())
         return done
 
-    summary, _ = run(
-        SweepRun(sweep=PinnedSweep.of(sweep), plan=made, store=store), launch=launch, listen=lambda event: None
-    )
+    summary, _ = run(SweepRun.of(PinnedSweep.of(sweep), made, store), launch=launch, listen=lambda event: None)
     lag_s = time.perf_counter() - ended[0]
     assert summary.finished == 8, summary
     rows = [store.trial(trial.key).rows() for trial in made.trials if trial.key]

@@ -19,7 +19,7 @@ def begin_attempt(folder: Folder, metadata: dict[str, Any]) -> int:
 
 def sweep_run(sweep: SweepFile, plan: Plan, store: Store) -> SweepRun:
     """A sweep file, planned with nothing pinned unless it is pinned already."""
-    return SweepRun(sweep=PinnedSweep.of(sweep), plan=plan, store=store)
+    return SweepRun.of(PinnedSweep.of(sweep), plan, store)
 
 
 def located(uri: str, *, experiment: str, artifacts: str | None = None) -> MlflowLocation:

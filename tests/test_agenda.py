@@ -21,12 +21,13 @@ from oneshot.plan.loader import pin_all
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
 from oneshot.plan.trainings import Training, trainings
-from oneshot.store.lease import Holder, Leased, take
+from oneshot.store.lease import Holder, Leased, LeaseLost, known_dead, take
 from oneshot.store.records import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event
+from oneshot.sweep.run import drive
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 from oneshot.trial.requests import Request, read_stops, send_request
@@ -129,6 +130,18 @@ def sit_down(lab: Lab, text: str = "", *, slots: int = 1) -> Desk:
 def training_of(desk: Desk, label: str) -> Training:
     (found,) = (one for one in trainings(desk.plan.trials) if one.label == label)
     return found
+
+
+def test_a_driver_that_lost_its_sweep_writes_nothing_in_its_folder(lab: Lab) -> None:
+    desk = sit_down(lab, sweep_text(seeds="[0, 1]"))
+    run = pin_all(load(lab.folder / "s.yaml"), lab.store)
+    lease = drive(run.folder, "s", lambda event: None)
+    agenda = Agenda(run, listen=desk.events.append, replanned=lambda plan: None)
+    take(lab.store.sweep("s"), sweep="s", metadata={}, stale_holder=known_dead(lease.holder))
+    send_request(lab.store.sweep("s"), Request(verb="stop", cell={"seed": "0"}))
+    with pytest.raises(LeaseLost):
+        agenda.look()
+    assert read_stops(lab.store.sweep("s")).cells == ()
 
 
 # --- what is next ---

@@ -271,6 +271,7 @@ ODD = {
     "runs that are none": {"runs_json": "5"},
     "a run without seed": {"runs_json": lambda text: json.dumps([{k: v for k, v in one.items() if k != "seed"} for one in json.loads(text)])},
     "a run in another state": {"runs_json": changed(0, "state", to="won")},
+    "a run that is still running": {"runs_json": changed(0, "state", to="running")},
     "a list of measures": {"runs_json": changed(0, "measured", to=["arithmetic"])},
     "measures by no step": {"runs_json": changed(0, "measured", "arithmetic", to={"first": {"pass_at_1": 0.5}})},
     "a measure that is text": {"runs_json": changed(0, "measured", "arithmetic", "0", "pass_at_1", to="high")},

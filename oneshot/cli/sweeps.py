@@ -69,7 +69,7 @@ def plan(
     store = open_store(storage, sweep)
     measured = measured_steps(store) if sweep.config.asks_for_gpus else None
     pinned = pin_known(sweep, store)
-    sweep_run = SweepRun(sweep=pinned, plan=make_plan(pinned, measured=measured), store=store)
+    sweep_run = SweepRun.of(pinned, make_plan(pinned, measured=measured), store)
     _warn_of_plan(sweep_run.plan)
     edits = find_edits(sweep_run)
     scheduled = schedule(sweep_run.plan, gpus=gpus) if gpus is not None else None

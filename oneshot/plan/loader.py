@@ -44,7 +44,7 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     sweep = frozen_search(frozen_revisions(ranked, folder), folder)
     plan = make_plan(sweep)
     pinned = pin_revisions(sweep, plan, folder)
-    return SweepRun(sweep=pinned, plan=plan if pinned is sweep else make_plan(pinned), store=store)
+    return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
 
 
 def begun_text(store: Store, name: str) -> str:
@@ -72,7 +72,7 @@ def begun_sweep(store: Store, name: str) -> SweepRun:
         if recorded is None:
             raise
         plan = _recorded_plan(sweep, recorded, store)
-    return SweepRun(sweep=sweep, plan=plan, store=store)
+    return SweepRun.of(sweep, plan, store)
 
 
 def _recorded_plan(sweep: PinnedSweep, recorded: dict[str, Any], store: Store) -> Plan:

@@ -73,12 +73,8 @@ class Plan:
     @property
     def gpu_hours(self) -> float | None:
         """Return the sum over trainings, or None if it is unknown for a training on GPUs."""
-        total = 0.0
-        for trial in self.paid():
-            if trial.cost.gpu_hours is None:
-                return None
-            total += trial.cost.gpu_hours
-        return total
+        hours = [trial.cost.gpu_hours for trial in self.paid()]
+        return None if None in hours else sum(known for known in hours if known is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

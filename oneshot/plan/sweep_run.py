@@ -26,16 +26,17 @@ class SweepRun:
     sweep: PinnedSweep
     plan: Plan
     store: Store
+    folder: Folder  # the sweep's own; one object, so that the driver's lease fences every write
+
+    @classmethod
+    def of(cls, sweep: PinnedSweep, plan: Plan, store: Store) -> "SweepRun":
+        """Return the run of a sweep in its folder of the store."""
+        return cls(sweep=sweep, plan=plan, store=store, folder=store.sweep(plan.name))
 
     @property
     def name(self) -> str:
         """Return the sweep's name."""
         return self.plan.name
-
-    @property
-    def folder(self) -> Folder:
-        """Return the sweep's own folder in the store."""
-        return self.store.sweep(self.plan.name)
 
     def mlflow(self) -> MlflowLocation:
         """Return the location of the sweep's MLflow records, as `mlflow_location` does."""

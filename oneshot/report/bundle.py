@@ -32,6 +32,7 @@ from oneshot.report.cells import ended_cells
 from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
 from oneshot.report.verdicts import verdicts
+from oneshot.trial.state import TrialState
 
 SUFFIX = ".oneshot.zip"
 FORMAT = 1
@@ -343,6 +344,8 @@ def _checked(runs: tuple[Run, ...]) -> tuple[Run, ...]:
         shares = [numbers.get("pass_at_1", 0.0) for steps in run.measured.values() for numbers in steps.values()]
         if any(share < 0 or share > 1 for share in shares):
             raise _InvalidRunError(f"runs.json: {place}.measured: a share is not between 0 and 1")
+        if run.state in (TrialState.RUNNING, TrialState.PENDING):
+            raise _InvalidRunError(f"runs.json: {place}.state: {str(run.state)!r} is not a state of a reported run")
         names = [run.key or "", *(suite.digest for suite in run.suites)]
         if invalid := [name for name in names if not re.fullmatch(r"[A-Za-z0-9]*", name)]:
             raise _InvalidRunError(f"runs.json: {place}: {invalid[0]!r} is not a key of a trial or a digest of a suite")
