@@ -54,8 +54,8 @@ test: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
 test-all: .venv/ready-dev
-	$(BIN)/pytest -q $(PARALLEL) -m "slow and not cluster"
-	$(BIN)/pytest -q --durations 20 -m cluster
+	$(BIN)/pytest -q $(PARALLEL) -m "slow and not cluster and not ray"
+	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -58,7 +58,7 @@ def test_a_suite_that_is_not_there_is_refused_before_anything_runs(place: Place)
 def test_a_suite_that_the_sweep_has_by_another_rule_is_refused(place: Place) -> None:
     done = place.run("eval", "s.yaml", "--suite", "arithmetic", "--num-problems", "2")
     assert done.returncode == 2
-    assert "the sweep has a suite of that name with another rule; give this one a name, as `--suite" in done.stderr
+    assert "the sweep has a suite of that name with another rule; use another name, such as `--suite" in done.stderr
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_label_that_is_right_after_all_is_told_before_anything_runs(place: Pla
     (place.folder / "right.yaml").write_text(text)
     done = place.run("run", "right.yaml")
     assert done.returncode == 2
-    assert "arithmetic:47+38: the label '170/2' is not wrong: the strict grader finds it for" in done.stderr
+    assert "arithmetic:47+38: the label '170/2' is not wrong: the strict grader finds it equal to" in done.stderr
 
 
 def test_missing_data_are_told_before_anything_runs(place: Place, tmp_path: Path) -> None:

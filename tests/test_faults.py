@@ -552,7 +552,7 @@ def test_stop_now_kills_and_what_was_killed_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_a_stopped_cell_ends_alone_and_retry_brings_it_back(lab: Lab, drive: Start, ask: Callable[..., str]) -> None:
-    axes = "  speed:\n    slow: {set: {script: {step_s: 0.5}}}\n    fast: {set: {script: {step_s: 0.1}}}\n"
+    axes = "  speed:\n    slow: {set: {script: {step_s: 2}}}\n    fast: {set: {script: {step_s: 0.1}}}\n"
     lab.write(sweep_text(axes=axes, seeds="[0, 1]", rest="resources: {max_concurrent: 2}\n"))
     driver = drive()
     until(lambda: driver.stderr.count("started") >= 2, "it does not begin")
