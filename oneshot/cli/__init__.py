@@ -10,20 +10,20 @@ import sys
 import time
 from importlib import import_module
 
-from oneshot.cli.options import app
+from oneshot.cli.options import app, warn
 from oneshot.errors import OneshotError, UserError
-from oneshot.logs import JsonLines, json_line, printable, wants_json
+from oneshot.logs import JsonLines, json_line, wants_json
 
 for _verbs in ("sweeps", "report", "export", "cluster", "store", "data"):  # in the order of `--help`
     import_module(f"oneshot.cli.{_verbs}")
 
 
 def _say(text: str) -> None:
-    """Puts an error on stderr, as people or machines read it."""
+    """Print an error to stderr, as text or as a JSON line."""
     if wants_json():
         print(json_line("error", text, time_s=time.time()), file=sys.stderr)
     else:
-        print(f"oneshot: {printable(text)}", file=sys.stderr)
+        warn(text)
 
 
 def main() -> None:

@@ -53,6 +53,10 @@ class SweepFile:
     source: Source
     overrides: dict[str, Setting]  # settings from `--set`, which override everything in the file
 
+    def override_values(self) -> dict[str, Any]:
+        """Return the `--set` values by path, as the store records them."""
+        return {path: setting.value for path, setting in self.overrides.items()}
+
 
 def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
     """Read a sweep file. `overrides` are texts `path=value`, as in `--set`.

@@ -59,7 +59,7 @@ def find_edits(run: SweepRun) -> Edits | None:
     if text is None:
         return None
     settings = folder.read_json("settings.json") or {}
-    if text == sweep.source.text and settings == _settings(sweep):
+    if text == sweep.source.text and settings == sweep.override_values():
         return None
     try:
         old = recorded_sweep(folder, text, name=f"{plan.name} as it began")
@@ -67,10 +67,6 @@ def find_edits(run: SweepRun) -> Edits | None:
     except OneshotError:  # written by a version with other settings; trial keys still tell trainings apart
         return None
     return _compare(old, before, sweep, plan)
-
-
-def _settings(sweep: PinnedSweep) -> dict[str, Any]:
-    return {path: setting.value for path, setting in sweep.overrides.items()}
 
 
 def _identity(trial: Trial) -> tuple[object, ...]:

@@ -22,14 +22,18 @@ UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, 
 
 def pin_recorded(file: SweepFile, folder: Folder) -> PinnedSweep:
     """Return the sweep with what its folder records: the pins of its first run."""
-    return frozen_search(frozen_revisions(frozen_rankings(file, folder), folder), folder)
+    return _with_recorded(frozen_rankings(file, folder), folder)
+
+
+def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
+    """Return a sweep whose rankings are pinned with its recorded revisions, points and winners."""
+    return frozen_search(frozen_revisions(ranked, folder), folder)
 
 
 def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
     """Return the sweep with its recorded pins, and every ranking that can be made now. Writes nothing."""
-    folder = store.sweep(file.config.name)
     ranked, _ = known_rankings(file, store)
-    return frozen_search(frozen_revisions(ranked, folder), folder)
+    return _with_recorded(ranked, store.sweep(file.config.name))
 
 
 def pin_all(file: SweepFile, store: Store) -> SweepRun:
@@ -40,8 +44,7 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     Raises UserError: a ranking's history is missing, or the hub cannot be reached.
     """
     folder = store.sweep(file.config.name)
-    ranked = pin_rankings(file, store)
-    sweep = frozen_search(frozen_revisions(ranked, folder), folder)
+    sweep = _with_recorded(pin_rankings(file, store), folder)
     plan = make_plan(sweep)
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)

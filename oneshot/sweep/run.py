@@ -5,6 +5,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
 from oneshot.trial.requests import read_stops
-from oneshot.trial.state import trial_state
+from oneshot.trial.state import TrialState, trial_state
 
 Launch = Callable[[Agenda, TrackingThread], bool]  # runs an agenda on a cluster; returns whether it was interrupted
 
@@ -116,19 +117,20 @@ def _record_start(sweep_run: SweepRun) -> None:
     """Record the file, the `--set` values, the plan and the claims before any trial begins."""
     sweep, plan, folder = sweep_run.sweep, sweep_run.plan, sweep_run.folder
     folder.write("sweep.yaml", sweep.source.text)
-    folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
+    folder.write_json("settings.json", sweep.override_values())
     folder.write_json("plan.json", plan.to_json())
     num_steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
     freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=num_steps)
 
 
 def _summary(sweep_run: SweepRun, agenda: Agenda | None, *, interrupted: bool) -> Summary:
-    counts = {"finished": 0, "failed": 0, "stopped": 0, "missing": 0}
-    stops = read_stops(sweep_run.folder)
-    for trial in sweep_run.plan.trials:
-        counts[trial_state(trial, sweep_run.store, stops, faults=sweep_run.sweep.config.faults)] += 1
+    stops, faults = read_stops(sweep_run.folder), sweep_run.sweep.config.faults
+    counts = Counter(trial_state(trial, sweep_run.store, stops, faults=faults) for trial in sweep_run.plan.trials)
     return Summary(
-        **counts,
+        finished=counts[TrialState.FINISHED],
+        failed=counts[TrialState.FAILED],
+        stopped=counts[TrialState.STOPPED],
+        missing=counts[TrialState.MISSING],
         interrupted=interrupted,
         halted=agenda.halted if agenda is not None else "",
         num_started=agenda.num_started if agenda is not None else 0,

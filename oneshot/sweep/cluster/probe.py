@@ -91,6 +91,7 @@ def _version(name: str) -> str:
 
 def _read_back(question: Question) -> str:
     """Read the driver's token and write one back; return what is wrong."""
+    from oneshot.errors import first_line
     from oneshot.store.store import Store
 
     try:
@@ -99,7 +100,7 @@ def _read_back(question: Question) -> str:
             return "this node cannot see what the driver wrote: it is another folder"
         folder.write(question.node, question.token)
     except Exception as error:  # any error of the storage is the answer
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return first_line(error)
     return ""
 
 
