@@ -1,12 +1,16 @@
 """Nodes and what fits them: how many trials are ready, and which are refused."""
 
+import gc
+import weakref
+
 import pytest
+import ray
 
 from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.sweep.cluster.nodes import NodeType, capacity, check_feasible, read_node_types, reservation
+from oneshot.sweep.cluster.nodes import NodeType, capacity, check_feasible, leave, read_node_types, reservation
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 
@@ -64,3 +68,16 @@ def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:
     needed = ResourceConfig(gpus=1, accelerator=["A100-80G", "H100"])
     assert reservation(needed, [NodeType(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
     assert reservation(needed, [])["accelerator_type:A100-80G"] == 0.001
+
+
+def test_nothing_is_freed_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    garbage = weakref.ref(Cycle())
+    seen = []
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append((garbage() is None, gc.isenabled())))
+    leave()
+    assert seen == [(True, False)]
+    assert gc.isenabled()

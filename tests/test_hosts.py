@@ -273,7 +273,8 @@ def test_a_sweep_spreads_over_the_hosts_and_all_of_it_is_in_mlflow(site: Site, s
 def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None:
     name = how.replace(" ", "-")
     every = "  checkpoint.every_steps: 1\n  train.num_steps: 10\n"
-    driver = site.submit(site.text(name, script="step_s: 2.0", seeds=seeds(8), trial=every), name)
+    # enough trials that some are left when the host is back
+    driver = site.submit(site.text(name, script="step_s: 1.0", seeds=seeds(14), trial=every), name)
     first, second = site.workers
     until(lambda: len(at(site, name, first)) == 2 and at(site, name, second), lambda: driver.said)
     if how == "without power":
@@ -316,7 +317,7 @@ trial:
   rollout: {num_groups: 4, group_size: 4, temperature: 1.0, max_tokens: 56}
   loss: {kl_coef: 0.001, entropy_coef: 0.001}
   optim: {lr: 1e-4, weight_decay: 0.0}
-  train.num_steps: 32
+  train.num_steps: 16
   checkpoint.every_steps: 4
   eval.suites: {arithmetic: {num_problems: 4, temperature: 1.0}}
 seeds: [0, 1]
@@ -352,7 +353,7 @@ def test_a_model_that_was_trained_on_two_hosts_is_that_of_one(site: Site) -> Non
     said = site.laptop.run(*ONESHOT, *alone)
     assert said.returncode == 0, said.stderr
     rows, expected = folder.rows(), Store(f"{site.lab.folder}/alone").trial(Path(folder.path).name).rows()
-    assert [row.step for row in rows] == [row.step for row in expected] == list(range(33))
+    assert [row.step for row in rows] == [row.step for row in expected] == list(range(17))
     assert [measured(row) for row in rows] == [measured(row) for row in expected]
 
 

@@ -1,5 +1,6 @@
 """A Ray cluster, joined or started here: its nodes, those an autoscaler may add, and what fits on them."""
 
+import gc
 import logging
 import os
 import signal
@@ -73,7 +74,21 @@ def joined(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        leave()
+
+
+def leave() -> None:
+    """Disconnect from Ray while no other thread can free one of its object references.
+
+    Between the end of Ray's C++ worker and that of its Python one, freeing a reference ends the process with code 1.
+    Tune leaves references in cycles, which the garbage collector would free in any thread that allocates.
+    """
+    gc.collect()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def _check_reachable(address: str | None) -> None:
