@@ -1,7 +1,8 @@
 """The shipped sweep files, aliases and suites -> docs/sweeps.md: `python docs/catalog.py sweeps`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from oneshot.config.file import load
@@ -27,11 +28,17 @@ left out of the grids that its critics ask for.
 """
 
 
-def catalog(folder: Path) -> str:
+def catalog(files: Iterable[Path]) -> str:
     """Return the whole document."""
-    sweeps = [(path.name, load(path)) for path in sorted(folder.glob("*.yaml"))]
-    rows = [_row(name, sweep, make_plan(sweep)) for name, sweep in sweeps]
+    rows = [_row(path.name, *planned(path)) for path in files]
     return "\n".join([INTRODUCTION, *_table(rows), "", *_suites(), "", *_aliases(), ""])
+
+
+@cache
+def planned(path: Path) -> tuple[PinnedSweep, Plan]:
+    """Return a sweep file's sweep and plan."""
+    sweep = load(path)
+    return sweep, make_plan(sweep)
 
 
 def _row(name: str, sweep: PinnedSweep, plan: Plan) -> list[str]:
@@ -92,4 +99,4 @@ def _aliases() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(catalog(Path(sys.argv[1])))
+    sys.stdout.write(catalog(sorted(Path(sys.argv[1]).glob("*.yaml"))))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 from test_sweepfile import BASE
+from verbs import oneshot
 
 COMPLETIONS = """\
 {"completion": "So \\\\boxed{12.8}", "answer": "12.8"}
@@ -16,10 +17,6 @@ COMPLETIONS = """\
 """
 
 HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "scipy.stats", "matplotlib")
-
-
-def oneshot(*arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "oneshot", *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -45,9 +42,9 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_plan_json_lists_every_trial() -> None:
-    done = oneshot("plan", "sweeps/quickstart.yaml", "--json")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
+    done = oneshot("plan", "sweeps/quickstart.yaml", "--json", cwd=PROJECT)
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
     assert (made["num_cells"], made["num_trials"]) == (6, 18)
     assert set(made["trials"][0]) == {"key", "cell", "seed", "num_steps", "strategy", "num_processes", "memory_gib"}
     assert {tuple(trial["cell"]) for trial in made["trials"]} == {("model", "example", "arm")}
@@ -67,49 +64,49 @@ def test_plan_json_lists_every_trial() -> None:
     ],
 )
 def test_the_users_mistake_is_one_line_and_exit_2(sweep: Path, arguments: list[str], message: str) -> None:
-    done = oneshot(*(argument.format(sweep=sweep) for argument in arguments))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("oneshot: ")
+    done = oneshot(*(argument.format(sweep=sweep) for argument in arguments), cwd=PROJECT)
+    assert done.code == 2
+    assert done.out == ""
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert done.err.startswith("oneshot: ")
 
 
 def test_warnings_go_to_stderr_and_do_not_fail(sweep: Path) -> None:
     sweep.write_text(BASE.replace("train.num_steps: 2", "train.num_steps: 2\n  loss.clip_low: 0.1"))
-    done = oneshot("plan", str(sweep), "--json")
-    assert done.returncode == 0
-    assert "warning: loss.clip_low has no effect" in done.stderr
-    assert json.loads(done.stdout)["warnings"]
+    done = oneshot("plan", str(sweep), "--json", cwd=PROJECT)
+    assert done.code == 0
+    assert "warning: loss.clip_low has no effect" in done.err
+    assert json.loads(done.out)["warnings"]
 
 
 def test_trial_runs_in_a_fresh_folder_and_prints_every_step(sweep: Path, tmp_path: Path) -> None:
     arguments = ["trial", str(sweep), "--cell", "example=sum,arm=outcome", "--seed", "5", "--json"]
     done = oneshot(*arguments, "--out", str(tmp_path / "out"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.code == 0, done.err
+    steps = [json.loads(line) for line in done.out.splitlines()]
     assert [step["step"] for step in steps] == [0, 1, 2]
     assert "reward/mean" in steps[1]["metrics"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.yaml"]
     again = oneshot(*arguments, "--out", str(tmp_path / "out"), cwd=tmp_path)
-    assert again.returncode == 2
-    assert "the folder is not empty; name a new one" in again.stderr
+    assert again.code == 2
+    assert "the folder is not empty; name a new one" in again.err
 
 
 def test_a_trial_that_fails_says_why_and_exits_1(sweep: Path, tmp_path: Path) -> None:
     done = oneshot(
         "trial", str(sweep), "--cell", "example=sum,arm=outcome", "--set", "rollout.max_tokens=300", cwd=tmp_path
     )
-    assert done.returncode == 1
-    assert "failed: DataError" in done.stderr
-    assert "log: " in done.stderr
+    assert done.code == 1
+    assert "failed: DataError" in done.err
+    assert "log: " in done.err
 
 
 def test_completions_made_elsewhere_are_graded_by_both_graders(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(COMPLETIONS)
     done = oneshot("grade", "c.jsonl", cwd=tmp_path)
-    assert done.stdout.splitlines() == ["strict  0.3333  (1 of 3)", "lenient 0.6667  (2 of 3)"]
-    lines = oneshot("grade", "c.jsonl", "--json", cwd=tmp_path).stdout.splitlines()
+    assert done.out.splitlines() == ["strict  0.3333  (1 of 3)", "lenient 0.6667  (2 of 3)"]
+    lines = oneshot("grade", "c.jsonl", "--json", cwd=tmp_path).out.splitlines()
     assert [json.loads(line)["strict"] for line in lines] == [True, False, False]
     assert [json.loads(line)["lenient"] for line in lines] == [True, True, False]
 
@@ -117,33 +114,33 @@ def test_completions_made_elsewhere_are_graded_by_both_graders(tmp_path: Path) -
 def test_a_file_without_completions_says_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "x"}')
     done = oneshot("grade", "c.jsonl", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "oneshot: c.jsonl: row 0: it needs `completion` (text) and `answer`; it has text\n"
+    assert done.code == 2
+    assert done.err == "oneshot: c.jsonl: row 0: it needs `completion` (text) and `answer`; it has text\n"
 
 
 def test_a_history_is_ranked(tmp_path: Path) -> None:
     # variances: 0.25, 0 and 1/16
     (tmp_path / "h.json").write_text('{"7": [0.0, 1.0], "3": [0.5, 0.5], "5": [0.5, 1.0]}')
     done = oneshot("rank", "--history", "h.json", "--json", cwd=tmp_path)
-    assert [(one["index"], one["variance"], one["num_visits"]) for one in json.loads(done.stdout)] == [
+    assert [(one["index"], one["variance"], one["num_visits"]) for one in json.loads(done.out)] == [
         (7, 0.25, 2),
         (5, 0.0625, 2),
         (3, 0.0, 2),
     ]
     done = oneshot("rank", "--history", "nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "run it first" in done.stderr
+    assert done.code == 2
+    assert "run it first" in done.err
     done = oneshot("rank", "--history", "h.json", "--by", "historical-variance", cwd=tmp_path)
-    assert "--by historical-variance: unknown rule; did you mean 'historical_variance'?" in done.stderr
+    assert "--by historical-variance: unknown rule; did you mean 'historical_variance'?" in done.err
 
 
 def test_a_path_is_not_fetched(tmp_path: Path) -> None:
     done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
+    assert done.code == 2
+    assert done.err == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
     done = oneshot("eval", "nowhere", "--suite", "arithmetic", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "nowhere: runs has no sweep of this name" in done.stderr
+    assert done.code == 2
+    assert "nowhere: runs has no sweep of this name" in done.err

@@ -1,15 +1,11 @@
 """The shipped sweeps: each plans where no data are, and asks what docs/sweeps.md says it asks."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
-from catalog import catalog
+from catalog import catalog, planned
 from conftest import PROJECT
 
-from oneshot.config.file import load
-from oneshot.plan.pinned import PinnedSweep
-from oneshot.plan.plan import Plan, make_plan
 from oneshot.tasks.examples import aliases, identify
 from oneshot.tasks.sets import val_rows
 
@@ -52,12 +48,6 @@ NUM_SEEDS |= dict.fromkeys(
     ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting"),
     1,
 )
-
-
-@cache
-def planned(path: Path) -> tuple[PinnedSweep, Plan]:
-    sweep = load(path)
-    return sweep, make_plan(sweep)
 
 
 @pytest.fixture(autouse=True)
@@ -135,4 +125,4 @@ def test_val_holds_what_no_alias_and_no_shipped_sweep_names() -> None:
 
 def test_the_committed_list_of_sweeps_is_the_generated_one() -> None:
     committed = (PROJECT / "docs" / "sweeps.md").read_text()
-    assert catalog(PROJECT / "sweeps") == committed, "run `make docs`"
+    assert catalog(FILES) == committed, "run `make docs`"
