@@ -79,11 +79,6 @@ class Processes:
         """Return the number of steps done."""
         return self._step
 
-    @staticmethod
-    def can_continue(checkpoint: Path) -> bool:
-        """Return whether a checkpoint has the optimiser's state, without which training cannot resume."""
-        return (checkpoint / "optimizer.safetensors").is_file()
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the accuracies at the start, by suite name."""
         self._command("set_baseline", dict(baseline))
@@ -93,20 +88,19 @@ class Processes:
         self._step = self._command("load", checkpoint)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Write a checkpoint into an empty folder."""
-        self._command("save", folder, with_optimizer)
+        """Write a checkpoint into an empty folder: all processes gather, the first writes."""
+        self._command("save", folder, with_optimizer=with_optimizer)
 
     def train(self) -> Iterator[StepMetrics]:
         """Run the remaining steps."""
-        self._command("train")
-        yield from self._steps()
+        return self._steps("train")
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
-        self._command("evaluate", checkpoint, set(done))
-        yield from self._steps()
+        return self._steps("evaluate", checkpoint, done=set(done))
 
-    def _steps(self) -> Iterator[StepMetrics]:
+    def _steps(self, name: str, *arguments: Any, **options: Any) -> Iterator[StepMetrics]:
+        self._command(name, *arguments, **options)
         while step := self._command("next"):
             self._step = step.step
             yield step
@@ -124,11 +118,11 @@ class Processes:
             os.close(end)
         self._folder.cleanup()
 
-    def _command(self, name: str, *arguments: Any) -> Any:
+    def _command(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Have all children execute a command; return the first one's answer."""
         for child in self._children:
             with suppress(OSError):  # a dead child is noticed below
-                child.connection.send((name, arguments))
+                child.connection.send((name, arguments, options))
         return self._wait_for_answers()
 
     def _wait_for_answers(self) -> Any:

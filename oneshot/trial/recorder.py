@@ -120,7 +120,8 @@ class _Recorder:
                 trainer.set_baseline(self._baseline())
                 yield from trainer.evaluate(Path(local) if at else None, done=done)
                 return
-            if at and trainer.can_continue(Path(local)):
+            # training cannot resume without the optimiser's state, which a script does not have
+            if at and (config.script is not None or Path(local, "optimizer.safetensors").is_file()):
                 if any(step <= at for _, step in due):
                     logger.info("starts from scratch: an evaluation is due before the checkpoint of step %d", at)
                 else:

@@ -36,11 +36,6 @@ class ScriptedTrainer:
         self._chain = seed
         self.step = 0
 
-    @staticmethod
-    def can_continue(checkpoint: Path) -> bool:
-        """Return whether there is a checkpoint: it has no optimiser."""
-        return (checkpoint / "state.json").is_file()
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Do nothing: a script has no suites."""
 

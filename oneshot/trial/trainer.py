@@ -18,9 +18,6 @@ class Trainer(Protocol):
     def step(self) -> int:
         """Return the number of steps done."""
 
-    def can_continue(self, checkpoint: Path) -> bool:
-        """Return whether training can resume from a checkpoint."""
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the recorded accuracies at the start, by suite name."""
 
