@@ -54,14 +54,9 @@ def layer_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
     else:
         numbers += adapter.r * len(trained)
     # a matrix's input is kept if the matrix or its adapter is trained
-    if trained & {"q_proj", "k_proj", "v_proj"}:
-        numbers += shape.hidden
-    if "o_proj" in trained:
-        numbers += query
-    if trained & {"gate_proj", "up_proj"}:
-        numbers += shape.hidden
-    if "down_proj" in trained:
-        numbers += shape.intermediate
+    inputs = {("q_proj", "k_proj", "v_proj"): shape.hidden, ("o_proj",): query}
+    inputs |= {("gate_proj", "up_proj"): shape.hidden, ("down_proj",): shape.intermediate}
+    numbers += sum(size for names, size in inputs.items() if trained & {*names})
     padded = batch.num_rows * batch.width
     keys = batch.prompt + batch.width
     attended = query * (

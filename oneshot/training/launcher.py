@@ -138,16 +138,14 @@ class Processes:
                 except (EOFError, OSError):
                     self._raise_death(rank)
                 if kind == "log":
-                    self._log(rank, *content)
+                    name, level, text = content
+                    logging.getLogger(name).log(level, "%s%s", f"process {rank}: " if rank else "", text)
                 elif kind == "failed":
                     self._raise_failure(rank, *content)
                 else:
                     answer = content if rank == 0 else answer
                     del waiting[connection]
         return answer
-
-    def _log(self, rank: int, name: str, level: int, text: str) -> None:
-        logging.getLogger(name).log(level, "%s%s", f"process {rank}: " if rank else "", text)
 
     def _raise_failure(self, rank: int, error: BaseException, trace: str) -> NoReturn:
         """Kill all children and raise one's error, unless another child's death can have caused it."""
@@ -162,25 +160,18 @@ class Processes:
                     self._raise_death(others[connection])
         number = len(self._children)
         self.close()
-        raise error from _ChildError(f"in process {rank} of {number}:\n{trace}")
+        raise error from _ChildError(f'\n"""\nin process {rank} of {number}:\n{trace}"""')
 
     def _raise_death(self, rank: int) -> NoReturn:
         """Kill all children and raise an error that says how one of them ended, with its last output."""
         child = self._children[rank]
         message = f"process {rank} of {len(self._children)} {child.how_it_ended()}"
         self.close()
-        raise DeadProcessError(message) from _ChildError(f"its last output:\n{child.last_output()}")
+        raise DeadProcessError(message) from _ChildError(f'\n"""\nits last output:\n{child.last_output()}"""')
 
 
 class _ChildError(Exception):
     """A cause that shows a child's traceback or output above the parent's traceback."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self._text}"""'
 
 
 class _Child:

@@ -134,8 +134,7 @@ class _Recorder:
         """Copy the folder's checkpoint if it has one; return its step, or 0."""
         if not self.folder.get_folder("checkpoint", local):
             return 0
-        step: int = json.loads((local / "state.json").read_text())["step"]
-        return step
+        return int(json.loads((local / "state.json").read_text())["step"])
 
     def _baseline(self) -> dict[str, float]:
         """Return the accuracies at the start, looked up by digest: another sweep may name a suite differently."""
