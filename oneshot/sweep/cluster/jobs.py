@@ -90,7 +90,7 @@ class Cluster:
                 "port-forward)"
             ) from error
         except RuntimeError as error:
-            raise OneshotError(f"--address {self._name}: {_last_line(str(error))}") from error
+            raise OneshotError(f"--address {self._name}: {_line(str(error), -1)}") from error
 
     def submissions(self, sweep: str | None = None) -> list[Submission]:
         """Return the submissions of a sweep, or of all sweeps, by time."""
@@ -191,7 +191,7 @@ class Cluster:
         finally:
             self._forget(submission_id, is_live=status in LIVE)
         if status != JobStatus.SUCCEEDED and details.driver_exit_code is None:
-            raise OneshotError(f"--address {self._name}: {_first_line(details.message or '')}")
+            raise OneshotError(f"--address {self._name}: {_line(details.message or '', 0)}")
         return details.driver_exit_code or 0, output
 
     def _forget(self, submission_id: str, *, is_live: bool) -> None:
@@ -240,7 +240,7 @@ class Cluster:
                 raise
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
-                    reason = _first_line(str(error))
+                    reason = _line(str(error), 0)
                     complain(f"Lost connection to the head node ({reason}). The sweep keeps running; retrying.")
                 is_cut = True
             time.sleep(LOOK_S)
@@ -345,12 +345,7 @@ def _entrypoint(arguments: Sequence[str]) -> str:
     return f"echo '{BEGIN}'; exec python -m oneshot {shlex.join(arguments)}"
 
 
-def _last_line(text: str) -> str:
-    """Return the last line of a server's traceback."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", lines[-1]) if lines else "no reason was given"
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else "no reason was given"
-    return re.sub(r"\s+", " ", line)
+def _line(text: str, place: int) -> str:
+    """Return the first line of a message (place 0), or the last one of a server's traceback (-1)."""
+    lines = text.strip().splitlines()
+    return re.sub(r"\s+", " ", lines[place]) if lines else "no reason was given"

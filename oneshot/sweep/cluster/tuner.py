@@ -10,13 +10,13 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.util.metrics import Gauge
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.store.lease import LeaseError, take
 from oneshot.store.records import FailureKind
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.cluster.gauges import Gauges
 from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, check_feasible, is_there, joined, reservation
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
@@ -26,6 +26,7 @@ from oneshot.sweep.tracking.thread import TrackingThread
 
 MOVED = "its node is being drained"
 WAKE_S = 5.0  # least time between two MLflow updates of a running trial
+SHOW_S = 5.0  # least time between two settings of the gauges
 
 
 def run_on_ray(
@@ -101,7 +102,7 @@ class _Driver(tune.Callback):
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
-        self._gauges = Gauges(agenda)
+        self._gauges = _Gauges(agenda)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks to restore them, and is never restored."""
@@ -166,6 +167,32 @@ class _Driver(tune.Callback):
     def _end(self, key: str, *, is_elsewhere: bool) -> None:
         has_ended = self._agenda.ended(key, is_elsewhere=is_elsewhere)
         self._tracking.wake(key, ended=has_ended)
+
+
+class _Gauges:
+    """The sweep's state for Prometheus, through Ray's metrics agent: `ray_oneshot_*` on each node's metrics port."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self._shown_s = float("-inf")
+        by_sweep = ("sweep",)
+        self._trials = Gauge("oneshot_trials", "trials of a sweep by state", tag_keys=("sweep", "state"))
+        self._tokens = Gauge("oneshot_tokens_per_s", "completion tokens a second of running trials", tag_keys=by_sweep)
+        self._used = Gauge("oneshot_gpu_hours_used", "GPU-hours that trials have used", tag_keys=by_sweep)
+        self._left = Gauge("oneshot_gpu_hours_left", "estimated GPU-hours of open trials", tag_keys=by_sweep)
+
+    def show(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._shown_s < SHOW_S:
+            return
+        self._shown_s = time.monotonic()
+        load = self._agenda.load()
+        tags = {"sweep": self._agenda.plan.name}
+        for state, number in load.trials.items():
+            self._trials.set(number, tags={**tags, "state": state})
+        self._tokens.set(load.tokens_per_s, tags=tags)
+        self._used.set(load.gpu_hours_used, tags=tags)
+        if load.gpu_hours_left is not None:
+            self._left.set(load.gpu_hours_left, tags=tags)
 
 
 def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:

@@ -41,7 +41,8 @@ def register(export: Export, location: MlflowLocation, *, upload: bool, name: st
     metrics = [f"eval/{suite}/pass_at_1" for suite in export.kept.config.eval.suites]
     experiment_id = find_experiment(client, location.experiment, location.artifacts, metrics=metrics)
     run = _find_run(client, experiment_id, export.kept)
-    model = _find_model(client, experiment_id, export) or _make_model(client, experiment_id, export, run)
+    run_id = None if run is None else str(run.info.run_id)
+    model = _find_model(client, experiment_id, export) or _make_model(client, experiment_id, export, run_id)
     client.set_logged_model_tags(model.model_id, {"exported.to": str(export.folder)})
     if run is not None:
         _link(client, model, run, export.kept)
@@ -51,13 +52,8 @@ def register(export: Export, location: MlflowLocation, *, upload: bool, name: st
         upload_files(client, model, export)
     if str(model.status) != "READY":
         client.finalize_logged_model(model.model_id, "READY")
-    version = None if name is None else _version(client, model, run, name)
-    return Registered(
-        model_id=model.model_id,
-        experiment=location.experiment,
-        run_id=None if run is None else str(run.info.run_id),
-        version=version,
-    )
+    version = None if name is None else _version(client, model, run_id, name)
+    return Registered(model_id=model.model_id, experiment=location.experiment, run_id=run_id, version=version)
 
 
 def note_push(model_id: str, *, tracking_uri: str, repository: str) -> None:
@@ -82,10 +78,8 @@ def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> Log
     return next(iter(models), None)
 
 
-def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: Run | None) -> LoggedModel:
-    kept = export.kept
-    selection = kept.selection
-    base = base_model(kept)
+def _make_model(client: MlflowClient, experiment_id: str, export: Export, run_id: str | None) -> LoggedModel:
+    kept, selection = export.kept, export.kept.selection
     tags = {
         IDENTITY: export.identity,
         NOTE: _note(export),
@@ -93,7 +87,7 @@ def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: R
         "seed": str(selection.trial.seed),
         "step": str(kept.step),
         "dtype": export.dtype,
-        **{f"base_model.{name}": value for name, value in base.items()},
+        **{f"base_model.{name}": value for name, value in base_model(kept).items()},
         **{f"cell.{axis}": cell for axis, cell in selection.trial.cell.items()},
     }
     if selection.sweep is not None:
@@ -101,7 +95,7 @@ def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: R
     model: LoggedModel = client.create_logged_model(
         experiment_id,
         name=model_name(kept),
-        source_run_id=None if run is None else str(run.info.run_id),
+        source_run_id=run_id,
         tags=tags,
         params=dict(run_params(selection.trial)),
         model_type="causal-lm",
@@ -129,10 +123,8 @@ def _link(client: MlflowClient, model: LoggedModel, run: Run, kept: Kept) -> Non
     if model.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id=model.model_id, step=kept.step)])
     logged = {(metric.key, metric.dataset_digest, metric.run_id) for metric in model.metrics or ()}
-    fresh = [
-        metric for metric in _metrics(kept, model, run_id) if (metric.key, metric.dataset_digest, run_id) not in logged
-    ]
-    if fresh:
+    metrics = _metrics(kept, model, run_id)
+    if fresh := [metric for metric in metrics if (metric.key, metric.dataset_digest, run_id) not in logged]:
         # the run already has points of the same key, value, time and step, of which MLflow keeps one
         client.log_batch(run_id, metrics=fresh)
 
@@ -157,7 +149,7 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
     ]
 
 
-def _version(client: MlflowClient, model: LoggedModel, run: Run | None, name: str) -> str:
+def _version(client: MlflowClient, model: LoggedModel, run_id: str | None, name: str) -> str:
     """Return the model's version under a registered name, created if needed."""
     try:
         client.create_registered_model(name)
@@ -170,7 +162,7 @@ def _version(client: MlflowClient, model: LoggedModel, run: Run | None, name: st
         own = client.create_model_version(
             name,
             source=model.artifact_location,  # MLflow would look up models:/<id> on another server than this client's
-            run_id=None if run is None else str(run.info.run_id),
+            run_id=run_id,
             model_id=model.model_id,
         )
     return str(own.version)

@@ -43,7 +43,7 @@ from oneshot.sweep.tracking.run_data import (
 from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
-from oneshot.trial.requests import Stops, read_stops
+from oneshot.trial.requests import read_stops
 from oneshot.trial.state import TrialState, trial_standing, view
 
 TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
@@ -200,13 +200,6 @@ class Tracker:
             return False
         return child.status == run_status(trial, result) and child.attempt == str(result.attempt)
 
-    def _stops(self) -> Stops:
-        return read_stops(self._store.sweep(self._plan.name))
-
-    def _is_stopped(self, trial: Trial) -> bool:
-        child = self._children.get(run_identity(trial))
-        return child is not None and child.status == "KILLED"
-
     def sync(self, trial: Trial) -> None:
         """Send a trial's new points to its run; create the run first, and end it with its training.
 
@@ -217,9 +210,10 @@ class Tracker:
         result = self._ended(trial)
         if self._is_current(trial, result):
             return
-        stopped = None if result is not None else self._stops().reason(trial)
+        stopped = None if result is not None else read_stops(self._store.sweep(self._plan.name)).reason(trial)
         attempt = folder.attempt(result.attempt if result else folder.last_attempt())
-        if not attempt or (stopped and self._is_stopped(trial)):
+        known = self._children.get(run_identity(trial))
+        if not attempt or (stopped and known is not None and known.status == "KILLED"):
             return
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder, read=child.read)
