@@ -35,6 +35,12 @@ class Finding:
         return f"{self.check}: {self.text}"
 
 
+def _findings(check: str, bad: Sequence[str], *, good: str) -> list[Finding]:
+    """Return a finding for each text that says what is bad, or one that says that all is well."""
+    found = [Finding(check=check, text=text, is_bad=True) for text in bad]
+    return found or [Finding(check=check, text=good, is_bad=False)]
+
+
 class PreflightError(UserError):
     """The cluster cannot run the sweep; the message has one line for each finding."""
 
@@ -100,13 +106,11 @@ def _ask(
         try:
             answers[str(node["NodeID"])] = Answer(**ray.get(reference, timeout=0.1))
         except RayTaskError as error:
-            text = f"{name}: the check failed ({_last_line(error)})"
-            silent.append(Finding(check="nodes", text=text, is_bad=True))
+            silent.append(f"{name}: the check failed ({_last_line(error)})")
         except (RayError, TimeoutError) as error:
             why = _last_line(error)
-            text = f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node"
-            silent.append(Finding(check="nodes", text=text, is_bad=True))
-    return answers, silent or [Finding(check="nodes", text="every node answers", is_bad=False)]
+            silent.append(f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node")
+    return answers, _findings("nodes", silent, good="every node answers")
 
 
 def _last_line(error: Exception) -> str:
@@ -182,39 +186,33 @@ def _tell(has: Mapping[str, str]) -> str:
 
 def _storage(answers: Mapping[str, Answer], folder: Folder, token: str, *, root: str) -> list[Finding]:
     hint = "use a disk that all nodes share, or an object store, and give the nodes' user write access"
-    findings = []
+    bad = []
     for node, answer in answers.items():
         reason = answer.storage
         if not reason and answer.versions["oneshot"] != "missing" and folder.read(node) != token:
             reason = "the driver cannot see what this node wrote: it is another folder"
         if reason:
-            text = f"{root} on {answer.host}: {reason}; {hint}"
-            findings.append(Finding(check="storage", text=text, is_bad=True))
-    return findings or [Finding(check="storage", text="shared by every node", is_bad=False)]
+            bad.append(f"{root} on {answer.host}: {reason}; {hint}")
+    return _findings("storage", bad, good="shared by every node")
 
 
 def _models(answers: Mapping[str, Answer]) -> list[Finding]:
-    findings = []
+    bad = []
     for path in dict.fromkeys(path for answer in answers.values() for path in answer.models):
         states = {answer.host: answer.models[path] for answer in answers.values() if path in answer.models}
         for host, text in states.items():
             if not text.startswith("ok"):
                 hint = f"copy it there, or set HF_HOME to a shared cache where `ray start` runs ({path})"
-                findings.append(Finding(check="models", text=f"{path} on {host}: {text}; {hint}", is_bad=True))
+                bad.append(f"{path} on {host}: {text}; {hint}")
         if len({text for text in states.values() if text.startswith("ok")}) > 1:
-            text = f"{path}: its files differ between nodes ({_tell(states)}); copy one folder to all of them"
-            findings.append(Finding(check="models", text=text, is_bad=True))
-    return findings or [Finding(check="models", text="available", is_bad=False)]
+            bad.append(f"{path}: its files differ between nodes ({_tell(states)}); copy one folder to all of them")
+    return _findings("models", bad, good="available")
 
 
 def _data(answers: Mapping[str, Answer]) -> list[Finding]:
     hint = "set ONESHOT_DATA to the folder of the data"
-    findings = [
-        Finding(check="data", text=f"on {answer.host}: {answer.data}; {hint}", is_bad=True)
-        for answer in answers.values()
-        if answer.data
-    ]
-    return findings or [Finding(check="data", text="available", is_bad=False)]
+    bad = [f"on {answer.host}: {answer.data}; {hint}" for answer in answers.values() if answer.data]
+    return _findings("data", bad, good="available")
 
 
 def check_here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:

@@ -32,7 +32,7 @@ def to_tune_config(
         "sweep": sweep,
         "working_directory": os.getcwd(),
         "data_folder": os.environ.get("ONESHOT_DATA"),
-        "stale_holder": None if stale_holder is None else json.dumps(asdict(stale_holder)),
+        "stale_holder": json.dumps(None if stale_holder is None else asdict(stale_holder)),
         "shown": [*SHOWN, *watched],
         "resources": training.resources.model_dump(mode="json"),
         "training": json.dumps(_TRAINING.dump_python(replace(training, trials=()), mode="json", by_alias=True)),
@@ -89,15 +89,13 @@ class TrialTrainable(tune.Trainable):
         if self._grader is None or self._grader.timeout_s != timeout_s:
             self._close_grader()
             self._grader = Grader(timeout_s=timeout_s)
-        stale_holder = (
-            None if self._config["stale_holder"] is None else Holder(**json.loads(self._config["stale_holder"]))
-        )
+        stale = json.loads(self._config["stale_holder"])
         return record(
             training,
             folder,
             grader=self._grader,
             origin=self._config["sweep"],
-            stale_holder=stale_holder,
+            stale_holder=None if stale is None else Holder(**stale),
             metadata={"node": self._node},
         )
 
