@@ -51,7 +51,7 @@ class Processes:
         self, config: TrialConfig, *, seed: int, resources: ResourceConfig, grader_timeout_s: float, halvings: int = 0
     ) -> None:
         """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
-        self._step = 0
+        self.step = 0
         self._folder = TemporaryDirectory(prefix="oneshot-", ignore_cleanup_errors=True)
         life, end_of_life = os.pipe()
         self._ends: tuple[int, ...] = (life, end_of_life)
@@ -74,18 +74,13 @@ class Processes:
             self.close()
             raise
 
-    @property
-    def step(self) -> int:
-        """Return the number of steps done."""
-        return self._step
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the accuracies at the start, by suite name."""
         self._command("set_baseline", dict(baseline))
 
     def load(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights, optimiser and step."""
-        self._step = self._command("load", checkpoint)
+        self.step = self._command("load", checkpoint)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder: all processes gather, the first writes."""
@@ -102,7 +97,7 @@ class Processes:
     def _steps(self, name: str, *arguments: Any, **options: Any) -> Iterator[StepMetrics]:
         self._command(name, *arguments, **options)
         while step := self._command("next"):
-            self._step = step.step
+            self.step = step.step
             yield step
 
     def close(self) -> None:

@@ -27,19 +27,7 @@ from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.sweep.search.points import read_points
-from oneshot.sweep.tracking.run_data import (
-    TAG_LENGTH,
-    cut,
-    dataset_inputs,
-    is_curve,
-    measures_table,
-    placement_tags,
-    run_identity,
-    run_params,
-    run_status,
-    source_tags,
-    tag_name,
-)
+from oneshot.sweep.tracking import run_data
 from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
@@ -128,7 +116,7 @@ class Tracker:
             run = self._client.create_run(
                 self._experiment_id,
                 run_name=self._plan.name,
-                tags={"sweep": self._plan.name, "phase": "sweep", **source_tags()},
+                tags={"sweep": self._plan.name, "phase": "sweep", **run_data.source_tags()},
             )
             self._parent_id = str(run.info.run_id)
             self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
@@ -154,11 +142,13 @@ class Tracker:
         if text == self._description:
             return
         where = links(self._plan, self._experiment_id)
-        self._client.set_tag(self._parent_id, NOTE, f"{cut(text, TAG_LENGTH - len(where) - 2)}\n\n{where}")
+        self._client.set_tag(
+            self._parent_id, NOTE, f"{run_data.cut(text, run_data.TAG_LENGTH - len(where) - 2)}\n\n{where}"
+        )
         experiment = self._client.get_experiment(self._experiment_id)
         note = experiment.tags.get(NOTE, "")
         if experiment.name == self._plan.name and (not note or where in note):  # nobody has edited it
-            first = cut(text, TAG_LENGTH // 2).split("\n\n")[0]
+            first = run_data.cut(text, run_data.TAG_LENGTH // 2).split("\n\n")[0]
             run = f"[The sweep's run](#/experiments/{self._experiment_id}/runs/{self._parent_id})."
             self._client.set_experiment_tag(self._experiment_id, NOTE, f"{first} {run} {where}")
         self._description = text
@@ -193,12 +183,12 @@ class Tracker:
         return result if is_enough else folder.current_result()
 
     def _is_current(self, trial: Trial, result: Result | None) -> bool:
-        child = self._children.get(run_identity(trial))
+        child = self._children.get(run_data.run_identity(trial))
         if child is not None and trial.is_settled and child.status in ("FINISHED", "FAILED"):
             return True
         if child is None or result is None:
             return False
-        return child.status == run_status(trial, result) and child.attempt == str(result.attempt)
+        return child.status == run_data.run_status(trial, result) and child.attempt == str(result.attempt)
 
     def sync(self, trial: Trial) -> None:
         """Send a trial's new points to its run; create the run first, and end it with its training.
@@ -212,7 +202,7 @@ class Tracker:
             return
         stopped = None if result is not None else read_stops(self._store.sweep(self._plan.name)).reason(trial)
         attempt = folder.attempt(result.attempt if result else folder.last_attempt())
-        known = self._children.get(run_identity(trial))
+        known = self._children.get(run_data.run_identity(trial))
         if not attempt or (stopped and known is not None and known.status == "KILLED"):
             return
         child = self._child(trial, folder, attempt)
@@ -222,7 +212,7 @@ class Tracker:
             Metric(name, value, row.time_ms, row.step)
             for row in rows
             for name, value in row.metrics.items()
-            if (name, row.step) not in child.sent and is_curve(name)
+            if (name, row.step) not in child.sent and run_data.is_curve(name)
         ]
         for start in range(0, len(fresh), BATCH):
             batch = fresh[start : start + BATCH]
@@ -238,7 +228,7 @@ class Tracker:
     def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
         """Return the trial's run with status RUNNING, created if needed."""
         assert self._parent_id is not None
-        identity = run_identity(trial)
+        identity = run_data.run_identity(trial)
         if identity not in self._children:
             tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
             tags[NOTE] = self._note(trial)
@@ -258,8 +248,8 @@ class Tracker:
         """Send the trial's parameters and datasets once, and read which points the run already has."""
         if child.is_described:
             return
-        params = [Param(name, value) for name, value in run_params(trial)]
-        datasets = dataset_inputs(trial)
+        params = [Param(name, value) for name, value in run_data.run_params(trial)]
+        datasets = run_data.dataset_inputs(trial)
         if not child.is_new:
             run = self._client.get_run(child.run_id)
             # MLflow never changes a param; a longer request of the same training keeps the first values
@@ -290,10 +280,10 @@ class Tracker:
             "attempt": str(folder.last_attempt()),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
-            **placement_tags(attempt),
+            **run_data.placement_tags(attempt),
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
             **{f"label.{name}": value for name, value in trial.labels.items()},
-            **source_tags(),
+            **run_data.source_tags(),
         }
         return tags if attempt["sweep"] == self._plan.name else {**tags, "reused.from": attempt["sweep"]}
 
@@ -309,7 +299,7 @@ class Tracker:
                 data = [[row[place] for place in places] for row in completions["data"]]
                 self._client.log_dict(child.run_id, {"columns": list(TABLE_COLUMNS), "data": data}, path)
                 tables.append(path)
-        measures = measures_table(rows)
+        measures = run_data.measures_table(rows)
         if measures["data"]:
             self._client.log_dict(child.run_id, measures, MEASURES)
             tables.insert(0, MEASURES)
@@ -317,7 +307,7 @@ class Tracker:
             self._list_tables(child.run_id, tables)
         if any(has_curve(row) for row in rows):
             self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
-        status = run_status(trial, result)
+        status = run_data.run_status(trial, result)
         if status == "FAILED":
             self._client.set_tag(child.run_id, "state.reason", result.reason)
             self._client.log_text(child.run_id, result.traceback, "traceback.txt")
@@ -325,7 +315,7 @@ class Tracker:
             self._client.delete_tag(child.run_id, "state.reason")
         if child.attempt != str(result.attempt):
             self._client.set_tag(child.run_id, "attempt", str(result.attempt))
-            for name, value in placement_tags(folder.attempt(result.attempt)).items():
+            for name, value in run_data.placement_tags(folder.attempt(result.attempt)).items():
                 self._client.set_tag(child.run_id, name, value)
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
         child.status, child.attempt, child.is_new = status, str(result.attempt), False
@@ -334,7 +324,7 @@ class Tracker:
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
         """Tell MLflow which artifacts are tables, last first, and as many as fit into a tag."""
         tables = [{"path": path, "type": "table"} for path in reversed(paths)]
-        while len(json.dumps(tables)) > TAG_LENGTH:
+        while len(json.dumps(tables)) > run_data.TAG_LENGTH:
             tables.pop()
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
 
@@ -368,7 +358,9 @@ class Tracker:
                 self._client.log_figure(self._parent_id, figure, f"{path}/{name}.png")
             if record["winner"] is not None:
                 for setting, value in record["points"][record["winner"]]["params"].items():
-                    self._client.set_tag(self._parent_id, tag_name(f"winner.{study.name}.{setting}"), str(value))
+                    self._client.set_tag(
+                        self._parent_id, run_data.tag_name(f"winner.{study.name}.{setting}"), str(value)
+                    )
             self._studies[study.name] = record
 
     def close(self, status: str) -> None:
