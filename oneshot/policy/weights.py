@@ -8,7 +8,7 @@ decode step, and its update would have a wider residual stream than the rollout.
 `Weights` keeps both in full in each process, `Sharded` (fsdp.py) keeps a part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -83,10 +83,3 @@ def split_weights(model: Any, config: ModelConfig) -> Weights:
     for parameter in compute.values():
         parameter.data = parameter.data.to(torch.bfloat16)
     return Weights(compute=compute, master=master, scored=scored)
-
-
-def named_moments(weights: Weights, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield `<parameter>/<moment>` and value of the optimiser's state in full; all processes must call it."""
-    for name, parameter in weights.master.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", weights.whole(value)

@@ -29,7 +29,7 @@ from oneshot.policy.fsdp import shard_reference, shard_weights
 from oneshot.policy.output_head import Workspace
 from oneshot.policy.packing import Pack
 from oneshot.policy.policy import Policy, end_turns, load_policy
-from oneshot.policy.weights import Weights, named_moments, split_weights
+from oneshot.policy.weights import Weights, split_weights
 from oneshot.policy.world import World
 from oneshot.rollout.engine import Engine
 from oneshot.rollout.hf import HfGenerate
@@ -219,7 +219,12 @@ def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> N
     weights = state.weights
     _write(((name, weights.whole(master.detach())) for name, master in weights.master.items()), into, "model")
     if with_optimizer:
-        _write(named_moments(weights, state.optimizer), into, "optimizer")
+        moments = (
+            (f"{name}/{moment}", weights.whole(value))
+            for name, master in weights.master.items()
+            for moment, value in state.optimizer.state.get(master, {}).items()
+        )
+        _write(moments, into, "optimizer")
     metadata = {
         "format": CHECKPOINT_FORMAT,
         "seed": state.seed,

@@ -61,7 +61,7 @@ def run_on_ray(
         driver = _Driver(agenda, store, tracking, nodes)
         searcher = AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent)
         _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
-        driver.close()
+        driver.gauges.show(now=True)
     return bool(agenda.halted) or not agenda.is_idle()
 
 
@@ -102,7 +102,7 @@ class _Driver(tune.Callback):
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
-        self._gauges = _Gauges(agenda)
+        self.gauges = _Gauges(agenda)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks to restore them, and is never restored."""
@@ -110,7 +110,7 @@ class _Driver(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kill workers that hang, and all workers if a person asked for it."""
-        self._gauges.show()
+        self.gauges.show()
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
             return
@@ -122,16 +122,10 @@ class _Driver(tune.Callback):
             self._killed[key] = "killed by hand" if self._agenda.kill else "stall"
             ray.kill(actor)
 
-    def close(self) -> None:
-        """Set the gauges a last time."""
-        self._gauges.show(now=True)
-
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker begins a training."""
         self._agenda.begun(trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Note a step."""
         key = trial.config["key"]
         is_leaving = result.get("node") in self._nodes.leaving()
         if is_leaving and not result.get("done") and key not in self._killed:
@@ -144,14 +138,12 @@ class _Driver(tune.Callback):
             self._tracking.wake(key, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker is free."""
         key = trial.config["key"]
         self._end(key, is_elsewhere=key in self._leased)
         self._leased.discard(key)
         self._killed.pop(key, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker died."""
         key = trial.config["key"]
         why = self._killed.pop(key, "")
         if why == MOVED:

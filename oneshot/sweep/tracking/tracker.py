@@ -65,7 +65,8 @@ class Tracker:
         self._experiment_id = find_experiment(
             self._client, location.experiment, location.artifacts, metrics=accuracies(plan)
         )
-        self._parent_id = self._find_parent()
+        sweeps = self._search(f"tags.sweep = '{plan.name}' and tags.phase = 'sweep'")
+        self._parent_id = str(sweeps[0].info.run_id) if sweeps else ""  # until `open` creates the run
         self._children = self._find_children()
         self._is_open = False
         self._studies: dict[str, Any] = {}  # study -> its record in MLflow
@@ -75,7 +76,7 @@ class Tracker:
     def replan(self, plan: Plan) -> None:
         """Take a plan with new trials."""
         self._plan = plan
-        if self._is_open and self._parent_id is not None:
+        if self._is_open:
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
             self.refresh_studies()
 
@@ -91,13 +92,8 @@ class Tracker:
             if not token:
                 return runs
 
-    def _find_parent(self) -> str | None:
-        runs = self._search(f"tags.sweep = '{self._plan.name}' and tags.phase = 'sweep'")
-        return str(runs[0].info.run_id) if runs else None
-
     def _find_children(self) -> dict[str, _Child]:
-        """Return the runs of trials by identity."""
-        if self._parent_id is None:
+        if not self._parent_id:
             return {}
         runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'")
         return {
@@ -112,7 +108,7 @@ class Tracker:
         """Create or reopen the parent run, once."""
         if self._is_open:
             return
-        if self._parent_id is None:
+        if not self._parent_id:
             run = self._client.create_run(
                 self._experiment_id,
                 run_name=self._plan.name,
@@ -131,14 +127,13 @@ class Tracker:
     @property
     def has_parent(self) -> bool:
         """Return whether the sweep has a parent run."""
-        return self._parent_id is not None
+        return bool(self._parent_id)
 
     def describe(self, text: str) -> None:
         """Set the parent run's description, in Markdown, cut at a line to what MLflow keeps.
 
         If the experiment has the sweep's name, the first paragraph also appears above its list of runs.
         """
-        assert self._parent_id is not None
         if text == self._description:
             return
         where = links(self._plan, self._experiment_id)
@@ -155,7 +150,6 @@ class Tracker:
 
     def publish(self, files: Mapping[str, str | bytes]) -> None:
         """Upload files to `report/` of the parent's artifacts, except those sent before."""
-        assert self._parent_id is not None
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             digest = sha256(data).hexdigest()
@@ -170,7 +164,7 @@ class Tracker:
 
     def is_complete(self) -> bool:
         """Return whether the parent and every trial's run exist and ended as the store says."""
-        if self._parent_id is None or self._client.get_run(self._parent_id).info.status != "FINISHED":
+        if not self._parent_id or self._client.get_run(self._parent_id).info.status != "FINISHED":
             return False
         return all(self._is_current(trial, self._ended(trial)) for trial in self._plan.trials if trial.key is not None)
 
@@ -195,7 +189,7 @@ class Tracker:
 
         A run that had ended is reopened if a later attempt went further.
         """
-        assert trial.key is not None and self._parent_id is not None, "only trials that ran are tracked"
+        assert trial.key is not None, "only trials that ran are tracked"
         folder = self._store.trial(trial.key)
         result = self._ended(trial)
         if self._is_current(trial, result):
@@ -227,7 +221,6 @@ class Tracker:
 
     def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
         """Return the trial's run with status RUNNING, created if needed."""
-        assert self._parent_id is not None
         identity = run_data.run_identity(trial)
         if identity not in self._children:
             tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
@@ -264,7 +257,6 @@ class Tracker:
         child.is_described = True
 
     def _note(self, trial: Trial) -> str:
-        """Return the description of a trial's run."""
         cell = "".join(f", {axis} **{name}**" for axis, name in trial.cell.items())
         parent = f"[{self._plan.name}](#/experiments/{self._experiment_id}/runs/{self._parent_id})"
         return (
@@ -330,7 +322,6 @@ class Tracker:
 
     def refresh_cells(self) -> None:
         """Write the parent's `cells` table and figures again."""
-        assert self._parent_id is not None
         runs = read_runs(self._plan, self._store)
         lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
@@ -342,7 +333,6 @@ class Tracker:
 
     def refresh_studies(self) -> None:
         """Write each finished study's points, winner and figures to the parent."""
-        assert self._parent_id is not None
         folder = self._store.sweep(self._plan.name)
         for study in self._plan.studies:
             from oneshot.sweep.search.optuna_study import figures  # Optuna takes seconds to import
@@ -365,7 +355,6 @@ class Tracker:
 
     def close(self, status: str) -> None:
         """End the parent run with a status; runs of trials that did not end become KILLED."""
-        assert self._parent_id is not None
         self.refresh_studies()
         self.refresh_cells()
         for child in self._children.values():
