@@ -74,10 +74,8 @@ def model_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
     """Return the bytes that the whole decoder keeps for the backward pass."""
     layer = layer_bytes(config, shape, batch, compute_bytes=compute_bytes)
     stream = batch.num_tokens * shape.hidden
-    if config.train.activation_checkpointing:
-        kept = shape.num_layers * stream * compute_bytes + layer
-    else:
-        kept = shape.num_layers * layer
+    is_checkpointed = config.train.activation_checkpointing
+    kept = shape.num_layers * stream * compute_bytes + layer if is_checkpointed else shape.num_layers * layer
     last_norm = stream * NORM_BYTES + (stream * compute_bytes if config.model.adapter is None else 0)
     rotary = 2 * batch.num_tokens * shape.head_dim * compute_bytes
     return kept + last_norm + rotary

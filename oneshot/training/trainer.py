@@ -83,6 +83,3 @@ class GrpoTrainer:
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""
         save_state(self._state, folder, with_optimizer=with_optimizer)
-
-    def close(self) -> None:
-        """Do nothing: torch frees the memory with the object."""

@@ -266,7 +266,7 @@ class _Recorder:
             logger.warning(LOST, lost)
 
     def close(self) -> None:
-        if self.trainer is not None:
+        if isinstance(self.trainer, Processes):
             self.trainer.close()
         self.log.close()
         try:

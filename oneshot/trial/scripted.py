@@ -48,9 +48,6 @@ class ScriptedTrainer:
         """Write a checkpoint into an empty folder."""
         (folder / "state.json").write_text(json.dumps({"step": self.step, "chain": self._chain}))
 
-    def close(self) -> None:
-        """Do nothing: a script starts no processes."""
-
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run no evaluation: a script has no suites."""
         return iter(())

@@ -78,7 +78,7 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
-            raise TokenError(
+            raise FinalError(
                 f"--address {self._name}: the cluster requires a token, or rejects this one; set RAY_AUTH_MODE=token "
                 "and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with the token of its head "
                 "(`ray get-auth-token` prints it there)"
@@ -228,7 +228,7 @@ class Cluster:
                 asyncio.run(self._tail(submission_id, tail))
                 job = next((made for made in self.submissions() if made.id == submission_id), None)
                 if job is None:
-                    raise ForgottenError(
+                    raise FinalError(
                         f"{submission_id}: the cluster has no record of it; perhaps its head was restarted. "
                         "`oneshot submit` resumes the sweep"
                     )
@@ -236,7 +236,7 @@ class Cluster:
                     tail.rest(self.logs(submission_id) if not tail.is_over else "")
                     return job
                 is_cut = False
-            except (TokenError, ForgottenError):
+            except FinalError:
                 raise
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
@@ -275,12 +275,8 @@ class _OwnWords:
         return is_own
 
 
-class TokenError(UserError):
-    """The cluster denies access."""
-
-
-class ForgottenError(UserError):
-    """The cluster has no record of a submission."""
+class FinalError(UserError):
+    """An error that another try would meet again: the cluster denies access, or has no record of a submission."""
 
 
 class _TakenError(Exception):

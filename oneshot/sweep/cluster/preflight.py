@@ -41,14 +41,10 @@ def _findings(check: str, bad: Sequence[str], *, good: str) -> list[Finding]:
     return found or [Finding(check=check, text=good, is_bad=False)]
 
 
-class PreflightError(UserError):
-    """The cluster cannot run the sweep; the message has one line for each finding."""
-
-
 def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callable[[str], None]) -> None:
     """Check everything; report warnings, and in one line the checks that passed.
 
-    Raises PreflightError: has a line with a fix for each check that failed.
+    Raises UserError: has a line with a fix for each check that failed.
     """
     findings = check_nodes(plan, store, reach=reach)
     for finding in findings:
@@ -56,7 +52,7 @@ def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callab
             say(f"warning: {finding}")
     bad = [finding for finding in findings if finding.is_bad]
     if bad:
-        raise PreflightError("\n".join(f"preflight: {finding}" for finding in bad))
+        raise UserError("\n".join(f"preflight: {finding}" for finding in bad))
     good = ", ".join(dict.fromkeys(finding.check for finding in findings if not finding.is_warning))
     say(f"{PASSED} ({good}; nodes: {sum(node['Alive'] for node in ray.nodes())})")
 

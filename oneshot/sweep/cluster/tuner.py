@@ -19,7 +19,7 @@ from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, check_feasible, is_there, joined, reservation
 from oneshot.sweep.cluster.preflight import preflight
-from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
+from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
 from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
@@ -94,7 +94,7 @@ def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: N
     )
 
 
-class _Driver(tune.Callback):
+class _Driver(Unsaved, tune.Callback):
     """Tune's events -> the agenda and MLflow. A Tune result only says that something happened; the store says what."""
 
     def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
@@ -103,10 +103,6 @@ class _Driver(tune.Callback):
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
         self.gauges = _Gauges(agenda)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its callbacks to restore them, and is never restored."""
-        return {}
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kill workers that hang, and all workers if a person asked for it."""

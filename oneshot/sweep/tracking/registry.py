@@ -123,14 +123,7 @@ def _link(client: MlflowClient, model: LoggedModel, run: Run, kept: Kept) -> Non
     if model.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id=model.model_id, step=kept.step)])
     logged = {(metric.key, metric.dataset_digest, metric.run_id) for metric in model.metrics or ()}
-    metrics = _metrics(kept, model, run_id)
-    if fresh := [metric for metric in metrics if (metric.key, metric.dataset_digest, run_id) not in logged]:
-        # the run already has points of the same key, value, time and step, of which MLflow keeps one
-        client.log_batch(run_id, metrics=fresh)
-
-
-def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
-    return [
+    fresh = [
         Metric(
             name,
             value,
@@ -145,8 +138,11 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
         if evaluation.step == kept.step and evaluation.is_own
         for measure, value in evaluation.metrics.items()
         for name in (f"eval/{evaluation.suite}/{measure}",)
-        if is_curve(name)
+        if is_curve(name) and (name, evaluation.digest[:36], run_id) not in logged
     ]
+    if fresh:
+        # the run already has points of the same key, value, time and step, of which MLflow keeps one
+        client.log_batch(run_id, metrics=fresh)
 
 
 def _version(client: MlflowClient, model: LoggedModel, run_id: str | None, name: str) -> str:
