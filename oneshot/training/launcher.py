@@ -121,7 +121,6 @@ class Processes:
         return self._wait_for_answers()
 
     def _wait_for_answers(self) -> Any:
-        """Wait for all children; return the first one's answer."""
         waiting = {child.connection: rank for rank, child in enumerate(self._children)}
         answer = None
         while waiting:

@@ -91,7 +91,9 @@ def token_loss(
     ratios = ratio(logprobs, old_logprobs)
     pg = mean(surrogate(ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
     loss = config.pg_coef * pg
-    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(_is_clipped(ratios, advantages, config))}
+    # the clip removes these tokens' gradient
+    is_clipped = (ratios > 1 + config.clip_high) & (advantages > 0) | (ratios < 1 - config.clip_low) & (advantages < 0)
+    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(is_clipped.to(ratios.dtype))}
     if ref_logprobs is not None:
         metrics["loss/kl"] = kl = mean(k3(logprobs, ref_logprobs))
         loss = loss + config.kl_coef * kl
@@ -100,10 +102,3 @@ def token_loss(
         loss = loss - config.entropy_coef * mean_entropy
     metrics["loss/total"] = loss
     return LossOutput(loss=loss, metrics={name: value.detach() for name, value in metrics.items()})
-
-
-def _is_clipped(ratio: Tensor, advantages: Tensor, config: LossConfig) -> Tensor:
-    """Return 1.0 for each token whose gradient the clip removes."""
-    too_high = (ratio > 1 + config.clip_high) & (advantages > 0)
-    too_low = (ratio < 1 - config.clip_low) & (advantages < 0)
-    return (too_high | too_low).to(ratio.dtype)

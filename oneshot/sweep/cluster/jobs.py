@@ -181,12 +181,14 @@ class Cluster:
         deadline_s = time.monotonic() + patience_s
         status = JobStatus.PENDING
         try:
-            while (status := self._status(submission_id)) in LIVE:
-                if time.monotonic() > deadline_s:
-                    raise OneshotError(f"--address {self._name}: the head has not answered within {patience_s:.0f} s")
-                time.sleep(LOOK_S)
-            output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
             with self._explained():
+                while (status := self._client.get_job_status(submission_id)) in LIVE:
+                    if time.monotonic() > deadline_s:
+                        raise OneshotError(
+                            f"--address {self._name}: the head has not answered within {patience_s:.0f} s"
+                        )
+                    time.sleep(LOOK_S)
+                output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
                 details = self._client.get_job_info(submission_id)
         finally:
             self._forget(submission_id, is_live=status in LIVE)
@@ -201,10 +203,6 @@ class Cluster:
                 self._client.stop_job(submission_id)
             else:
                 self._client.delete_job(submission_id)
-
-    def _status(self, submission_id: str) -> JobStatus:
-        with self._explained():
-            return self._client.get_job_status(submission_id)
 
     def stop(self, submission_id: str) -> None:
         """Ask a driver to end; it has at least a minute for its trials' checkpoints."""

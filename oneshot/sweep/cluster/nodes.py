@@ -25,7 +25,6 @@ REACH_S = 10.0
 RAYLET_S = 2.0
 LOOK_S = 2.0  # least time between two looks at the cluster's nodes
 
-
 Need = tuple[float, float, float | None, tuple[str, ...]]
 
 

@@ -153,7 +153,8 @@ def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
     """Check that all nodes have the same Python, Ray and oneshot; warn if other libraries differ."""
     findings = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer.versions):
-        has = {a.host: _comparable(name, a.versions[name]) for a in answers.values() if name in a.versions}
+        most = 2 if name == "python" else None  # only major and minor must agree
+        has = {a.host: ".".join(a.versions[name].split(".")[:most]) for a in answers.values() if name in a.versions}
         missing = sorted(host for host, text in has.items() if text == "missing")
         if missing:
             text = f"{name} is not installed on {', '.join(missing)}; install it there, or use one image for all nodes"
@@ -163,11 +164,6 @@ def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
             text = f"{name} differs between nodes ({_tell(has)}); install one version, or use one image for all nodes"
             findings.append(Finding(check="versions", text=text, is_bad=must, is_warning=not must))
     return findings or [Finding(check="versions", text="equal", is_bad=False)]
-
-
-def _comparable(name: str, text: str) -> str:
-    """Return the part of a version that must agree: major and minor of Python, all of others."""
-    return ".".join(text.split(".")[:2]) if name == "python" else text
 
 
 def _tell(has: Mapping[str, str]) -> str:

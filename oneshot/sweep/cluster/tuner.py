@@ -153,8 +153,7 @@ class _Driver(Unsaved, tune.Callback):
         self._end(key, is_elsewhere=False)
 
     def _end(self, key: str, *, is_elsewhere: bool) -> None:
-        has_ended = self._agenda.ended(key, is_elsewhere=is_elsewhere)
-        self._tracking.wake(key, ended=has_ended)
+        self._tracking.wake(key, ended=self._agenda.ended(key, is_elsewhere=is_elsewhere))
 
 
 class _Gauges:

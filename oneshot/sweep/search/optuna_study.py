@@ -232,7 +232,7 @@ def _parallel_coordinates(space: Space, points: Sequence[Point], mode: Mode, *, 
         for height, label in _ticks(of):
             axes.text(index + 0.04, height, label, fontsize=7, va="center", color=INK, bbox=box, zorder=5)
     axes.set_xlim(-0.3, len(columns) - 0.5)
-    axes.set_xticks(range(len(columns)), [_folded(path) for path in columns])
+    axes.set_xticks(range(len(columns)), [path.replace(".", ".\n").replace("/", "/\n") for path in columns])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     return figure
@@ -255,10 +255,6 @@ def _ticks(of: RangeConfig) -> list[tuple[float, str]]:
     return [
         (share, f"{low * (high / low) ** share if of.log else low + share * (high - low):.3g}") for share in (0, 0.5, 1)
     ]
-
-
-def _folded(path: str) -> str:
-    return path.replace(".", ".\n").replace("/", "/\n")
 
 
 def _figure(width: float, height: float, *, title: str) -> tuple[Figure, Axes]:

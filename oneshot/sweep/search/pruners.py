@@ -109,7 +109,6 @@ class _Median:
         """group -> trial -> step -> value."""
 
     def judge(self, group: str, key: str, step: int, value: float) -> tuple[int, bool, str] | None:
-        """Return rung 0, whether to stop, and why."""
         own = self._values[group].get(key, {})
         if own and step <= max(own):
             return None

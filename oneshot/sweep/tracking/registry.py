@@ -94,18 +94,14 @@ def _make_model(client: MlflowClient, experiment_id: str, export: Export, run_id
         tags["sweep"] = selection.sweep.config.name
     model: LoggedModel = client.create_logged_model(
         experiment_id,
-        name=model_name(kept),
+        # as in `tiny-qwen2-sum-outcome-seed-0`, for the Models tab
+        name="".join(char if char.isalnum() or char in "-_" else "-" for char in kept.label)[:250],
         source_run_id=run_id,
         tags=tags,
         params=dict(run_params(selection.trial)),
         model_type="causal-lm",
     )
     return model
-
-
-def model_name(kept: Kept) -> str:
-    """Return the name in the Models tab: `tiny-qwen2-sum-outcome-seed-0`."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in kept.label)[:250]
 
 
 def _note(export: Export) -> str:
