@@ -36,13 +36,12 @@ from oneshot.trial.scripted import ScriptedTrainer
 if TYPE_CHECKING:
     from oneshot.training.trainer import GrpoTrainer
 
+Trainer: TypeAlias = "GrpoTrainer | Processes | ScriptedTrainer"
 SEGMENT_S = 10.0
+MAX_SAMPLED = 64  # largest number of training completions recorded per step
+LOST = "stops without writing: %s"
 _SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
 _EVALUATED = attrgetter(*("problem_id" if column == "id" else column for column in EVALUATION_COLUMNS))
-MAX_SAMPLED = 64  # largest number of training completions recorded per step
-
-Trainer: TypeAlias = "GrpoTrainer | Processes | ScriptedTrainer"
-LOST = "stops without writing: %s"
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,9 @@ def record(
 
     Raises Leased: another process runs this training.
     """
-    _make_ready(training)
+    if training.config.script is None and training.resources.processes == 1:
+        # torch takes seconds to import, and trainers other than this one do not need it here
+        import oneshot.training.trainer  # noqa: F401
     metadata = {**environment(), **distribution(training), **metadata}
     recorder = _Recorder(training, folder, take(folder, sweep=origin, metadata=metadata, stale_holder=stale_holder))
     try:
@@ -84,12 +85,6 @@ def record(
         recorder.fail(error)
     finally:
         recorder.close()
-
-
-def _make_ready(training: Training) -> None:
-    """Import the trainer if it runs in this process: torch takes seconds, and other trainers do not need it here."""
-    if training.config.script is None and training.resources.processes == 1:
-        import oneshot.training.trainer  # noqa: F401
 
 
 def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
