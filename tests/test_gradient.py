@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_model
+from losses import grpo_loss
 from torch import Tensor
 
 from oneshot.config.trial import AdvantageConfig, LossConfig, TrialConfig
@@ -18,7 +19,7 @@ from oneshot.policy.weights import split_weights
 from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.advantage import group_advantages
-from oneshot.training.loss import BatchTotals, LossOutput, grpo_loss, token_loss, token_weights
+from oneshot.training.loss import BatchTotals, LossOutput, token_loss, token_weights
 from oneshot.training.state import TrainingState, new_state
 from oneshot.training.update import Batch, accumulate, update
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from losses import grpo_loss
 from torch import Tensor
 
 from oneshot.config.trial import LossConfig
-from oneshot.training.loss import BatchTotals, grpo_loss, k3, ratio, surrogate, token_loss, token_weights
+from oneshot.training.loss import BatchTotals, k3, ratio, surrogate, token_loss, token_weights
 
 
 def config(**settings: Any) -> LossConfig:

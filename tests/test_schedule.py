@@ -37,19 +37,15 @@ def arrived(early: EarlyStop, key: str, step: int, value: float, *, group: str =
 
 def test_rungs_are_grace_steps_times_powers_of_the_factor_below_the_last_step() -> None:
     config = EarlyStopConfig(kind="asha", grace_steps=20, factor=3)
-    assert rungs(config, 200) == [20, 60, 180]
-    assert rungs(config, 180) == [20, 60]  # at its last step nobody is stopped
-    assert rungs(config, 20) == []
+    assert rungs(config, below=200) == [20, 60, 180]
+    assert rungs(config, below=180) == [20, 60]  # at its last step nobody is stopped
+    assert rungs(config, below=20) == []
 
 
 def test_rungs_of_a_broken_factor_are_rounded_and_stand_once() -> None:
     # 2, 3, 4.5, 6.75, 10.125; and 1, 1.2, 1.44, 1.728, 2.0736
-    assert rungs(EarlyStopConfig(kind="asha", grace_steps=2, factor=1.5), 11) == [2, 3, 4, 7, 10]
-    assert rungs(EarlyStopConfig(kind="asha", grace_steps=1, factor=1.2), 3) == [1, 2]
-
-
-def test_median_has_no_rungs() -> None:
-    assert rungs(EarlyStopConfig(kind="median", grace_steps=20), 200) == []
+    assert rungs(EarlyStopConfig(kind="asha", grace_steps=2, factor=1.5), below=11) == [2, 3, 4, 7, 10]
+    assert rungs(EarlyStopConfig(kind="asha", grace_steps=1, factor=1.2), below=3) == [1, 2]
 
 
 def test_asha_by_hand_with_factor_3() -> None:

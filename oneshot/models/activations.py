@@ -54,14 +54,9 @@ def layer_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
     else:
         numbers += adapter.r * len(trained)
     # a matrix's input is kept if the matrix or its adapter is trained
-    if trained & {"q_proj", "k_proj", "v_proj"}:
-        numbers += shape.hidden
-    if "o_proj" in trained:
-        numbers += query
-    if trained & {"gate_proj", "up_proj"}:
-        numbers += shape.hidden
-    if "down_proj" in trained:
-        numbers += shape.intermediate
+    inputs = {("q_proj", "k_proj", "v_proj"): shape.hidden, ("o_proj",): query}
+    inputs |= {("gate_proj", "up_proj"): shape.hidden, ("down_proj",): shape.intermediate}
+    numbers += sum(size for names, size in inputs.items() if trained & {*names})
     padded = batch.num_rows * batch.width
     keys = batch.prompt + batch.width
     attended = query * (
@@ -79,10 +74,8 @@ def model_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
     """Return the bytes that the whole decoder keeps for the backward pass."""
     layer = layer_bytes(config, shape, batch, compute_bytes=compute_bytes)
     stream = batch.num_tokens * shape.hidden
-    if config.train.activation_checkpointing:
-        kept = shape.num_layers * stream * compute_bytes + layer
-    else:
-        kept = shape.num_layers * layer
+    is_checkpointed = config.train.activation_checkpointing
+    kept = shape.num_layers * stream * compute_bytes + layer if is_checkpointed else shape.num_layers * layer
     last_norm = stream * NORM_BYTES + (stream * compute_bytes if config.model.adapter is None else 0)
     rotary = 2 * batch.num_tokens * shape.head_dim * compute_bytes
     return kept + last_norm + rotary

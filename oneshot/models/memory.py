@@ -6,8 +6,8 @@ docs/memory.md explains each term and compares it with measurements.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from oneshot.config.trial import TrialConfig
 from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes
@@ -60,18 +60,13 @@ class Memory:
         return max(self.rollout_gib, self.update_gib)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Moment:
+class _Moment(NamedTuple):
     """Bytes at one moment of an update, without what lasts."""
 
-    gradients: float
-    gathered: float
-    activations: float
-    head: float
-
-    @property
-    def total(self) -> float:
-        return self.gradients + self.gathered + self.activations + self.head
+    gradients: float = 0.0
+    gathered: float = 0.0
+    activations: float = 0.0
+    head: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +89,11 @@ class _Sizes:
     def wide(self) -> int:
         """Bytes per logit."""
         return max(4, self.compute)
+
+    @property
+    def trained_head(self) -> int:
+        """Number of the head's weights with a gradient: none with an adapter."""
+        return self.shape.head_params if self.num_trained == self.num_params else 0
 
     @property
     def is_mixed(self) -> bool:
@@ -135,39 +135,26 @@ def footprint(
         on_gpu=gpu_gib is not None,
     )
     lasting = _lasting(sizes)
-    free = None if gpu_gib is None else gpu_gib * 2**30 - sum(lasting)
+    free = None if gpu_gib is None else gpu_gib * 2**30 - sum(lasting.values())
     kv, sampling = _rollout(config, sizes, free, prompt_tokens=prompt_tokens, suites=suites)
-    worst = _Moment(gradients=0.0, gathered=0.0, activations=0.0, head=0.0)
-    if trains:
-        worst = max(_update(config, sizes, prompt_tokens=prompt_tokens), key=lambda moment: moment.total)
-    weights, optimiser, reference, decoding = lasting
-    num_bytes = Memory(
-        weights=weights,
-        optimiser=optimiser,
-        reference=reference,
-        decoding=decoding,
-        kv=kv,
-        sampling=sampling,
-        gradients=worst.gradients,
-        gathered=worst.gathered,
-        activations=worst.activations,
-        head=worst.head,
-    )
-    return replace(num_bytes, **{part.name: getattr(num_bytes, part.name) / 2**30 for part in fields(num_bytes)})
+    worst = max(_update(config, sizes, prompt_tokens=prompt_tokens), key=sum) if trains else _Moment()
+    num_bytes = {**lasting, "kv": kv, "sampling": sampling, **worst._asdict()}
+    return Memory(**{part: size / 2**30 for part, size in num_bytes.items()})
 
 
-def _lasting(sizes: _Sizes) -> tuple[float, float, float, float]:
+def _lasting(sizes: _Sizes) -> dict[str, float]:
     """Return the bytes of weights, optimiser and reference in every phase, and of the copy that fsdp decodes with."""
     whole = sizes.compute * sizes.num_params
     trained = sizes.master * sizes.num_trained
     moments = 2 * trained if sizes.trains else 0
     reference = whole if sizes.has_reference else 0
     if sizes.strategy != "fsdp":
-        return whole, moments + (trained if sizes.is_mixed else 0), reference, 0.0
+        optimiser = moments + (trained if sizes.is_mixed else 0)
+        return {"weights": whole, "optimiser": optimiser, "reference": reference, "decoding": 0.0}
     # computing weights are gathered from the master's shards; untrained ones have no master
     frozen = sizes.compute * (sizes.num_params - sizes.num_trained)
-    shard = sizes.shard
-    return frozen * shard, (trained + moments) * shard, reference * shard, whole
+    sharded = {"weights": frozen, "optimiser": trained + moments, "reference": reference}
+    return {**{part: size * sizes.shard for part, size in sharded.items()}, "decoding": whole}
 
 
 def _rollout(
@@ -212,7 +199,7 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
     yield _Moment(
         gradients=summed, gathered=root, activations=kept, head=logits + _head_bytes(config, sizes, batch, chunk=chunk)
     )
-    head_gradients = sizes.compute * (_head_weights(config, sizes) + batch.num_scored * shape.hidden)
+    head_gradients = sizes.compute * (sizes.trained_head + batch.num_scored * shape.hidden)
     yield _Moment(
         gradients=summed,
         gathered=root + _gathered(sizes),
@@ -239,16 +226,11 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
     )
 
 
-def _head_weights(config: TrialConfig, sizes: _Sizes) -> int:
-    """Return how many of the head's weights have a gradient: none with an adapter."""
-    return sizes.shape.head_params if config.model.adapter is None else 0
-
-
 def _head_bytes(config: TrialConfig, sizes: _Sizes, batch: MicroBatch, *, chunk: float) -> float:
     """Return the head's bytes besides its logits: gradients of hidden states and weights, and casts."""
     shape = sizes.shape
     hidden = 2 * batch.num_scored * shape.hidden * sizes.compute
-    weight = _head_weights(config, sizes) * sizes.wide
+    weight = sizes.trained_head * sizes.wide
     is_cast = sizes.compute != sizes.wide
     narrow = chunk * shape.vocabulary * sizes.compute if is_cast else 0
     if sizes.on_gpu:
@@ -264,8 +246,7 @@ def _gradients_at_end(sizes: _Sizes, summed: float) -> float:
         return whole
     own = sizes.compute * sizes.num_trained
     # the sum over processes copies one parameter at a time
-    is_whole = sizes.num_trained == sizes.num_params
-    sent = sizes.master * sizes.shape.head_params if sizes.strategy == "ddp" and is_whole else 0
+    sent = sizes.master * sizes.trained_head if sizes.strategy == "ddp" else 0
     return max(own + summed, whole + sent) if sizes.is_mixed else max(summed, own) + sent
 
 

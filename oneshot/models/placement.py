@@ -1,7 +1,9 @@
 """A trial and its resources -> its strategy, each process's GPU memory, and alternatives that would fit."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import AdapterConfig, TrialConfig
@@ -9,21 +11,7 @@ from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.models.shapes import model_shape
 from oneshot.tasks.benchmarks import load_suites
 
-GPU_GIB = {
-    "T4": 14.5,
-    "V100": 15.5,
-    "A10G": 22,
-    "L4": 22,
-    "A100": 39,
-    "A100-40G": 39,
-    "L40S": 44,
-    "A100-80G": 79,
-    "H100": 79,
-    "H20": 94,
-    "H200": 139,
-    "B200": 178,
-    "AMD-Instinct-MI300X-OAM": 191,
-}
+GPU_GIB: dict[str, float] = json.loads(Path(__file__).with_name("gpus.json").read_text())
 """Usable memory of a GPU (GiB), by Ray's name for its type: 79 of a GPU that is sold with 80 GB."""
 USUAL_GPU_GIB = 79
 HEADROOM = 0.1  # share of a GPU that a plan leaves free: CUDA context, libraries' workspaces, fragmentation

@@ -12,8 +12,6 @@ from oneshot.errors import ModelError
 SHIPPED = Path(__file__).parents[1] / "tiny"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
 NO_MODEL = "script"  # `model.path` of a scripted trial, which has no model
 
 
@@ -45,10 +43,7 @@ def local_folder(path: str) -> Path | None:
 def read_config(path: str) -> dict[str, Any] | None:
     """Return config.json of a shipped or local model; None for a hub id."""
     folder = local_folder(path)
-    if folder is None:
-        return None
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
+    return None if folder is None else dict(json.loads((folder / "config.json").read_text()))
 
 
 def is_commit(revision: str | None) -> bool:

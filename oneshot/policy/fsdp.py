@@ -8,7 +8,7 @@ This module calls `fully_shard` itself. Accelerate supports FSDP on GPUs only, s
 and gives the head a unit of its own, which our loss never calls (output_head.py reads its weights).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
@@ -18,26 +18,28 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn import Parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.config.trial import ModelConfig
 from oneshot.policy.forward import Scored
+from oneshot.policy.weights import Weights
 from oneshot.policy.world import World
 
 _PREFIX = "model."  # Prefix of the model's parameter names within `Scored`
 
 
-class Sharded:
-    """`Weights` of which this process holds a shard, and a whole model that decodes."""
+class Sharded(Weights):
+    """Weights of which this process holds a shard, and a whole model that decodes."""
 
     def __init__(self, model: Any, scored: Scored, *, world: World) -> None:
         """Take the model that decodes, in its compute precision, and the sharded one, both with their first values."""
-        self.compute: Mapping[str, Parameter] = dict(model.named_parameters())
-        self.scored = scored
         self._shards = {name.removeprefix(_PREFIX): parameter for name, parameter in scored.named_parameters()}
-        self.master: Mapping[str, Parameter] = {n: p for n, p in self._shards.items() if p.requires_grad}
-        self.loss_scale = float(world.size)  # FSDP averages over processes
+        super().__init__(
+            compute=dict(model.named_parameters()),
+            master={name: shard for name, shard in self._shards.items() if shard.requires_grad},
+            scored=scored,
+            loss_scale=float(world.size),  # FSDP averages over processes
+        )
 
     @contextmanager
     def updating(self) -> Iterator[None]:

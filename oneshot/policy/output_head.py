@@ -122,8 +122,7 @@ def head_loss(
     """
     chunks = _Chunks(hidden_NH.detach(), head, temperature=temperature, space=space)
     output = chunks.run(targets_N, loss_of, with_entropy=with_entropy)
-    gradients = (chunks.hidden_grad_NH, chunks.weight_grad_VH, chunks.bias_grad_V)
-    loss: Tensor = _Differentiated.apply(output.loss, gradients, hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Differentiated.apply(output.loss, chunks.gradients(), hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
     return LossOutput(loss=loss, metrics=output.metrics)
 
 
@@ -150,20 +149,15 @@ class _Chunks:
     def __init__(self, hidden_NH: Tensor, head: Any, *, temperature: float, space: Workspace) -> None:
         self.hidden_NH, self.head, self.temperature, self.space = hidden_NH, head, temperature, space
         dtype = wide(hidden_NH.dtype)
-        self.hidden_grad_NH = torch.empty_like(hidden_NH)
+        self._hidden_grad_NH = torch.empty_like(hidden_NH)
         is_trained = head.weight.requires_grad  # with an adapter the head is frozen
-        self._weight_sum_VH = (
-            torch.zeros(head.weight.shape, dtype=dtype, device=hidden_NH.device) if is_trained else None
-        )
+        self._weight_sum_VH = torch.zeros_like(head.weight, dtype=dtype) if is_trained else None
         self._bias_sum_V = None if head.bias is None or not is_trained else torch.zeros_like(head.bias, dtype=dtype)
 
-    @property
-    def weight_grad_VH(self) -> Tensor | None:
-        return None if self._weight_sum_VH is None else self._weight_sum_VH.to(self.head.weight.dtype)
-
-    @property
-    def bias_grad_V(self) -> Tensor | None:
-        return None if self._bias_sum_V is None else self._bias_sum_V.to(self.head.bias.dtype)
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Return those of hidden states, weight and bias, in their dtypes."""
+        pairs = ((self._weight_sum_VH, self.head.weight), (self._bias_sum_V, self.head.bias))
+        return (self._hidden_grad_NH, *(None if total is None else total.to(of.dtype) for total, of in pairs))
 
     def run(self, targets_N: Tensor, loss_of: LossOf, *, with_entropy: bool) -> LossOutput:
         """Return the whole loss and its metrics, both detached."""
@@ -198,7 +192,7 @@ class _Chunks:
     def _add_gradients(self, where: slice, grad_nV: Tensor, hidden_nH: Tensor) -> None:
         """Differentiate `logits = (hidden / temperature) @ weight.T + bias / temperature`."""
         narrow_nV = grad_nV.to(hidden_nH.dtype)
-        self.hidden_grad_NH[where] = narrow_nV @ self.head.weight / self.temperature
+        self._hidden_grad_NH[where] = narrow_nV @ self.head.weight / self.temperature
         if self._weight_sum_VH is None:
             return
         scaled_nH = hidden_nH / self.temperature

@@ -34,14 +34,12 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
-        device: torch.device = self.model.device
-        return device
+        return torch.device(self.model.device)
 
     @property
     def kv_bytes(self) -> int:
         """Return the bytes of one token's keys and values, in the compute precision."""
-        itemsize: int = self.model.dtype.itemsize
-        return self.num_kv * itemsize
+        return self.num_kv * int(self.model.dtype.itemsize)
 
 
 def load_policy(config: ModelConfig) -> Policy:
@@ -149,5 +147,4 @@ _KEEP_MEMORY = {
 
 def decode(policy: Policy, token_ids: Sequence[int]) -> str:
     """Return a completion's text without special tokens."""
-    text: str = policy.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-    return text
+    return str(policy.tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -5,13 +5,13 @@ weights. The optimiser holds float32 weights, which are rounded to bfloat16 afte
 while decoding, and the policy that samples is the policy that is trained. (Autocast would cast every weight at every
 decode step, and its update would have a wider residual stream than the rollout.)
 
-`Whole` keeps both in full in each process, `Sharded` (fsdp.py) keeps a part.
+`Weights` keeps both in full in each process, `Sharded` (fsdp.py) keeps a part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,59 +22,22 @@ from oneshot.policy.forward import Scored
 from oneshot.policy.world import World
 
 
-class Weights(Protocol):
-    """What a step does with the weights, in order of use; all but `compute` concerns the trained weights only."""
+@dataclass(slots=True, kw_only=True)
+class Weights:
+    """The weights of a policy, in full in each process; all but `compute` concerns the trained weights only."""
 
-    @property
-    def compute(self) -> Mapping[str, Parameter]:
-        """Return the weights that decode and evaluate, by name."""
-
-    @property
-    def master(self) -> Mapping[str, Parameter]:
-        """Return the weights that the optimiser changes, by name."""
-
-    @property
-    def scored(self) -> Scored:
-        """Return the module that the update runs through."""
-
-    @property
-    def loss_scale(self) -> float:
-        """Return the factor on each process' part of the loss with which `complete` gives the sum of all parts."""
+    compute: Mapping[str, Parameter]  # the weights that decode and evaluate, by name
+    master: Mapping[str, Parameter]  # the weights that the optimiser changes, by name
+    scored: Scored  # the module that the update runs through
+    loss_scale: float = 1.0
+    """The factor on each process' part of the loss with which `complete` gives the sum of all parts."""
 
     def updating(self) -> AbstractContextManager[None]:
         """Wrap the optimiser steps: weights that only decode may be freed, and have the new values at the end."""
-
-    def collect(self) -> None:
-        """Add the gradients of a micro-batch to the master's, and clear them."""
-
-    def complete(self, world: World) -> None:
-        """Sum the master's gradients over processes; a missing gradient becomes zero."""
-
-    def publish(self) -> None:
-        """Copy the master's values into the weights that compute, rounded, after an optimiser step."""
-
-    def whole(self, values: Tensor) -> Tensor:
-        """Return a master or optimiser tensor in full; all processes must call it."""
-
-    def part(self, values: Tensor, of: Tensor) -> Tensor:
-        """Return the part of whole values that this process holds, laid out like `of`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
-    """`Weights` that every process holds in full."""
-
-    compute: dict[str, Parameter]
-    master: dict[str, Parameter]
-    scored: Scored
-    loss_scale: float = 1.0
-
-    def updating(self) -> AbstractContextManager[None]:
-        """Do nothing: decoding and training share the weights."""
         return nullcontext()
 
     def collect(self) -> None:
-        """Add the gradients up; in one precision autograd has done so already."""
+        """Add the gradients of a micro-batch to the master's, and clear them; autograd does so in one precision."""
         for name, master in self.master.items():
             parameter = self.compute[name]
             if master is parameter or parameter.grad is None:
@@ -85,7 +48,7 @@ class Whole:
             parameter.grad = None
 
     def complete(self, world: World) -> None:
-        """Sum the gradients once per optimiser step, as DDP's hooks would after each backward pass."""
+        """Sum the master's gradients over processes, as DDP's hooks would after each backward pass."""
         for master in self.master.values():
             if master.grad is None:
                 # AdamW skips a parameter without gradient, but applies moments and weight decay to a zero one
@@ -94,36 +57,29 @@ class Whole:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copy the values if the precisions differ."""
+        """Copy the master's values into the weights that compute, rounded, after an optimiser step."""
         for name, master in self.master.items():
             if self.compute[name] is not master:
                 self.compute[name].copy_(master)
 
     def whole(self, values: Tensor) -> Tensor:
-        """Return the values unchanged."""
+        """Return a master or optimiser tensor in full; all processes must call it."""
         return values
 
     def part(self, values: Tensor, of: Tensor) -> Tensor:
-        """Return all values, on the device of `of`."""
+        """Return the part of whole values that this process holds, laid out like `of`."""
         return values.to(of.device)
 
 
-def split_weights(model: Any, config: ModelConfig) -> Whole:
+def split_weights(model: Any, config: ModelConfig) -> Weights:
     """Convert a loaded model to its compute precision, and keep the trained weights' values as the master's."""
     compute = dict(model.named_parameters())
     trained = {name: parameter for name, parameter in compute.items() if parameter.requires_grad}
     scored = Scored(model)
     if config.mixed_precision == "no":
-        return Whole(compute=compute, master=trained, scored=scored)
+        return Weights(compute=compute, master=trained, scored=scored)
     master = {name: Parameter(parameter.detach().clone()) for name, parameter in trained.items()}
     # only parameters: the buffers (rotary frequencies) stay wide
     for parameter in compute.values():
         parameter.data = parameter.data.to(torch.bfloat16)
-    return Whole(compute=compute, master=master, scored=scored)
-
-
-def named_moments(weights: Weights, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield `<parameter>/<moment>` and value of the optimiser's state in full; all processes must call it."""
-    for name, parameter in weights.master.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", weights.whole(value)
+    return Weights(compute=compute, master=master, scored=scored)

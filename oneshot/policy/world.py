@@ -26,14 +26,12 @@ class World:
     @property
     def size(self) -> int:
         """Return the number of processes."""
-        number: int = self.accelerator.num_processes
-        return number
+        return int(self.accelerator.num_processes)
 
     @property
     def rank(self) -> int:
         """Return this process' number, from 0."""
-        number: int = self.accelerator.process_index
-        return number
+        return int(self.accelerator.process_index)
 
     @property
     def is_first(self) -> bool:

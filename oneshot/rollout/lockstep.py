@@ -213,7 +213,8 @@ def _decode(
     uniforms_TB = below_one(torch.from_numpy(uniforms(row_keys, num_positions)), dtype).T.contiguous().to(device)
     tokens_TB = torch.empty(num_positions, num_rows, dtype=torch.long, device=device)
     logprobs_TB = torch.empty(num_positions, num_rows, dtype=dtype, device=device)
-    ends_V = _ends(policy.eos_ids, head.weight.shape[0], device)
+    ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=device)
+    ends_V[[token for token in policy.eos_ids if 0 <= token < len(ends_V)]] = True
     row_of = list(range(num_rows))
     has_ended_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
     for position in range(num_positions):
@@ -244,13 +245,6 @@ def _decode(
             uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]
             has_ended_B, tokens_B = has_ended_B[kept_B], tokens_B[kept_B]
         hidden_BH = wave.step(tokens_B)
-
-
-def _ends(eos_ids: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:
-    """Return whether each token ends a completion: bool, `[V]`."""
-    ends_V = torch.zeros(vocabulary, dtype=torch.bool)
-    ends_V[[token for token in eos_ids if 0 <= token < vocabulary]] = True
-    return ends_V.to(device)
 
 
 def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:

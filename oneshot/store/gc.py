@@ -70,7 +70,6 @@ def keys_of(store: Store, sweep: str) -> set[str]:
 
 
 def _sizes(store: Store, key: str) -> dict[str, int]:
-    """Return the bytes of each file of a training."""
     files = store.fs.find(store.trial(key).path, detail=True)
     return {path: int(info["size"]) for path, info in files.items()}
 

@@ -56,11 +56,7 @@ class Holder:
 
     def is_process(self, other: "Holder") -> bool:
         """Return whether both are the same attempt of the same process."""
-        return self._process == other._process
-
-    @property
-    def _process(self) -> tuple[int, str, int, float]:
-        return self.attempt, self.host_id, self.pid, self.born
+        return all(getattr(self, name) == getattr(other, name) for name in ("attempt", "host_id", "pid", "born"))
 
 
 class LeaseError(OneshotError):

@@ -21,7 +21,7 @@ from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.phase import Searching
-from oneshot.trial.requests import Request, Stops, covers, pop_requests, read_stops, write_stops
+from oneshot.trial.requests import Stops, covers, pop_requests, read_stops, write_stops
 from oneshot.trial.state import SHOWN_STATES, TrialState, standing, view
 
 LOOK_S = 1.0  # least time between two looks at requests and at trainings that other processes run
@@ -95,33 +95,26 @@ class Agenda:
         self.look()
         skipped: list[str] = []
         try:
-            return self._next(is_full, skipped)
+            while self._queue and not self.halted:
+                key = self._queue.popleft()
+                training = self._trainings[key]
+                if is_full is not None and is_full(training):
+                    skipped.append(key)
+                    continue
+                if not self._is_open(training):
+                    continue
+                folder = self._store.trial(key)
+                dead = self._dead.pop(key, None)
+                living = self._watch.living(folder)
+                if living is not None and (dead is None or not living.is_process(dead)):
+                    self._wait_for(key, living)
+                    continue
+                self._live[key] = None
+                self.num_started += 1
+                return Assignment(training=training, stale_holder=dead or self._watch.lapsed(folder))
+            return "wait" if self._live or skipped or (self._elsewhere and not self.halted) else "done"
         finally:
             self._queue.extendleft(reversed(skipped))
-
-    def _next(
-        self, is_full: Callable[[Training], bool] | None, skipped: list[str]
-    ) -> Assignment | Literal["wait", "done"]:
-        while self._queue and not self.halted:
-            key = self._queue.popleft()
-            training = self._trainings[key]
-            if is_full is not None and is_full(training):
-                skipped.append(key)
-                continue
-            if not self._is_open(training):
-                continue
-            folder = self._store.trial(key)
-            dead = self._dead.pop(key, None)
-            living = self._watch.living(folder)
-            if living is not None and (dead is None or not living.is_process(dead)):
-                self._wait_for(key, living)
-                continue
-            self._live[key] = None
-            self.num_started += 1
-            return Assignment(training=training, stale_holder=dead or self._watch.lapsed(folder))
-        if self._live or skipped or (self._elsewhere and not self.halted):
-            return "wait"
-        return "done"
 
     def look(self) -> None:
         """Serve requests, check the budget and see what other processes have finished; at most once a second."""
@@ -309,23 +302,23 @@ class Agenda:
 
     def _serve_requests(self) -> None:
         for request in pop_requests(self._folder):
-            self._serve(request)
+            if request.verb == "retry":
+                self._retry(request.cell)
+            elif request.cell:
+                self._set_stops(replace(self._stops, cells=(*self._stops.cells, request.cell)))
+                self._say(f"stopped by hand: {request.cell}")
+            else:
+                self.kill = self.kill or request.now
+                self.halt("stopped by hand")
 
-    def _serve(self, request: Request) -> None:
-        if request.verb == "stop" and not request.cell:
-            self.kill = self.kill or request.now
-            self.halt("stopped by hand")
-        elif request.verb == "stop":
-            self._set_stops(replace(self._stops, cells=(*self._stops.cells, request.cell)))
-            self._say(f"stopped by hand: {request.cell}")
-        else:
-            still_stopped = tuple(cell for cell in self._stops.cells if request.cell and cell != request.cell)
-            self._set_stops(replace(self._stops, cells=still_stopped))
-            busy = {*self._live, *self._elsewhere, *self._queue}
-            for key, training in self._trainings.items():
-                is_meant = any(covers(request.cell, trial) for trial in training.trials)
-                if is_meant and key not in busy and self._is_open(training):
-                    self._queue.append(key)
+    def _retry(self, cell: dict[str, str]) -> None:
+        still_stopped = tuple(stopped for stopped in self._stops.cells if cell and stopped != cell)
+        self._set_stops(replace(self._stops, cells=still_stopped))
+        busy = {*self._live, *self._elsewhere, *self._queue}
+        for key, training in self._trainings.items():
+            is_meant = any(covers(cell, trial) for trial in training.trials)
+            if is_meant and key not in busy and self._is_open(training):
+                self._queue.append(key)
 
     def _set_stops(self, stops: Stops) -> None:
         self._stops = stops

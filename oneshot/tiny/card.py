@@ -1,6 +1,5 @@
 """A shipped organism -> its model card with measurements: `python -m oneshot.tiny.card`."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,23 +28,20 @@ class CardNumbers:
     sampled: dict[str, float]
     greedy: dict[str, float]
 
-    def lines(self) -> Iterator[str]:
-        """Yield the rows of the card's table."""
-        names = ["pass_at_1", "pass_at_1_lenient", "boxed"]
-        names += [f"{category}/pass_at_1" for category in ("addition", "subtraction", "multiplication")]
-        for name in names:
-            yield f"| {name} | {self.sampled[name]:.3f} | {self.greedy[name]:.3f} |"
-
 
 def measure(name: str, *, num_problems: int = 100) -> CardNumbers:
     """Evaluate an organism on at most `num_problems` held-out problems per category, seed 0."""
-    policy = load_policy(ModelConfig(path=f"tiny:{name}"))
+    config = TrialConfig(
+        model=ModelConfig(path=f"tiny:{name}"),
+        prompt=PromptConfig(template="plain"),
+        examples=["arithmetic:47+38"],
+        rollout=RolloutConfig(max_tokens=MAX_TOKENS),
+    )
+    policy = load_policy(config.model)
     metrics, count = [], 0
     with Grader() as grader:
         for temperature in (1.0, 0.0):
-            suite = load_suite(
-                "arithmetic", SuiteConfig(num_problems=num_problems, temperature=temperature), _config(name)
-            )
+            suite = load_suite("arithmetic", SuiteConfig(num_problems=num_problems, temperature=temperature), config)
             evaluation = evaluate(
                 policy,
                 suite,
@@ -59,15 +55,6 @@ def measure(name: str, *, num_problems: int = 100) -> CardNumbers:
             count = len(suite.problems)
     return CardNumbers(
         num_problems=count, num_parameters=policy.model.num_parameters(), sampled=metrics[0], greedy=metrics[1]
-    )
-
-
-def _config(name: str) -> TrialConfig:
-    return TrialConfig(
-        model=ModelConfig(path=f"tiny:{name}"),
-        prompt=PromptConfig(template="plain"),
-        examples=["arithmetic:47+38"],
-        rollout=RolloutConfig(max_tokens=MAX_TOKENS),
     )
 
 
@@ -85,7 +72,6 @@ def card(organism: Organism, measured: CardNumbers) -> str:
         kind=organism.config_class.__name__.removesuffix("Config"),
         can_do=bool(mixture.worked_boxed + mixture.worked_words),
         no_answer=1 - mixture.worked_boxed - mixture.worked_words - mixture.guess,
-        table="\n".join(measured.lines()),
         max_tokens=MAX_TOKENS,
     )
 

@@ -43,10 +43,8 @@ def wait_for_room(
 
 def free_gib(device: torch.device) -> float:
     """Return the free memory of the device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return float(free) / 2**30
-    return float(psutil.virtual_memory().available) / 2**30
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return float(free) / 2**30
 
 
 def most_gib(device: torch.device, *, share: float) -> float:

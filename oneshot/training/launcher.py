@@ -51,7 +51,7 @@ class Processes:
         self, config: TrialConfig, *, seed: int, resources: ResourceConfig, grader_timeout_s: float, halvings: int = 0
     ) -> None:
         """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
-        self._step = 0
+        self.step = 0
         self._folder = TemporaryDirectory(prefix="oneshot-", ignore_cleanup_errors=True)
         life, end_of_life = os.pipe()
         self._ends: tuple[int, ...] = (life, end_of_life)
@@ -74,41 +74,30 @@ class Processes:
             self.close()
             raise
 
-    @property
-    def step(self) -> int:
-        """Return the number of steps done."""
-        return self._step
-
-    @staticmethod
-    def can_continue(checkpoint: Path) -> bool:
-        """Return whether a checkpoint has the optimiser's state, without which training cannot resume."""
-        return (checkpoint / "optimizer.safetensors").is_file()
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the accuracies at the start, by suite name."""
         self._command("set_baseline", dict(baseline))
 
     def load(self, checkpoint: Path) -> None:
         """Load a checkpoint's weights, optimiser and step."""
-        self._step = self._command("load", checkpoint)
+        self.step = self._command("load", checkpoint)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
-        """Write a checkpoint into an empty folder."""
-        self._command("save", folder, with_optimizer)
+        """Write a checkpoint into an empty folder: all processes gather, the first writes."""
+        self._command("save", folder, with_optimizer=with_optimizer)
 
     def train(self) -> Iterator[StepMetrics]:
         """Run the remaining steps."""
-        self._command("train")
-        yield from self._steps()
+        return self._steps("train")
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
-        self._command("evaluate", checkpoint, set(done))
-        yield from self._steps()
+        return self._steps("evaluate", checkpoint, done=set(done))
 
-    def _steps(self) -> Iterator[StepMetrics]:
+    def _steps(self, name: str, *arguments: Any, **options: Any) -> Iterator[StepMetrics]:
+        self._command(name, *arguments, **options)
         while step := self._command("next"):
-            self._step = step.step
+            self.step = step.step
             yield step
 
     def close(self) -> None:
@@ -124,15 +113,14 @@ class Processes:
             os.close(end)
         self._folder.cleanup()
 
-    def _command(self, name: str, *arguments: Any) -> Any:
+    def _command(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Have all children execute a command; return the first one's answer."""
         for child in self._children:
             with suppress(OSError):  # a dead child is noticed below
-                child.connection.send((name, arguments))
+                child.connection.send((name, arguments, options))
         return self._wait_for_answers()
 
     def _wait_for_answers(self) -> Any:
-        """Wait for all children; return the first one's answer."""
         waiting = {child.connection: rank for rank, child in enumerate(self._children)}
         answer = None
         while waiting:
@@ -144,16 +132,14 @@ class Processes:
                 except (EOFError, OSError):
                     self._raise_death(rank)
                 if kind == "log":
-                    self._log(rank, *content)
+                    name, level, text = content
+                    logging.getLogger(name).log(level, "%s%s", f"process {rank}: " if rank else "", text)
                 elif kind == "failed":
                     self._raise_failure(rank, *content)
                 else:
                     answer = content if rank == 0 else answer
                     del waiting[connection]
         return answer
-
-    def _log(self, rank: int, name: str, level: int, text: str) -> None:
-        logging.getLogger(name).log(level, "%s%s", f"process {rank}: " if rank else "", text)
 
     def _raise_failure(self, rank: int, error: BaseException, trace: str) -> NoReturn:
         """Kill all children and raise one's error, unless another child's death can have caused it."""
@@ -168,25 +154,18 @@ class Processes:
                     self._raise_death(others[connection])
         number = len(self._children)
         self.close()
-        raise error from _ChildError(f"in process {rank} of {number}:\n{trace}")
+        raise error from _ChildError(f'\n"""\nin process {rank} of {number}:\n{trace}"""')
 
     def _raise_death(self, rank: int) -> NoReturn:
         """Kill all children and raise an error that says how one of them ended, with its last output."""
         child = self._children[rank]
         message = f"process {rank} of {len(self._children)} {child.how_it_ended()}"
         self.close()
-        raise DeadProcessError(message) from _ChildError(f"its last output:\n{child.last_output()}")
+        raise DeadProcessError(message) from _ChildError(f'\n"""\nits last output:\n{child.last_output()}"""')
 
 
 class _ChildError(Exception):
     """A cause that shows a child's traceback or output above the parent's traceback."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self._text}"""'
 
 
 class _Child:

@@ -5,8 +5,8 @@ way. Like the released code, it differs from the paper's text: the ratio is per 
 sequence). By default the mean is over all tokens of the step; the released code's is over a micro-batch, so that its
 results depend on the packing.
 
-Shapes: G completions, T token positions; `mask_GT` is 1.0 on completion tokens, EOS included. Tensors without a suffix
-are per token in any arrangement. All log-probabilities are natural, of the sampled token, at the sampling temperature.
+Shapes: G completions. Tensors without a suffix are per token in any arrangement. All log-probabilities are natural, of
+the sampled token, at the sampling temperature.
 """
 
 from dataclasses import dataclass
@@ -57,48 +57,6 @@ def token_weights(num_tokens_G: Tensor, config: LossConfig, totals: BatchTotals)
     return torch.full_like(num_tokens_G, 1 / (totals.num_sequences * totals.max_tokens))
 
 
-def grpo_loss(
-    logprobs_GT: Tensor,
-    old_logprobs_GT: Tensor | None,
-    ref_logprobs_GT: Tensor | None,
-    advantages_G: Tensor,
-    mask_GT: Tensor,
-    config: LossConfig,
-    *,
-    entropy_GT: Tensor | None = None,
-    totals: BatchTotals | None = None,
-) -> LossOutput:
-    """Compute GRPO's objective (DeepSeekMath, arXiv 2402.03300, Eq. 3) with an entropy bonus (arXiv 2504.20571, Eq. 3).
-
-    Args:
-        logprobs_GT: of the policy, with gradient.
-        old_logprobs_GT: of the policy that sampled; None if that is the policy itself.
-        ref_logprobs_GT: of the frozen reference; None only with `kl_coef: 0`.
-        advantages_G: one per completion.
-        mask_GT: 1.0 on completion tokens.
-        config: coefficients, clip and aggregation.
-        entropy_GT: of the policy's distribution, in nats; required unless `entropy_coef` is 0.
-        totals: those of the whole step; None: these rows are the whole step.
-
-    Returns:
-        The loss and `loss/total`, `loss/pg`, `loss/kl`, `loss/entropy`, `loss/clip_fraction`.
-
-    Raises ValueError: `ref_logprobs_GT` or `entropy_GT` is None, but its coefficient is not 0.
-    """
-    if totals is None:
-        totals = BatchTotals(num_tokens=int(mask_GT.sum()), num_sequences=mask_GT.shape[0], max_tokens=mask_GT.shape[1])
-    num_tokens_G = mask_GT.sum(dim=1).to(logprobs_GT.dtype)
-    return token_loss(
-        logprobs_GT,
-        old_logprobs_GT,
-        ref_logprobs_GT,
-        advantages_G[:, None].expand_as(logprobs_GT),
-        mask_GT * token_weights(num_tokens_G, config, totals)[:, None],
-        config,
-        entropy=entropy_GT,
-    )
-
-
 def token_loss(
     logprobs: Tensor,
     old_logprobs: Tensor | None,
@@ -109,9 +67,11 @@ def token_loss(
     *,
     entropy: Tensor | None = None,
 ) -> LossOutput:
-    """Compute `grpo_loss` on tokens in any arrangement, padded or packed: all tensors have one shape.
+    """Compute GRPO's objective (DeepSeekMath, arXiv 2402.03300, Eq. 3) with an entropy bonus (arXiv 2504.20571, Eq. 3).
 
-    `weights` are those of `token_weights`, and 0 on padding, whose values are ignored, even inf and NaN.
+    Tokens may have any arrangement, padded or packed: all tensors have one shape. `weights` are those of
+    `token_weights`, and 0 on padding, whose values are ignored, even inf and NaN. `old_logprobs` is None if the policy
+    itself sampled. The metrics are `loss/total`, `loss/pg`, `loss/kl`, `loss/entropy` and `loss/clip_fraction`.
 
     Raises ValueError: `ref_logprobs` or `entropy` is None, but its coefficient is not 0.
     """
@@ -131,7 +91,9 @@ def token_loss(
     ratios = ratio(logprobs, old_logprobs)
     pg = mean(surrogate(ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
     loss = config.pg_coef * pg
-    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(_is_clipped(ratios, advantages, config))}
+    # the clip removes these tokens' gradient
+    is_clipped = (ratios > 1 + config.clip_high) & (advantages > 0) | (ratios < 1 - config.clip_low) & (advantages < 0)
+    metrics = {"loss/pg": pg, "loss/clip_fraction": mean(is_clipped.to(ratios.dtype))}
     if ref_logprobs is not None:
         metrics["loss/kl"] = kl = mean(k3(logprobs, ref_logprobs))
         loss = loss + config.kl_coef * kl
@@ -140,10 +102,3 @@ def token_loss(
         loss = loss - config.entropy_coef * mean_entropy
     metrics["loss/total"] = loss
     return LossOutput(loss=loss, metrics={name: value.detach() for name, value in metrics.items()})
-
-
-def _is_clipped(ratio: Tensor, advantages: Tensor, config: LossConfig) -> Tensor:
-    """Return 1.0 for each token whose gradient the clip removes."""
-    too_high = (ratio > 1 + config.clip_high) & (advantages > 0)
-    too_low = (ratio < 1 - config.clip_low) & (advantages < 0)
-    return (too_high | too_low).to(ratio.dtype)

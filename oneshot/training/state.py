@@ -6,11 +6,11 @@ The position in the random table is (seed, step): there is no other generator to
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -29,7 +29,7 @@ from oneshot.policy.fsdp import shard_reference, shard_weights
 from oneshot.policy.output_head import Workspace
 from oneshot.policy.packing import Pack
 from oneshot.policy.policy import Policy, end_turns, load_policy
-from oneshot.policy.weights import Weights, named_moments, split_weights
+from oneshot.policy.weights import Weights, split_weights
 from oneshot.policy.world import World
 from oneshot.rollout.engine import Engine
 from oneshot.rollout.hf import HfGenerate
@@ -47,11 +47,8 @@ CHECKPOINT_FORMAT = 2
 PART_BYTES = 4 * 2**30  # largest size of a checkpoint's file, and so the additional memory for writing it
 
 
-class Reference(Protocol):
-    """The frozen start of the policy."""
-
-    def __call__(self, batch: Pack, *, temperature: float, space: Workspace) -> Tensor:
-        """Return the log-probability of each completion token, `[M]`, without gradient."""
+Reference = Callable[..., Tensor]
+"""The policy's frozen start: a pack, `temperature`, `space` -> log-probabilities of completion tokens, `[M]`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -222,7 +219,12 @@ def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> N
     weights = state.weights
     _write(((name, weights.whole(master.detach())) for name, master in weights.master.items()), into, "model")
     if with_optimizer:
-        _write(named_moments(weights, state.optimizer), into, "optimizer")
+        moments = (
+            (f"{name}/{moment}", weights.whole(value))
+            for name, master in weights.master.items()
+            for moment, value in state.optimizer.state.get(master, {}).items()
+        )
+        _write(moments, into, "optimizer")
     metadata = {
         "format": CHECKPOINT_FORMAT,
         "seed": state.seed,
@@ -265,16 +267,11 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield key, file.get_tensor(key)
 
 
-def _parts(folder: Path, name: str) -> list[Path]:
-    """Return the files of a checkpoint's `model` or `optimizer`."""
-    return sorted(folder.glob(f"{name}*.safetensors"))
-
-
 def load_state(state: TrainingState, folder: Path) -> None:
     """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
     state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
-    for path, tensor in read_tensors(_parts(folder, "optimizer")):
+    for path, tensor in read_tensors(sorted(folder.glob("optimizer*.safetensors"))):
         name, _, moment = path.rpartition("/")
         parameter = state.weights.master[name]
         state.optimizer.state[parameter][moment] = state.weights.part(tensor, parameter)
@@ -285,7 +282,7 @@ def load_weights(state: TrainingState, folder: Path) -> None:
     metadata = json.loads((folder / "state.json").read_text())
     assert metadata["format"] == CHECKPOINT_FORMAT and metadata["seed"] == state.seed, "a checkpoint of another trial"
     with torch.no_grad(), state.weights.updating():
-        for name, tensor in read_tensors(_parts(folder, "model")):
+        for name, tensor in read_tensors(sorted(folder.glob("model*.safetensors"))):
             master = state.weights.master[name]
             master.copy_(state.weights.part(tensor, master))
         state.weights.publish()

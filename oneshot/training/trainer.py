@@ -61,11 +61,6 @@ class GrpoTrainer:
         """Return the number of steps done."""
         return self._state.step
 
-    @staticmethod
-    def can_continue(checkpoint: Path) -> bool:
-        """Return whether a checkpoint has the optimiser's state, without which training cannot resume."""
-        return (checkpoint / "optimizer.safetensors").is_file()
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Set the accuracies at the start, by suite name."""
         self._state.baseline = dict(baseline)
@@ -88,6 +83,3 @@ class GrpoTrainer:
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""
         save_state(self._state, folder, with_optimizer=with_optimizer)
-
-    def close(self) -> None:
-        """Do nothing: torch frees the memory with the object."""

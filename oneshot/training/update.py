@@ -64,7 +64,11 @@ def optimizer_step(
     metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
     metrics |= {"loss/grad_norm": state.weights.whole(norm).item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
-    _check_finite(metrics, state.step + 1)
+    for name in ("loss/total", "loss/grad_norm"):
+        if not torch.isfinite(torch.tensor(metrics[name])):
+            raise TrialError(
+                f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
+            )
     state.optimizer.step()
     state.optimizer.zero_grad()  # frees memory for the next rollout
     state.weights.publish()
@@ -181,9 +185,3 @@ def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> di
     # another process may train on a completion
     pairs = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in own.items())
     return {member: logprobs.to(state.policy.device) for member, logprobs in pairs}
-
-
-def _check_finite(metrics: dict[str, float], step: int) -> None:
-    for name in ("loss/total", "loss/grad_norm"):
-        if not torch.isfinite(torch.tensor(metrics[name])):
-            raise TrialError(f"{name} is {metrics[name]} at step {step}; the weights of step {step - 1} are kept")

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,51 +31,6 @@ from oneshot.training.trainer import GrpoTrainer
 
 STUCK = timedelta(hours=6)
 """Time-out of a collective. Rollouts may differ much in length; the sweep's watchdog finds trials that hang."""
-
-
-class Member:
-    """This process' part of the trial; the methods are the launcher's commands."""
-
-    def __init__(self, begin: Begin) -> None:
-        _join(begin)
-        self._is_first = begin.rank == 0
-        self._trainer = GrpoTrainer(
-            begin.config,
-            seed=begin.seed,
-            resources=begin.resources,
-            grader=Grader(timeout_s=begin.grader_timeout_s),
-            halvings=begin.halvings,
-            rank=begin.rank,
-        )
-        self._steps: Iterator[StepMetrics] = iter(())
-
-    def set_baseline(self, baseline: dict[str, float]) -> None:
-        """Set the accuracies at the start."""
-        self._trainer.set_baseline(baseline)
-
-    def load(self, checkpoint: Path) -> int:
-        """Load a checkpoint; return its step."""
-        self._trainer.load(checkpoint)
-        return self._trainer.step
-
-    def save(self, folder: Path, with_optimizer: bool) -> None:
-        """Write a checkpoint: all processes gather, the first writes."""
-        self._trainer.save(folder, with_optimizer=with_optimizer)
-
-    def train(self) -> None:
-        """Prepare the remaining steps."""
-        self._steps = self._trainer.train()
-
-    def evaluate(self, checkpoint: Path | None, done: set[tuple[str, int]]) -> None:
-        """Prepare the remaining evaluations."""
-        self._steps = self._trainer.evaluate(checkpoint, done=done)
-
-    def next(self) -> StepMetrics | bool:
-        """Run the next step; return its results from the first process, True from the others, False after the last."""
-        step = next(self._steps, None)
-        if step is None:
-            return False
-        return step if self._is_first else True
 
 
 def _join(begin: Begin) -> None:
@@ -133,6 +87,33 @@ def portable(error: BaseException) -> BaseException:
     return copy if str(copy) == str(error) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
+def _serve(begin: Begin, connection: Connection, sender: _Sender) -> None:
+    """Load the trial, and answer commands: a trainer's methods with its step, and `next` with the step that it ran.
+
+    Only the first process sends whole steps; the others send True. After the last step, all send None.
+    """
+    _join(begin)
+    trainer = GrpoTrainer(
+        begin.config,
+        seed=begin.seed,
+        resources=begin.resources,
+        grader=Grader(timeout_s=begin.grader_timeout_s),
+        halvings=begin.halvings,
+        rank=begin.rank,
+    )
+    sender.send("done", trainer.step)
+    steps: Iterator[StepMetrics] = iter(())
+    while True:
+        name, arguments, options = connection.recv()
+        if name == "next":
+            step = next(steps, None)
+            sender.send("done", True if step is not None and begin.rank else step)
+            continue
+        made = getattr(trainer, name)(*arguments, **options)
+        steps = steps if made is None else made
+        sender.send("done", trainer.step)
+
+
 def main() -> None:
     """Take the file descriptors of the connection and of the parent's pipe from the command line."""
     connection, life = Connection(int(sys.argv[1])), int(sys.argv[2])
@@ -143,11 +124,7 @@ def main() -> None:
     logging.getLogger().addHandler(sender)
     logging.getLogger("oneshot").setLevel(logging.INFO)
     try:
-        member = Member(begin)
-        sender.send("done", None)
-        while True:
-            name, arguments = connection.recv()
-            sender.send("done", getattr(member, name)(*arguments))
+        _serve(begin, connection, sender)
     except BaseException as error:  # the parent records it; exiting could hang in a collective
         sender.send("failed", (portable(error), traceback.format_exc()))
         threading.Event().wait()

@@ -65,13 +65,9 @@ def distribution(training: Training) -> dict[str, Any]:
 @cache
 def _versions() -> dict[str, str]:
     names = ("oneshot", "torch", "transformers", "accelerate", "peft", "math-verify", "numpy")
-    return {name: _version(name) for name in names} | {"python": platform.python_version()}
-
-
-def _version(name: str) -> str:
     try:
-        return version(name)
+        return {name: version(name) for name in names} | {"python": platform.python_version()}
     except PackageNotFoundError as error:
         raise UserError(
-            f"{name} is not installed as a package; run `pip install -e .` in the project folder"
+            f"{error.name} is not installed as a package; run `pip install -e .` in the project folder"
         ) from error

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 
 from oneshot.config.sweep import GuardConfig
-from oneshot.errors import DataError, DeadProcessError, GuardError, TrialError, UserError
+from oneshot.errors import DataError, DeadProcessError, GuardError, OneshotError, TrialError, UserError
 from oneshot.store.records import FailureKind
 
 
@@ -25,22 +25,29 @@ class Guards:
             value = metrics.get(guard.metric)
             if value is None:
                 continue
-            self._broken[place] = self._broken[place] + 1 if _breaks(guard, value) else 0
+            breach = _breach(guard, value)
+            self._broken[place] = self._broken[place] + 1 if breach else 0
             if self._broken[place] >= guard.for_steps:
                 for_steps = f" for {guard.for_steps} steps" if guard.for_steps > 1 else ""
-                raise GuardError(f"{guard.metric} is {value:g}, {_bound(guard)}{for_steps}")
+                raise GuardError(f"{guard.metric} is {value:g}, {breach}{for_steps}")
 
 
-def _breaks(guard: GuardConfig, value: float) -> bool:
-    if guard.is_ is not None:
-        return not math.isfinite(value)
-    return (guard.above is not None and value > guard.above) or (guard.below is not None and value < guard.below)
-
-
-def _bound(guard: GuardConfig) -> str:
-    if guard.is_ is not None:
+def _breach(guard: GuardConfig, value: float) -> str:
+    """Return how a value breaks the guard's one bound, or an empty string."""
+    if guard.is_ is not None and not math.isfinite(value):
         return "not a finite number"
-    return f"above {guard.above:g}" if guard.above is not None else f"below {guard.below:g}"
+    if guard.above is not None and value > guard.above:
+        return f"above {guard.above:g}"
+    return f"below {guard.below:g}" if guard.below is not None and value < guard.below else ""
+
+
+_KINDS: tuple[tuple[type[OneshotError], FailureKind], ...] = (
+    (DataError, "data"),
+    (UserError, "config"),
+    (GuardError, "guard"),
+    (DeadProcessError, "crash"),
+    (TrialError, "nan"),
+)
 
 
 def failure_kind(error: Exception) -> FailureKind:
@@ -51,16 +58,6 @@ def failure_kind(error: Exception) -> FailureKind:
     # torch's allocator on a CPU, NCCL
     if isinstance(error, RuntimeError) and any(text in str(error) for text in ("not enough memory", "out of memory")):
         return "oom"
-    if isinstance(error, DataError):
-        return "data"
-    if isinstance(error, UserError):
-        return "config"
-    if isinstance(error, GuardError):
-        return "guard"
-    if isinstance(error, DeadProcessError):
-        return "crash"
-    if isinstance(error, TrialError):
-        return "nan"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return "storage"
-    return "crash"
+    return next((kind for of, kind in _KINDS if isinstance(error, of)), "crash")

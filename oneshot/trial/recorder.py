@@ -13,9 +13,10 @@ import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from oneshot.errors import DeadProcessError, first_line
 from oneshot.logs import JsonLines, wants_json
@@ -26,15 +27,21 @@ from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
+from oneshot.training.launcher import Processes
 from oneshot.training.metrics import Evaluation, StepMetrics
 from oneshot.trial.environment import describe, distribution, environment
 from oneshot.trial.guards import Guards, failure_kind
-from oneshot.trial.trainer import Trainer, begin, make_ready
+from oneshot.trial.scripted import ScriptedTrainer
 
+if TYPE_CHECKING:
+    from oneshot.training.trainer import GrpoTrainer
+
+Trainer: TypeAlias = "GrpoTrainer | Processes | ScriptedTrainer"
 SEGMENT_S = 10.0
 MAX_SAMPLED = 64  # largest number of training completions recorded per step
-
 LOST = "stops without writing: %s"
+_SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
+_EVALUATED = attrgetter(*("problem_id" if column == "id" else column for column in EVALUATION_COLUMNS))
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +64,9 @@ def record(
 
     Raises Leased: another process runs this training.
     """
-    make_ready(training)
+    if training.config.script is None and training.resources.processes == 1:
+        # torch takes seconds to import, and trainers other than this one do not need it here
+        import oneshot.training.trainer  # noqa: F401
     metadata = {**environment(), **distribution(training), **metadata}
     recorder = _Recorder(training, folder, take(folder, sweep=origin, metadata=metadata, stale_holder=stale_holder))
     try:
@@ -76,6 +85,24 @@ def record(
         recorder.fail(error)
     finally:
         recorder.close()
+
+
+def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
+    """Load what the training needs, at step 0. Raises UserError: a model, example or suite cannot be used."""
+    if training.config.script is not None:
+        return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)
+    resources = training.resources
+    if resources.processes > 1:
+        return Processes(
+            training.config,
+            seed=training.seed,
+            resources=resources,
+            grader_timeout_s=grader.timeout_s,
+            halvings=halvings,
+        )
+    from oneshot.training.trainer import GrpoTrainer
+
+    return GrpoTrainer(training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings)
 
 
 class _Recorder:
@@ -102,7 +129,7 @@ class _Recorder:
         halvings = previous.failures.get("oom", 0) if previous is not None else 0
         if halvings:
             logger.info("computes in portions of 1/%d: an earlier attempt ran out of memory", 2**halvings)
-        self.trainer = begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+        self.trainer = _begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
         return self.trainer
 
     def steps(self, trainer: Trainer) -> Iterator[StepMetrics]:
@@ -120,7 +147,8 @@ class _Recorder:
                 trainer.set_baseline(self._baseline())
                 yield from trainer.evaluate(Path(local) if at else None, done=done)
                 return
-            if at and trainer.can_continue(Path(local)):
+            # training cannot resume without the optimiser's state, which a script does not have
+            if at and (config.script is not None or Path(local, "optimizer.safetensors").is_file()):
                 if any(step <= at for _, step in due):
                     logger.info("starts from scratch: an evaluation is due before the checkpoint of step %d", at)
                 else:
@@ -133,8 +161,7 @@ class _Recorder:
         """Copy the folder's checkpoint if it has one; return its step, or 0."""
         if not self.folder.get_folder("checkpoint", local):
             return 0
-        step: int = json.loads((local / "state.json").read_text())["step"]
-        return step
+        return int(json.loads((local / "state.json").read_text())["step"])
 
     def _baseline(self) -> dict[str, float]:
         """Return the accuracies at the start, looked up by digest: another sweep may name a suite differently."""
@@ -153,31 +180,23 @@ class _Recorder:
         for evaluation in step.evaluations:
             self._write_evaluation(evaluation)
         if step.sampled and (step.step == 1 or step.evaluations or step.step == config.train.num_steps):
-            self.folder.write_completions(
-                f"step-{step.step:06d}",
-                SAMPLED_COLUMNS,
-                (
-                    [getattr(s, "example_id" if c == "example" else c) for c in SAMPLED_COLUMNS]
-                    for s in step.sampled[:MAX_SAMPLED]
-                ),
-            )
-        due = 0 < step.step < config.train.num_steps and self._is_checkpoint_due(step.step)
+            rows = map(_SAMPLED, step.sampled[:MAX_SAMPLED])
+            self.folder.write_completions(f"step-{step.step:06d}", SAMPLED_COLUMNS, rows)
+        every, age_s = config.checkpoint, time.monotonic() - self.last_checkpoint_s
+        due = 0 < step.step < config.train.num_steps and (
+            step.step % every.every_steps == 0 or (every.every_s is not None and age_s >= every.every_s)
+        )
         if due or time.monotonic() - self.last_segment_s > SEGMENT_S or step.step == 0:
             self.flush()
         if due:
             self._checkpoint(trainer, with_optimizer=True)
         self.guards.check(step.metrics)
 
-    def _is_checkpoint_due(self, step: int) -> bool:
-        config = self.training.config.checkpoint
-        age_s = time.monotonic() - self.last_checkpoint_s
-        return step % config.every_steps == 0 or (config.every_s is not None and age_s >= config.every_s)
-
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
             f"eval-{evaluation.digest}-{evaluation.step}",
             EVALUATION_COLUMNS,
-            ([getattr(r, "problem_id" if c == "id" else c) for c in EVALUATION_COLUMNS] for r in evaluation.records),
+            map(_EVALUATED, evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,
             step=evaluation.step,
@@ -242,7 +261,7 @@ class _Recorder:
             logger.warning(LOST, lost)
 
     def close(self) -> None:
-        if self.trainer is not None:
+        if isinstance(self.trainer, Processes):
             self.trainer.close()
         self.log.close()
         try:

@@ -12,14 +12,12 @@ from typing import Literal
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder, now_ms
 
-Verb = Literal["stop", "retry"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A user's request to a driver."""
 
-    verb: Verb
+    verb: Literal["stop", "retry"]
     cell: dict[str, str] = field(default_factory=dict)  # axes and names that select trials; empty: all trials
     now: bool = False  # for stop: kill without a checkpoint
 

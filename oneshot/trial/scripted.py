@@ -36,11 +36,6 @@ class ScriptedTrainer:
         self._chain = seed
         self.step = 0
 
-    @staticmethod
-    def can_continue(checkpoint: Path) -> bool:
-        """Return whether there is a checkpoint: it has no optimiser."""
-        return (checkpoint / "state.json").is_file()
-
     def set_baseline(self, baseline: Mapping[str, float]) -> None:
         """Do nothing: a script has no suites."""
 
@@ -52,9 +47,6 @@ class ScriptedTrainer:
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""
         (folder / "state.json").write_text(json.dumps({"step": self.step, "chain": self._chain}))
-
-    def close(self) -> None:
-        """Do nothing: a script starts no processes."""
 
     def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run no evaluation: a script has no suites."""

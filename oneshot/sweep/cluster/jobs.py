@@ -78,7 +78,7 @@ class Cluster:
         try:
             yield
         except AuthenticationError as error:
-            raise TokenError(
+            raise FinalError(
                 f"--address {self._name}: the cluster requires a token, or rejects this one; set RAY_AUTH_MODE=token "
                 "and RAY_AUTH_TOKEN_PATH (or the context's token_path) to a file with the token of its head "
                 "(`ray get-auth-token` prints it there)"
@@ -90,7 +90,7 @@ class Cluster:
                 "port-forward)"
             ) from error
         except RuntimeError as error:
-            raise OneshotError(f"--address {self._name}: {_last_line(str(error))}") from error
+            raise OneshotError(f"--address {self._name}: {_line(str(error), -1)}") from error
 
     def submissions(self, sweep: str | None = None) -> list[Submission]:
         """Return the submissions of a sweep, or of all sweeps, by time."""
@@ -181,17 +181,19 @@ class Cluster:
         deadline_s = time.monotonic() + patience_s
         status = JobStatus.PENDING
         try:
-            while (status := self._status(submission_id)) in LIVE:
-                if time.monotonic() > deadline_s:
-                    raise OneshotError(f"--address {self._name}: the head has not answered within {patience_s:.0f} s")
-                time.sleep(LOOK_S)
-            output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
             with self._explained():
+                while (status := self._client.get_job_status(submission_id)) in LIVE:
+                    if time.monotonic() > deadline_s:
+                        raise OneshotError(
+                            f"--address {self._name}: the head has not answered within {patience_s:.0f} s"
+                        )
+                    time.sleep(LOOK_S)
+                output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
                 details = self._client.get_job_info(submission_id)
         finally:
             self._forget(submission_id, is_live=status in LIVE)
         if status != JobStatus.SUCCEEDED and details.driver_exit_code is None:
-            raise OneshotError(f"--address {self._name}: {_first_line(details.message or '')}")
+            raise OneshotError(f"--address {self._name}: {_line(details.message or '', 0)}")
         return details.driver_exit_code or 0, output
 
     def _forget(self, submission_id: str, *, is_live: bool) -> None:
@@ -201,10 +203,6 @@ class Cluster:
                 self._client.stop_job(submission_id)
             else:
                 self._client.delete_job(submission_id)
-
-    def _status(self, submission_id: str) -> JobStatus:
-        with self._explained():
-            return self._client.get_job_status(submission_id)
 
     def stop(self, submission_id: str) -> None:
         """Ask a driver to end; it has at least a minute for its trials' checkpoints."""
@@ -228,7 +226,7 @@ class Cluster:
                 asyncio.run(self._tail(submission_id, tail))
                 job = next((made for made in self.submissions() if made.id == submission_id), None)
                 if job is None:
-                    raise ForgottenError(
+                    raise FinalError(
                         f"{submission_id}: the cluster has no record of it; perhaps its head was restarted. "
                         "`oneshot submit` resumes the sweep"
                     )
@@ -236,11 +234,11 @@ class Cluster:
                     tail.rest(self.logs(submission_id) if not tail.is_over else "")
                     return job
                 is_cut = False
-            except (TokenError, ForgottenError):
+            except FinalError:
                 raise
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError, OneshotError) as error:
                 if not is_cut:
-                    reason = _first_line(str(error))
+                    reason = _line(str(error), 0)
                     complain(f"Lost connection to the head node ({reason}). The sweep keeps running; retrying.")
                 is_cut = True
             time.sleep(LOOK_S)
@@ -275,12 +273,8 @@ class _OwnWords:
         return is_own
 
 
-class TokenError(UserError):
-    """The cluster denies access."""
-
-
-class ForgottenError(UserError):
-    """The cluster has no record of a submission."""
+class FinalError(UserError):
+    """An error that another try would meet again: the cluster denies access, or has no record of a submission."""
 
 
 class _TakenError(Exception):
@@ -345,12 +339,7 @@ def _entrypoint(arguments: Sequence[str]) -> str:
     return f"echo '{BEGIN}'; exec python -m oneshot {shlex.join(arguments)}"
 
 
-def _last_line(text: str) -> str:
-    """Return the last line of a server's traceback."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", lines[-1]) if lines else "no reason was given"
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else "no reason was given"
-    return re.sub(r"\s+", " ", line)
+def _line(text: str, place: int) -> str:
+    """Return the first line of a message (place 0), or the last one of a server's traceback (-1)."""
+    lines = text.strip().splitlines()
+    return re.sub(r"\s+", " ", lines[place]) if lines else "no reason was given"

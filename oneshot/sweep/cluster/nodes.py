@@ -26,7 +26,6 @@ REACH_S = 10.0
 RAYLET_S = 2.0
 LOOK_S = 2.0  # least time between two looks at the cluster's nodes
 
-
 Need = tuple[float, float, float | None, tuple[str, ...]]
 
 
@@ -220,14 +219,10 @@ def capacity(resources: ResourceConfig, nodes: Sequence[NodeType]) -> int:
     Only a few, because Tune takes them in order: a trial that was lost with a node waits behind those already there.
     """
     needed = reservation(resources, nodes)
-    most = sum(_copies(needed, node) for node in nodes)
+    most = sum(
+        int(min(node.resources.get(name, 0) / amount for name, amount in needed.items())) * node.count for node in nodes
+    )
     return min(MOST_AT_A_TIME, most + max(2, most // 4))
-
-
-def _copies(needed: Mapping[str, float], node: NodeType) -> int:
-    """Return how often a reservation fits on the nodes of a type."""
-    per_node = min(node.resources.get(name, 0) / amount for name, amount in needed.items())
-    return int(per_node) * node.count
 
 
 def fits(needed: Mapping[str, float], node: Mapping[str, float]) -> bool:

@@ -35,22 +35,15 @@ class Bundle:
 def bundle(file: Path, sweep: SweepFile) -> Bundle:
     """Return what a cluster needs of a sweep. Raises UserError: its data files are too large."""
     settings = [setting.value for setting in sweep.overrides.values()]
-    values = [sweep.config.model_dump(mode="json"), settings]
-    return Bundle(file=file, text=sweep.source.text, data=tuple(data_files(values)))
-
-
-def data_files(values: Any) -> list[Path]:
-    """Return the sets, suites and histories that a sweep names by relative paths.
-
-    Raises UserError: they are too large to be shipped.
-    """
-    paths = {path: None for text in _texts(values) if (path := _beside(text)) is not None}
+    texts = _texts([sweep.config.model_dump(mode="json"), settings])
+    # the sets, suites and histories that the sweep names by relative paths
+    paths = {path: None for text in texts if (path := _beside(text)) is not None}
     if sum(path.stat().st_size for path in paths) > MOST_MIB * 2**20:
         raise UserError(
             f"{', '.join(map(str, paths))}: larger than {MOST_MIB} MiB, so not shipped; put them on the cluster's "
             "shared disk and name them by absolute paths, or use URLs"
         )
-    return list(paths)
+    return Bundle(file=file, text=sweep.source.text, data=tuple(paths))
 
 
 def _texts(values: Any) -> Iterator[str]:

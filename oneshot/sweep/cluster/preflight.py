@@ -35,14 +35,16 @@ class Finding:
         return f"{self.check}: {self.text}"
 
 
-class PreflightError(UserError):
-    """The cluster cannot run the sweep; the message has one line for each finding."""
+def _findings(check: str, bad: Sequence[str], *, good: str) -> list[Finding]:
+    """Return a finding for each text that says what is bad, or one that says that all is well."""
+    found = [Finding(check=check, text=text, is_bad=True) for text in bad]
+    return found or [Finding(check=check, text=good, is_bad=False)]
 
 
 def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callable[[str], None]) -> None:
     """Check everything; report warnings, and in one line the checks that passed.
 
-    Raises PreflightError: has a line with a fix for each check that failed.
+    Raises UserError: has a line with a fix for each check that failed.
     """
     findings = check_nodes(plan, store, reach=reach)
     for finding in findings:
@@ -50,7 +52,7 @@ def preflight(plan: Plan, store: Store, *, reach: Callable[[], str], say: Callab
             say(f"warning: {finding}")
     bad = [finding for finding in findings if finding.is_bad]
     if bad:
-        raise PreflightError("\n".join(f"preflight: {finding}" for finding in bad))
+        raise UserError("\n".join(f"preflight: {finding}" for finding in bad))
     good = ", ".join(dict.fromkeys(finding.check for finding in findings if not finding.is_warning))
     say(f"{PASSED} ({good}; nodes: {sum(node['Alive'] for node in ray.nodes())})")
 
@@ -100,13 +102,11 @@ def _ask(
         try:
             answers[str(node["NodeID"])] = Answer(**ray.get(reference, timeout=0.1))
         except RayTaskError as error:
-            text = f"{name}: the check failed ({_last_line(error)})"
-            silent.append(Finding(check="nodes", text=text, is_bad=True))
+            silent.append(f"{name}: the check failed ({_last_line(error)})")
         except (RayError, TimeoutError) as error:
             why = _last_line(error)
-            text = f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node"
-            silent.append(Finding(check="nodes", text=text, is_bad=True))
-    return answers, silent or [Finding(check="nodes", text="every node answers", is_bad=False)]
+            silent.append(f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node")
+    return answers, _findings("nodes", silent, good="every node answers")
 
 
 def _last_line(error: Exception) -> str:
@@ -153,7 +153,8 @@ def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
     """Check that all nodes have the same Python, Ray and oneshot; warn if other libraries differ."""
     findings = []
     for name in dict.fromkeys(name for answer in answers.values() for name in answer.versions):
-        has = {a.host: _comparable(name, a.versions[name]) for a in answers.values() if name in a.versions}
+        most = 2 if name == "python" else None  # only major and minor must agree
+        has = {a.host: ".".join(a.versions[name].split(".")[:most]) for a in answers.values() if name in a.versions}
         missing = sorted(host for host, text in has.items() if text == "missing")
         if missing:
             text = f"{name} is not installed on {', '.join(missing)}; install it there, or use one image for all nodes"
@@ -163,11 +164,6 @@ def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
             text = f"{name} differs between nodes ({_tell(has)}); install one version, or use one image for all nodes"
             findings.append(Finding(check="versions", text=text, is_bad=must, is_warning=not must))
     return findings or [Finding(check="versions", text="equal", is_bad=False)]
-
-
-def _comparable(name: str, text: str) -> str:
-    """Return the part of a version that must agree: major and minor of Python, all of others."""
-    return ".".join(text.split(".")[:2]) if name == "python" else text
 
 
 def _tell(has: Mapping[str, str]) -> str:
@@ -182,39 +178,33 @@ def _tell(has: Mapping[str, str]) -> str:
 
 def _storage(answers: Mapping[str, Answer], folder: Folder, token: str, *, root: str) -> list[Finding]:
     hint = "use a disk that all nodes share, or an object store, and give the nodes' user write access"
-    findings = []
+    bad = []
     for node, answer in answers.items():
         reason = answer.storage
         if not reason and answer.versions["oneshot"] != "missing" and folder.read(node) != token:
             reason = "the driver cannot see what this node wrote: it is another folder"
         if reason:
-            text = f"{root} on {answer.host}: {reason}; {hint}"
-            findings.append(Finding(check="storage", text=text, is_bad=True))
-    return findings or [Finding(check="storage", text="shared by every node", is_bad=False)]
+            bad.append(f"{root} on {answer.host}: {reason}; {hint}")
+    return _findings("storage", bad, good="shared by every node")
 
 
 def _models(answers: Mapping[str, Answer]) -> list[Finding]:
-    findings = []
+    bad = []
     for path in dict.fromkeys(path for answer in answers.values() for path in answer.models):
         states = {answer.host: answer.models[path] for answer in answers.values() if path in answer.models}
         for host, text in states.items():
             if not text.startswith("ok"):
                 hint = f"copy it there, or set HF_HOME to a shared cache where `ray start` runs ({path})"
-                findings.append(Finding(check="models", text=f"{path} on {host}: {text}; {hint}", is_bad=True))
+                bad.append(f"{path} on {host}: {text}; {hint}")
         if len({text for text in states.values() if text.startswith("ok")}) > 1:
-            text = f"{path}: its files differ between nodes ({_tell(states)}); copy one folder to all of them"
-            findings.append(Finding(check="models", text=text, is_bad=True))
-    return findings or [Finding(check="models", text="available", is_bad=False)]
+            bad.append(f"{path}: its files differ between nodes ({_tell(states)}); copy one folder to all of them")
+    return _findings("models", bad, good="available")
 
 
 def _data(answers: Mapping[str, Answer]) -> list[Finding]:
     hint = "set ONESHOT_DATA to the folder of the data"
-    findings = [
-        Finding(check="data", text=f"on {answer.host}: {answer.data}; {hint}", is_bad=True)
-        for answer in answers.values()
-        if answer.data
-    ]
-    return findings or [Finding(check="data", text="available", is_bad=False)]
+    bad = [f"on {answer.host}: {answer.data}; {hint}" for answer in answers.values() if answer.data]
+    return _findings("data", bad, good="available")
 
 
 def check_here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Finding]:

@@ -64,7 +64,7 @@ def answer(question: Question) -> Answer:
         host=host,
         versions=versions,
         storage=_read_back(question),
-        models={_named(path, revision): _model(path, revision) for path, revision in question.models},
+        models={f"{path}@{at}" if at else path: _model(path, at) for path, at in question.models},
         data=_data(question.configs),
     )
 
@@ -102,10 +102,6 @@ def _read_back(question: Question) -> str:
     except Exception as error:  # any error of the storage is the answer
         return first_line(error)
     return ""
-
-
-def _named(path: str, revision: str | None) -> str:
-    return f"{path}@{revision}" if revision else path
 
 
 def _model(path: str, revision: str | None) -> str:

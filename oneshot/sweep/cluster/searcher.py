@@ -15,14 +15,14 @@ from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Need, need_of
 from oneshot.sweep.cluster.trainable import to_tune_config
 
 
-class _Unsaved:
+class Unsaved:
     """Something that Tune pickles to restore it, and never does: a sweep is rebuilt from its store."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class AgendaSearcher(_Unsaved, Searcher):
+class AgendaSearcher(Unsaved, Searcher):
     """Suggests the agenda's next training; finished when nothing is left and nothing will come."""
 
     def __init__(
@@ -79,7 +79,7 @@ class AgendaSearcher(_Unsaved, Searcher):
         """Do nothing, see `save`."""
 
 
-class AgendaScheduler(_Unsaved, FIFOScheduler):
+class AgendaScheduler(Unsaved, FIFOScheduler):
     """First come, first served; stops a trial that the agenda no longer wants."""
 
     def __init__(self, agenda: Agenda) -> None:
@@ -95,7 +95,7 @@ class AgendaScheduler(_Unsaved, FIFOScheduler):
         return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
 
 
-class AgendaStopper(_Unsaved, Stopper):
+class AgendaStopper(Unsaved, Stopper):
     """Ends the experiment when the agenda halts; trials save a checkpoint."""
 
     def __init__(self, agenda: Agenda) -> None:

@@ -3,14 +3,13 @@
 import json
 import os
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
+from pydantic import TypeAdapter
 from ray import tune
 
-from oneshot.config.sweep import GuardConfig, ResourceConfig
-from oneshot.config.trial import TrialConfig
 from oneshot.plan.trainings import Training
 from oneshot.store.lease import Holder, Leased
 from oneshot.store.store import Store
@@ -18,6 +17,7 @@ from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 
+_TRAINING = TypeAdapter(Training)
 SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
 """Metrics that a report carries for the live table; the others are read from the store."""
 
@@ -32,31 +32,11 @@ def to_tune_config(
         "sweep": sweep,
         "working_directory": os.getcwd(),
         "data_folder": os.environ.get("ONESHOT_DATA"),
-        "stale_holder": None if stale_holder is None else json.dumps(asdict(stale_holder)),
+        "stale_holder": json.dumps(None if stale_holder is None else asdict(stale_holder)),
         "shown": [*SHOWN, *watched],
         "resources": training.resources.model_dump(mode="json"),
-        "training": json.dumps(
-            {
-                "key": training.key,
-                "seed": training.seed,
-                "config": training.config.model_dump(mode="json"),
-                "resources": training.resources.model_dump(mode="json"),
-                "guards": [guard.model_dump(mode="json", by_alias=True) for guard in training.guards],
-            }
-        ),
+        "training": json.dumps(_TRAINING.dump_python(replace(training, trials=()), mode="json", by_alias=True)),
     }
-
-
-def _from_tune_config(config: dict[str, Any]) -> Training:
-    fields = json.loads(config["training"])
-    return Training(
-        key=fields["key"],
-        seed=fields["seed"],
-        config=TrialConfig.model_validate(fields["config"]),
-        resources=ResourceConfig.model_validate(fields["resources"]),
-        guards=tuple(GuardConfig.model_validate(guard) for guard in fields["guards"]),
-        trials=(),
-    )
 
 
 class TrialTrainable(tune.Trainable):
@@ -103,21 +83,19 @@ class TrialTrainable(tune.Trainable):
         ray.actor.exit_actor()
 
     def _begin(self) -> Generator[StepMetrics]:
-        training = _from_tune_config(self._config)
+        training = _TRAINING.validate_python(json.loads(self._config["training"]))
         folder = Store(self._config["storage"]).trial(training.key)
         timeout_s = training.config.reward.timeout_s
         if self._grader is None or self._grader.timeout_s != timeout_s:
             self._close_grader()
             self._grader = Grader(timeout_s=timeout_s)
-        stale_holder = (
-            None if self._config["stale_holder"] is None else Holder(**json.loads(self._config["stale_holder"]))
-        )
+        stale = json.loads(self._config["stale_holder"])
         return record(
             training,
             folder,
             grader=self._grader,
             origin=self._config["sweep"],
-            stale_holder=stale_holder,
+            stale_holder=None if stale is None else Holder(**stale),
             metadata={"node": self._node},
         )
 

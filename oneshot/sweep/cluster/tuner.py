@@ -10,22 +10,23 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
+from ray.util.metrics import Gauge
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.store.lease import LeaseError, take
 from oneshot.store.records import FailureKind
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.cluster.gauges import Gauges
 from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, check_feasible, is_there, joined, reservation
 from oneshot.sweep.cluster.preflight import preflight
-from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper
+from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
 from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
 
 MOVED = "its node is being drained"
 WAKE_S = 5.0  # least time between two MLflow updates of a running trial
+SHOW_S = 5.0  # least time between two settings of the gauges
 
 
 def run_on_ray(
@@ -60,7 +61,7 @@ def run_on_ray(
         driver = _Driver(agenda, store, tracking, nodes)
         searcher = AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent)
         _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
-        driver.close()
+        driver.gauges.show(now=True)
     return bool(agenda.halted) or not agenda.is_idle()
 
 
@@ -93,7 +94,7 @@ def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: N
     )
 
 
-class _Driver(tune.Callback):
+class _Driver(Unsaved, tune.Callback):
     """Tune's events -> the agenda and MLflow. A Tune result only says that something happened; the store says what."""
 
     def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
@@ -101,15 +102,11 @@ class _Driver(tune.Callback):
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
-        self._gauges = Gauges(agenda)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its callbacks to restore them, and is never restored."""
-        return {}
+        self.gauges = _Gauges(agenda)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kill workers that hang, and all workers if a person asked for it."""
-        self._gauges.show()
+        self.gauges.show()
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
             return
@@ -121,16 +118,10 @@ class _Driver(tune.Callback):
             self._killed[key] = "killed by hand" if self._agenda.kill else "stall"
             ray.kill(actor)
 
-    def close(self) -> None:
-        """Set the gauges a last time."""
-        self._gauges.show(now=True)
-
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker begins a training."""
         self._agenda.begun(trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Note a step."""
         key = trial.config["key"]
         is_leaving = result.get("node") in self._nodes.leaving()
         if is_leaving and not result.get("done") and key not in self._killed:
@@ -143,14 +134,12 @@ class _Driver(tune.Callback):
             self._tracking.wake(key, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker is free."""
         key = trial.config["key"]
         self._end(key, is_elsewhere=key in self._leased)
         self._leased.discard(key)
         self._killed.pop(key, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Note that a worker died."""
         key = trial.config["key"]
         why = self._killed.pop(key, "")
         if why == MOVED:
@@ -164,8 +153,33 @@ class _Driver(tune.Callback):
         self._end(key, is_elsewhere=False)
 
     def _end(self, key: str, *, is_elsewhere: bool) -> None:
-        has_ended = self._agenda.ended(key, is_elsewhere=is_elsewhere)
-        self._tracking.wake(key, ended=has_ended)
+        self._tracking.wake(key, ended=self._agenda.ended(key, is_elsewhere=is_elsewhere))
+
+
+class _Gauges:
+    """The sweep's state for Prometheus, through Ray's metrics agent: `ray_oneshot_*` on each node's metrics port."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self._shown_s = float("-inf")
+        by_sweep = ("sweep",)
+        self._trials = Gauge("oneshot_trials", "trials of a sweep by state", tag_keys=("sweep", "state"))
+        self._tokens = Gauge("oneshot_tokens_per_s", "completion tokens a second of running trials", tag_keys=by_sweep)
+        self._used = Gauge("oneshot_gpu_hours_used", "GPU-hours that trials have used", tag_keys=by_sweep)
+        self._left = Gauge("oneshot_gpu_hours_left", "estimated GPU-hours of open trials", tag_keys=by_sweep)
+
+    def show(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._shown_s < SHOW_S:
+            return
+        self._shown_s = time.monotonic()
+        load = self._agenda.load()
+        tags = {"sweep": self._agenda.plan.name}
+        for state, number in load.trials.items():
+            self._trials.set(number, tags={**tags, "state": state})
+        self._tokens.set(load.tokens_per_s, tags=tags)
+        self._used.set(load.gpu_hours_used, tags=tags)
+        if load.gpu_hours_left is not None:
+            self._left.set(load.gpu_hours_left, tags=tags)
 
 
 def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:

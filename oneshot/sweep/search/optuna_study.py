@@ -46,8 +46,9 @@ def ask(
     TPE is Optuna 5's: multivariate, with a constant liar for pending points. Given values lie in their range, or
     are one of its choices, with the right type: the caller checks that.
     """
-    seed = _seed(sampler.seed, study, len(points))
-    fresh_study = _restored(space, points, mode=mode, sampler=_sampler(sampler, points, seed=seed))
+    digest = hashlib.sha256(json.dumps([sampler.seed, study, len(points)]).encode()).digest()
+    seeded = _sampler(sampler, points, seed=int.from_bytes(digest[:4], "big"))
+    fresh_study = _restored(space, points, mode=mode, sampler=seeded)
     fresh_study.enqueue_trial({path: _encoded(of, given[path]) for path, of in space.items() if path in given})
     params = fresh_study.ask(fixed_distributions=_distributions(space)).params
     return {path: _decoded(of, params[path]) for path, of in space.items()}
@@ -68,10 +69,6 @@ def importances(space: Space, points: Sequence[Point], mode: Mode) -> dict[str, 
         params=list(space),
     )
     return {path: float(shares[path]) for path in sorted(space, key=lambda path: -shares[path])}
-
-
-def _seed(*parts: Any) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
 
 
 def _sampler(config: SamplerConfig, points: Sequence[Point], *, seed: int) -> BaseSampler:
@@ -235,7 +232,7 @@ def _parallel_coordinates(space: Space, points: Sequence[Point], mode: Mode, *, 
         for height, label in _ticks(of):
             axes.text(index + 0.04, height, label, fontsize=7, va="center", color=INK, bbox=box, zorder=5)
     axes.set_xlim(-0.3, len(columns) - 0.5)
-    axes.set_xticks(range(len(columns)), [_folded(path) for path in columns])
+    axes.set_xticks(range(len(columns)), [path.replace(".", ".\n").replace("/", "/\n") for path in columns])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     return figure
@@ -258,10 +255,6 @@ def _ticks(of: RangeConfig) -> list[tuple[float, str]]:
     return [
         (share, f"{low * (high / low) ** share if of.log else low + share * (high - low):.3g}") for share in (0, 0.5, 1)
     ]
-
-
-def _folded(path: str) -> str:
-    return path.replace(".", ".\n").replace("/", "/\n")
 
 
 def _figure(width: float, height: float, *, title: str) -> tuple[Figure, Axes]:

@@ -50,8 +50,13 @@ class Searching:
 
     def points(self, study: Study, stops: Stops) -> list[Point]:
         """Return the study's points so far."""
-        asked = self.sweep.points.get(study.name, [])
-        return [self._point(study, number, params, stops) for number, params in enumerate(asked)]
+        points = []
+        for number, params in enumerate(self.sweep.points.get(study.name, [])):
+            point = self._points.get((study.name, number)) or self._judge(study, number, params, stops)
+            if point.state != "pending":
+                self._points[study.name, number] = point
+            points.append(point)
+        return points
 
     def _ask(self, study: Study, search: SearchConfig, stops: Stops) -> list[str]:
         from oneshot.sweep.search.optuna_study import ask  # Optuna takes seconds to import
@@ -80,14 +85,6 @@ class Searching:
             points.append(Point(params=params, state="pending"))
             lines.append(f"{study.name}: point {number} (of {search.num_trials}): {_shown(params)}")
         return lines
-
-    def _point(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
-        point = self._points.get((study.name, number))
-        if point is None:
-            point = self._judge(study, number, params, stops)
-            if point.state != "pending":
-                self._points[study.name, number] = point
-        return point
 
     def _judge(self, study: Study, number: int, params: Mapping[str, Any], stops: Stops) -> Point:
         """Return a point with the mean of its trials over cells and seeds."""

@@ -33,11 +33,6 @@ class Judgement:
     reason: str  # one line
 
 
-def rungs(config: EarlyStopConfig, num_steps: int) -> list[int]:
-    """Return the steps where asha judges a trial of `num_steps`: grace_steps x factor^k, rounded; none for median."""
-    return _rungs(config, below=num_steps) if config.kind == "asha" else []
-
-
 class EarlyStop:
     """The rule that stops trials. A decision is final: a stopped trial stays stopped."""
 
@@ -82,7 +77,7 @@ class _Asha:
 
     def judge(self, group: str, key: str, step: int, value: float) -> tuple[int, bool, str] | None:
         """Return the rung, whether to stop, and why."""
-        passed = _rungs(self._config, below=step + 1)
+        passed = rungs(self._config, below=step + 1)
         if not passed or key in self._scores[group, passed[-1]]:
             return None
         rung = passed[-1]
@@ -100,7 +95,7 @@ class _Asha:
     def put(self, judgement: Judgement) -> None:
         """Record an arrival, also at the rungs that the trial skipped."""
         score = _score(judgement.value, self._sign)
-        for rung in _rungs(self._config, below=judgement.rung):
+        for rung in rungs(self._config, below=judgement.rung):
             self._scores[judgement.group, rung].setdefault(judgement.key, score)
         self._scores[judgement.group, judgement.rung][judgement.key] = score
 
@@ -114,7 +109,6 @@ class _Median:
         """group -> trial -> step -> value."""
 
     def judge(self, group: str, key: str, step: int, value: float) -> tuple[int, bool, str] | None:
-        """Return rung 0, whether to stop, and why."""
         own = self._values[group].get(key, {})
         if own and step <= max(own):
             return None
@@ -142,7 +136,8 @@ class _Median:
         return [fmean(values) for values in upto if values and all(map(math.isfinite, values))]
 
 
-def _rungs(config: EarlyStopConfig, *, below: int) -> list[int]:
+def rungs(config: EarlyStopConfig, *, below: int) -> list[int]:
+    """Return the steps below `below` where asha judges a trial: grace_steps x factor^k, rounded."""
     all_rungs = (round(config.grace_steps * config.factor**power) for power in count())
     return list(dict.fromkeys(takewhile(lambda rung: rung < below, all_rungs)))
 

@@ -41,7 +41,8 @@ def register(export: Export, location: MlflowLocation, *, upload: bool, name: st
     metrics = [f"eval/{suite}/pass_at_1" for suite in export.kept.config.eval.suites]
     experiment_id = find_experiment(client, location.experiment, location.artifacts, metrics=metrics)
     run = _find_run(client, experiment_id, export.kept)
-    model = _find_model(client, experiment_id, export) or _make_model(client, experiment_id, export, run)
+    run_id = None if run is None else str(run.info.run_id)
+    model = _find_model(client, experiment_id, export) or _make_model(client, experiment_id, export, run_id)
     client.set_logged_model_tags(model.model_id, {"exported.to": str(export.folder)})
     if run is not None:
         _link(client, model, run, export.kept)
@@ -51,13 +52,8 @@ def register(export: Export, location: MlflowLocation, *, upload: bool, name: st
         upload_files(client, model, export)
     if str(model.status) != "READY":
         client.finalize_logged_model(model.model_id, "READY")
-    version = None if name is None else _version(client, model, run, name)
-    return Registered(
-        model_id=model.model_id,
-        experiment=location.experiment,
-        run_id=None if run is None else str(run.info.run_id),
-        version=version,
-    )
+    version = None if name is None else _version(client, model, run_id, name)
+    return Registered(model_id=model.model_id, experiment=location.experiment, run_id=run_id, version=version)
 
 
 def note_push(model_id: str, *, tracking_uri: str, repository: str) -> None:
@@ -82,10 +78,8 @@ def _find_model(client: MlflowClient, experiment_id: str, export: Export) -> Log
     return next(iter(models), None)
 
 
-def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: Run | None) -> LoggedModel:
-    kept = export.kept
-    selection = kept.selection
-    base = base_model(kept)
+def _make_model(client: MlflowClient, experiment_id: str, export: Export, run_id: str | None) -> LoggedModel:
+    kept, selection = export.kept, export.kept.selection
     tags = {
         IDENTITY: export.identity,
         NOTE: _note(export),
@@ -93,25 +87,21 @@ def _make_model(client: MlflowClient, experiment_id: str, export: Export, run: R
         "seed": str(selection.trial.seed),
         "step": str(kept.step),
         "dtype": export.dtype,
-        **{f"base_model.{name}": value for name, value in base.items()},
+        **{f"base_model.{name}": value for name, value in base_model(kept).items()},
         **{f"cell.{axis}": cell for axis, cell in selection.trial.cell.items()},
     }
     if selection.sweep is not None:
         tags["sweep"] = selection.sweep.config.name
     model: LoggedModel = client.create_logged_model(
         experiment_id,
-        name=model_name(kept),
-        source_run_id=None if run is None else str(run.info.run_id),
+        # as in `tiny-qwen2-sum-outcome-seed-0`, for the Models tab
+        name="".join(char if char.isalnum() or char in "-_" else "-" for char in kept.label)[:250],
+        source_run_id=run_id,
         tags=tags,
         params=dict(run_params(selection.trial)),
         model_type="causal-lm",
     )
     return model
-
-
-def model_name(kept: Kept) -> str:
-    """Return the name in the Models tab: `tiny-qwen2-sum-outcome-seed-0`."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in kept.label)[:250]
 
 
 def _note(export: Export) -> str:
@@ -130,15 +120,6 @@ def _link(client: MlflowClient, model: LoggedModel, run: Run, kept: Kept) -> Non
         client.log_outputs(run_id, [LoggedModelOutput(model_id=model.model_id, step=kept.step)])
     logged = {(metric.key, metric.dataset_digest, metric.run_id) for metric in model.metrics or ()}
     fresh = [
-        metric for metric in _metrics(kept, model, run_id) if (metric.key, metric.dataset_digest, run_id) not in logged
-    ]
-    if fresh:
-        # the run already has points of the same key, value, time and step, of which MLflow keeps one
-        client.log_batch(run_id, metrics=fresh)
-
-
-def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
-    return [
         Metric(
             name,
             value,
@@ -153,11 +134,14 @@ def _metrics(kept: Kept, model: LoggedModel, run_id: str) -> list[Metric]:
         if evaluation.step == kept.step and evaluation.is_own
         for measure, value in evaluation.metrics.items()
         for name in (f"eval/{evaluation.suite}/{measure}",)
-        if is_curve(name)
+        if is_curve(name) and (name, evaluation.digest[:36], run_id) not in logged
     ]
+    if fresh:
+        # the run already has points of the same key, value, time and step, of which MLflow keeps one
+        client.log_batch(run_id, metrics=fresh)
 
 
-def _version(client: MlflowClient, model: LoggedModel, run: Run | None, name: str) -> str:
+def _version(client: MlflowClient, model: LoggedModel, run_id: str | None, name: str) -> str:
     """Return the model's version under a registered name, created if needed."""
     try:
         client.create_registered_model(name)
@@ -170,7 +154,7 @@ def _version(client: MlflowClient, model: LoggedModel, run: Run | None, name: st
         own = client.create_model_version(
             name,
             source=model.artifact_location,  # MLflow would look up models:/<id> on another server than this client's
-            run_id=None if run is None else str(run.info.run_id),
+            run_id=run_id,
             model_id=model.model_id,
         )
     return str(own.version)

@@ -45,23 +45,22 @@ def why_not(uri: str) -> str:
             "" if os.access(folder, os.W_OK) else f"{folder}: not writable; set mlflow.tracking_uri to an MLflow server"
         )
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    before = {name: os.environ.get(name) for name in NO_TRIES}
+    before = {name: os.environ[name] for name in NO_TRIES if name in os.environ}
     os.environ |= NO_TRIES
     try:
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except MlflowException as error:
         return _explain(uri, error)
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in NO_TRIES:
+            del os.environ[name]
+        os.environ |= before
     return ""
 
 
 def _explain(uri: str, error: MlflowException) -> str:
     text = str(error)
+    line = (text.strip().splitlines() or [""])[0][:300]
     status = error.get_http_status_code()
     if "Invalid Host header" in text or "DNS rebinding" in text:
         host = uri.partition("://")[2].partition("/")[0]
@@ -75,9 +74,5 @@ def _explain(uri: str, error: MlflowException) -> str:
             "MLFLOW_TRACKING_PASSWORD in the environment of the head's `ray start`"
         )
     if "error code 403" in text:
-        return f"{uri} denies access to this user: {_line(text)}"
-    return f"{uri} does not answer: {_line(text)}; check that it runs and that the driver's machine can reach it"
-
-
-def _line(text: str) -> str:
-    return text.strip().splitlines()[0][:300]
+        return f"{uri} denies access to this user: {line}"
+    return f"{uri} does not answer: {line}; check that it runs and that the driver's machine can reach it"

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from oneshot.sweep.tracking.tracker import Tracker
 
 PAUSE_S = 15.0  # wait between two tries while MLflow does not answer
-
 REFRESH_S = 30.0  # least time between two updates of the sweep's table and figures
 
 logger = logging.getLogger(__name__)

@@ -27,23 +27,11 @@ from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.sweep.search.points import read_points
-from oneshot.sweep.tracking.run_data import (
-    TAG_LENGTH,
-    cut,
-    dataset_inputs,
-    is_curve,
-    measures_table,
-    placement_tags,
-    run_identity,
-    run_params,
-    run_status,
-    source_tags,
-    tag_name,
-)
+from oneshot.sweep.tracking import run_data
 from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
-from oneshot.trial.requests import Stops, read_stops
+from oneshot.trial.requests import read_stops
 from oneshot.trial.state import TrialState, trial_standing, view
 
 TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
@@ -77,7 +65,8 @@ class Tracker:
         self._experiment_id = find_experiment(
             self._client, location.experiment, location.artifacts, metrics=accuracies(plan)
         )
-        self._parent_id = self._find_parent()
+        sweeps = self._search(f"tags.sweep = '{plan.name}' and tags.phase = 'sweep'")
+        self._parent_id = str(sweeps[0].info.run_id) if sweeps else ""  # until `open` creates the run
         self._children = self._find_children()
         self._is_open = False
         self._studies: dict[str, Any] = {}  # study -> its record in MLflow
@@ -87,7 +76,7 @@ class Tracker:
     def replan(self, plan: Plan) -> None:
         """Take a plan with new trials."""
         self._plan = plan
-        if self._is_open and self._parent_id is not None:
+        if self._is_open:
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
             self.refresh_studies()
 
@@ -103,13 +92,8 @@ class Tracker:
             if not token:
                 return runs
 
-    def _find_parent(self) -> str | None:
-        runs = self._search(f"tags.sweep = '{self._plan.name}' and tags.phase = 'sweep'")
-        return str(runs[0].info.run_id) if runs else None
-
     def _find_children(self) -> dict[str, _Child]:
-        """Return the runs of trials by identity."""
-        if self._parent_id is None:
+        if not self._parent_id:
             return {}
         runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'")
         return {
@@ -124,11 +108,11 @@ class Tracker:
         """Create or reopen the parent run, once."""
         if self._is_open:
             return
-        if self._parent_id is None:
+        if not self._parent_id:
             run = self._client.create_run(
                 self._experiment_id,
                 run_name=self._plan.name,
-                tags={"sweep": self._plan.name, "phase": "sweep", **source_tags()},
+                tags={"sweep": self._plan.name, "phase": "sweep", **run_data.source_tags()},
             )
             self._parent_id = str(run.info.run_id)
             self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
@@ -143,29 +127,29 @@ class Tracker:
     @property
     def has_parent(self) -> bool:
         """Return whether the sweep has a parent run."""
-        return self._parent_id is not None
+        return bool(self._parent_id)
 
     def describe(self, text: str) -> None:
         """Set the parent run's description, in Markdown, cut at a line to what MLflow keeps.
 
         If the experiment has the sweep's name, the first paragraph also appears above its list of runs.
         """
-        assert self._parent_id is not None
         if text == self._description:
             return
         where = links(self._plan, self._experiment_id)
-        self._client.set_tag(self._parent_id, NOTE, f"{cut(text, TAG_LENGTH - len(where) - 2)}\n\n{where}")
+        self._client.set_tag(
+            self._parent_id, NOTE, f"{run_data.cut(text, run_data.TAG_LENGTH - len(where) - 2)}\n\n{where}"
+        )
         experiment = self._client.get_experiment(self._experiment_id)
         note = experiment.tags.get(NOTE, "")
         if experiment.name == self._plan.name and (not note or where in note):  # nobody has edited it
-            first = cut(text, TAG_LENGTH // 2).split("\n\n")[0]
+            first = run_data.cut(text, run_data.TAG_LENGTH // 2).split("\n\n")[0]
             run = f"[The sweep's run](#/experiments/{self._experiment_id}/runs/{self._parent_id})."
             self._client.set_experiment_tag(self._experiment_id, NOTE, f"{first} {run} {where}")
         self._description = text
 
     def publish(self, files: Mapping[str, str | bytes]) -> None:
         """Upload files to `report/` of the parent's artifacts, except those sent before."""
-        assert self._parent_id is not None
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             digest = sha256(data).hexdigest()
@@ -180,7 +164,7 @@ class Tracker:
 
     def is_complete(self) -> bool:
         """Return whether the parent and every trial's run exist and ended as the store says."""
-        if self._parent_id is None or self._client.get_run(self._parent_id).info.status != "FINISHED":
+        if not self._parent_id or self._client.get_run(self._parent_id).info.status != "FINISHED":
             return False
         return all(self._is_current(trial, self._ended(trial)) for trial in self._plan.trials if trial.key is not None)
 
@@ -193,33 +177,27 @@ class Tracker:
         return result if is_enough else folder.current_result()
 
     def _is_current(self, trial: Trial, result: Result | None) -> bool:
-        child = self._children.get(run_identity(trial))
+        child = self._children.get(run_data.run_identity(trial))
         if child is not None and trial.is_settled and child.status in ("FINISHED", "FAILED"):
             return True
         if child is None or result is None:
             return False
-        return child.status == run_status(trial, result) and child.attempt == str(result.attempt)
-
-    def _stops(self) -> Stops:
-        return read_stops(self._store.sweep(self._plan.name))
-
-    def _is_stopped(self, trial: Trial) -> bool:
-        child = self._children.get(run_identity(trial))
-        return child is not None and child.status == "KILLED"
+        return child.status == run_data.run_status(trial, result) and child.attempt == str(result.attempt)
 
     def sync(self, trial: Trial) -> None:
         """Send a trial's new points to its run; create the run first, and end it with its training.
 
         A run that had ended is reopened if a later attempt went further.
         """
-        assert trial.key is not None and self._parent_id is not None, "only trials that ran are tracked"
+        assert trial.key is not None, "only trials that ran are tracked"
         folder = self._store.trial(trial.key)
         result = self._ended(trial)
         if self._is_current(trial, result):
             return
-        stopped = None if result is not None else self._stops().reason(trial)
+        stopped = None if result is not None else read_stops(self._store.sweep(self._plan.name)).reason(trial)
         attempt = folder.attempt(result.attempt if result else folder.last_attempt())
-        if not attempt or (stopped and self._is_stopped(trial)):
+        known = self._children.get(run_data.run_identity(trial))
+        if not attempt or (stopped and known is not None and known.status == "KILLED"):
             return
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder, read=child.read)
@@ -228,7 +206,7 @@ class Tracker:
             Metric(name, value, row.time_ms, row.step)
             for row in rows
             for name, value in row.metrics.items()
-            if (name, row.step) not in child.sent and is_curve(name)
+            if (name, row.step) not in child.sent and run_data.is_curve(name)
         ]
         for start in range(0, len(fresh), BATCH):
             batch = fresh[start : start + BATCH]
@@ -243,8 +221,7 @@ class Tracker:
 
     def _child(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> _Child:
         """Return the trial's run with status RUNNING, created if needed."""
-        assert self._parent_id is not None
-        identity = run_identity(trial)
+        identity = run_data.run_identity(trial)
         if identity not in self._children:
             tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
             tags[NOTE] = self._note(trial)
@@ -264,8 +241,8 @@ class Tracker:
         """Send the trial's parameters and datasets once, and read which points the run already has."""
         if child.is_described:
             return
-        params = [Param(name, value) for name, value in run_params(trial)]
-        datasets = dataset_inputs(trial)
+        params = [Param(name, value) for name, value in run_data.run_params(trial)]
+        datasets = run_data.dataset_inputs(trial)
         if not child.is_new:
             run = self._client.get_run(child.run_id)
             # MLflow never changes a param; a longer request of the same training keeps the first values
@@ -280,7 +257,6 @@ class Tracker:
         child.is_described = True
 
     def _note(self, trial: Trial) -> str:
-        """Return the description of a trial's run."""
         cell = "".join(f", {axis} **{name}**" for axis, name in trial.cell.items())
         parent = f"[{self._plan.name}](#/experiments/{self._experiment_id}/runs/{self._parent_id})"
         return (
@@ -296,10 +272,10 @@ class Tracker:
             "attempt": str(folder.last_attempt()),
             "env.digest": attempt["env_digest"],
             "gpu": attempt["gpu"] or "none",
-            **placement_tags(attempt),
+            **run_data.placement_tags(attempt),
             **{f"cell.{axis}": name for axis, name in trial.cell.items()},
             **{f"label.{name}": value for name, value in trial.labels.items()},
-            **source_tags(),
+            **run_data.source_tags(),
         }
         return tags if attempt["sweep"] == self._plan.name else {**tags, "reused.from": attempt["sweep"]}
 
@@ -315,7 +291,7 @@ class Tracker:
                 data = [[row[place] for place in places] for row in completions["data"]]
                 self._client.log_dict(child.run_id, {"columns": list(TABLE_COLUMNS), "data": data}, path)
                 tables.append(path)
-        measures = measures_table(rows)
+        measures = run_data.measures_table(rows)
         if measures["data"]:
             self._client.log_dict(child.run_id, measures, MEASURES)
             tables.insert(0, MEASURES)
@@ -323,7 +299,7 @@ class Tracker:
             self._list_tables(child.run_id, tables)
         if any(has_curve(row) for row in rows):
             self._client.log_figure(child.run_id, trial_curve(rows, title=trial.label), "curve.png")
-        status = run_status(trial, result)
+        status = run_data.run_status(trial, result)
         if status == "FAILED":
             self._client.set_tag(child.run_id, "state.reason", result.reason)
             self._client.log_text(child.run_id, result.traceback, "traceback.txt")
@@ -331,7 +307,7 @@ class Tracker:
             self._client.delete_tag(child.run_id, "state.reason")
         if child.attempt != str(result.attempt):
             self._client.set_tag(child.run_id, "attempt", str(result.attempt))
-            for name, value in placement_tags(folder.attempt(result.attempt)).items():
+            for name, value in run_data.placement_tags(folder.attempt(result.attempt)).items():
                 self._client.set_tag(child.run_id, name, value)
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
         child.status, child.attempt, child.is_new = status, str(result.attempt), False
@@ -340,13 +316,12 @@ class Tracker:
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
         """Tell MLflow which artifacts are tables, last first, and as many as fit into a tag."""
         tables = [{"path": path, "type": "table"} for path in reversed(paths)]
-        while len(json.dumps(tables)) > TAG_LENGTH:
+        while len(json.dumps(tables)) > run_data.TAG_LENGTH:
             tables.pop()
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
 
     def refresh_cells(self) -> None:
         """Write the parent's `cells` table and figures again."""
-        assert self._parent_id is not None
         runs = read_runs(self._plan, self._store)
         lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
@@ -358,7 +333,6 @@ class Tracker:
 
     def refresh_studies(self) -> None:
         """Write each finished study's points, winner and figures to the parent."""
-        assert self._parent_id is not None
         folder = self._store.sweep(self._plan.name)
         for study in self._plan.studies:
             from oneshot.sweep.search.optuna_study import figures  # Optuna takes seconds to import
@@ -374,12 +348,13 @@ class Tracker:
                 self._client.log_figure(self._parent_id, figure, f"{path}/{name}.png")
             if record["winner"] is not None:
                 for setting, value in record["points"][record["winner"]]["params"].items():
-                    self._client.set_tag(self._parent_id, tag_name(f"winner.{study.name}.{setting}"), str(value))
+                    self._client.set_tag(
+                        self._parent_id, run_data.tag_name(f"winner.{study.name}.{setting}"), str(value)
+                    )
             self._studies[study.name] = record
 
     def close(self, status: str) -> None:
         """End the parent run with a status; runs of trials that did not end become KILLED."""
-        assert self._parent_id is not None
         self.refresh_studies()
         self.refresh_cells()
         for child in self._children.values():

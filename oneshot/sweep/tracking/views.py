@@ -60,16 +60,12 @@ def _state(plan: Plan, which: str) -> dict[str, Any]:
     if curves:
         # ordered by time, the page would nest trials under the sweep's run and draw no curves of them
         state |= {"orderByKey": f"metrics.`{curves[0]}`", "orderByAsc": False, "isAccordionReordered": True}
-        state["compareRunSections"] = [_section("Held-out accuracy")]
+        flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+        state["compareRunSections"] = [{"uuid": "oneshot", "name": "Held-out accuracy", **flags}]
         state["compareRunCharts"] = [*map(_curve, curves), _parallel([*axes, "seed"], curves)]
     if which == CELLS and axes:
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "cell"}]}
     return state
-
-
-def _section(name: str) -> dict[str, Any]:
-    flags = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-    return {"uuid": "oneshot", "name": name, **flags}
 
 
 def _card(kind: str, name: str, **settings: Any) -> dict[str, Any]:
