@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    ClusterOption,
-    FarStorageOption,
-    File,
-    SetOption,
-    app,
-    cluster_at,
-    is_elsewhere,
-    load_sweep,
-    open_store,
-    results,
-    sweep_name,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import cluster_at, is_elsewhere, open_store, sweep_name, with_mlflow
+from oneshot.cli.options import ClusterOption, FarStorageOption, File, SetOption, app, load_sweep, results, warn
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.logs import printable
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, open_store, results, warn
+from oneshot.cli.find import open_store
+from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError, nearest
 
 
@@ -38,7 +39,7 @@ def rank(
     if history.endswith(".json"):
         histories: list[Any] = [read_history(Path(history).expanduser(), of=of)]
     else:
-        sweep = load_sweep(Path(history), None) if Path(history).is_file() else None
+        sweep = load_sweep(Path(history)) if Path(history).is_file() else None
         store = open_store(storage, sweep)
         histories = list(sweep_histories(store, sweep.config.name if sweep else history))
         if not histories:

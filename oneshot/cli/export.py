@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from oneshot.cli.options import (
-    JsonOption,
-    MlflowOption,
-    StorageOption,
-    app,
-    find_name,
-    load_sweep,
-    open_store,
-    read_cells,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import find_name, open_store, read_cells, with_mlflow
+from oneshot.cli.options import JsonOption, MlflowOption, StorageOption, app, load_sweep, warn
 from oneshot.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -117,7 +107,7 @@ def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple[
     sweep_run = begun_sweep(store, sweep_name)
     sweep, plan = sweep_run.sweep, sweep_run.plan
     if is_file:  # the file may name another tracking server than when the sweep ran
-        config = sweep.config.model_copy(update={"mlflow": load_sweep(Path(name), None).config.mlflow})
+        config = sweep.config.model_copy(update={"mlflow": load_sweep(Path(name)).config.mlflow})
         sweep = replace(sweep, config=config)
     axes = list(plan.trials[0].cell) if plan.trials else []
     return store, by_cell(sweep, plan, cells=read_cells(cell, axes), seed=seed)

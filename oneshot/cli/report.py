@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    ClusterOption,
-    JsonOption,
-    MlflowOption,
-    StorageOption,
-    app,
-    cluster_at,
-    find_name,
-    load_sweep,
-    relay,
-    results,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import cluster_at, find_name, relay, with_mlflow
+from oneshot.cli.options import ClusterOption, JsonOption, MlflowOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError
 from oneshot.logs import printable
 
@@ -104,7 +92,7 @@ def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
     sweep_run = begun_sweep(store, sweep_name)
     sweep = sweep_run.sweep
     if Path(name).is_file():
-        written = load_sweep(Path(name), None)
+        written = load_sweep(Path(name))
         updates = {field: getattr(written.config, field) for field in ("claims", "published", "mlflow")}
         sweep = replace(sweep, config=sweep.config.model_copy(update=updates), source=written.source)
     return replace(sweep_run, sweep=with_mlflow(sweep, mlflow))

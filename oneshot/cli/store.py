@@ -8,23 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    NAME_HELP,
-    ClusterOption,
-    JsonOption,
-    StorageOption,
-    app,
-    cluster_at,
-    far_storage,
-    find_name,
-    load_sweep,
-    open_store,
-    read_cells,
-    relay,
-    results,
-    sweep_name,
-    warn,
-)
+from oneshot.cli.find import cluster_at, far_storage, find_name, open_store, read_cells, relay, sweep_name
+from oneshot.cli.options import NAME_HELP, ClusterOption, JsonOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
 
@@ -240,7 +225,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,
 ) -> None:
     """Open the MLflow server of a local store."""
-    root = Path(storage or (load_sweep(file, None).config.storage if file else "runs")).resolve()
+    root = Path(storage or (load_sweep(file).config.storage if file else "runs")).resolve()
     database = root / "mlflow.db"
     if not database.is_file():
         raise UserError(f"{database}: no such database; run a sweep first, or name its --storage")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oneshot.cli.find import check_ray, choose_trial, find_sweep, open_store, with_mlflow
 from oneshot.cli.options import (
     NAME_HELP,
     File,
@@ -19,14 +20,9 @@ from oneshot.cli.options import (
     SetOption,
     StorageOption,
     app,
-    check_ray,
-    choose_trial,
-    find_sweep,
     load_sweep,
-    open_store,
     results,
     warn,
-    with_mlflow,
 )
 from oneshot.errors import UserError
 from oneshot.logs import printable
