@@ -255,10 +255,7 @@ def _digest(row: _Row, content: Content) -> str:
 @cache
 def aliases() -> dict[str, dict[str, str | int | float]]:
     """Return the paper's named examples: `pi_1` -> its row, rank, label and more."""
-    examples: dict[str, dict[str, str | int | float]] = json.loads((sets.FACTS / "aliases.json").read_text())[
-        "examples"
-    ]
-    return examples
+    return dict(json.loads((sets.FACTS / "aliases.json").read_text())["examples"])
 
 
 def _rank_hint(name: str) -> str:
