@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.paths import SettingError
@@ -83,13 +84,14 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):
                 record.grades(run, suite.name, step)
+    metadata = to_jsonable_python({name: getattr(gathered, name) for name in _Metadata.model_fields})
     temporary = path.with_name(path.name + ".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def put(name: str, data: Any) -> None:
             archive.writestr(name, json.dumps(data))
 
-        put("bundle.json", {"format": FORMAT, "oneshot": version("oneshot"), **_metadata(gathered)})
+        put("bundle.json", {"format": FORMAT, "oneshot": version("oneshot"), **metadata})
         put(CLAIMS, record_of(gathered.frozen))
         archive.writestr("sweep.yaml", gathered.yaml)
         put("runs.json", [asdict(run) for run in gathered.runs])
@@ -99,19 +101,6 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
         for name, lines in _shown_tables(gathered):
             put(f"shown/{name}", [asdict(line) for line in lines])
     temporary.replace(path)
-
-
-def _metadata(gathered: Gathered) -> dict[str, Any]:
-    return {
-        "name": gathered.name,
-        "question": gathered.question,
-        "reproduces": gathered.reproduces,
-        "seeds": gathered.seeds,
-        "amended": [claim.model_dump(mode="json") for claim in gathered.amended],
-        "published": [table.model_dump(mode="json") for table in gathered.published],
-        "selects_on_test": gathered.selects_on_test,
-        "warnings": gathered.warnings,
-    }
 
 
 def _as_json(grades: Grades) -> dict[str, Any]:
@@ -125,20 +114,18 @@ ARRAYS = ("strict_PK", "lenient_PK", "num_tokens_PK", "boxed_PK")
 def _shown_tables(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
     """Return tables with the completions that a page shows. Other completions keep only whether they are right."""
     suite = primary_suite(gathered)
+    if suite is None:
+        return []
     named_tables = []
-    ended = [runs[0] for runs in ended_cells(gathered.runs)]
-    for run in ended[:MAX_CELLS] if suite is not None else ():
-        assert suite is not None, "the loop is empty without a suite"
+    for run in [runs[0] for runs in ended_cells(gathered.runs)][:MAX_CELLS]:
         steps = [step for _, step in shown_steps(run, suite)]
         tables = [gathered.record.shown(run, suite, step) for step in steps]
         if not all(tables):
             continue
         kept = {place for place, _ in chosen(tables)}
         for step, table in zip(steps, tables, strict=True):
-            lines = [
-                line if place in kept else replace(line, completion="", problem="", answer="")
-                for place, line in enumerate(table)
-            ]
+            hidden = [replace(line, completion="", problem="", answer="") for line in table]
+            lines = [line if place in kept else hidden[place] for place, line in enumerate(table)]
             named_tables.append((_name(run, suite, step), lines))
     return named_tables
 
@@ -281,11 +268,9 @@ class _Archive:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    reason = first_line(error)
+    reason = str(error) if isinstance(error, _InvalidRunError) else first_line(error)
     if isinstance(error, ValidationError):
         reason = _finding(error)
-    elif isinstance(error, _InvalidRunError):
-        reason = str(error)
     return UserError(f"{path}: the bundle is damaged: {reason}".splitlines()[0])
 
 

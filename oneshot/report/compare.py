@@ -153,9 +153,7 @@ def _digest(run: Run, suite: str) -> str | None:
 
 def _problems(gathered: Gathered, run: Run, suite: str) -> tuple[Any, tuple[str, ...]] | None:
     grades = gathered.record.grades(run, suite, run.num_steps)
-    if grades is None:
-        return None
-    return over_problems(grades, "pass_at_1", categories="all", trained=frozenset())
+    return None if grades is None else over_problems(grades, "pass_at_1")
 
 
 def _last(run: Run, suite: str) -> float:

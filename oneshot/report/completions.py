@@ -17,8 +17,6 @@ class Beside:
 
     cell: str
     seed: int
-    problem: str
-    answer: str
     why: str  # why this problem was chosen
     answers: tuple[tuple[str, Shown], ...]  # (name of the step, completion)
 
@@ -42,18 +40,8 @@ def side_by_side(gathered: Gathered, suite: str) -> tuple[list[Beside], int]:
         if any(not table for _, _, table in tables):
             continue
         for place, why in chosen([table for _, _, table in tables]):
-            first = tables[0][2][place]
             answers = tuple((f"{name}, step {step}", table[place]) for name, step, table in tables)
-            problems.append(
-                Beside(
-                    cell=cell_label(run),
-                    seed=run.seed,
-                    problem=first.problem,
-                    answer=first.answer,
-                    why=why,
-                    answers=answers,
-                )
-            )
+            problems.append(Beside(cell=cell_label(run), seed=run.seed, why=why, answers=answers))
     return problems, max(0, len(ended) - MAX_CELLS)
 
 

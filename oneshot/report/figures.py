@@ -37,8 +37,8 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
     runs, suite = gathered.runs, primary_suite(gathered)
     bars = [
         (
-            _claim_label(claim),
-            Interval(mean=100 * claim.effect, low=_points(claim.low), high=_points(claim.high), num=claim.num_seeds),
+            f"{claim.name} ({', '.join(claim.cells.values())})" if claim.cells else claim.name,
+            _in_points(claim.effect, claim.low, claim.high, claim.num_seeds),
         )
         for claim in judged
         if claim.effect is not None and is_share(claim.metric)
@@ -57,10 +57,7 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             sweep_curves(runs, suite=suite, name=gathered.name),
         )
         lines = [
-            (
-                cell_label(cell_runs[0]),
-                Interval(mean=100 * gain.mean, low=_points(gain.low), high=_points(gain.high), num=gain.num),
-            )
+            (cell_label(cell_runs[0]), _in_points(gain.mean, gain.low, gain.high, gain.num))
             for cell_runs in by_cell(finished(runs))
             if (gain := gains(cell_runs, suite)) is not None
         ]
@@ -80,13 +77,9 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
         )
 
 
-def _points(end: float | None) -> float | None:
-    return None if end is None else 100 * end
-
-
-def _claim_label(judged: JudgedClaim) -> str:
-    where = ", ".join(judged.cells.values())
-    return f"{judged.name} ({where})" if where else judged.name
+def _in_points(mean: float, low: float | None, high: float | None, num: int) -> Interval:
+    low, high = (None if end is None else 100 * end for end in (low, high))
+    return Interval(mean=100 * mean, low=low, high=high, num=num)
 
 
 def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:
