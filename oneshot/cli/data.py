@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +47,7 @@ def rank(
             raise UserError(f"--history {history}: no finished sweep of this name in {store.root}; run it first")
     ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]  # type: ignore[arg-type]  # checked above
     if as_json:
-        names = ("index", "example", "score", "variance", "std", "mean", "num_visits")
-        print(json.dumps([{name: getattr(row, name) for name in names} for row in ranked], indent=2))
+        print(json.dumps([{"index": row.index, **asdict(row)} for row in ranked], indent=2))
         return
     from oneshot.cli.tables import ranking_table
 

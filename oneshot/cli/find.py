@@ -131,8 +131,10 @@ def choose_trial(sweep: "SweepFile", cell: str, seed: int) -> "Trial":
     return with_seed(matching[0], seed)
 
 
-def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
+def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, **options: str | bool) -> None:
     """Run a verb on the cluster's head, which sees the storage, for a sweep that was submitted to it."""
+    stated = {f"--{option}": value for option, value in options.items() if value}
+    arguments = [part for option, value in stated.items() for part in (option, value) if isinstance(part, str)]
     sweep = sweep_name(name)
     root = cluster.last(sweep, storage=far_storage(storage)).storage
     code, output = cluster.ask([verb, sweep, "--storage", root, *arguments])

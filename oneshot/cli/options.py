@@ -33,7 +33,7 @@ def _no_password(storage: str | None) -> str | None:
         raise UserError(f"--storage: {error}") from error
 
 
-NAME_HELP = "A sweep file, or the name of a sweep in the storage"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A sweep file, or the name of a sweep in the storage")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable")

@@ -36,7 +36,11 @@ def report(
     The report is one HTML page that needs no other files. It can be written while the sweep runs.
     """
     if address is not None:
-        _report_elsewhere(name, storage, address, local=bundle or out is not None, as_json=as_json)
+        if bundle or out is not None:
+            raise UserError(
+                "--out and --bundle write on this machine; leave out --address, or run `oneshot report` there"
+            )
+        relay(cluster_at(address), "report", name, storage, json=as_json)
         return
     from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
@@ -70,13 +74,6 @@ def report(
         names = ", ".join(dict.fromkeys(claim.name for claim in made.cannot_judge))
         warn(f"cannot judge these claims, because no seed has all the runs that they need: {names}")
         raise typer.Exit(1)
-
-
-def _report_elsewhere(name: str, storage: str | None, address: str, *, local: bool, as_json: bool) -> None:
-    """Have the cluster's head, which sees the storage, make the report."""
-    if local:
-        raise UserError("--out and --bundle write on this machine; leave out --address, or run `oneshot report` there")
-    relay(cluster_at(address), "report", name, storage, *(["--json"] if as_json else []))
 
 
 def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.cli.find import cluster_at, far_storage, find_name, open_store, read_cells, relay, sweep_name
-from oneshot.cli.options import NAME_HELP, ClusterOption, JsonOption, StorageOption, app, load_sweep, results, warn
+from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.store.store import Store
 
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)]
 CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; seed and phase count as axes")]
 
 
@@ -79,7 +77,7 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
 
     cluster = cluster_at(address)
     if name is not None:
-        relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
+        relay(cluster, "status", name, storage, json=as_json)
         return
     submissions = cluster.submissions()
     if as_json:
@@ -126,7 +124,7 @@ def stop(
 def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
     cluster = cluster_at(address)
     if cell or now:
-        relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
+        relay(cluster, "stop", name, storage, cell=cell, now=now)
         return
     last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
@@ -148,8 +146,7 @@ def retry(
     A running driver does so at once; otherwise the next `oneshot run` does.
     """
     if address is not None:
-        options = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
-        relay(cluster_at(address), "retry", name, storage, *options)
+        relay(cluster_at(address), "retry", name, storage, cell=cell, reason=reason)
         return
     from oneshot.plan.loader import begun_sweep
     from oneshot.plan.trainings import trainings
@@ -180,8 +177,7 @@ def gc(
     """Show disk space by sweep, and remove what no sweep needs."""
     from dataclasses import asdict
 
-    from oneshot.cli.layout import size
-    from oneshot.cli.tables import holdings_table
+    from oneshot.cli.tables import holdings_table, size
     from oneshot.store.gc import find_waste, remove_waste
 
     store = open_store(storage)
