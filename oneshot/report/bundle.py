@@ -29,8 +29,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError, first_line
 from oneshot.plan.claims import FILE as CLAIMS
 from oneshot.plan.claims import comparisons, record_of, thaw
-from oneshot.report.cells import ended_cells
-from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
+from oneshot.report.completions import chosen, shown_tables
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
 from oneshot.report.verdicts import verdicts
 from oneshot.trial.state import TrialState
@@ -117,13 +116,9 @@ def _shown_tables(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
     if suite is None:
         return []
     named_tables = []
-    for run in [runs[0] for runs in ended_cells(gathered.runs)][:MAX_CELLS]:
-        steps = [step for _, step in shown_steps(run, suite)]
-        tables = [gathered.record.shown(run, suite, step) for step in steps]
-        if not all(tables):
-            continue
-        kept = {place for place, _ in chosen(tables)}
-        for step, table in zip(steps, tables, strict=True):
+    for run, tables in shown_tables(gathered, suite):
+        kept = {place for place, _ in chosen(list(tables.values()))}
+        for (_, step), table in tables.items():
             hidden = [replace(line, completion="", problem="", answer="") for line in table]
             lines = [line if place in kept else hidden[place] for place, line in enumerate(table)]
             named_tables.append((_name(run, suite, step), lines))

@@ -35,11 +35,8 @@ class Line:
     def to_json(self) -> dict[str, Any]:
         """Return the line as `compare --json` prints it."""
         fields = {name: getattr(self, name) for name in ("cell", "suite", "p_value", "p_holm", "note")}
-        sides = {"a": asdict(self.a), "b": asdict(self.b)}
-        if self.difference is None:
-            return {**fields, **sides, "difference": None}
-        names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
-        return {**fields, **sides, "difference": {name: getattr(self.difference, name) for name in names}}
+        difference = self.difference and self.difference.numbers()
+        return {**fields, "a": asdict(self.a), "b": asdict(self.b), "difference": difference}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

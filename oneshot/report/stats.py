@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import combinations
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -145,6 +146,11 @@ class Difference:
     error: float | None = None
     df: float | None = None  # None if there is no interval, or the bootstrap made it
     evidence: tuple[Evidence, ...] = field(default=(), repr=False, compare=False)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what a report says about it: the effect, its interval, the replicates and the test."""
+        names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
+        return {name: getattr(self, name) for name in names}
 
     def p_value(self, bound: float = 0.0) -> float | None:
         """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval.

@@ -22,10 +22,5 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """Return the table as report.json holds it: without its form."""
         rows = [[asdict(value) if isinstance(value, Interval) else value for value in row] for row in self.rows]
-        return {
-            "name": self.name,
-            "title": self.title,
-            "about": self.about,
-            "columns": list(self.columns),
-            "rows": rows,
-        }
+        texts = {name: getattr(self, name) for name in ("name", "title", "about")}
+        return {**texts, "columns": list(self.columns), "rows": rows}

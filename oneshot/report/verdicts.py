@@ -151,12 +151,12 @@ def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) ->
         verdict = "inconclusive"
     if is_amended:
         notes.insert(0, "amended: added after the sweep began")
-    claim, names = comparison.claim, ("effect", "low", "high", "num_seeds", "num_problems", "test")
+    claim, difference = comparison.claim, part.difference
     return JudgedClaim(
         name=claim.name,
         cells=comparison.cells,
         verdict=verdict,
-        **({} if part.difference is None else {name: getattr(part.difference, name) for name in names}),
+        **({} if difference is None else difference.numbers()),
         p_value=part.p_value,
         p_holm=p_holm,
         metric=claim.metric,
