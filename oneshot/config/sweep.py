@@ -6,6 +6,7 @@ The sections `claims`, `published`, `search` and `early_stop` are in claims.py a
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -143,23 +144,16 @@ class BudgetConfig(Config):
     @classmethod
     def _is_a_time(cls, until: Any) -> Any:
         form = r"([01]\d|2[0-3]):[0-5]\d|\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d"
-        if until is not None and not (isinstance(until, str) and re.fullmatch(form, until) and _is_in_calendar(until)):
-            raise ValueError(f"{str(until)!r} is not a time; write it as 08:00 or 2026-12-01T08:00")
-        return until
+        with suppress(TypeError, ValueError):  # no text, or no day of the calendar, such as 2026-02-30
+            if until is None or (re.fullmatch(form, until) and deadline(until, datetime.min)):
+                return until
+        raise ValueError(f"{str(until)!r} is not a time; write it as 08:00 or 2026-12-01T08:00")
 
     def limits(self, now: datetime | None = None) -> dict[str, float | None]:
         """Return the limits in GPU-hours, and in hours from now."""
         now = now or datetime.now()
         hours = None if self.until is None else (deadline(self.until, now) - now).total_seconds() / 3600
         return {"gpu_hours": self.gpu_hours, "hours": hours}
-
-
-def _is_in_calendar(until: str) -> bool:
-    try:
-        deadline(until, datetime.min)
-    except ValueError:  # such as 2026-02-30
-        return False
-    return True
 
 
 def deadline(until: str, now: datetime) -> datetime:

@@ -38,7 +38,7 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
     bars = [
         (
             f"{claim.name} ({', '.join(claim.cells.values())})" if claim.cells else claim.name,
-            _in_points(claim.effect, claim.low, claim.high, claim.num_seeds),
+            Interval(mean=claim.effect, low=claim.low, high=claim.high, num=claim.num_seeds),
         )
         for claim in judged
         if claim.effect is not None and is_share(claim.metric)
@@ -56,11 +56,8 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             f"t_sat, hollow if the reward of some run was still rising near the end. {RUNS_SHOWN}",
             sweep_curves(runs, suite=suite, name=gathered.name),
         )
-        lines = [
-            (cell_label(cell_runs[0]), _in_points(gain.mean, gain.low, gain.high, gain.num))
-            for cell_runs in by_cell(finished(runs))
-            if (gain := gains(cell_runs, suite)) is not None
-        ]
+        ended = by_cell(finished(runs))
+        lines = [(cell_label(each[0]), gain) for each in ended if (gain := gains(each, suite)) is not None]
         if lines:
             yield (
                 "gains",
@@ -75,11 +72,6 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             f"Entropy and length of training completions. {RUNS_SHOWN}",
             training_curves(runs, name=gathered.name),
         )
-
-
-def _in_points(mean: float, low: float | None, high: float | None, num: int) -> Interval:
-    low, high = (None if end is None else 100 * end for end in (low, high))
-    return Interval(mean=100 * mean, low=low, high=high, num=num)
 
 
 def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:

@@ -170,14 +170,14 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
 
 @mpl.rc_context(STYLE)
 def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> Figure:
-    """Draw means with their intervals, one below the other, and a vertical line at 0."""
+    """Draw differences of shares in points with their intervals, one below the other, and a vertical line at 0."""
     shown = list(lines[:MAX_BARS])
     figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
     places = range(len(shown), 0, -1)
     for place, (_, interval) in zip(places, shown, strict=True):
-        axes.plot([interval.mean], [place], "o", color=PALETTE[0], markersize=4.5)
+        axes.plot([100 * interval.mean], [place], "o", color=PALETTE[0], markersize=4.5)
         if interval.low is not None and interval.high is not None:
-            axes.plot([interval.low, interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
+            axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(list(places), [short(label) for label, _ in shown])
     axes.set_ylim(0.4, len(shown) + 0.6)

@@ -147,6 +147,12 @@ class Difference:
     df: float | None = None  # None if there is no interval, or the bootstrap made it
     evidence: tuple[Evidence, ...] = field(default=(), repr=False, compare=False)
 
+    @classmethod
+    def of(cls, used: Evidence, *others: Evidence, **fields: Any) -> "Difference":
+        """Return a difference with the interval of `used`, and with p-values of all evidence."""
+        low, high = used.interval()
+        return cls(low=low, high=high, evidence=(used, *others), **fields)
+
     def numbers(self) -> dict[str, Any]:
         """Return what a report says about it: the effect, its interval, the replicates and the test."""
         names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
@@ -181,9 +187,11 @@ def paired_difference(differences_SP: Array) -> Difference:
     seeds = StudentT(effect=effect, error=float(errors.seeds), df=num_seeds - 1)
     crossed = StudentT(effect=effect, error=float(errors.crossed), df=float(errors.crossed_df))
     by_crossed = f"crossed {num_seeds} seeds x {num_problems} problems, Satterthwaite df {crossed.df:.1f}"
-    by_seeds = f"paired t over {num_seeds} seeds"
-    used, test = (crossed, by_crossed) if crossed.interval()[1] > seeds.interval()[1] else (seeds, by_seeds)
-    return _by_t(used, (seeds, crossed), num_seeds=num_seeds, num_problems=num_problems, test=test)
+    if crossed.interval()[1] > seeds.interval()[1]:
+        return _by_t(crossed, seeds, num_seeds=num_seeds, num_problems=num_problems, test=by_crossed)
+    return _by_t(
+        seeds, crossed, num_seeds=num_seeds, num_problems=num_problems, test=f"paired t over {num_seeds} seeds"
+    )
 
 
 def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
@@ -201,7 +209,7 @@ def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
         return Difference(effect=float(effect), num_seeds=num_seeds, test=test)
     error = _without_rounding(centred_S.std(ddof=1) / np.sqrt(num_seeds), np.asarray(differences_S), axis=(-1,))
     used = StudentT(effect=float(effect), error=float(error), df=num_seeds - 1)
-    return _by_t(used, (used,), num_seeds=num_seeds, test=f"paired t over {num_seeds} seeds")
+    return _by_t(used, num_seeds=num_seeds, test=f"paired t over {num_seeds} seeds")
 
 
 def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
@@ -223,7 +231,7 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
         if not differences_P.any():
             return _no_difference(num_seeds=num_seeds, num_problems=num_problems)
         same = StudentT(effect=float(effect), error=0.0, df=np.inf)
-        return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
+        return replace(_by_t(same, num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
     run = partial(stats.bootstrap, (differences_P,), np.mean, vectorized=True, batch=max(1, MAX_BATCH // num_problems))
     resampled = run(n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0))
 
@@ -231,17 +239,13 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
         low, high = run(n_resamples=0, bootstrap_result=resampled, confidence_level=1 - level).confidence_interval
         return float(low), float(high)
 
-    evidence = Bootstrap(interval_at=interval_at)
-    low, high = evidence.interval()
-    return Difference(
+    return Difference.of(
+        Bootstrap(interval_at=interval_at),
         effect=float(effect),
-        low=low,
-        high=high,
         num_seeds=num_seeds,
         num_problems=num_problems,
         test=test,
         error=float(resampled.standard_error),
-        evidence=(evidence,),
     )
 
 
@@ -305,35 +309,14 @@ def _without_rounding(error: Array, differences: Array, *, axis: tuple[int, ...]
     return np.where(error > ROUNDING * np.abs(differences).max(axis), error, 0.0)
 
 
-def _by_t(
-    used: StudentT, evidence: tuple[StudentT, ...], *, num_seeds: int, num_problems: int | None = None, test: str
-) -> Difference:
-    low, high = used.interval()
-    return Difference(
-        effect=used.effect,
-        low=low,
-        high=high,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-        test=test,
-        error=used.error,
-        df=used.df,
-        evidence=evidence,
-    )
+def _by_t(used: StudentT, *others: StudentT, **fields: Any) -> Difference:
+    return Difference.of(used, *others, effect=used.effect, error=used.error, df=used.df, **fields)
 
 
 def _no_difference(*, num_seeds: int, num_problems: int) -> Difference:
+    test = f"no difference on any of {num_problems} problems: exact bound on others"
     evidence = NoDifference(num_problems=num_problems)
-    low, high = evidence.interval()
-    return Difference(
-        effect=0.0,
-        low=low,
-        high=high,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-        test=f"no difference on any of {num_problems} problems: exact bound on others",
-        evidence=(evidence,),
-    )
+    return Difference.of(evidence, effect=0.0, num_seeds=num_seeds, num_problems=num_problems, test=test)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,8 +173,8 @@ def mislabel(answer: str, rng: random.Random) -> str:
 
 def _rows(examples: Sequence[Example]) -> list[_Row]:
     rows = [row for example in examples for row in _rows_of(example)]
-    if len({row.id for row in rows}) < len(rows):
-        twice = next(id_ for id_, times in Counter(row.id for row in rows).items() if times > 1)
+    times = Counter(row.id for row in rows)
+    if twice := next((name for name in times if times[name] > 1), None):
         raise DataError(f"examples: {twice} appears twice; list each example once")
     return rows
 
