@@ -18,14 +18,6 @@ for _verbs in ("sweeps", "report", "export", "cluster", "store", "data"):  # in 
     import_module(f"oneshot.cli.{_verbs}")
 
 
-def _say(text: str) -> None:
-    """Print an error to stderr, as text or as a JSON line."""
-    if wants_json():
-        print(json_line("error", text, time_s=time.time()), file=sys.stderr)
-    else:
-        warn(text)
-
-
 def main() -> None:
     """Entry point: runs a verb and turns its errors into one line and an exit code."""
     handler = logging.StreamHandler(sys.stderr)
@@ -34,7 +26,10 @@ def main() -> None:
     try:
         app()
     except OneshotError as error:
-        _say(str(error))
+        if wants_json():
+            print(json_line("error", str(error), time_s=time.time()), file=sys.stderr)
+        else:
+            warn(str(error))
         sys.exit(2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # `oneshot plan FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

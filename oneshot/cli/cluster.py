@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    ClusterOption,
-    FarStorageOption,
-    File,
-    SetOption,
-    app,
-    cluster_at,
-    is_elsewhere,
-    load_sweep,
-    open_store,
-    results,
-    sweep_name,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import cluster_at, is_elsewhere, open_store, sweep_name, with_mlflow
+from oneshot.cli.options import ClusterOption, FarStorageOption, File, SetOption, app, load_sweep, results, warn
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.logs import printable
 
@@ -49,16 +36,12 @@ def submit(
 
     Ships the file and this package through Ray Jobs, and checks the cluster before any trial begins.
     """
-    from oneshot.config.contexts import find_context
     from oneshot.sweep.cluster.package import bundle
     from oneshot.sweep.events import PASSED
 
     sweep = load_sweep(file, settings)
-    context = find_context(address)
-    root = _shared(sweep, storage or context.storage)
-    with_mlflow(sweep, mlflow)  # refuses a password
+    root, arguments = _far(sweep, settings, address, storage=storage, mlflow=mlflow)
     wait_s = _check_plan(sweep)
-    arguments = _options(settings, mlflow or context.mlflow)
     cluster = cluster_at(address)
     name = sweep.config.name
     submission_id = cluster.submit(bundle(file, sweep), sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
@@ -73,10 +56,18 @@ def submit(
         warn(f"to watch it, use `oneshot logs {name} --address {address} --follow`")
 
 
-def _options(settings: list[str] | None, mlflow: str | None) -> list[str]:
-    """Return the options that the driver gets too."""
+def _far(
+    sweep: "SweepFile", settings: list[str] | None, address: str, *, storage: str | None, mlflow: str | None
+) -> tuple[str, list[str]]:
+    """Return the storage on the cluster, and the other options that the process there gets too."""
+    from oneshot.config.contexts import find_context
+
+    context = find_context(address)
+    root = _shared(sweep, storage or context.storage)
+    with_mlflow(sweep, mlflow)  # refuses a password
+    uri = mlflow or context.mlflow
     options = [part for setting in settings or () for part in ("--set", setting)]
-    return [*options, *(["--mlflow", mlflow] if mlflow else [])]
+    return root, [*options, *(["--mlflow", uri] if uri else [])]
 
 
 def _shared(sweep: "SweepFile", storage: str | None) -> str:
@@ -178,8 +169,14 @@ def doctor(
 
     sweep = load_sweep(file, settings)
     if address is not None and is_elsewhere(address):
-        _doctor_elsewhere(file, sweep, settings, address, storage=storage, mlflow=mlflow)
-        return
+        from oneshot.sweep.cluster.package import bundle
+        from oneshot.sweep.events import ANSWER_S
+
+        root, options = _far(sweep, settings, address, storage=storage, mlflow=mlflow)
+        arguments = ["doctor", file.name, "--address", "auto", "--storage", root, *options]
+        code, output = cluster_at(address).ask(arguments, bundle=bundle(file, sweep), patience_s=2 * ANSWER_S)
+        print(printable(output), end="")
+        raise typer.Exit(code)
     findings = _findings(sweep, address, storage=storage, mlflow=mlflow)
     results().print(findings_table(findings))
     if any(finding.is_bad for finding in findings):
@@ -200,21 +197,3 @@ def _findings(sweep: "SweepFile", address: str | None, *, storage: str | None, m
 
     with joined(address):
         return check_nodes(sweep_run.plan, sweep_run.store, reach=reach)
-
-
-def _doctor_elsewhere(
-    file: Path, sweep: "SweepFile", settings: list[str] | None, address: str, *, storage: str | None, mlflow: str | None
-) -> None:
-    """Run `doctor` on the cluster's head."""
-    from oneshot.config.contexts import find_context
-    from oneshot.sweep.cluster.package import bundle
-    from oneshot.sweep.events import ANSWER_S
-
-    context = find_context(address)
-    root = _shared(sweep, storage or context.storage)
-    with_mlflow(sweep, mlflow)  # refuses a password
-    options = _options(settings, mlflow or context.mlflow)
-    arguments = ["doctor", file.name, "--address", "auto", "--storage", root, *options]
-    code, output = cluster_at(address).ask(arguments, bundle=bundle(file, sweep), patience_s=2 * ANSWER_S)
-    print(printable(output), end="")
-    raise typer.Exit(code)

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, open_store, results, warn
+from oneshot.cli.find import open_store
+from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError, nearest
 
 
@@ -38,15 +40,14 @@ def rank(
     if history.endswith(".json"):
         histories: list[Any] = [read_history(Path(history).expanduser(), of=of)]
     else:
-        sweep = load_sweep(Path(history), None) if Path(history).is_file() else None
+        sweep = load_sweep(Path(history)) if Path(history).is_file() else None
         store = open_store(storage, sweep)
         histories = list(sweep_histories(store, sweep.config.name if sweep else history))
         if not histories:
             raise UserError(f"--history {history}: no finished sweep of this name in {store.root}; run it first")
     ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]  # type: ignore[arg-type]  # checked above
     if as_json:
-        names = ("index", "example", "score", "variance", "std", "mean", "num_visits")
-        print(json.dumps([{name: getattr(row, name) for name in names} for row in ranked], indent=2))
+        print(json.dumps([{"index": row.index, **asdict(row)} for row in ranked], indent=2))
         return
     from oneshot.cli.tables import ranking_table
 

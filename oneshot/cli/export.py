@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from oneshot.cli.options import (
-    JsonOption,
-    MlflowOption,
-    StorageOption,
-    app,
-    find_name,
-    load_sweep,
-    open_store,
-    read_cells,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import find_name, open_store, read_cells, with_mlflow
+from oneshot.cli.options import JsonOption, MlflowOption, StorageOption, app, load_sweep, warn
 from oneshot.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -111,13 +101,11 @@ def _find(name: str, cell: str, seed: int | None, storage: str | None) -> tuple[
         if cell or seed is not None:
             raise UserError(f"{name}: no sweep of this name in {store.root}; --cell and --seed choose a sweep's trial")
         return store, by_key(store, name)
-    sweep_name = name
-    if is_file:
-        sweep_name, store = find_name(name, storage)
+    sweep_name, store = find_name(name, storage) if is_file else (name, store)
     sweep_run = begun_sweep(store, sweep_name)
     sweep, plan = sweep_run.sweep, sweep_run.plan
     if is_file:  # the file may name another tracking server than when the sweep ran
-        config = sweep.config.model_copy(update={"mlflow": load_sweep(Path(name), None).config.mlflow})
+        config = sweep.config.model_copy(update={"mlflow": load_sweep(Path(name)).config.mlflow})
         sweep = replace(sweep, config=config)
     axes = list(plan.trials[0].cell) if plan.trials else []
     return store, by_cell(sweep, plan, cells=read_cells(cell, axes), seed=seed)
@@ -145,13 +133,11 @@ def _register(made: "Export", store: "Store", mlflow: str | None, *, upload: boo
         registered = register(made, location, upload=upload, name=name)
     except Exception as error:  # server, network or disk: the folder is written, and can be registered later
         return Published(error=first_line(error))
-    note = ""
-    if registered.run_id is None:
-        note = (
-            f"MLflow has no run of {made.kept.label}, so it shows no accuracies; run the sweep with `oneshot run`, "
-            "then run this command again"
-        )
-    return Published(registered=registered, uri=location.uri, note=note)
+    note = (
+        f"MLflow has no run of {made.kept.label}, so it shows no accuracies; run the sweep with `oneshot run`, then "
+        "run this command again"
+    )
+    return Published(registered=registered, uri=location.uri, note="" if registered.run_id else note)
 
 
 def _push(made: "Export", repository: str, *, public: bool, published: Published) -> str:
@@ -171,20 +157,13 @@ def _push(made: "Export", repository: str, *, public: bool, published: Published
 
 
 def _to_json(made: "Export", published: Published, address: str | None) -> dict[str, Any]:
+    names = ("experiment", "model_id", "run_id", "version")
     registered = published.registered
     return {
         "folder": str(made.folder),
         **{name: made.metadata[name] for name in ("key", "label", "step", "dtype")},
         "num_bytes": made.num_bytes,
-        "mlflow": None
-        if registered is None
-        else {
-            "tracking_uri": published.uri,
-            "experiment": registered.experiment,
-            "model_id": registered.model_id,
-            "run_id": registered.run_id,
-            "version": registered.version,
-        },
+        "mlflow": registered and {"tracking_uri": published.uri} | {name: getattr(registered, name) for name in names},
         "hub": address,
     }
 

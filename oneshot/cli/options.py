@@ -1,26 +1,18 @@
-"""What verbs share: the application, its options, and finding a sweep by file or name."""
+"""What verbs share: the application, its options, and reading the file, and printing."""
 
-import os
-import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.errors import UserError, nearest
+from oneshot.errors import UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from oneshot.config.file import SweepFile
-    from oneshot.plan.trial import Trial
-    from oneshot.store.store import Store
-    from oneshot.sweep.cluster.jobs import Cluster
-
-Sweep = TypeVar("Sweep", bound="SweepFile")
 
 app = typer.Typer(
     add_completion=False,
@@ -41,7 +33,7 @@ def _no_password(storage: str | None) -> str | None:
         raise UserError(f"--storage: {error}") from error
 
 
-NAME_HELP = "A sweep file, or the name of a sweep in the storage"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A sweep file, or the name of a sweep in the storage")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable")
@@ -77,130 +69,8 @@ def warn(text: str) -> None:
     print(f"oneshot: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def load_sweep(file: Path, settings: list[str] | None) -> "SweepFile":
+def load_sweep(file: Path, settings: list[str] | None = None) -> "SweepFile":
     """Read a sweep file with its `--set` values."""
     from oneshot.config.file import load
 
     return load(file, overrides=tuple(settings or ()))
-
-
-def with_mlflow(sweep: Sweep, uri: str | None) -> Sweep:
-    """Return the sweep with another tracking server than the file's, if one is given."""
-    if uri is None:
-        return sweep
-    from oneshot.config.sweep import MLFLOW_HINT, without_password
-
-    try:
-        without_password(uri, MLFLOW_HINT)
-    except ValueError as error:
-        raise UserError(f"--mlflow: {error}") from error
-    mlflow = sweep.config.mlflow.model_copy(update={"tracking_uri": uri})
-    return replace(sweep, config=sweep.config.model_copy(update={"mlflow": mlflow}))
-
-
-def is_elsewhere(address: str) -> bool:
-    """Return whether an address is one of Ray Jobs (URL or context), not a Ray that this machine belongs to."""
-    return "://" in address or (":" not in address and address != "auto")
-
-
-def check_ray(address: str | None, *, instead: str | None) -> None:
-    """Refuse an address of Ray Jobs where this process itself must join Ray.
-
-    Raises UserError: names the command to use instead.
-    """
-    if address is not None and is_elsewhere(address):
-        hint = f"from another machine, use `oneshot {instead} --address {address}`" if instead else "run it there"
-        raise UserError(
-            f"--address {address}: expected HOST:PORT of a Ray that this machine belongs to, or auto; {hint}"
-        )
-
-
-def cluster_at(address: str) -> "Cluster":
-    """Return the Ray Jobs client of a URL or context."""
-    from oneshot.config.contexts import find_context
-    from oneshot.sweep.cluster.jobs import Cluster
-
-    return Cluster(find_context(address), name=address)
-
-
-def far_storage(storage: str | None) -> str | None:
-    """Return `--storage` for a cluster elsewhere, where this machine's ONESHOT_STORAGE does not count."""
-    return None if storage == os.environ.get("ONESHOT_STORAGE") else storage
-
-
-def open_store(storage: str | None, sweep: "SweepFile | None" = None) -> "Store":
-    """Return the store of `--storage`, else of the sweep file, else `runs`."""
-    from oneshot.store.store import Store
-
-    return Store(storage or (sweep.config.storage if sweep is not None else "runs"))
-
-
-def sweep_name(name: str) -> str:
-    """Return a sweep's name, given its file or its name. Raises UserError: the text is neither."""
-    if Path(name).is_file():
-        return load_sweep(Path(name), None).config.name
-    from oneshot.config.sweep import NAME
-
-    if not re.fullmatch(NAME, name):
-        raise UserError(f"{name}: no such file, and not a sweep's name (letters, digits, _ and -)")
-    return name
-
-
-def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tuple["SweepFile", "Store"]:
-    """Return a sweep by its file, or by its name in the storage, and its store."""
-    from oneshot.config.file import read
-    from oneshot.plan.loader import begun_text
-
-    if Path(name).is_file():
-        sweep = load_sweep(Path(name), settings)
-        return sweep, open_store(storage, sweep)
-    store = open_store(storage)
-    return read(begun_text(store, sweep_name(name)), name=name, overrides=tuple(settings or ())), store
-
-
-def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
-    """Return a sweep's name, given its file or its name, and its store."""
-    if Path(name).is_file():
-        sweep = load_sweep(Path(name), None)
-        return sweep.config.name, open_store(storage, sweep)
-    return sweep_name(name), open_store(storage)
-
-
-def read_cells(text: str, axes: list[str]) -> dict[str, str]:
-    """Parse `model=a,example=b` into cells by axis.
-
-    Raises UserError: the text has another form, or names an unknown axis.
-    """
-    cells: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        axis, equals, name = part.partition("=")
-        if not equals or axis not in axes:
-            raise UserError(f"--cell {part}: expected axis=name{nearest(axis, axes)}")
-        cells[axis] = name
-    return cells
-
-
-def choose_trial(sweep: "SweepFile", cell: str, seed: int) -> "Trial":
-    """Return the trial that `--cell` and `--seed` name."""
-    from oneshot.plan.loader import pin_known
-    from oneshot.plan.plan import make_plan, with_seed
-
-    wanted = read_cells(cell, list(sweep.config.axes))
-    plan = make_plan(pin_known(sweep, open_store(None, sweep)))
-    trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
-    matching = [t for t in trials.values() if all(t.cell[axis] == name for axis, name in wanted.items())]
-    if len(matching) != 1:
-        choices = "\n  ".join(",".join(f"{axis}={name}" for axis, name in names) for names in trials)
-        problem = f"matches {len(matching)} cells" if matching else "matches no cell of the grid"
-        raise UserError(f"--cell {cell or '(none)'}: {problem}; choose one of\n  {choices}")
-    return with_seed(matching[0], seed)
-
-
-def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, *arguments: str) -> None:
-    """Run a verb on the cluster's head, which sees the storage, for a sweep that was submitted to it."""
-    sweep = sweep_name(name)
-    root = cluster.last(sweep, storage=far_storage(storage)).storage
-    code, output = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(printable(output), end="")
-    if code:
-        raise typer.Exit(code)

@@ -1,12 +1,13 @@
 """A plan -> its tables and lines on a terminal: cells, memory, cost, wall-clock time, edits."""
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from oneshot.cli.layout import plain_table
+from oneshot.cli.tables import plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
@@ -32,39 +33,36 @@ def _cells_table(plan: Plan) -> Table:
     uses_gpus = any(trial.resources.gpus for trial in plan.trials)
     hours_column = ["GPU-h a trial"] if uses_gpus else []
     table = plain_table([*axes, "seeds", "steps", "cpus", "gpus", *hours_column, "keys"])
-    by_cell: dict[tuple[str, ...], list[int]] = {}
-    for index, trial in enumerate(plan.trials):
-        by_cell.setdefault(tuple(trial.cell.values()), []).append(index)
-    for cell, indices in by_cell.items():
-        first = plan.trials[indices[0]]
+    by_cell: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in plan.trials:
+        by_cell.setdefault(tuple(trial.cell.values()), []).append(trial)
+    for cell, (first, *others) in by_cell.items():
         key = f"waits for {first.waits_for}" if first.key is None else first.key
         hours = first.cost.gpu_hours
         table.add_row(
             *cell,
-            " ".join(str(plan.trials[index].seed) for index in indices),
+            " ".join(str(trial.seed) for trial in (first, *others)),
             str(first.config.train.num_steps),
             f"{first.resources.cpus:g}",
             f"{first.resources.gpus:g}",
             *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
-            key + ("?" if first.provisional else "") + (" ..." if len(indices) > 1 else ""),
+            key + ("?" if first.provisional else "") + (" ..." if others else ""),
         )
     return table
 
 
 def _memory_table(plan: Plan) -> Table:
     """Return the GiB that each part takes of one GPU; for larger trials, also other placements."""
-    table = plain_table(())
-    table.add_column("GiB of a GPU", no_wrap=True)
-    for column in _PARTS:
-        table.add_column(column, justify="right")
-    table.add_column("")
+    table = plain_table((Column("GiB of a GPU", no_wrap=True),), _PARTS, "")
     for trial in _needs(plan):
         chosen = trial.placement
         assert chosen is not None, "_needs returns trials with a placement"
         is_small = chosen.fits and trial.resources.processes == 1
         rows = [] if is_small else list(alternatives(trial.config, trial.resources))
         table.add_row(trial.config.model.path.rpartition("/")[2])
-        rows = [chosen if _same_way(row, chosen) else row for row in rows]
+        # two placements are the same however they were asked for
+        same = attrgetter("resources.gpus", "strategy", "adapter")
+        rows = [chosen if same(row) == same(chosen) else row for row in rows]
         for row in rows if chosen in rows else [chosen, *rows]:
             marks = ["does not fit"] * (not row.fits) + ["this sweep"] * (row == chosen)
             table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
@@ -74,11 +72,6 @@ def _memory_table(plan: Plan) -> Table:
 _PARTS = (
     "weights", "AdamW", "reference", "copy", "KV", "logits", "gradients", "gathered", "activations", "head", "peak",
 )  # fmt: skip
-
-
-def _same_way(row: Placement, other: Placement) -> bool:
-    """Return whether two placements are the same, however they were asked for."""
-    return (row.resources.gpus, row.strategy, row.adapter) == (other.resources.gpus, other.strategy, other.adapter)
 
 
 def _needs(plan: Plan) -> list[Trial]:
@@ -131,7 +124,7 @@ def cost_lines(plan: Plan) -> list[str]:
             f"estimate: {MEAN_TOKENS} tokens a completion unless stated, at {EFFICIENCY:.0%} of an 80 GB H100's "
             "bfloat16 peak (assumed, not measured)"
         )
-    largest = max(on_gpus, key=_size_on_node)
+    largest = max(on_gpus, key=lambda t: (t.resources.gpus, t.resources.memory_gib or 0.0, t.resources.cpus))
     lines.append(f"each trial needs one node: the largest ({largest.label}) takes {_node(largest)}")
     placements = [trial.placement for trial in on_gpus if trial.placement is not None]
     if placements:
@@ -142,10 +135,6 @@ def cost_lines(plan: Plan) -> list[str]:
             "the peak is the first three columns plus the rollout (copy, KV, logits) or the update (gradients to head)",
         ]
     return lines
-
-
-def _size_on_node(trial: Trial) -> tuple[float, float, float]:
-    return trial.resources.gpus, trial.resources.memory_gib or 0.0, trial.resources.cpus
 
 
 def _node(trial: Trial) -> str:

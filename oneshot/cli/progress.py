@@ -1,14 +1,13 @@
 """Events of a sweep -> progress: a live table on a terminal, plain lines elsewhere, or JSON lines."""
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from oneshot.cli.layout import plain_table
+from oneshot.cli.tables import plain_table
 from oneshot.logs import json_line, printable, wants_json
 
 if TYPE_CHECKING:
@@ -22,9 +21,8 @@ class Progress:
         self._console = console
         self._sweep = sweep
         self._running: dict[str, Event] = {}
-        self._ended: list[str] = []
+        self._num_ended = 0
         self._num_failed = 0
-        self._total = 0
         self._start_s = time.monotonic()
         self._live: Live | None = None
 
@@ -34,9 +32,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -56,20 +52,18 @@ class Progress:
 
     def _end(self, event: "Event") -> None:
         self._running.pop(event.key, None)
-        self._ended.append(event.key)
+        self._num_ended += 1
         result = event.result
         if event.stopped:
             return
         if result is None or result.outcome == "failed":
             self._num_failed += 1
-            self._print(
-                f"{event.label}  failed: {result.reason if result else 'no result'}"
-                + (f"  log: {result.log_path}" if result else "")
-            )
+            why = f"{result.reason}  log: {result.log_path}" if result else "no result"
+            self._print(f"{event.label}  failed: {why}")
             return
         seconds = (result.ended_ms - result.started_ms) / 1000
         steps = f"{result.steps_done} steps in {seconds:.0f} s"
-        self._print(f"{event.label}  finished: {steps}  [{len(self._ended)} ended]")
+        self._print(f"{event.label}  finished: {steps}  [{self._num_ended} ended]")
 
     def _write_json(self, event: "Event") -> None:
         if event.kind == "step":
@@ -82,9 +76,7 @@ class Progress:
             time_s=time.time(),
             sweep=self._sweep,
             key=event.key,
-            attempt=result.attempt if result is not None else None,
-            outcome=result.outcome if result is not None else None,
-            reason=result.reason if result is not None else None,
+            **({} if result is None else {name: getattr(result, name) for name in ("attempt", "outcome", "reason")}),
         )
         self._console.out(line, highlight=False)
 
@@ -98,7 +90,6 @@ class Progress:
             reward = "" if event.reward is None else f"{event.reward:.2f}"
             table.add_row(event.label, f"{event.step} of {event.num_steps}", reward)
         failed = f", {self._num_failed} failed" if self._num_failed else ""
-        table.add_row(
-            f"{len(self._ended)} ended{failed}, {time.monotonic() - self._start_s:.0f} s", "", "", style="dim"
-        )
+        seconds = time.monotonic() - self._start_s
+        table.add_row(f"{self._num_ended} ended{failed}, {seconds:.0f} s", style="dim")
         return table

@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    ClusterOption,
-    JsonOption,
-    MlflowOption,
-    StorageOption,
-    app,
-    cluster_at,
-    find_name,
-    load_sweep,
-    relay,
-    results,
-    warn,
-    with_mlflow,
-)
+from oneshot.cli.find import cluster_at, find_name, relay, with_mlflow
+from oneshot.cli.options import ClusterOption, JsonOption, MlflowOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError
 from oneshot.logs import printable
 
@@ -48,7 +36,11 @@ def report(
     The report is one HTML page that needs no other files. It can be written while the sweep runs.
     """
     if address is not None:
-        _report_elsewhere(name, storage, address, local=bundle or out is not None, as_json=as_json)
+        if bundle or out is not None:
+            raise UserError(
+                "--out and --bundle write on this machine; leave out --address, or run `oneshot report` there"
+            )
+        relay(cluster_at(address), "report", name, storage, json=as_json)
         return
     from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
@@ -84,13 +76,6 @@ def report(
         raise typer.Exit(1)
 
 
-def _report_elsewhere(name: str, storage: str | None, address: str, *, local: bool, as_json: bool) -> None:
-    """Have the cluster's head, which sees the storage, make the report."""
-    if local:
-        raise UserError("--out and --bundle write on this machine; leave out --address, or run `oneshot report` there")
-    relay(cluster_at(address), "report", name, storage, *(["--json"] if as_json else []))
-
-
 def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
     """Return a sweep as it was last run; given a file, with that file's claims and published numbers.
 
@@ -104,7 +89,7 @@ def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
     sweep_run = begun_sweep(store, sweep_name)
     sweep = sweep_run.sweep
     if Path(name).is_file():
-        written = load_sweep(Path(name), None)
+        written = load_sweep(Path(name))
         updates = {field: getattr(written.config, field) for field in ("claims", "published", "mlflow")}
         sweep = replace(sweep, config=sweep.config.model_copy(update=updates), source=written.source)
     return replace(sweep_run, sweep=with_mlflow(sweep, mlflow))

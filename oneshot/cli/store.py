@@ -8,31 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.options import (
-    NAME_HELP,
-    ClusterOption,
-    JsonOption,
-    StorageOption,
-    app,
-    cluster_at,
-    far_storage,
-    find_name,
-    load_sweep,
-    open_store,
-    read_cells,
-    relay,
-    results,
-    sweep_name,
-    warn,
-)
+from oneshot.cli.find import cluster_at, far_storage, find_name, open_store, read_cells, relay, sweep_name
+from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.store.store import Store
 
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)]
 CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; seed and phase count as axes")]
 
 
@@ -94,7 +77,7 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
 
     cluster = cluster_at(address)
     if name is not None:
-        relay(cluster, "status", name, storage, *(["--json"] if as_json else []))
+        relay(cluster, "status", name, storage, json=as_json)
         return
     submissions = cluster.submissions()
     if as_json:
@@ -141,7 +124,7 @@ def stop(
 def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
     cluster = cluster_at(address)
     if cell or now:
-        relay(cluster, "stop", name, storage, *(["--cell", cell] if cell else []), *(["--now"] if now else []))
+        relay(cluster, "stop", name, storage, cell=cell, now=now)
         return
     last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
@@ -163,8 +146,7 @@ def retry(
     A running driver does so at once; otherwise the next `oneshot run` does.
     """
     if address is not None:
-        options = [*(["--cell", cell] if cell else []), *(["--reason", reason] if reason else [])]
-        relay(cluster_at(address), "retry", name, storage, *options)
+        relay(cluster_at(address), "retry", name, storage, cell=cell, reason=reason)
         return
     from oneshot.plan.loader import begun_sweep
     from oneshot.plan.trainings import trainings
@@ -195,8 +177,7 @@ def gc(
     """Show disk space by sweep, and remove what no sweep needs."""
     from dataclasses import asdict
 
-    from oneshot.cli.layout import size
-    from oneshot.cli.tables import holdings_table
+    from oneshot.cli.tables import holdings_table, size
     from oneshot.store.gc import find_waste, remove_waste
 
     store = open_store(storage)
@@ -240,7 +221,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,
 ) -> None:
     """Open the MLflow server of a local store."""
-    root = Path(storage or (load_sweep(file, None).config.storage if file else "runs")).resolve()
+    root = Path(storage or (load_sweep(file).config.storage if file else "runs")).resolve()
     database = root / "mlflow.db"
     if not database.is_file():
         raise UserError(f"{database}: no such database; run a sweep first, or name its --storage")

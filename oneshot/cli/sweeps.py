@@ -3,30 +3,26 @@
 import json
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oneshot.cli.find import check_ray, choose_trial, find_sweep, open_store, with_mlflow
 from oneshot.cli.options import (
-    NAME_HELP,
     File,
     JsonOption,
     MlflowOption,
+    Name,
     RayOption,
     SetOption,
     StorageOption,
     app,
-    check_ray,
-    choose_trial,
-    find_sweep,
     load_sweep,
-    open_store,
     results,
     warn,
-    with_mlflow,
 )
 from oneshot.errors import UserError
 from oneshot.logs import printable
@@ -98,7 +94,7 @@ def _plan_json(
 ) -> dict[str, Any]:
     data = sweep_run.plan.to_json()
     if prospects:
-        data["claims"] = [prospect.to_json() for prospect in prospects]
+        data["claims"] = [asdict(prospect) for prospect in prospects]
     if edits is not None:
         data["edits"] = edits.to_json()
     if scheduled is not None:
@@ -255,7 +251,7 @@ def _warn_of_failure(label: str, result: "Result") -> None:
 
 @app.command("eval")
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
+    name: Name,
     settings: SetOption = None,
     *,
     suite: Annotated[list[str], typer.Option("--suite", help="A built-in suite, or NAME=SOURCE; repeatable")],

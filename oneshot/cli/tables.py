@@ -1,12 +1,14 @@
-"""Stores and clusters -> their tables on a terminal: sweeps, trials, disk space, submissions, checks, rankings."""
+"""Stores and clusters -> their tables on a terminal: sweeps, trials, disk space, submissions, checks, rankings.
+
+Also what all tables of the command line share.
+"""
 
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from oneshot.cli.layout import plain_table, size
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
@@ -15,6 +17,22 @@ if TYPE_CHECKING:
     from oneshot.sweep.cluster.jobs import Submission
     from oneshot.sweep.cluster.preflight import Finding
     from oneshot.sweep.status import SweepStatus
+
+
+def plain_table(texts: Sequence[str | Column], numbers: Sequence[str] = (), *last: str) -> Table:
+    """Return an empty table without borders: text columns first, then right-aligned numbers, then text again."""
+    right = (Column(name, justify="right") for name in numbers)
+    return Table(*texts, *right, *last, box=None, pad_edge=False, header_style="dim")
+
+
+def size(num_bytes: int) -> str:
+    """Return a number of bytes in the largest unit that fits."""
+    amount, unit = float(num_bytes), "B"
+    for bigger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, bigger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def findings_table(findings: Sequence["Finding"]) -> Table:
@@ -37,10 +55,7 @@ def submissions_table(submissions: Sequence["Submission"]) -> Table:
 
 def ranking_table(ranked: Sequence["Ranked"]) -> Table:
     """Return the ranked examples, best first."""
-    table = plain_table((), ("rank",))
-    table.add_column("example")
-    for column in ("score", "variance", "std", "mean", "visits"):
-        table.add_column(column, justify="right")
+    table = plain_table((Column("rank", justify="right"), "example"), ("score", "variance", "std", "mean", "visits"))
     for place, row in enumerate(ranked):
         numbers = (row.score, row.variance, row.std, row.mean)
         table.add_row(str(place + 1), row.example, *(f"{value:.4f}" for value in numbers), str(row.num_visits))

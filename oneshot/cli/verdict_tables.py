@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from oneshot.cli.layout import plain_table
+from oneshot.cli.tables import plain_table
 from oneshot.logs import printable
 from oneshot.report.cells import CellLine
 from oneshot.report.compare import SweepComparison
 from oneshot.report.page import effect_text, interval_text, p_text, where_text
-from oneshot.report.stats import Interval
+from oneshot.report.stats import Difference, Interval
 from oneshot.report.verdicts import JudgedClaim
 
 STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
@@ -33,7 +33,7 @@ def cells_table(lines: Sequence[CellLine]) -> Table:
     return table
 
 
-def _interval(interval: Interval | None) -> str:
+def _interval(interval: Interval | Difference | None) -> str:
     if interval is None or interval.low is None or interval.high is None:
         return "-"
     return f"{interval.low:+.3f} to {interval.high:+.3f}"
@@ -73,20 +73,16 @@ def note_lines(judged: Sequence[JudgedClaim]) -> list[str]:
 def comparison_table(comparison: SweepComparison, *, a: str, b: str) -> Table:
     """Return the common cells of two sweeps after the last step, with the difference b - a."""
     numbers = (printable(a), printable(b), "b - a", "95% interval", "p, Holm", "seeds")
-    table = plain_table(("cell", "suite"), numbers)
-    table.add_column("note")
+    table = plain_table(("cell", "suite"), numbers, "note")
     for line in comparison.lines:
         difference = line.difference
-        ends = (
-            "-" if difference is None or difference.low is None else f"{difference.low:+.3f} to {difference.high:+.3f}"
-        )
         table.add_row(
             printable(line.cell),
             printable(line.suite),
             f"{line.a.mean:.3f}",
             f"{line.b.mean:.3f}",
             "-" if difference is None else f"{difference.effect:+.3f}",
-            ends,
+            _interval(difference),
             p_text(line.p_holm) or "-",
             "-" if difference is None else str(difference.num_seeds),
             printable(line.note),
@@ -96,9 +92,6 @@ def comparison_table(comparison: SweepComparison, *, a: str, b: str) -> Table:
 
 def comparison_lines(comparison: SweepComparison, *, a: str, b: str) -> list[str]:
     """Return what the table leaves out, and why."""
-    only = [
-        f"only in {side}: {', '.join(cells)}"
-        for side, cells in ((a, comparison.only_a), (b, comparison.only_b))
-        if cells
-    ]
+    sides = ((a, comparison.only_a), (b, comparison.only_b))
+    only = [f"only in {side}: {', '.join(cells)}" for side, cells in sides if cells]
     return [printable(line) for line in (*comparison.notes, *only)]

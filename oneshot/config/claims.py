@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from oneshot.config.trial import Config
+from oneshot.config.trial import Config, exactly_one
 
 
 class ExpectConfig(Config):
@@ -14,11 +14,9 @@ class ExpectConfig(Config):
     less_by: float | None = Field(None, description="a - b is below minus this")
     within: float | None = Field(None, gt=0, description="a - b is between minus this and this")
 
-    @model_validator(mode="after")
-    def _one_relation(self) -> "ExpectConfig":
-        if sum(bound is not None for bound in (self.greater_by, self.less_by, self.within)) != 1:
-            raise ValueError("expect needs exactly one of greater_by, less_by and within")
-        return self
+    _one_relation = exactly_one(
+        ("greater_by", "less_by", "within"), "expect needs exactly one of greater_by, less_by and within"
+    )
 
 
 class PowerConfig(Config):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError, field_validator
 
 from oneshot.config.file import explain, parse_yaml
-from oneshot.config.sweep import has_password, without_password
+from oneshot.config.sweep import has_password, no_password
 from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, UserError, nearest
 
@@ -37,10 +37,9 @@ class ContextConfig(Config):
         default_factory=dict, description="Environment variables of driver and workers, without secrets"
     )
 
-    @field_validator("storage", "mlflow")
-    @classmethod
-    def _no_password(cls, url: str | None) -> str | None:
-        return without_password(url, "set the password in the environment of the cluster's `ray start`")
+    _no_password = no_password(
+        "storage", "mlflow", hint="set the password in the environment of the cluster's `ray start`"
+    )
 
     @field_validator("env")
     @classmethod

@@ -174,13 +174,8 @@ def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
     if len(loc) > 2 and loc[0] == "axes":
         axis = data["axes"].get(loc[1]) if isinstance(data["axes"], Mapping) else None
         branch, rest = str(loc[2]), loc[3:]
-        meant = (
-            "list"
-            if isinstance(axis, list)
-            else "TableConfig"
-            if isinstance(axis, Mapping) and "columns" in axis
-            else "dict"
-        )
+        is_table = isinstance(axis, Mapping) and "columns" in axis
+        meant = "list" if isinstance(axis, list) else "TableConfig" if is_table else "dict"
         if not branch.startswith(meant):
             return None
         if meant == "list":

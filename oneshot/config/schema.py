@@ -7,27 +7,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from oneshot.config.claims import ClaimConfig, ExpectConfig
-from oneshot.config.search import (
-    ConstraintConfig,
-    EarlyStopConfig,
-    ObjectiveConfig,
-    RangeConfig,
-    SamplerConfig,
-    SearchConfig,
-)
-from oneshot.config.sweep import (
-    BudgetConfig,
-    CellConfig,
-    CostConfig,
-    FaultsConfig,
-    FromRankConfig,
-    GuardConfig,
-    MlflowConfig,
-    NotifyConfig,
-    SweepConfig,
-    SweepResourceConfig,
-)
+from oneshot.config import claims, search, sweep
 from oneshot.config.trial import TrialConfig
 
 HIDDEN = "script"  # a tool for testing a cluster without a model: docs/operations.md
@@ -36,60 +16,58 @@ INTRODUCTION = (Path(__file__).parent / "introduction.md").read_text()
 
 def sweep_schema() -> dict[str, Any]:
     """Return the schema of a sweep file. `trial` and every `set` take a trial's settings, all of them optional."""
-    schema = SweepConfig.model_json_schema()
+    schema = sweep.SweepConfig.model_json_schema()
     trial = TrialConfig.model_json_schema(ref_template="#/$defs/{model}")
     del trial["properties"][HIDDEN]
     definitions: dict[str, Any] = {**trial.pop("$defs"), "TrialConfig": trial}
-    definitions = {name: model for name, model in definitions.items() if not name.startswith("Script")}
-    for name, definition in definitions.items():
-        # a file may leave out what another part of it sets
-        definitions[name] = {k: v for k, v in definition.items() if k != "required"}
+    definitions = {  # a file may leave out what another part of it sets
+        name: {key: value for key, value in definition.items() if key != "required"}
+        for name, definition in definitions.items()
+        if not name.startswith("Script")
+    }
     settings = {
         "type": "object",
         "description": "Settings of a trial, nested or dotted",
         "properties": {**trial["properties"], **dict(_dotted(trial, definitions, ""))},
         "additionalProperties": False,
     }
-    schema["$defs"] |= definitions
-    schema["$defs"]["Settings"] = settings
+    schema["$defs"] |= {**definitions, "Settings": settings}
     schema["properties"]["trial"] = {"$ref": "#/$defs/Settings"}
     for owner in ("CellConfig", "GridBlock"):
         schema["$defs"][owner]["properties"]["set"] = {"$ref": "#/$defs/Settings"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "oneshot sweep file"}
 
 
-def _dotted(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    fields: list[tuple[str, Any]] = []
+def _dotted(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, field in section["properties"].items():
         path = f"{prefix}{name}"
         if prefix:
-            fields.append((path, field))
+            yield path, field
         if "$ref" in field:
-            fields += _dotted(definitions[field["$ref"].rsplit("/", 1)[-1]], definitions, f"{path}.")
-    return fields
+            yield from _dotted(definitions[field["$ref"].rsplit("/", 1)[-1]], definitions, f"{path}.")
 
 
 def sweep_reference() -> str:
     """Return docs/sweep-file.md: every key of a sweep file and every setting of a trial, with defaults and bounds."""
     sections: list[tuple[str, type[BaseModel], str]] = [
-        ("Top level", SweepConfig, ""),
-        ("A named cell", CellConfig, ""),
-        ("`resources`", SweepResourceConfig, "resources."),
-        ("`cost` of a cell", CostConfig, "cost."),
-        ("`from_rank` of a cell", FromRankConfig, "from_rank."),
-        ("`search`", SearchConfig, "search."),
-        ("`search.objective`", ObjectiveConfig, "objective."),
-        ("`search.space`, and `search` of a cell", RangeConfig, "<path>."),
-        ("`search.constraint`", ConstraintConfig, "constraint."),
-        ("`search.sampler`", SamplerConfig, "sampler."),
-        ("`early_stop`", EarlyStopConfig, "early_stop."),
-        ("One of `guards`", GuardConfig, ""),
-        ("One of `claims`", ClaimConfig, ""),
-        ("`expect` of a claim", ExpectConfig, "expect."),
-        ("`budget`", BudgetConfig, "budget."),
-        ("`faults`", FaultsConfig, "faults."),
-        ("`mlflow`", MlflowConfig, "mlflow."),
-        ("`notify`", NotifyConfig, "notify."),
+        ("Top level", sweep.SweepConfig, ""),
+        ("A named cell", sweep.CellConfig, ""),
+        ("`resources`", sweep.SweepResourceConfig, "resources."),
+        ("`cost` of a cell", sweep.CostConfig, "cost."),
+        ("`from_rank` of a cell", sweep.FromRankConfig, "from_rank."),
+        ("`search`", search.SearchConfig, "search."),
+        ("`search.objective`", search.ObjectiveConfig, "objective."),
+        ("`search.space`, and `search` of a cell", search.RangeConfig, "<path>."),
+        ("`search.constraint`", search.ConstraintConfig, "constraint."),
+        ("`search.sampler`", search.SamplerConfig, "sampler."),
+        ("`early_stop`", search.EarlyStopConfig, "early_stop."),
+        ("One of `guards`", sweep.GuardConfig, ""),
+        ("One of `claims`", claims.ClaimConfig, ""),
+        ("`expect` of a claim", claims.ExpectConfig, "expect."),
+        ("`budget`", sweep.BudgetConfig, "budget."),
+        ("`faults`", sweep.FaultsConfig, "faults."),
+        ("`mlflow`", sweep.MlflowConfig, "mlflow."),
+        ("`notify`", sweep.NotifyConfig, "notify."),
     ]
     parts = [INTRODUCTION]
     parts += [f"## {title}\n\n{_table(_rows(model, prefix))}" for title, model, prefix in sections]
@@ -128,12 +106,9 @@ def _trial_rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
             continue
         kind: Any = model.model_fields[path.removeprefix(prefix)].annotation
         inner = next((k for k in (kind, *getattr(kind, "__args__", ())) if hasattr(k, "model_fields")), None)
-        if inner is None:
+        is_mapping = type(None) in getattr(kind, "__args__", ())  # one value, as a mapping
+        if inner is None or is_mapping:
             yield path, default, text
-        elif type(None) in getattr(kind, "__args__", ()):  # one value, as a mapping
-            yield path, default, text
-            yield from _trial_rows(inner, f"{path}: ")
-        else:
-            is_section = inner is kind
-            is_list = get_origin(kind) is list
-            yield from _trial_rows(inner, f"{path}." if is_section else f"{path}[]." if is_list else f"{path}.<name>.")
+        if inner is not None:
+            place = ": " if is_mapping else "." if inner is kind else "[]." if get_origin(kind) is list else ".<name>."
+            yield from _trial_rows(inner, f"{path}{place}")

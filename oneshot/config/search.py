@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from oneshot.config.trial import Config
+from oneshot.config.trial import Config, exactly_one
 
 
 class RangeConfig(Config):
@@ -71,11 +71,7 @@ class ConstraintConfig(Config):
     max: float | None = Field(None, description="Largest allowed value")
     min: float | None = Field(None, description="Smallest allowed value")
 
-    @model_validator(mode="after")
-    def _one_side(self) -> "ConstraintConfig":
-        if (self.max is None) == (self.min is None):
-            raise ValueError("a constraint needs exactly one of max and min")
-        return self
+    _one_side = exactly_one(("max", "min"), "a constraint needs exactly one of max and min")
 
 
 class SamplerConfig(Config):

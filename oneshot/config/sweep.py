@@ -6,14 +6,16 @@ The sections `claims`, `published`, `search` and `early_stop` are in claims.py a
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
-from oneshot.config.trial import Config
+from oneshot.config.trial import Config, exactly_one
 
 logger = logging.getLogger(__name__)
 
@@ -127,11 +129,7 @@ class GuardConfig(Config):
     below: float | None = Field(None, description="Fail if the metric is below this")
     for_steps: int = Field(1, ge=1, description="Consecutive steps that must violate the bound")
 
-    @model_validator(mode="after")
-    def _one_bound(self) -> "GuardConfig":
-        if sum(bound is not None for bound in (self.is_, self.above, self.below)) != 1:
-            raise ValueError("a guard needs exactly one of `is: nan`, `above` and `below`")
-        return self
+    _one_bound = exactly_one(("is_", "above", "below"), "a guard needs exactly one of `is: nan`, `above` and `below`")
 
 
 class BudgetConfig(Config):
@@ -146,23 +144,16 @@ class BudgetConfig(Config):
     @classmethod
     def _is_a_time(cls, until: Any) -> Any:
         form = r"([01]\d|2[0-3]):[0-5]\d|\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d"
-        if until is not None and not (isinstance(until, str) and re.fullmatch(form, until) and _is_in_calendar(until)):
-            raise ValueError(f"{str(until)!r} is not a time; write it as 08:00 or 2026-12-01T08:00")
-        return until
+        with suppress(TypeError, ValueError):  # no text, or no day of the calendar, such as 2026-02-30
+            if until is None or (re.fullmatch(form, until) and deadline(until, datetime.min)):
+                return until
+        raise ValueError(f"{str(until)!r} is not a time; write it as 08:00 or 2026-12-01T08:00")
 
     def limits(self, now: datetime | None = None) -> dict[str, float | None]:
         """Return the limits in GPU-hours, and in hours from now."""
-        end = None if self.until is None else deadline(self.until, now or datetime.now())
-        hours = None if end is None else (end - (now or datetime.now())).total_seconds() / 3600
+        now = now or datetime.now()
+        hours = None if self.until is None else (deadline(self.until, now) - now).total_seconds() / 3600
         return {"gpu_hours": self.gpu_hours, "hours": hours}
-
-
-def _is_in_calendar(until: str) -> bool:
-    try:
-        deadline(until, datetime.min)
-    except ValueError:  # such as 2026-02-30
-        return False
-    return True
 
 
 def deadline(until: str, now: datetime) -> datetime:
@@ -207,6 +198,11 @@ def without_password(url: str | None, hint: str) -> str | None:
     return url
 
 
+def no_password(*fields: str, hint: str) -> Any:
+    """Return a validator of fields that are URLs: their error has this hint."""
+    return field_validator(*fields)(partial(without_password, hint=hint))
+
+
 def has_password(url: str) -> bool:
     """Return whether a URL contains a user's password."""
     return re.search(r"://[^@?#\s/]*:(?!\d+/)[^@?#\s]*@", url) is not None
@@ -248,10 +244,7 @@ class MlflowConfig(Config):
     )
     experiment: str | None = Field(None, min_length=1, description="Experiment's name. Absent: the sweep's name")
 
-    @field_validator("tracking_uri")
-    @classmethod
-    def _no_password(cls, uri: str | None) -> str | None:
-        return without_password(uri, MLFLOW_HINT)
+    _no_password = no_password("tracking_uri", hint=MLFLOW_HINT)
 
 
 class NotifyConfig(Config):
@@ -299,10 +292,7 @@ class SweepConfig(Config):
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="Where MLflow shows the runs")
     notify: NotifyConfig | None = Field(None, description="Webhook to call when the sweep ends")
 
-    @field_validator("storage")
-    @classmethod
-    def _no_password(cls, storage: str) -> str | None:
-        return without_password(storage, STORAGE_HINT)
+    _no_password = no_password("storage", hint=STORAGE_HINT)
 
     @field_validator("grid", mode="before")
     @classmethod

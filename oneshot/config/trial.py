@@ -21,6 +21,17 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def exactly_one(names: tuple[str, ...], message: str) -> Any:
+    """Return a validator of a model that sets exactly one of the fields; its error has this message."""
+
+    def check(config: Config) -> Config:
+        if sum(getattr(config, name) is not None for name in names) != 1:
+            raise ValueError(message)
+        return config
+
+    return model_validator(mode="after")(check)
+
+
 class AdapterConfig(Config):
     """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained while the model's weights are frozen."""
 
@@ -73,11 +84,9 @@ class ShotConfig(Config):
     row: str | None = Field(None, min_length=1, description="Row whose text is the problem, such as `dsr_sub:124`")
     completion: str = Field(min_length=1, description="The worked answer")
 
-    @model_validator(mode="after")
-    def _one_problem(self) -> "ShotConfig":
-        if (self.problem is None) == (self.row is None):
-            raise ValueError("a shot needs exactly one of `problem` (its text) and `row` (such as dsr_sub:124)")
-        return self
+    _one_problem = exactly_one(
+        ("problem", "row"), "a shot needs exactly one of `problem` (its text) and `row` (such as dsr_sub:124)"
+    )
 
 
 class PromptConfig(Config):

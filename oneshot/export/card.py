@@ -108,10 +108,6 @@ def _rows(kept: Kept) -> Iterator[tuple[str, ...]]:
 
 def _code(value: Any) -> str:
     """Return a value as code on one line of Markdown."""
-    text = value if isinstance(value, str) else json.dumps(value if _is_plain(value) else value.model_dump(mode="json"))
+    text = value if isinstance(value, str) else json.dumps(value, default=lambda model: model.model_dump(mode="json"))
     line = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
     return f"`{line}`" if line else "(empty)"
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list | dict)

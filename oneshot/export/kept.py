@@ -7,11 +7,10 @@ from fnmatch import fnmatch
 from operator import attrgetter
 from typing import Any
 
-from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.plan.keys import KEY_LENGTH
-from oneshot.plan.loader import UNKNOWN_COST, begun_sweep
+from oneshot.plan.loader import begun_sweep
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
@@ -136,16 +135,7 @@ def _alone(store: Store, key: str) -> Trial:
     record = store.trial(key).read_json("trial.json")
     if record is None:
         raise UserError(f"{key}: it has no trial.json; run it again")
-    return Trial(
-        cell={},
-        seed=record["seed"],
-        key=key,
-        waits_for=None,
-        config=TrialConfig.model_validate(record["config"]),
-        resources=ResourceConfig(),
-        labels={},
-        cost=UNKNOWN_COST,
-    )
+    return Trial(cell={}, seed=record["seed"], key=key, config=TrialConfig.model_validate(record["config"]))
 
 
 def read_kept(store: Store, selection: Selection) -> Kept:

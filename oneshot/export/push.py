@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, if not in its `__all__`
 
 from oneshot.errors import OneshotError, UserError, first_line
-from oneshot.export.source import UNREACHABLE
+from oneshot.plan.revisions import UNREACHABLE
 
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from oneshot.config.trial import ModelConfig
 from oneshot.errors import ModelError
 from oneshot.models.source import local_folder
+from oneshot.plan.revisions import UNREACHABLE
 
 TOKENIZER = (
     "tokenizer*",
@@ -30,10 +31,6 @@ TOKENIZER = (
 )
 LICENCE = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 GENERATION, CARD = "generation_config.json", "README.md"
-UNREACHABLE: tuple[type[Exception], ...] = tuple(
-    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
-)
-"""Errors of the hub's client and of its transport, whose classes differ between versions."""
 _NOT_AVAILABLE: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *UNREACHABLE)
 
 

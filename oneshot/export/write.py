@@ -1,12 +1,12 @@
 """A kept training -> a folder that plain transformers loads, written completely or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -145,7 +145,4 @@ def _put(temporary: Path, folder: Path) -> None:
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ the grid block sets that path.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from types import MappingProxyType
 from typing import Any
 
@@ -72,11 +72,8 @@ def read_axes(sweep: PinnedSweep) -> Axes:
         elif isinstance(axis, list):
             axes[name] = _scalars(name, axis, where)
         else:
-            axes[name] = {
-                full_name: axis_cell
-                for cell, config in axis.items()
-                for full_name, axis_cell in _named(sweep, name, cell, config).items()
-            }
+            named = (_named(sweep, name, cell, config).items() for cell, config in axis.items())
+            axes[name] = dict(chain.from_iterable(named))
         if not axes[name]:
             raise SettingError(where, "the axis has no cells; add one, or remove the axis")
     return axes
@@ -93,9 +90,10 @@ def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict
         settings=flatten(config.set, (*where, "set")),
         resources={key: Setting(value, (*where, "resources", key)) for key, value in config.resources.items()},
         labels=config.labels,
-        ranges=_ranges(config.search, (*where, "search")),
+        ranges=config.search,
         cost=config.cost,
     )
+    flatten(dict.fromkeys(config.search), (*where, "search"))  # refuses a key that is not a path
     if config.from_rank is None:
         return {name: cell}
     place: Where = (*where, "from_rank")
@@ -124,11 +122,6 @@ def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict
     }
 
 
-def _ranges(ranges: dict[str, RangeConfig], where: Where) -> dict[str, RangeConfig]:
-    flatten(dict.fromkeys(ranges), where)  # refuses a key that is not a path
-    return ranges
-
-
 def rank_names(config: FromRankConfig) -> list[str]:
     """Return the names of a ranking's cells, which follow the `#`."""
     counts = {"": config.top, "last": config.bottom, "random": config.random}
@@ -152,15 +145,10 @@ def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
     for row, values in table.rows.items():
         place = (*where, "rows", row)
         if len(values) != len(table.columns):
-            raise SettingError(
-                place, f"{len(values)} values for {len(table.columns)} columns ({', '.join(table.columns)})"
-            )
-        cells[row] = AxisCell(
-            settings={
-                path: Setting(value, (*place, index))
-                for index, (path, value) in enumerate(zip(table.columns, values, strict=True))
-            }
-        )
+            columns = f"{len(table.columns)} columns ({', '.join(table.columns)})"
+            raise SettingError(place, f"{len(values)} values for {columns}")
+        settings = {path: Setting(values[index], (*place, index)) for index, path in enumerate(table.columns)}
+        cells[row] = AxisCell(settings=settings)
     return cells
 
 
@@ -249,25 +237,19 @@ def resolve(
     common = flatten(sweep.config.trial, ("trial",))
     flat = {**common, **point, **by_axes, **above}
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
+    merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
         config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
     return Cell(
         names=names,
         config=config,
-        resources=_resources(sweep, resources, label),
+        resources=_validated(ResourceConfig, merged, resources, label, ("resources",)),
         labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
         cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
         waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), None),
         places={path: setting.where for path, setting in flat.items()},
     )
-
-
-def _resources(sweep: PinnedSweep, resources: dict[str, Setting], label: str) -> ResourceConfig:
-    common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
-    merged = common | {key: setting.value for key, setting in resources.items()}
-    validated: ResourceConfig = _validated(ResourceConfig, merged, resources, label, ("resources",))
-    return validated
 
 
 def _union(
@@ -279,11 +261,8 @@ def _union(
     for axis, settings in by_axis.items():
         for path, setting in settings.items():
             if path in merged and path not in settled and merged[path].value != {}:
-                raise SettingError(
-                    setting.where,
-                    f"axes {owner[path]!r} and {axis!r} both set {path} in cell {label}; "
-                    "set it in one of them, or in the grid block",
-                )
+                both = f"axes {owner[path]!r} and {axis!r} both set {path} in cell {label}"
+                raise SettingError(setting.where, f"{both}; set it in one of them, or in the grid block")
             merged[path], owner[path] = setting, axis
     return merged
 

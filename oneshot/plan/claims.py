@@ -181,11 +181,11 @@ class Frozen:
 
 def claims_digest(claims: Sequence[ClaimConfig]) -> str:
     """Return sha256 (hex) of the claims' canonical JSON, for which order of keys and notation do not matter."""
-    return sha256(_canonical(_as_json(claims)).encode()).hexdigest()
+    return _digest(_as_json(claims))
 
 
-def _canonical(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+def _digest(data: Any) -> str:
+    return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _as_json(claims: Sequence[ClaimConfig]) -> list[dict[str, Any]]:
@@ -208,8 +208,8 @@ def freeze(
 
     An existing record is kept.
     """
-    record = _record(claims, frozen_ms=now_ms(), seeds=tuple(seeds), num_steps=num_steps or {})
-    folder.create(FILE, json.dumps(record_of(record), indent=2, sort_keys=True))
+    planned = {"seeds": list(seeds), "num_steps": dict(num_steps or {})}
+    folder.create(FILE, json.dumps({**_record(claims, now_ms()), **planned}, indent=2, sort_keys=True))
     return frozen(folder, claims)
 
 
@@ -223,28 +223,20 @@ def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
         raise UserError(
             f"{folder.path}/{FILE}: cannot be read as frozen claims ({type(error).__name__}); restore the file"
         ) from error
-    return _record(claims, frozen_ms=None)
+    return thaw(_record(claims, None))
 
 
-def _record(claims: Sequence[ClaimConfig], *, frozen_ms: int | None, **planned: Any) -> Frozen:
-    return Frozen(
-        claims=tuple(claims),
-        digest=claims_digest(claims),
-        frozen_ms=frozen_ms,
-        is_intact=True,
-        written=tuple(_as_json(claims)),
-        **planned,
-    )
+def _record(claims: Sequence[ClaimConfig], frozen_ms: int | None) -> dict[str, Any]:
+    return {"claims": _as_json(claims), "digest": claims_digest(claims), "frozen_ms": frozen_ms}
 
 
 def thaw(fields: Mapping[str, Any]) -> Frozen:
     """Return the record that `freeze` wrote."""
-    digest = sha256(_canonical(fields["claims"]).encode()).hexdigest()
     return Frozen(
         claims=tuple(ClaimConfig.model_validate(claim) for claim in fields["claims"]),
         digest=fields["digest"],
         frozen_ms=fields["frozen_ms"],
-        is_intact=digest == fields["digest"],
+        is_intact=_digest(fields["claims"]) == fields["digest"],
         written=tuple(fields["claims"]),
         seeds=tuple(fields.get("seeds", ())),
         num_steps=dict(fields.get("num_steps", {})),
@@ -253,10 +245,5 @@ def thaw(fields: Mapping[str, Any]) -> Frozen:
 
 def record_of(record: Frozen) -> dict[str, Any]:
     """Return the record in the form that `thaw` reads."""
-    return {
-        "claims": record.written,
-        "digest": record.digest,
-        "frozen_ms": record.frozen_ms,
-        "seeds": record.seeds,
-        "num_steps": dict(record.num_steps),
-    }
+    names = ("digest", "frozen_ms", "seeds", "num_steps")
+    return {"claims": record.written, **{name: getattr(record, name) for name in names}}

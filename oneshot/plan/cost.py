@@ -13,7 +13,7 @@ from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.store.store import Store
-from oneshot.tasks.benchmarks import Suite
+from oneshot.tasks.benchmarks import Suite, due_steps
 
 PEAK_FLOPS = 989e12  # peak of an H100 SXM in bfloat16, dense
 EFFICIENCY = 0.2  # assumed share of the peak, for rollout and update together, and for evaluation
@@ -25,11 +25,11 @@ Basis = Literal["stated", "measured", "estimated", "unknown"]
 class Cost:
     """The expected cost of one trial."""
 
-    train_tokens: int
-    eval_tokens: int
-    step_s: float | None
-    gpu_hours: float | None  # none if nothing is known about the model
-    basis: Basis
+    train_tokens: int = 0
+    eval_tokens: int = 0
+    step_s: float | None = None
+    gpu_hours: float | None = None  # none if nothing is known about the model
+    basis: Basis = "unknown"
 
 
 def estimate(
@@ -40,7 +40,7 @@ def estimate(
     length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
     step_tokens = rollout.num_groups * rollout.group_size * length
     eval_tokens = sum(
-        (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * _num_evaluations(suite, config)
+        (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * len(due_steps(suite, config))
         for suite in suites
     )
     shape = model_shape(config)
@@ -75,11 +75,6 @@ def _step_s(
 
 def _seconds(operations: float, gpus: float) -> float:
     return operations / (PEAK_FLOPS * EFFICIENCY * gpus) if gpus else 0.0
-
-
-def _num_evaluations(suite: Suite, config: TrialConfig) -> int:
-    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
-    return len(suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at))
 
 
 TrainingShape = tuple[object, ...]

@@ -72,11 +72,7 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
         **contents,
         "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
         "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"], dump["prompt"]["stop"]],
-        "reward": dump["reward"],
-        "rollout": dump["rollout"],
-        "advantage": dump["advantage"],
-        "loss": dump["loss"],
-        "optim": dump["optim"],
+        **{section: dump[section] for section in ("reward", "rollout", "advantage", "loss", "optim")},
         "updates_per_rollout": dump["train"]["updates_per_rollout"],
     }
     if config.model.adapter is not None:  # left out without an adapter, so that older keys stay valid

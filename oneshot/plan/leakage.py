@@ -4,7 +4,7 @@ The metrics that choose (objective and constraint of a search, early stopping, `
 claim. The seeds of a search may not be seeds of the grid. Problems for choosing may not be trained on.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.paths import SettingError, Where
@@ -16,13 +16,12 @@ from oneshot.plan.pinned import PinnedSweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import (
-    MEASURES,
-    TRAINING,
     category_key,
-    is_measure,
+    has_metric,
     is_one_of,
     is_over_problems,
     measure_of,
+    nearest_metric,
     suite_of,
 )
 
@@ -45,33 +44,28 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
     if config.search is not None and config.grid != []:
         for place, seed in enumerate(config.search.seeds):
             if seed in config.seeds:
-                raise sweep.source.error(
-                    ("search", "seeds", place),
-                    f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
-                    f"{max(config.seeds) + 100}",
-                )
-    choosers = dict(_choosers(sweep))
+                why = f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
+                raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.seeds) + 100}")
+    choosers = {metric: ".".join(where[:2]) for where, metric in _choosers(sweep)}
     sources = _sources(cells) if choosers and config.claims else {}
     for number, claim in enumerate(config.claims):
         chosen_by = next((why for metric, why in choosers.items() if _overlap(metric, claim.metric, sources)), None)
-        if (
-            chosen_by is None
-            and "best" in (claim.a.get("at"), claim.b.get("at"))
-            and not _is_for_choosing(claim, cells)
-        ):
+        is_at_best = "best" in (claim.a.get("at"), claim.b.get("at"))
+        if chosen_by is None and is_at_best and not _is_for_choosing(claim, cells):
             chosen_by = "`at: best`, which chooses a step by it"
         if chosen_by is not None:
             raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {HINT}")
 
 
-def _choosers(sweep: PinnedSweep) -> Iterator[tuple[str, str]]:
+def _choosers(sweep: PinnedSweep) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the place and the name of each metric that chooses."""
     search, early_stop = sweep.config.search, sweep.config.early_stop
     if search is not None:
-        yield search.objective.metric, "search.objective"
+        yield ("search", "objective", "metric"), search.objective.metric
         if search.constraint is not None:
-            yield search.constraint.metric, "search.constraint"
+            yield ("search", "constraint", "metric"), search.constraint.metric
     if early_stop is not None and early_stop.metric is not None:
-        yield early_stop.metric, "early_stop.metric"
+        yield ("early_stop", "metric"), early_stop.metric
 
 
 def _sources(cells: Sequence[Cell]) -> dict[str, set[str]]:
@@ -98,41 +92,16 @@ def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
 
 def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
     """Refuse a metric of a search that some of its cells do not have, and other metrics that no trial has."""
-    metrics: list[tuple[Where, str]] = []
-    search, early_stop = sweep.config.search, sweep.config.early_stop
-    if search is not None:
-        metrics.append((("search", "objective", "metric"), search.objective.metric))
-        if search.constraint is not None:
-            metrics.append((("search", "constraint", "metric"), search.constraint.metric))
-    if early_stop is not None and early_stop.metric is not None:
-        metrics.append((("early_stop", "metric"), early_stop.metric))
-    for where, metric in metrics:
+    for where, metric in _choosers(sweep):
         for cell in searched:
-            if not _has(metric, suites := set(cell.config.eval.suites)):
-                raise sweep.source.error(where, f"{cell.label} has no metric {metric}{_nearest_metric(metric, suites)}")
-    metrics = [(("claims", number, "metric"), claim.metric) for number, claim in enumerate(sweep.config.claims)]
-    metrics += [(("guards", number, "metric"), guard.metric) for number, guard in enumerate(sweep.config.guards)]
+            if not has_metric(metric, suites := set(cell.config.eval.suites)):
+                raise sweep.source.error(where, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")
     suites = {name for cell in cells for name in cell.config.eval.suites}
-    for where, metric in metrics:
-        if not _has(metric, suites):
-            raise sweep.source.error(where, f"no trial has the metric {metric}{_nearest_metric(metric, suites)}")
-
-
-def _has(metric: str, suites: Collection[str]) -> bool:
-    if not metric.startswith("eval/"):
-        return metric in TRAINING or metric.startswith("script/")
-    return suite_of(metric) in suites and is_measure(measure_of(metric))
-
-
-def _nearest_metric(metric: str, suites: Collection[str]) -> str:
-    if not metric.startswith("eval"):
-        return nearest(metric, TRAINING)
-    suite = suite_of(metric)
-    if suite in suites:
-        return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
-    if not suites:
-        return "; it has no suites (eval.suites)"
-    return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)])
+    for section, measured in (("claims", sweep.config.claims), ("guards", sweep.config.guards)):
+        for number, metric in enumerate(each.metric for each in measured):
+            if not has_metric(metric, suites):
+                why = f"no trial has the metric {metric}{nearest_metric(metric, suites)}"
+                raise sweep.source.error((section, number, "metric"), why)
 
 
 def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
@@ -189,9 +158,8 @@ def _missing_measure(measure: str, name: str, claim: ClaimConfig, cell: Cell) ->
     power = last.removeprefix("pass_at_")
     if power.isdigit() and int(power) > suite.samples:
         return f"{name} has {suite.samples} completions a problem, so no {measure}"
-    trained = (
-        trained_categories(cell.labels, cell.config) if claim.categories != "all" and cell.waits_for is None else ()
-    )
+    is_restricted = claim.categories != "all" and cell.waits_for is None
+    trained = trained_categories(cell.labels, cell.config) if is_restricted else ()
     if not part and not trained:
         return ""
     try:
@@ -213,9 +181,8 @@ def _check_published(sweep: PinnedSweep, published: PublishedConfig, where: Wher
     suites = {name for cell in grid for name in cell.config.eval.suites}
     for place, suite in enumerate(published.columns):
         if suite not in suites:
-            raise sweep.source.error(
-                (*where, "columns", place), f"no trial has the suite{nearest(suite, sorted(suites))}"
-            )
+            why = f"no trial has the suite{nearest(suite, sorted(suites))}"
+            raise sweep.source.error((*where, "columns", place), why)
     for place, row in enumerate(published.rows):
         for axis, name in row.cell.items():
             at: Where = (*where, "rows", place, "cell", axis)

@@ -3,10 +3,8 @@
 from typing import Any
 
 from oneshot.config.file import SweepFile, read
-from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, SweepFileError, UserError
-from oneshot.plan.cost import Cost
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
@@ -16,13 +14,6 @@ from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
-
-UNKNOWN_COST = Cost(train_tokens=0, eval_tokens=0, step_s=None, gpu_hours=None, basis="unknown")
-
-
-def pin_recorded(file: SweepFile, folder: Folder) -> PinnedSweep:
-    """Return the sweep with what its folder records: the pins of its first run."""
-    return _with_recorded(frozen_rankings(file, folder), folder)
 
 
 def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
@@ -61,7 +52,8 @@ def begun_text(store: Store, name: str) -> str:
 
 def recorded_sweep(folder: Folder, text: str, *, name: str) -> PinnedSweep:
     """Return the sweep as its folder records it, `--set` values and pins included; `name` is what errors call it."""
-    return pin_recorded(read(text, name=name, settings=folder.read_json("settings.json") or {}), folder)
+    file = read(text, name=name, settings=folder.read_json("settings.json") or {})
+    return _with_recorded(frozen_rankings(file, folder), folder)
 
 
 def begun_sweep(store: Store, name: str) -> SweepRun:
@@ -90,14 +82,8 @@ def _recorded_plan(sweep: PinnedSweep, recorded: dict[str, Any], store: Store) -
                 cell=row["cell"],
                 seed=row["seed"],
                 key=row["key"],
-                waits_for=row.get("waits_for"),
                 config=config.model_copy(update={"train": steps}),
-                resources=ResourceConfig(),
-                labels={},
-                cost=UNKNOWN_COST,
-                phase=row.get("phase", "grid"),
-                study=row.get("study", ""),
-                point=row.get("point"),
+                **{name: row[name] for name in ("waits_for", "phase", "study", "point") if name in row},
             )
         )
     return Plan(name=sweep.config.name, num_cells=recorded["num_cells"], trials=tuple(trials), warnings=())

@@ -14,7 +14,7 @@ from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models.placement import choose_strategy, place_trial
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
-from oneshot.plan.cost import Cost, TrainingShape, estimate, training_shape
+from oneshot.plan.cost import TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial
 from oneshot.plan.leakage import check_choices
 from oneshot.plan.pinned import PinnedSweep
@@ -111,18 +111,20 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     # point by point over all studies, so that all of them progress; then the grid seed by seed, controls first, so that
     # a sweep that is stopped early leaves a balanced matrix
     searched.sort(key=lambda place: place.point or 0)
-    grid = sorted((_Place(cell=_waiting(sweep, cell, awaited)) for cell in cells), key=_is_paid_for_answers)
+    grid = sorted(
+        (_Place(cell=_waiting(sweep, cell, awaited)) for cell in cells),
+        key=lambda place: not is_control(place.cell.config),
+    )
     seeds = sweep.config.search.seeds if sweep.config.search is not None else []
-    maker = _Maker(sweep, measured or {})
-    trials = [trial for place in searched for trial in maker.trials(place, seeds)]
-    by_cell = [maker.trials(place, sweep.config.seeds) for place in grid]
+    trials = [trial for place in searched for trial in _trials(sweep, place, seeds, measured or {})]
+    by_cell = [_trials(sweep, place, sweep.config.seeds, measured or {}) for place in grid]
     trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
     studied = [cell for study in studies for cell in study.cells]
     check_choices(sweep, grid=cells, searched=studied)
     warnings += coinciding([trial for trial in trials if trial.phase == "grid"])
     warnings += odd_resources(every)
     warnings += too_large(trials)
-    if missing := sorted(maker.provisional):
+    if missing := sorted({name for trial in trials for name in trial.provisional}):
         warnings.append(
             f"the keys will change, because {', '.join(missing)} is not fetched yet; run `oneshot fetch "
             f"{' '.join(missing)}`"
@@ -166,75 +168,54 @@ def _waiting(sweep: PinnedSweep, cell: Cell, awaited: Mapping[str, Study]) -> Ce
     return cell
 
 
-def _is_paid_for_answers(place: _Place) -> bool:
-    return not is_control(place.cell.config)
-
-
 def with_point(plan: Plan, sweep: PinnedSweep, study: Study, number: int) -> Plan:
     """Return the plan with the trials of a new point in place of the trials that waited for it."""
     search = sweep.config.search
     assert search is not None, "a study belongs to a search"
     cells = at_point(sweep, read_axes(sweep), study, sweep.points[study.name][number])
-    maker = _Maker(sweep, {})
-    new_trials = [
-        trial
-        for cell in cells
-        for trial in maker.trials(_Place(cell=cell, phase="search", study=study.name, point=number), search.seeds)
-    ]
+    places = [_Place(cell=cell, phase="search", study=study.name, point=number) for cell in cells]
+    new_trials = [trial for place in places for trial in _trials(sweep, place, search.seeds, {})]
     is_waiting = [(trial.study, trial.point) == (study.name, number) for trial in plan.trials]
     first = is_waiting.index(True)
     others = [trial for trial, waits in zip(plan.trials, is_waiting, strict=True) if not waits]
     return replace(plan, trials=(*others[:first], *new_trials, *others[first:]))
 
 
-class _Maker:
-    """A maker of trials from cells, which collects the sets that are not fetched."""
-
-    def __init__(self, sweep: PinnedSweep, measured: Mapping[TrainingShape, float]) -> None:
-        self._sweep = sweep
-        self._measured = measured
-        self.provisional: set[str] = set()
-
-    def trials(self, place: _Place, seeds: Sequence[int]) -> list[Trial]:
-        """Return one trial for each seed."""
-        cell = place.cell
-        identity = _identify(cell, self._sweep)
-        self.provisional.update(identity.provisional)
-        cost = _cost(cell, self._measured)
-        placement = place_trial(cell.config, cell.resources)
-        keys = identity.keys(cell.config, seeds)
-        return [
-            Trial(
-                cell=cell.names,
-                seed=seed,
-                key=key,
-                waits_for=identity.waits_for,
-                config=cell.config,
-                resources=cell.resources,
-                labels=cell.labels,
-                cost=cost,
-                placement=placement,
-                guards=tuple(self._sweep.config.guards),
-                phase=place.phase,
-                study=place.study,
-                point=place.point,
-                is_settled=place.phase == "search" and place.study in self._sweep.winners,
-                provisional=identity.provisional,
-            )
-            for seed, key in zip(seeds, keys, strict=True)
-        ]
+def _trials(
+    sweep: PinnedSweep, place: _Place, seeds: Sequence[int], measured: Mapping[TrainingShape, float]
+) -> list[Trial]:
+    """Return one trial of a cell for each seed."""
+    cell, gpus = place.cell, place.cell.resources.gpus
+    identity = _identify(cell, sweep)
+    step_s = measured.get(training_shape(cell.config, gpus=gpus))
+    cost = estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=step_s)
+    placement = place_trial(cell.config, cell.resources)
+    return [
+        Trial(
+            cell=cell.names,
+            seed=seed,
+            key=key,
+            waits_for=identity.waits_for,
+            config=cell.config,
+            resources=cell.resources,
+            labels=cell.labels,
+            cost=cost,
+            placement=placement,
+            guards=tuple(sweep.config.guards),
+            phase=place.phase,
+            study=place.study,
+            point=place.point,
+            is_settled=place.phase == "search" and place.study in sweep.winners,
+            provisional=identity.provisional,
+        )
+        for seed, key in zip(seeds, identity.keys(cell.config, seeds), strict=True)
+    ]
 
 
 def is_control(config: TrialConfig) -> bool:
     """Return whether a trial is not rewarded for matching right labels, or not trained at all."""
     relabelled = any(isinstance(e, RowExample) or (isinstance(e, SetExamples) and e.wrong) for e in config.examples)
     return relabelled or config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
-
-
-def _cost(cell: Cell, measured: Mapping[TrainingShape, float]) -> Cost:
-    gpus = cell.resources.gpus
-    step_s = measured.get(training_shape(cell.config, gpus=gpus))
-    return estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=step_s)
 
 
 def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:

@@ -5,11 +5,12 @@ history do not change the sweep.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from oneshot.config.file import SweepFile
+from oneshot.config.paths import Where
 from oneshot.config.sweep import FromRankConfig
 from oneshot.errors import UserError
 from oneshot.plan.pinned import Chosen, PinnedSweep
@@ -27,18 +28,14 @@ def frozen_rankings(sweep: SweepFile, folder: Folder) -> PinnedSweep:
     """
     recorded = folder.read_json(FILE) or {}
     rankings = {}
-    for axis, cell, wanted in _wanted(sweep):
-        frozen = recorded.get(f"{axis}/{cell}")
+    for where, name, wanted in _wanted(sweep):
+        frozen = recorded.get("/".join(name))
         if frozen is None:
             continue
         if frozen["from_rank"] != wanted.model_dump(mode="json"):
-            raise sweep.source.error(
-                ("axes", axis, cell, "from_rank"),
-                "the ranking was edited after the sweep began; undo the edit, or give the sweep a new name",
-            )
-        rankings[axis, cell] = {
-            end: Chosen(example=ranked["example"], score=ranked["score"]) for end, ranked in frozen["chosen"].items()
-        }
+            why = "the ranking was edited after the sweep began; undo the edit, or give the sweep a new name"
+            raise sweep.source.error(where, why)
+        rankings[name] = {end: Chosen(**ranked) for end, ranked in frozen["chosen"].items()}
     return replace(PinnedSweep.of(sweep), rankings=rankings)
 
 
@@ -46,8 +43,8 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
     """Return the sweep with every ranking that is recorded or can be made now, and the new ones to be recorded."""
     frozen = frozen_rankings(sweep, store.sweep(sweep.config.name))
     made, rankings = {}, dict(frozen.rankings)
-    for axis, cell, wanted in _wanted(sweep):
-        if (axis, cell) in rankings:
+    for where, name, wanted in _wanted(sweep):
+        if name in rankings:
             continue
         low, high = wanted.band
         try:
@@ -57,12 +54,12 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
             ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high))
             chosen = choose(ranked, top=wanted.top, bottom=wanted.bottom, random_=wanted.random, seed=wanted.seed)
         except UserError as error:
-            raise sweep.source.error(("axes", axis, cell, "from_rank"), str(error)) from error
-        rankings[axis, cell] = {end: Chosen(example=each.example, score=each.score) for end, each in chosen.items()}
-        made[f"{axis}/{cell}"] = {
+            raise sweep.source.error(where, str(error)) from error
+        rankings[name] = {end: Chosen(example=each.example, score=each.score) for end, each in chosen.items()}
+        made["/".join(name)] = {
             "from_rank": wanted.model_dump(mode="json"),
             "digest": ranking_digest(ranked),
-            "chosen": {end: {"example": each.example, "score": each.score} for end, each in chosen.items()},
+            "chosen": {end: asdict(each) for end, each in rankings[name].items()},
         }
     return replace(frozen, rankings=rankings), made
 
@@ -73,16 +70,13 @@ def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
     Raises UserError: a history is missing; says what to run first.
     """
     ranked, made = known_rankings(sweep, store)
-    for axis, cell, wanted in _wanted(sweep):
-        if (axis, cell) not in ranked.rankings:
+    for where, name, wanted in _wanted(sweep):
+        if name not in ranked.rankings:
             path = Path(sweep.source.name).parent / f"{wanted.history}.yaml"
-            hint = (
-                f"run `oneshot run {path}` first" if path.is_file() else "run that sweep first, with the same storage"
-            )
-            raise sweep.source.error(
-                ("axes", axis, cell, "from_rank", "history"),
-                f"{store.root} has no finished history of {wanted.history!r}; {hint}",
-            )
+            hint = f"run `oneshot run {path}`" if path.is_file() else "run that sweep"
+            same = "" if path.is_file() else ", with the same storage"
+            why = f"{store.root} has no finished history of {wanted.history!r}; {hint} first{same}"
+            raise sweep.source.error((*where, "history"), why)
     if made:
         folder = store.sweep(sweep.config.name)
         folder.write_json(FILE, {**(folder.read_json(FILE) or {}), **made})
@@ -120,7 +114,8 @@ def _histories(wanted: FromRankConfig, store: Store) -> list[History]:
     return sweep_histories(store, wanted.history)
 
 
-def _wanted(sweep: SweepFile) -> Iterator[tuple[str, str, FromRankConfig]]:
+def _wanted(sweep: SweepFile) -> Iterator[tuple[Where, tuple[str, str], FromRankConfig]]:
+    """Yield the place, the axis with the cell's name, and the content of each `from_rank`."""
     for axis, name, cell in sweep.config.named_cells():
         if cell.from_rank is not None:
-            yield axis, name, cell.from_rank
+            yield ("axes", axis, name, "from_rank"), (axis, name), cell.from_rank

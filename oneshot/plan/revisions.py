@@ -17,8 +17,10 @@ from oneshot.store.folder import Folder
 
 FILE = "revisions.json"
 
-# versions of the hub client use different HTTP libraries; its error class inherits from the library's
-_UNREACHABLE = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+UNREACHABLE: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
+)
+"""Errors of the hub's client. Its versions use different HTTP libraries, whose error its own error inherits from."""
 
 
 def resolve(path: str, revision: str | None) -> str:
@@ -33,7 +35,7 @@ def resolve(path: str, revision: str | None) -> str:
             f"model.path: {path}@{revision or 'main'} is not on the hub, or you have no access; check the name, or log "
             "in with `hf auth login`"
         ) from error
-    except _UNREACHABLE as error:
+    except UNREACHABLE as error:
         raise ModelError(
             f"model.path: {path}: cannot get the commit of {revision or 'main'} from the hub "
             f"({type(error).__name__}); set model.revision to a commit hash, or model.path to a local folder"

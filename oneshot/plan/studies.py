@@ -5,14 +5,13 @@ winners, which are read again at every start. The value of a point is read from 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import Setting, SettingError, Where, flatten, setting_of
 from oneshot.config.search import RangeConfig, SearchConfig
-from oneshot.config.trial import TrialConfig
 from oneshot.plan.cells import Axes, Cell, matches, resolve, study_name
 from oneshot.plan.pinned import PinnedSweep, Winner
 from oneshot.store.folder import Folder
@@ -108,24 +107,18 @@ def _check(sweep: PinnedSweep, search: SearchConfig, axes: Axes) -> None:
         if path in search.space:
             raise SettingError(setting.where, f"{path} is also in search.space; keep only one of them")
     if len(search.warm_start) > search.num_trials:
-        raise SettingError(
-            ("search", "warm_start", search.num_trials),
-            f"{len(search.warm_start)} points, but search.num_trials is {search.num_trials}; remove points or raise it",
+        why = (
+            f"{len(search.warm_start)} points, but search.num_trials is {search.num_trials}; remove points or raise it"
         )
-    for place, point in enumerate(search.warm_start):
-        for path in point:
-            if path not in search.space:
-                raise SettingError(
-                    ("search", "warm_start", place, path),
-                    f"{path} is not searched; add it to search.space or remove it",
-                )
+        raise SettingError(("search", "warm_start", search.num_trials), why)
+    for place, path in ((place, path) for place, point in enumerate(search.warm_start) for path in point):
+        if path not in search.space:
+            why = f"{path} is not searched; add it to search.space or remove it"
+            raise SettingError(("search", "warm_start", place, path), why)
     for axis, cells in axes.items():
-        for name, cell in cells.items():
-            if cell.ranges and axis not in search.per:
-                raise SettingError(
-                    ("axes", axis, name, "search"),
-                    f"cells of {axis!r} do not have their own study; add {axis} to search.per",
-                )
+        for name in (name for name, cell in cells.items() if cell.ranges and axis not in search.per):
+            why = f"cells of {axis!r} do not have their own study; add {axis} to search.per"
+            raise SettingError(("axes", axis, name, "search"), why)
 
 
 def _study(sweep: PinnedSweep, search: SearchConfig, axes: Axes, name: str, group: dict[str, str]) -> Study:
@@ -140,22 +133,21 @@ def _study(sweep: PinnedSweep, search: SearchConfig, axes: Axes, name: str, grou
     settings = flatten(search.set, ("search", "set"))
     cells = [resolve(sweep, axes, names, settled=settings) for names in all_names]
     space, places = _ranges(search, axes, name, group)
+    own = [{path for axis, cell in names.items() for path in axes[axis][cell].settings} for names in all_names]
     # a path that every cell sets itself is not searched there
-    fixed = {path for path in space if all(path in axes_settings(axes, names) for names in all_names)}
-    fixed |= {*settings, *sweep.overrides}
+    fixed = {*set.intersection(*own), *settings, *sweep.overrides}
     space = {path: range_ for path, range_ in space.items() if path not in fixed}
     for path, range_ in space.items():
         ends = [Setting(value, places[path]) for value in range_.choice or (range_.low, range_.high)]
         # raises an error if a trial cannot have the value; a whole number becomes a float if the path has floats
-        values = [setting_of(_with_value(sweep, axes, all_names[0], settings, path, end), path) for end in ends]
+        trials = [resolve(sweep, axes, all_names[0], settled=settings, point={path: end}) for end in ends]
+        values = [setting_of(trial.config, path) for trial in trials]
         if range_.choice is None and isinstance(values[0], float):
             space[path] = range_.model_copy(update={"low": float(values[0]), "high": float(values[1])})
         for place, point in enumerate(search.warm_start):
             if path in point and not space[path].holds(point[path]):
-                raise SettingError(
-                    ("search", "warm_start", place, path),
-                    f"{point[path]!r} is not {space[path]}, the range of {name}; use a value in the range",
-                )
+                why = f"{point[path]!r} is not {space[path]}, the range of {name}; use a value in the range"
+                raise SettingError(("search", "warm_start", place, path), why)
     return Study(name=name, group=group, space=space, cells=tuple(cells))
 
 
@@ -172,18 +164,6 @@ def _ranges(
                 raise SettingError(where, f"axis {places[path][1]!r} also has a range of {path} for {name}; keep one")
             space[path], places[path] = range_, where
     return space, places
-
-
-def axes_settings(axes: Axes, names: Mapping[str, str]) -> set[str]:
-    """Return the paths that a cell's axes set."""
-    return {path for axis, name in names.items() for path in axes[axis][name].settings}
-
-
-def _with_value(
-    sweep: PinnedSweep, axes: Axes, names: dict[str, str], settings: dict[str, Setting], path: str, value: Setting
-) -> TrialConfig:
-    """Return a trial with one value of a range."""
-    return resolve(sweep, axes, names, settled=settings, point={path: value}).config
 
 
 def at_point(sweep: PinnedSweep, axes: Axes, study: Study, params: Mapping[str, Any]) -> list[Cell]:
@@ -218,5 +198,4 @@ def freeze_point(folder: Folder, study: str, number: int, params: Mapping[str, A
 
 def freeze_winner(folder: Folder, study: str, winner: Winner) -> None:
     """Record the winner of a study, before any trial of the grid uses it."""
-    fields = {name: getattr(winner, name) for name in Winner.__slots__}
-    folder.write_json(f"{FOLDER}/{study}/winner.json", fields)
+    folder.write_json(f"{FOLDER}/{study}/winner.json", asdict(winner))

@@ -1,6 +1,6 @@
 """One trial of a plan: a cell with a seed, its key, its cost and its placement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.config.sweep import GuardConfig, ResourceConfig
@@ -16,11 +16,11 @@ class Trial:
     cell: dict[str, str]
     seed: int
     key: str | None  # key of its training; None while something that decides it is unknown
-    waits_for: str | None
+    waits_for: str | None = None
     config: TrialConfig
-    resources: ResourceConfig
-    labels: dict[str, str]
-    cost: Cost
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    labels: dict[str, str] = field(default_factory=dict)
+    cost: Cost = Cost()  # noqa: RUF009 - frozen
     placement: Placement | None = None
     """How it is spread over processes, and what each needs; None if nothing is known about the model."""
     guards: tuple[GuardConfig, ...] = ()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan
-from oneshot.plan.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
     running: list[tuple[float, float]] = []
     for phase in ("search", "grid"):
         for trial in (trial for trial in paid if trial.phase == phase):
-            need, hours = trial.resources.gpus, _hours(trial)
+            need, hours = trial.resources.gpus, (trial.cost.gpu_hours or 0.0) / trial.resources.gpus
             while free < need - 1e-9:
                 now, given_back = heapq.heappop(running)
                 free += given_back
@@ -52,8 +51,3 @@ def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
             now, given_back = heapq.heappop(running)
             free += given_back
     return Schedule(gpus=gpus, hours=max(ends), end_hours=tuple(ends), gpu_hours=tuple(held[1:]))
-
-
-def _hours(trial: Trial) -> float:
-    assert trial.cost.gpu_hours is not None
-    return trial.cost.gpu_hours / trial.resources.gpus

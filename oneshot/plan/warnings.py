@@ -47,9 +47,8 @@ def too_large(trials: Sequence[Trial]) -> list[str]:
         need, model = trial.placement, trial.config.model.path
         if need is None or need.fits:
             continue
-        needs = (
-            f"about {need.memory.peak_gib:.0f} GiB of a GPU ({need.strategy}), which has {need.usable_gib:.0f} usable"
-        )
+        gib, usable = need.memory.peak_gib, need.usable_gib
+        needs = f"about {gib:.0f} GiB of a GPU ({need.strategy}), which has {usable:.0f} usable"
         if (need.memory, model) not in hints:
             fitting = [other for other in alternatives(trial.config, trial.resources) if other.fits]
             hints[need.memory, model] = _fitting_hint(trial, fitting)
@@ -72,11 +71,9 @@ def _fitting_hint(trial: Trial, others: Sequence[Placement]) -> str:
         settings.append(f"resources: {{gpus: {same[0].resources.gpus:g}{strategy}}}")
     if len(same) < len(others):
         settings.append("model.adapter: {kind: lora}")
-    return (
-        f"set {' or '.join(settings)}"
-        if settings
-        else "lower train.microbatch_tokens, or set train.activation_checkpointing and rollout.kv_gib"
-    )
+    if settings:
+        return f"set {' or '.join(settings)}"
+    return "lower train.microbatch_tokens, or set train.activation_checkpointing and rollout.kv_gib"
 
 
 def odd_resources(cells: Sequence[Cell]) -> list[str]:
@@ -123,7 +120,6 @@ def coinciding(trials: Sequence[Trial]) -> list[str]:
         if trial.key is not None and trial.seed == trials[0].seed:  # one seed is enough to compare cells
             earlier = first_trials.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
             if earlier is not trial:
-                warnings.append(
-                    f"{earlier.label} and {trial.label} are the same trial: their differences have no effect"
-                )
+                both = f"{earlier.label} and {trial.label}"
+                warnings.append(f"{both} are the same trial: their differences have no effect")
     return warnings

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.paths import SettingError
@@ -28,8 +29,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError, first_line
 from oneshot.plan.claims import FILE as CLAIMS
 from oneshot.plan.claims import comparisons, record_of, thaw
-from oneshot.report.cells import ended_cells
-from oneshot.report.completions import MAX_CELLS, chosen, shown_steps
+from oneshot.report.completions import chosen, shown_tables
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
 from oneshot.report.verdicts import verdicts
 from oneshot.trial.state import TrialState
@@ -83,13 +83,14 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):
                 record.grades(run, suite.name, step)
+    metadata = to_jsonable_python({name: getattr(gathered, name) for name in _Metadata.model_fields})
     temporary = path.with_name(path.name + ".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def put(name: str, data: Any) -> None:
             archive.writestr(name, json.dumps(data))
 
-        put("bundle.json", {"format": FORMAT, "oneshot": version("oneshot"), **_metadata(gathered)})
+        put("bundle.json", {"format": FORMAT, "oneshot": version("oneshot"), **metadata})
         put(CLAIMS, record_of(gathered.frozen))
         archive.writestr("sweep.yaml", gathered.yaml)
         put("runs.json", [asdict(run) for run in gathered.runs])
@@ -99,19 +100,6 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
         for name, lines in _shown_tables(gathered):
             put(f"shown/{name}", [asdict(line) for line in lines])
     temporary.replace(path)
-
-
-def _metadata(gathered: Gathered) -> dict[str, Any]:
-    return {
-        "name": gathered.name,
-        "question": gathered.question,
-        "reproduces": gathered.reproduces,
-        "seeds": gathered.seeds,
-        "amended": [claim.model_dump(mode="json") for claim in gathered.amended],
-        "published": [table.model_dump(mode="json") for table in gathered.published],
-        "selects_on_test": gathered.selects_on_test,
-        "warnings": gathered.warnings,
-    }
 
 
 def _as_json(grades: Grades) -> dict[str, Any]:
@@ -125,20 +113,14 @@ ARRAYS = ("strict_PK", "lenient_PK", "num_tokens_PK", "boxed_PK")
 def _shown_tables(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
     """Return tables with the completions that a page shows. Other completions keep only whether they are right."""
     suite = primary_suite(gathered)
+    if suite is None:
+        return []
     named_tables = []
-    ended = [runs[0] for runs in ended_cells(gathered.runs)]
-    for run in ended[:MAX_CELLS] if suite is not None else ():
-        assert suite is not None, "the loop is empty without a suite"
-        steps = [step for _, step in shown_steps(run, suite)]
-        tables = [gathered.record.shown(run, suite, step) for step in steps]
-        if not all(tables):
-            continue
-        kept = {place for place, _ in chosen(tables)}
-        for step, table in zip(steps, tables, strict=True):
-            lines = [
-                line if place in kept else replace(line, completion="", problem="", answer="")
-                for place, line in enumerate(table)
-            ]
+    for run, tables in shown_tables(gathered, suite):
+        kept = {place for place, _ in chosen(list(tables.values()))}
+        for (_, step), table in tables.items():
+            hidden = [replace(line, completion="", problem="", answer="") for line in table]
+            lines = [line if place in kept else hidden[place] for place, line in enumerate(table)]
             named_tables.append((_name(run, suite, step), lines))
     return named_tables
 
@@ -281,11 +263,9 @@ class _Archive:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    reason = first_line(error)
+    reason = str(error) if isinstance(error, _InvalidRunError) else first_line(error)
     if isinstance(error, ValidationError):
         reason = _finding(error)
-    elif isinstance(error, _InvalidRunError):
-        reason = str(error)
     return UserError(f"{path}: the bundle is damaged: {reason}".splitlines()[0])
 
 

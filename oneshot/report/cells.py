@@ -125,38 +125,25 @@ def cell_lines(runs: Sequence[Run]) -> list[CellLine]:
 
 
 def _line(runs: Sequence[Run], suite: str, num_planned: int) -> CellLine | None:
-    ends = [(run.measure(suite, 0), run.measure(suite, run.num_steps)) for run in runs]
-    lasts = [last for _, last in ends if last is not None]
-    pairs = [(start, last) for start, last in ends if start is not None and last is not None]
-    if not lasts:
+    last = over_seeds(runs, lambda run: run.measure(suite, run.num_steps))
+    if last is None:
         return None
+    with_gain = [run for run in runs if gain(run, suite) is not None]
+    start = over_seeds(with_gain, lambda run: run.measure(suite, 0))
     return CellLine(
-        cell=runs[0].cell,
-        suite=suite,
-        num_planned=num_planned,
-        start=mean_interval([start for start, _ in pairs]) if pairs else None,
-        last=mean_interval(lasts),
-        gain=mean_interval([last - start for start, last in pairs]) if pairs else None,
+        cell=runs[0].cell, suite=suite, num_planned=num_planned, start=start, last=last, gain=gains(runs, suite)
     )
 
 
 def as_table(lines: Sequence[CellLine]) -> dict[str, list[object]]:
     """Return the lines as columns and rows, in the form of MLflow's tables."""
     axes = list(lines[0].cell) if lines else []
-    data: list[object] = [
-        [
-            *line.cell.values(),
-            line.suite,
-            line.last.num,
-            line.start.mean if line.start else None,
-            line.last.mean,
-            line.last.low,
-            line.last.high,
-            line.gain.mean if line.gain else None,
-            line.gain.low if line.gain else None,
-            line.gain.high if line.gain else None,
-            line.num_planned,
-        ]
-        for line in lines
-    ]
+    data: list[object] = []
+    for line in lines:
+        start, last, gained = (_numbers(interval) for interval in (line.start, line.last, line.gain))
+        data.append([*line.cell.values(), line.suite, line.last.num, start[0], *last, *gained, line.num_planned])
     return {"columns": [*axes, *COLUMNS], "data": data}
+
+
+def _numbers(interval: Interval | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)

@@ -35,11 +35,8 @@ class Line:
     def to_json(self) -> dict[str, Any]:
         """Return the line as `compare --json` prints it."""
         fields = {name: getattr(self, name) for name in ("cell", "suite", "p_value", "p_holm", "note")}
-        sides = {"a": asdict(self.a), "b": asdict(self.b)}
-        if self.difference is None:
-            return {**fields, **sides, "difference": None}
-        names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
-        return {**fields, **sides, "difference": {name: getattr(self.difference, name) for name in names}}
+        difference = self.difference and self.difference.numbers()
+        return {**fields, "a": asdict(self.a), "b": asdict(self.b), "difference": difference}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +150,7 @@ def _digest(run: Run, suite: str) -> str | None:
 
 def _problems(gathered: Gathered, run: Run, suite: str) -> tuple[Any, tuple[str, ...]] | None:
     grades = gathered.record.grades(run, suite, run.num_steps)
-    if grades is None:
-        return None
-    return over_problems(grades, "pass_at_1", categories="all", trained=frozenset())
+    return None if grades is None else over_problems(grades, "pass_at_1")
 
 
 def _last(run: Run, suite: str) -> float:

@@ -1,6 +1,6 @@
 """Gathered runs -> completions to read: one problem, answered at the start, at saturation and at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from oneshot.report.cells import cell_label, ended_cells
@@ -17,8 +17,6 @@ class Beside:
 
     cell: str
     seed: int
-    problem: str
-    answer: str
     why: str  # why this problem was chosen
     answers: tuple[tuple[str, Shown], ...]  # (name of the step, completion)
 
@@ -35,26 +33,20 @@ def shown_steps(run: Run, suite: str) -> list[tuple[str, int]]:
 
 def side_by_side(gathered: Gathered, suite: str) -> tuple[list[Beside], int]:
     """Return two problems of the first finished seed of each cell, and the number of cells that are not shown."""
-    ended = [runs[0] for runs in ended_cells(gathered.runs)]
     problems = []
-    for run in ended[:MAX_CELLS]:
-        tables = [(name, step, gathered.record.shown(run, suite, step)) for name, step in shown_steps(run, suite)]
-        if any(not table for _, _, table in tables):
-            continue
-        for place, why in chosen([table for _, _, table in tables]):
-            first = tables[0][2][place]
-            answers = tuple((f"{name}, step {step}", table[place]) for name, step, table in tables)
-            problems.append(
-                Beside(
-                    cell=cell_label(run),
-                    seed=run.seed,
-                    problem=first.problem,
-                    answer=first.answer,
-                    why=why,
-                    answers=answers,
-                )
-            )
-    return problems, max(0, len(ended) - MAX_CELLS)
+    for run, tables in shown_tables(gathered, suite):
+        for place, why in chosen(list(tables.values())):
+            answers = tuple((f"{name}, step {step}", table[place]) for (name, step), table in tables.items())
+            problems.append(Beside(cell=cell_label(run), seed=run.seed, why=why, answers=answers))
+    return problems, max(0, len(list(ended_cells(gathered.runs))) - MAX_CELLS)
+
+
+def shown_tables(gathered: Gathered, suite: str) -> Iterator[tuple[Run, dict[tuple[str, int], Sequence[Shown]]]]:
+    """Yield the first finished run of each cell, with its completions by name and number of the step."""
+    for run in [runs[0] for runs in ended_cells(gathered.runs)][:MAX_CELLS]:
+        tables = {named: gathered.record.shown(run, suite, named[1]) for named in shown_steps(run, suite)}
+        if all(tables.values()):
+            yield run, tables
 
 
 def chosen(tables: Sequence[Sequence[Shown]]) -> list[tuple[int, str]]:

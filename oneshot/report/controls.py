@@ -19,10 +19,8 @@ def format_table(gathered: Gathered, suite: str) -> Table | None:
     for outcome, control in _partners(gathered, lambda config: config["reward"]["kind"] == "format"):
         if outcome[0].config["reward"]["kind"] != "outcome":
             continue
-        share = _share(outcome, control, suite)
-        rows.append(
-            (cell_label(outcome[0]), cell_label(control[0]), gains(outcome, suite), gains(control, suite), share)
-        )
+        arms, share = (cell_label(outcome[0]), cell_label(control[0])), _share(outcome, control, suite)
+        rows.append((*arms, gains(outcome, suite), gains(control, suite), share))
     return Table(
         name="format",
         title="How much of the gain is format",
@@ -77,10 +75,8 @@ def label_table(gathered: Gathered, suite: str) -> Table | None:
             continue
         by_seed = {run.seed: gain(run, suite) for run in own}
         difference = mean_difference(other, lambda run: gain(run, suite), lambda run, of=by_seed: of.get(run.seed))  # type: ignore[misc]
-        examples = ", ".join(other[0].examples)
-        rows.append(
-            (cell_label(own[0]), cell_label(other[0]), examples, gains(own, suite), gains(other, suite), difference)
-        )
+        cells, examples = (cell_label(own[0]), cell_label(other[0])), ", ".join(other[0].examples)
+        rows.append((*cells, examples, gains(own, suite), gains(other, suite), difference))
     return Table(
         name="labels",
         title="Label robustness",
@@ -137,10 +133,7 @@ def _example_axis(runs: Sequence[Run]) -> str | None:
         examples: dict[str, set[tuple[object, ...]]] = {}
         for run in runs:
             examples.setdefault(run.cell[axis], set()).add((run.num_examples, *run.examples))
-        if (
-            len(examples) > 1
-            and len(set.union(*examples.values())) > 1
-            and all(len(of_cell) == 1 for of_cell in examples.values())
-        ):
+        is_one_each = all(len(of_cell) == 1 for of_cell in examples.values())
+        if is_one_each and len(set.union(*examples.values())) > 1:
             return axis
     return None

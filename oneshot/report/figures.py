@@ -37,8 +37,8 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
     runs, suite = gathered.runs, primary_suite(gathered)
     bars = [
         (
-            _claim_label(claim),
-            Interval(mean=100 * claim.effect, low=_points(claim.low), high=_points(claim.high), num=claim.num_seeds),
+            f"{claim.name} ({', '.join(claim.cells.values())})" if claim.cells else claim.name,
+            Interval(mean=claim.effect, low=claim.low, high=claim.high, num=claim.num_seeds),
         )
         for claim in judged
         if claim.effect is not None and is_share(claim.metric)
@@ -56,14 +56,8 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             f"t_sat, hollow if the reward of some run was still rising near the end. {RUNS_SHOWN}",
             sweep_curves(runs, suite=suite, name=gathered.name),
         )
-        lines = [
-            (
-                cell_label(cell_runs[0]),
-                Interval(mean=100 * gain.mean, low=_points(gain.low), high=_points(gain.high), num=gain.num),
-            )
-            for cell_runs in by_cell(finished(runs))
-            if (gain := gains(cell_runs, suite)) is not None
-        ]
+        ended = by_cell(finished(runs))
+        lines = [(cell_label(each[0]), gain) for each in ended if (gain := gains(each, suite)) is not None]
         if lines:
             yield (
                 "gains",
@@ -78,15 +72,6 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             f"Entropy and length of training completions. {RUNS_SHOWN}",
             training_curves(runs, name=gathered.name),
         )
-
-
-def _points(end: float | None) -> float | None:
-    return None if end is None else 100 * end
-
-
-def _claim_label(judged: JudgedClaim) -> str:
-    where = ", ".join(judged.cells.values())
-    return f"{judged.name} ({where})" if where else judged.name
 
 
 def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure]]:

@@ -126,11 +126,7 @@ def _data(gathered: Gathered, judged: Sequence[JudgedClaim], measured: Sequence[
 
 def _environments(runs: Sequence[Run]) -> list[tuple[Mapping[str, Any], int]]:
     """Return every environment that an attempt ran in, with its number of runs."""
-    counts: dict[str, int] = {}
-    for run in runs:
-        for environment in run.environments:
-            text = json.dumps(environment, sort_keys=True)
-            counts[text] = counts.get(text, 0) + 1
+    counts = Counter(json.dumps(environment, sort_keys=True) for run in runs for environment in run.environments)
     return [(json.loads(text), number) for text, number in counts.items()]
 
 
@@ -178,13 +174,10 @@ def frozen_text(gathered: Gathered) -> str:
     if frozen.frozen_at is None:
         return "The claims are not frozen: the sweep has not begun, or an older version of oneshot started it."
     warning = "" if frozen.is_intact else " The recorded claims no longer have this digest: somebody edited them."
-    began = [run for run in gathered.runs if run.origin == gathered.name and _began_before(run, frozen.frozen_ms)]
+    starts_ms = [run.started_ms for run in gathered.runs if run.origin == gathered.name and run.started_ms is not None]
+    began = [started_ms for started_ms in starts_ms if frozen.frozen_ms is not None and started_ms < frozen.frozen_ms]
     when = f"after {len(began)} trials of the sweep had begun" if began else "before any trial of the sweep began"
     return f"Claims frozen {frozen.frozen_at}, {when}; sha256 {frozen.digest[:16]}.{warning}"
-
-
-def _began_before(run: Run, frozen_ms: int | None) -> bool:
-    return run.started_ms is not None and frozen_ms is not None and run.started_ms < frozen_ms
 
 
 def description(gathered: Gathered, judged: Sequence[JudgedClaim]) -> str:
@@ -239,11 +232,11 @@ def _value(value: Value, column: str, form: str) -> str:
             return f"{number:.3g}"
         return f"{100 * number:{'+' if is_change else ''}.1f}"
 
-    if isinstance(value, Interval):
-        if value.low is None or value.high is None:
-            return number_text(value.mean)
-        return f"{number_text(value.mean)} [{number_text(value.low)}, {number_text(value.high)}]"
-    return number_text(value)
+    if not isinstance(value, Interval):
+        return number_text(value)
+    if value.low is None or value.high is None:
+        return number_text(value.mean)
+    return f"{number_text(value.mean)} [{number_text(value.low)}, {number_text(value.high)}]"
 
 
 def _page(
@@ -254,52 +247,31 @@ def _page(
     )
     suite = primary_suite(gathered)
     beside, num_not_shown = side_by_side(gathered, suite) if suite is not None else ([], 0)
-    report = {
-        "name": gathered.name,
-        "question": gathered.question,
-        "reproduces": gathered.reproduces,
-        "standing": standing(gathered),
-        "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": version("oneshot"),
-        "warnings": gathered.warnings,
-        "frozen": frozen_text(gathered),
-        "digest": gathered.frozen.digest,
-        "yaml": gathered.yaml,
-        "is_tiny": any(run.config["model"]["path"].startswith("tiny:") for run in gathered.runs),
-        "num_trials": len(gathered.runs) + len(gathered.searched),
-        "absent": [run for run in (*gathered.runs, *gathered.searched) if run.state != "finished"],
-        "claims": [
-            {
-                "name": claim.name,
-                "where": where_text(claim),
-                "what": what_text(claim),
-                "test": claim.test,
-                "verdict": claim.verdict,
-                "effect": effect_text(claim, claim.effect),
-                "interval": interval_text(claim),
-                "p_value": p_text(claim.p_value),
-                "p_holm": p_text(claim.p_holm),
-                "num_seeds": claim.num_seeds,
-                "num_problems": claim.num_problems if claim.num_problems is not None else "",
-                "notes": claim.notes,
-            }
-            for claim in judged
-        ],
-        "pictures": [
-            {"name": picture.name, "caption": picture.caption, "svg": inline(picture.svg, label=picture.caption)}
-            for picture in drawn
-        ],
-        "tables": [_table_page(table) for table in measured],
-        "beside": beside,
-        "num_not_shown": num_not_shown,
-        "environments": [
-            {
-                "versions": ", ".join(f"{name} {number}" for name, number in sorted(environment["versions"].items())),
-                "gpu": environment["gpu"] or "none",
-                "platform": environment["platform"],
-                "num_runs": num_runs,
-            }
-            for environment, num_runs in _environments(gathered.runs)
-        ],
-    }
-    return templates.get_template("page.html.j2").render(report=report, limit=MAX_CHARS)
+    environments = [
+        {
+            "versions": ", ".join(f"{name} {number}" for name, number in sorted(environment["versions"].items())),
+            "gpu": environment["gpu"] or "none",
+            "platform": environment["platform"],
+            "num_runs": num_runs,
+        }
+        for environment, num_runs in _environments(gathered.runs)
+    ]
+    every = (*gathered.runs, *gathered.searched)
+    return templates.get_template("page.html.j2").render(
+        sweep=gathered,
+        standing=standing(gathered),
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("oneshot"),
+        frozen=frozen_text(gathered),
+        is_tiny=any(run.config["model"]["path"].startswith("tiny:") for run in gathered.runs),
+        num_trials=len(every),
+        absent=[run for run in every if run.state != "finished"],
+        claims=judged,
+        pictures=drawn,
+        tables=[_table_page(table) for table in measured],
+        beside=beside,
+        num_not_shown=num_not_shown,
+        limit=MAX_CHARS,
+        environments=environments,
+        **{text.__name__: text for text in (effect_text, inline, interval_text, p_text, what_text, where_text)},
+    )

@@ -5,6 +5,7 @@ names the source. A gain is strict pass@1 at the last step minus that at the sta
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from oneshot.report.cells import cell_label, change, ended_cells, gain, gains, level, mean_difference, over_seeds
 from oneshot.report.controls import format_table, label_table, ranking_table
@@ -87,9 +88,8 @@ def strictness_table(gathered: Gathered, suite: str) -> Table | None:
     rows: list[tuple[Value, ...]] = []
     for runs in ended_cells(gathered.runs):
         strict, lenient = gains(runs, suite), gains(runs, suite, measure="pass_at_1_lenient")
-        difference = mean_difference(
-            runs, lambda run: gain(run, suite), lambda run: gain(run, suite, measure="pass_at_1_lenient")
-        )
+        by_measure = (partial(gain, suite=suite, measure=measure) for measure in ("pass_at_1", "pass_at_1_lenient"))
+        difference = mean_difference(runs, *by_measure)
         if strict is not None and lenient is not None:
             rows.append((cell_label(runs[0]), strict, lenient, difference))
     return Table(

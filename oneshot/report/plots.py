@@ -55,29 +55,31 @@ def has_curve(row: Row) -> bool:
     return any(name == "reward/mean" or name.endswith("/pass_at_1") for name in row.metrics)
 
 
+@mpl.rc_context(STYLE)
 def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
     """Draw training reward and the held-out accuracy on each suite by step."""
-    with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(7.0, 3.6)
-        rewards = [(row.step, row.metrics["reward/mean"]) for row in rows if "reward/mean" in row.metrics]
-        if rewards:
-            axes.plot(*zip(*rewards, strict=True), color=PALETTE[4], linewidth=1.2, label="training reward")
-        suites = sorted({name.split("/")[1] for row in rows for name in row.metrics if name.endswith("/pass_at_1")})
-        for index, suite in enumerate(suites):
-            name = f"eval/{suite}/pass_at_1"
-            points = [(row.step, row.metrics[name]) for row in rows if name in row.metrics]
-            axes.plot(
-                *zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=short(f"{suite}, held out")
-            )
-        axes.set_title(short(title), loc="left", fontsize=10)
-        axes.set_xlabel("step")
-        axes.set_ylabel("reward, accuracy (pass@1)")
-        axes.set_ylim(-0.02, 1.02)
-        if rewards or suites:
-            axes.legend(frameon=False, fontsize=8)
+    figure, (axes,) = _figure(7.0, 3.6)
+    rewards = _points(rows, "reward/mean")
+    if rewards:
+        axes.plot(*zip(*rewards, strict=True), color=PALETTE[4], linewidth=1.2, label="training reward")
+    suites = sorted({name.split("/")[1] for row in rows for name in row.metrics if name.endswith("/pass_at_1")})
+    for index, suite in enumerate(suites):
+        points, label = _points(rows, f"eval/{suite}/pass_at_1"), short(f"{suite}, held out")
+        axes.plot(*zip(*points, strict=True), color=PALETTE[index % 4], marker="o", label=label)
+    axes.set_title(short(title), loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.set_ylabel("reward, accuracy (pass@1)")
+    axes.set_ylim(-0.02, 1.02)
+    if rewards or suites:
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
+def _points(rows: Sequence[Row], metric: str) -> list[tuple[int, float]]:
+    return [(row.step, row.metrics[metric]) for row in rows if metric in row.metrics]
+
+
+@mpl.rc_context(STYLE)
 def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
     """Draw held-out accuracy by step (mean over seeds, 95% t intervals), and training reward (dotted) with t_sat.
 
@@ -87,19 +89,18 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
     for cell_runs in by_cell(runs):
         if cell_runs[0].suite(suite) is not None:
             panels.setdefault(next(iter(cell_runs[0].cell.values()), "all"), []).append(cell_runs)
-    with mpl.rc_context(STYLE):
-        figure, all_axes = _figure(4.4, 3.4, num=len(panels))
-        for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
-            for index, cell_runs in enumerate(cells):
-                _draw_cell(axes, finished(cell_runs) or cell_runs, suite, index=index)
-            axes.set_title(short(panel), loc="left", fontsize=10)
-            axes.set_xlabel("step")
-            axes.set_ylim(-0.02, 1.02)
-            if axes.get_legend_handles_labels()[1]:
-                axes.legend(frameon=False, fontsize=7, loc="best")
-        all_axes[0].set_ylabel(f"accuracy on {short(suite)} (pass@1)")
-        title = f"{short(name)}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure, all_axes = _figure(4.4, 3.4, num=len(panels))
+    for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
+        for index, cell_runs in enumerate(cells):
+            _draw_cell(axes, finished(cell_runs) or cell_runs, suite, index=index)
+        axes.set_title(short(panel), loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylim(-0.02, 1.02)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=7, loc="best")
+    all_axes[0].set_ylabel(f"accuracy on {short(suite)} (pass@1)")
+    title = f"{short(name)}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -107,18 +108,14 @@ def _draw_cell(axes: Axes, runs: Sequence[Run], suite: str, *, index: int) -> No
     """Draw one cell's accuracy with its interval, its training reward, and the step where that saturates."""
     color, is_faint = PALETTE[index % len(PALETTE)], index >= MAX_LINES
     label = short(" / ".join(list(runs[0].cell.values())[1:]) or "trials")
+    measured = [run.measured.get(suite, {}).items() for run in runs]
     accuracies = _by_step(
-        [
-            {step: share for step in run.measured.get(suite, {}) if (share := run.measure(suite, step)) is not None}
-            for run in runs
-        ]
+        [{step: numbers["pass_at_1"] for step, numbers in steps if "pass_at_1" in numbers} for steps in measured]
     )
     _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
     if is_faint:
         return
-    rewards = _by_step(
-        [{row.step: row.metrics["reward/mean"] for row in run.rows if "reward/mean" in row.metrics} for run in runs]
-    )
+    rewards = _by_step([dict(_points(run.rows, "reward/mean")) for run in runs])
     steps = sorted(rewards)
     axes.plot(steps, [rewards[step].mean for step in steps], color=color, linewidth=0.9, linestyle=":")
     saturations = [saturated for run in finished(runs) if (saturated := saturation(run)) is not None]
@@ -138,70 +135,59 @@ def _by_step(series: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
 
 
 def _draw_band(axes: Axes, points: Mapping[int, Interval], *, color: str, label: str, marker: str = "") -> None:
-    steps = list(points)
-    axes.plot(
-        steps, [points[s].mean for s in steps], color=color, marker=marker, markersize=3.5, label=label or "_hidden"
-    )
-    lows, highs = ([_end(points[s], which) for s in steps] for which in ("low", "high"))
+    steps, intervals = list(points), list(points.values())
+    means = [interval.mean for interval in intervals]
+    axes.plot(steps, means, color=color, marker=marker, markersize=3.5, label=label or "_hidden")
+    lows = [each.mean if each.low is None else each.low for each in intervals]
+    highs = [each.mean if each.high is None else each.high for each in intervals]
     axes.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
 
 
-def _end(interval: Interval, which: str) -> float:
-    end = interval.low if which == "low" else interval.high
-    return interval.mean if end is None else end
-
-
+@mpl.rc_context(STYLE)
 def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
     """Draw entropy and length of training completions by step, mean over seeds with 95% t intervals.
 
     A cell shows its finished runs, or all its runs if none finished.
     """
     cells = [finished(cell_runs) or cell_runs for cell_runs in by_cell(runs)]
-    with mpl.rc_context(STYLE):
-        figure, all_axes = _figure(6.0, 3.2, num=2)
-        for axes, metric, unit in zip(
-            all_axes,
-            ("rollout/entropy", "rollout/length_mean"),
-            ("entropy (nats a token)", "length (tokens)"),
-            strict=True,
-        ):
-            for index, cell_runs in enumerate(cells):
-                series = [
-                    {row.step: row.metrics[metric] for row in run.rows if metric in row.metrics} for run in cell_runs
-                ]
-                is_faint = index >= MAX_LINES
-                color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
-                label = "" if is_faint else short(cell_label(cell_runs[0]))
-                _draw_band(axes, _by_step(series), color=color, label=label)
-            axes.set_xlabel("step")
-            axes.set_ylabel(unit)
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        if labels:
-            num_columns = 4 if max(map(len, labels)) <= MAX_CHARS // 2 else 2
-            figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False)
-        figure.suptitle(f"{short(name)}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
+    figure, all_axes = _figure(6.0, 3.2, num=2)
+    units = {"rollout/entropy": "entropy (nats a token)", "rollout/length_mean": "length (tokens)"}
+    for axes, (metric, unit) in zip(all_axes, units.items(), strict=True):
+        for index, cell_runs in enumerate(cells):
+            is_faint = index >= MAX_LINES
+            color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
+            label = "" if is_faint else short(cell_label(cell_runs[0]))
+            _draw_band(axes, _by_step([dict(_points(run.rows, metric)) for run in cell_runs]), color=color, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    if labels:
+        num_columns = 4 if max(map(len, labels)) <= MAX_CHARS // 2 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False)
+    figure.suptitle(f"{short(name)}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
     return figure
 
 
+@mpl.rc_context(STYLE)
 def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> Figure:
-    """Draw means with their intervals, one below the other, and a vertical line at 0."""
+    """Draw differences of shares in points with their intervals, one below the other, and a vertical line at 0."""
     shown = list(lines[:MAX_BARS])
-    with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
-        places = range(len(shown), 0, -1)
-        for place, (_, interval) in zip(places, shown, strict=True):
-            axes.plot([interval.mean], [place], "o", color=PALETTE[0], markersize=4.5)
-            if interval.low is not None and interval.high is not None:
-                axes.plot([interval.low, interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(list(places), [short(label) for label, _ in shown])
-        axes.set_ylim(0.4, len(shown) + 0.6)
-        axes.set_xlabel(unit)
-        more = f"; {len(lines) - len(shown)} more cells are in the table" if len(lines) > len(shown) else ""
-        axes.set_title(f"{title}{more}", loc="left", fontsize=9)
+    figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
+    places = range(len(shown), 0, -1)
+    for place, (_, interval) in zip(places, shown, strict=True):
+        axes.plot([100 * interval.mean], [place], "o", color=PALETTE[0], markersize=4.5)
+        if interval.low is not None and interval.high is not None:
+            axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=PALETTE[0], linewidth=1.6)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(list(places), [short(label) for label, _ in shown])
+    axes.set_ylim(0.4, len(shown) + 0.6)
+    axes.set_xlabel(unit)
+    more = f"; {len(lines) - len(shown)} more cells are in the table" if len(lines) > len(shown) else ""
+    axes.set_title(f"{title}{more}", loc="left", fontsize=9)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def heatmap(
     values: Mapping[tuple[str, str], Interval], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
@@ -213,52 +199,45 @@ def heatmap(
     names, heads = ([short(name) for name in side] for side in (rows, columns))
     longest = max(map(len, heads))
     is_turned = len(columns) > 4 or longest > NUM_CHARS_ACROSS
-    with mpl.rc_context(STYLE):
-        width = 1.6 + 1.35 * len(columns) + CHAR_INCHES * max(0, max(map(len, names)) - NUM_CHARS_ACROSS)
-        height = 1.3 + 0.62 * len(rows) + (CHAR_INCHES * longest / 2 if is_turned else 0)
-        figure, (axes,) = _figure(width, height)
-        axes.grid(visible=False)
-        for y, row in enumerate(rows):
-            for x, column in enumerate(columns):
-                if (gain := values.get((row, column))) is None:
-                    continue
-                strength = 0.55 * abs(gain.mean) / largest
-                color = PALETTE[0] if gain.mean >= 0 else PALETTE[1]
-                axes.fill(
-                    [x - 0.5, x + 0.5, x + 0.5, x - 0.5],
-                    [y - 0.5, y - 0.5, y + 0.5, y + 0.5],
-                    color=color,
-                    alpha=strength,
-                    linewidth=0,
-                )
-                interval = (
-                    "" if gain.low is None or gain.high is None else f"\n[{100 * gain.low:.0f}, {100 * gain.high:.0f}]"
-                )
-                axes.text(x, y, f"{100 * gain.mean:+.1f}{interval}", ha="center", va="center", fontsize=8)
-        axes.set_xticks(
-            range(len(columns)), heads, rotation=30 if is_turned else 0, ha="right" if is_turned else "center"
-        )
-        axes.set_yticks(range(len(rows)), names)
-        axes.set_xlim(-0.5, len(columns) - 0.5)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_title(title, loc="left", fontsize=9)
+    width = 1.6 + 1.35 * len(columns) + CHAR_INCHES * max(0, max(map(len, names)) - NUM_CHARS_ACROSS)
+    height = 1.3 + 0.62 * len(rows) + (CHAR_INCHES * longest / 2 if is_turned else 0)
+    figure, (axes,) = _figure(width, height)
+    axes.grid(visible=False)
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            if (gain := values.get((row, column))) is None:
+                continue
+            strength = 0.55 * abs(gain.mean) / largest
+            color = PALETTE[0] if gain.mean >= 0 else PALETTE[1]
+            left, right, top, bottom = x - 0.5, x + 0.5, y - 0.5, y + 0.5
+            corners = [left, right, right, left], [top, top, bottom, bottom]
+            axes.fill(*corners, color=color, alpha=strength, linewidth=0)
+            text = f"{100 * gain.mean:+.1f}"
+            if gain.low is not None and gain.high is not None:
+                text += f"\n[{100 * gain.low:.0f}, {100 * gain.high:.0f}]"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), heads, rotation=30 if is_turned else 0, ha="right" if is_turned else "center")
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_title(title, loc="left", fontsize=9)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, title: str) -> Figure:
     """Draw gain against hours, one point for each cell."""
-    with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(6.0, 3.4)
-        for (label, hours, gained), color in zip(points, cycle(PALETTE), strict=False):
-            name = short(label) if len(points) <= MAX_LINES else "_hidden"
-            axes.plot([hours], [100 * gained.mean], "o", color=color, label=name)
-            if gained.low is not None and gained.high is not None:
-                axes.plot([hours, hours], [100 * gained.low, 100 * gained.high], color=color, linewidth=1.2)
-        axes.set_xlabel(unit)
-        axes.set_ylabel("gain (points)")
-        if 0 < len(points) <= MAX_LINES:
-            axes.legend(frameon=False, fontsize=7)
-        axes.set_title(title, loc="left", fontsize=9)
+    figure, (axes,) = _figure(6.0, 3.4)
+    for (label, hours, gained), color in zip(points, cycle(PALETTE), strict=False):
+        name = short(label) if len(points) <= MAX_LINES else "_hidden"
+        axes.plot([hours], [100 * gained.mean], "o", color=color, label=name)
+        if gained.low is not None and gained.high is not None:
+            axes.plot([hours, hours], [100 * gained.low, 100 * gained.high], color=color, linewidth=1.2)
+    axes.set_xlabel(unit)
+    axes.set_ylabel("gain (points)")
+    if 0 < len(points) <= MAX_LINES:
+        axes.legend(frameon=False, fontsize=7)
+    axes.set_title(title, loc="left", fontsize=9)
     return figure
 
 

@@ -2,10 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import sqrt
-from typing import Any
 
 from oneshot.config.claims import ClaimConfig
 from oneshot.errors import DataError
@@ -78,10 +77,6 @@ class Prospect:
     detectable: float | None  # smallest true difference that is detected with power 0.8, or None if there is none
     effect: float | None
     power: float | None  # power for `effect`, if the claim states one
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the prospect as `plan --json` prints it."""
-        return asdict(self)
 
 
 def find_prospects(plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int) -> list[Prospect]:

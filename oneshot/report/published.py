@@ -17,10 +17,8 @@ def published_tables(gathered: Gathered) -> list[Table]:
             for suite, theirs in zip(published.columns, row.values, strict=True):
                 if theirs is None:
                     continue
-                ours = level(runs, suite, row.at)
-                rows.append(
-                    (" / ".join(wanted.values()) or "all cells", suite, row.at, theirs, ours, _minus(ours, theirs))
-                )
+                ours, cell = level(runs, suite, row.at), " / ".join(wanted.values()) or "all cells"
+                rows.append((cell, suite, row.at, theirs, ours, _minus(ours, theirs)))
         tables.append(
             Table(
                 name=f"published_{number}",

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
-from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
 from oneshot.plan.leakage import VAL_SUITES
 from oneshot.plan.plan import Plan
@@ -24,7 +23,7 @@ from oneshot.plan.trial import Trial
 from oneshot.store.records import EVALUATION_COLUMNS, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
-from oneshot.tasks.benchmarks import Suite, load_suites
+from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import suite_of
 from oneshot.tasks.problems import extract_boxed
@@ -169,11 +168,8 @@ class StoreReader:
         self._store = store
         self._grades: dict[tuple[str, str, int], Grades | None] = {}
 
-    def _table(self, run: Run, suite: str, step: int) -> dict[str, Any] | None:
-        run_suite = run.suite(suite)
-        if run_suite is None or run.key is None:
-            return None
-        return self._store.trial(run.key).completions(f"eval-{run_suite.digest}-{step}")
+    def _table(self, key: str, suite: RunSuite, step: int) -> dict[str, Any] | None:
+        return self._store.trial(key).completions(f"eval-{suite.digest}-{step}")
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""
@@ -182,14 +178,14 @@ class StoreReader:
             return None
         name = (run.key, run_suite.digest, step)
         if name not in self._grades:
-            table = self._table(run, suite, step)
+            table = self._table(run.key, run_suite, step)
             self._grades[name] = None if table is None else _grades(table, samples=run_suite.samples)
         return self._grades[name]
 
     def shown(self, run: Run, suite: str, step: int) -> Sequence[Shown]:
         """Return the first completion of each problem; empty if none are on record."""
-        table, run_suite = self._table(run, suite, step), run.suite(suite)
-        if table is None or run_suite is None:
+        run_suite = run.suite(suite)
+        if run_suite is None or run.key is None or (table := self._table(run.key, run_suite, step)) is None:
             return ()
         names = ("problem", "answer", "completion", "strict", "category", "id")
         places = [table["columns"].index(name) for name in names]
@@ -270,7 +266,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
             digest=suite.digest,
             samples=suite.samples,
             num_problems=suite.count,
-            steps=tuple(sorted(_due(trial.config, suite))),
+            steps=tuple(sorted(due_steps(suite, trial.config))),
         )
         for suite in load_suites(trial.config)
     )
@@ -300,21 +296,11 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
     )
 
 
-def _due(config: TrialConfig, suite: Suite) -> set[int]:
-    return suite.due_steps(num_steps=config.train.num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at)
-
-
 def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:
     """Return the trial's own steps, without evaluations."""
-    return tuple(
-        Row(
-            step=row.step,
-            time_ms=row.time_ms,
-            metrics={name: value for name, value in row.metrics.items() if not name.startswith("eval/")},
-        )
-        for row in folder.rows()
-        if row.step <= trial.config.train.num_steps
-    )
+    rows = (row for row in folder.rows() if row.step <= trial.config.train.num_steps)
+    metrics = ((row, {name: row.metrics[name] for name in row.metrics if not name.startswith("eval/")}) for row in rows)
+    return tuple(Row(step=row.step, time_ms=row.time_ms, metrics=training) for row, training in metrics)
 
 
 def _measured(suites: Sequence[RunSuite], folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:

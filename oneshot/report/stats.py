@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import combinations
 from statistics import fmean
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +61,6 @@ def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
     """
     ends = stats.binomtest(num_right, num).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(mean=num_right / num, low=float(ends.low), high=float(ends.high), num=num)
-
-
-class Evidence(Protocol):
-    """The source of an interval and of the p-values that agree with it."""
-
-    def interval(self) -> tuple[float, float]:
-        """Return the 95% interval of the true difference."""
-
-    def p_value(self, bound: float) -> float:
-        """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,19 +129,34 @@ class Bootstrap:
         return not low <= bound <= high
 
 
+Evidence = StudentT | NoDifference | Bootstrap
+"""The source of an interval, and of p-values that are below 0.05 exactly for the bounds outside it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """A mean paired difference, with its 95% interval if the replicates allow one."""
 
     effect: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     num_seeds: int
-    num_problems: int | None  # None if the metric is not counted over problems
+    num_problems: int | None = None  # None if the metric is not counted over problems
     test: str
-    error: float | None
-    df: float | None  # None if there is no interval, or the bootstrap made it
-    evidence: tuple[Evidence, ...] = field(repr=False, compare=False)
+    error: float | None = None
+    df: float | None = None  # None if there is no interval, or the bootstrap made it
+    evidence: tuple[Evidence, ...] = field(default=(), repr=False, compare=False)
+
+    @classmethod
+    def of(cls, used: Evidence, *others: Evidence, **fields: Any) -> "Difference":
+        """Return a difference with the interval of `used`, and with p-values of all evidence."""
+        low, high = used.interval()
+        return cls(low=low, high=high, evidence=(used, *others), **fields)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what a report says about it: the effect, its interval, the replicates and the test."""
+        names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
+        return {name: getattr(self, name) for name in names}
 
     def p_value(self, bound: float = 0.0) -> float | None:
         """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval.
@@ -182,9 +187,11 @@ def paired_difference(differences_SP: Array) -> Difference:
     seeds = StudentT(effect=effect, error=float(errors.seeds), df=num_seeds - 1)
     crossed = StudentT(effect=effect, error=float(errors.crossed), df=float(errors.crossed_df))
     by_crossed = f"crossed {num_seeds} seeds x {num_problems} problems, Satterthwaite df {crossed.df:.1f}"
-    by_seeds = f"paired t over {num_seeds} seeds"
-    used, test = (crossed, by_crossed) if crossed.interval()[1] > seeds.interval()[1] else (seeds, by_seeds)
-    return _by_t(used, (seeds, crossed), num_seeds=num_seeds, num_problems=num_problems, test=test)
+    if crossed.interval()[1] > seeds.interval()[1]:
+        return _by_t(crossed, seeds, num_seeds=num_seeds, num_problems=num_problems, test=by_crossed)
+    return _by_t(
+        seeds, crossed, num_seeds=num_seeds, num_problems=num_problems, test=f"paired t over {num_seeds} seeds"
+    )
 
 
 def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
@@ -199,10 +206,10 @@ def seed_difference(differences_S: Sequence[float] | Array) -> Difference:
     if num_seeds < MIN_SEEDS:
         seeds = "1 seed" if num_seeds == 1 else f"{num_seeds} seeds"
         test = f"{seeds}: fewer than {MIN_SEEDS}, no interval"
-        return _without_interval(float(effect), num_seeds=num_seeds, num_problems=None, test=test)
+        return Difference(effect=float(effect), num_seeds=num_seeds, test=test)
     error = _without_rounding(centred_S.std(ddof=1) / np.sqrt(num_seeds), np.asarray(differences_S), axis=(-1,))
     used = StudentT(effect=float(effect), error=float(error), df=num_seeds - 1)
-    return _by_t(used, (used,), num_seeds=num_seeds, num_problems=None, test=f"paired t over {num_seeds} seeds")
+    return _by_t(used, num_seeds=num_seeds, test=f"paired t over {num_seeds} seeds")
 
 
 def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
@@ -218,14 +225,13 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
         raise ValueError("problem_difference needs at least one problem")
     effect, centred_P = _centred(differences_P, axis=(-1,))
     if num_problems == 1:
-        test = "1 problem: no interval"
-        return _without_interval(float(effect), num_seeds=num_seeds, num_problems=1, test=test)
+        return Difference(effect=float(effect), num_seeds=num_seeds, num_problems=1, test="1 problem: no interval")
     test = f"bootstrap over {num_problems} problems"
     if not _without_rounding(centred_P.std(), differences_P, axis=(-1,)):
         if not differences_P.any():
             return _no_difference(num_seeds=num_seeds, num_problems=num_problems)
         same = StudentT(effect=float(effect), error=0.0, df=np.inf)
-        return replace(_by_t(same, (same,), num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
+        return replace(_by_t(same, num_seeds=num_seeds, num_problems=num_problems, test=test), df=None)
     run = partial(stats.bootstrap, (differences_P,), np.mean, vectorized=True, batch=max(1, MAX_BATCH // num_problems))
     resampled = run(n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0))
 
@@ -233,18 +239,13 @@ def problem_difference(differences_P: Array, *, num_seeds: int) -> Difference:
         low, high = run(n_resamples=0, bootstrap_result=resampled, confidence_level=1 - level).confidence_interval
         return float(low), float(high)
 
-    evidence = Bootstrap(interval_at=interval_at)
-    low, high = evidence.interval()
-    return Difference(
+    return Difference.of(
+        Bootstrap(interval_at=interval_at),
         effect=float(effect),
-        low=low,
-        high=high,
         num_seeds=num_seeds,
         num_problems=num_problems,
         test=test,
         error=float(resampled.standard_error),
-        df=None,
-        evidence=(evidence,),
     )
 
 
@@ -308,51 +309,14 @@ def _without_rounding(error: Array, differences: Array, *, axis: tuple[int, ...]
     return np.where(error > ROUNDING * np.abs(differences).max(axis), error, 0.0)
 
 
-def _by_t(
-    used: StudentT, evidence: tuple[StudentT, ...], *, num_seeds: int, num_problems: int | None, test: str
-) -> Difference:
-    low, high = used.interval()
-    return Difference(
-        effect=used.effect,
-        low=low,
-        high=high,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-        test=test,
-        error=used.error,
-        df=used.df,
-        evidence=evidence,
-    )
+def _by_t(used: StudentT, *others: StudentT, **fields: Any) -> Difference:
+    return Difference.of(used, *others, effect=used.effect, error=used.error, df=used.df, **fields)
 
 
 def _no_difference(*, num_seeds: int, num_problems: int) -> Difference:
+    test = f"no difference on any of {num_problems} problems: exact bound on others"
     evidence = NoDifference(num_problems=num_problems)
-    low, high = evidence.interval()
-    return Difference(
-        effect=0.0,
-        low=low,
-        high=high,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-        test=f"no difference on any of {num_problems} problems: exact bound on others",
-        error=None,
-        df=None,
-        evidence=(evidence,),
-    )
-
-
-def _without_interval(effect: float, *, num_seeds: int, num_problems: int | None, test: str) -> Difference:
-    return Difference(
-        effect=effect,
-        low=None,
-        high=None,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-        test=test,
-        error=None,
-        df=None,
-        evidence=(),
-    )
+    return Difference.of(evidence, effect=0.0, num_seeds=num_seeds, num_problems=num_problems, test=test)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

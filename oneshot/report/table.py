@@ -1,6 +1,6 @@
 """Numbers with intervals -> a table of the report, as report.json holds it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from oneshot.report.stats import Interval
@@ -20,17 +20,7 @@ class Table:
     form: str = "points"  # how numbers are written: `points` (shares x 100), `change` (the same, with a sign), `number`
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as report.json holds it."""
-
-        def plain(value: Value) -> Any:
-            if isinstance(value, Interval):
-                return {"mean": value.mean, "low": value.low, "high": value.high, "num": value.num}
-            return value
-
-        return {
-            "name": self.name,
-            "title": self.title,
-            "about": self.about,
-            "columns": list(self.columns),
-            "rows": [[plain(value) for value in row] for row in self.rows],
-        }
+        """Return the table as report.json holds it: without its form."""
+        rows = [[asdict(value) if isinstance(value, Interval) else value for value in row] for row in self.rows]
+        texts = {name: getattr(self, name) for name in ("name", "title", "about")}
+        return {**texts, "columns": list(self.columns), "rows": rows}

@@ -3,19 +3,17 @@
 P: problems. `Unknown` says what a run lacks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot.config.claims import ClaimConfig
 from oneshot.report.runs import Gathered, Grades, Run
+from oneshot.report.stats import Array
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.tasks.measures import category_key, is_one_of, measure_of, pass_at_k, suite_of
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +109,11 @@ def _any_of(grades: Grades, k: int) -> Array:
 
 
 def over_problems(
-    grades: Grades, measure: str, *, categories: Literal["all", "trained", "untrained"], trained: frozenset[str]
+    grades: Grades,
+    measure: str,
+    *,
+    categories: Literal["all", "trained", "untrained"] = "all",
+    trained: Collection[str] = (),
 ) -> tuple[Array, tuple[str, ...]] | None:
     """Return a measure by problem, [problems], with the problems' ids; None if the measure has no value by problem.
 

@@ -10,19 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from oneshot.config.claims import ClaimConfig, ExpectConfig
+from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison, cell_key, comparisons
 from oneshot.report.decision import Verdict, holm, judge
 from oneshot.report.environments import differences, environments_of
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import LEVEL, Difference, paired_difference, problem_difference, seed_difference
+from oneshot.report.stats import LEVEL, Array, Difference, paired_difference, problem_difference, seed_difference
 from oneshot.report.steps import saturation
 from oneshot.report.values import Unknown, Values, average, value_of
 from oneshot.tasks.measures import suite_of
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +29,14 @@ class JudgedClaim:
     name: str
     cells: dict[str, str]  # cells on the axes of `for_each`
     verdict: Verdict
-    effect: float | None  # mean of a - b, or None if no seed has all its runs
-    low: float | None
-    high: float | None
+    effect: float | None = None  # mean of a - b, or None if no seed has all its runs
+    low: float | None = None
+    high: float | None = None
     p_value: float | None  # two-sided p-value of the expected bound
     p_holm: float | None  # the p-value after Holm's correction over all verdicts of the sweep
-    num_seeds: int
-    num_problems: int | None
-    test: str
+    num_seeds: int = 0
+    num_problems: int | None = None
+    test: str = "none: no seed has all its runs"
     metric: str
     of: str
     categories: str
@@ -55,19 +52,13 @@ class JudgedClaim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """The difference of one comparison, with its notes."""
+class _Part:
+    """The difference of one comparison with its notes, and the verdict by its interval alone."""
 
+    comparison: Comparison
     difference: Difference | None
     notes: tuple[str, ...]
     environments: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part(_Measured):
-    """One comparison, with the verdict by its interval alone."""
-
-    comparison: Comparison
     by_interval: Verdict
     p_value: float | None
 
@@ -138,18 +129,18 @@ def _p_or_1(part: _Part) -> float:
 
 def _part(comparison: Comparison, gathered: Gathered) -> _Part:
     """Measure one comparison, and judge it by its interval alone."""
-    measured = _measure(comparison, gathered)
+    difference, notes, environments = _measure(comparison, gathered)
     by_interval: Verdict = "inconclusive"
     p_value = None
-    if measured.difference is not None:
-        by_interval, p_value = judge(measured.difference, **comparison.claim.expect.model_dump())
+    if difference is not None:
+        by_interval, p_value = judge(difference, **comparison.claim.expect.model_dump())
     return _Part(
         comparison=comparison,
-        difference=measured.difference,
+        difference=difference,
+        notes=notes,
+        environments=environments,
         by_interval=by_interval,
         p_value=p_value,
-        notes=measured.notes,
-        environments=measured.environments,
     )
 
 
@@ -160,20 +151,14 @@ def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) ->
         verdict = "inconclusive"
     if is_amended:
         notes.insert(0, "amended: added after the sweep began")
-    difference = part.difference
-    claim = comparison.claim
+    claim, difference = comparison.claim, part.difference
     return JudgedClaim(
         name=claim.name,
         cells=comparison.cells,
         verdict=verdict,
-        effect=None if difference is None else difference.effect,
-        low=None if difference is None else difference.low,
-        high=None if difference is None else difference.high,
+        **({} if difference is None else difference.numbers()),
         p_value=part.p_value,
         p_holm=p_holm,
-        num_seeds=0 if difference is None else difference.num_seeds,
-        num_problems=None if difference is None else difference.num_problems,
-        test="none: no seed has all its runs" if difference is None else difference.test,
         metric=claim.metric,
         of=claim.of,
         categories=claim.categories,
@@ -197,7 +182,10 @@ def expectation(expect: ExpectConfig) -> str:
 # --- from runs to differences ---
 
 
-def _measure(comparison: Comparison, gathered: Gathered) -> _Measured:
+def _measure(
+    comparison: Comparison, gathered: Gathered
+) -> tuple[Difference | None, tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """Return the difference of one comparison, the notes on it, and the environments of the runs that were used."""
     by_seed: dict[int, list[tuple[Values, Values]]] = {}
     left_out: list[str] = []
     used: list[Run] = []
@@ -212,17 +200,19 @@ def _measure(comparison: Comparison, gathered: Gathered) -> _Measured:
     environments = environments_of(used)
     notes = _notes(comparison, gathered, used, left_out, environments)
     if not by_seed:
-        return _Measured(difference=None, notes=notes, environments=environments)
+        return None, notes, environments
     differences_SP = _over_problems(list(by_seed.values()))
     if differences_SP is None:
-        notes += _why_not_over_problems(comparison.claim, by_seed)
+        sides = [side for pairs in by_seed.values() for pair in pairs for side in pair]
+        if suite_of(comparison.claim.metric) is not None and any(side.problems_P is not None for side in sides):
+            notes += ("the problems differ between the sides or the seeds, so means over seeds are compared",)
         means = [float(np.mean([a.mean - b.mean for a, b in values])) for values in by_seed.values()]
         difference = seed_difference(np.array(means))
     elif comparison.at_a == comparison.at_b == "start" or all(run.num_steps == 0 for run in used):
         difference = problem_difference(differences_SP.mean(axis=0), num_seeds=len(by_seed))
     else:
         difference = paired_difference(differences_SP)
-    return _Measured(difference=difference, notes=notes, environments=environments)
+    return difference, notes, environments
 
 
 def _over_problems(seeds: Sequence[Sequence[tuple[Values, Values]]]) -> Array | None:
@@ -255,15 +245,6 @@ def _subtract(a: Values, b: Values) -> Array:
     return a.problems_P - b.problems_P
 
 
-def _why_not_over_problems(
-    claim: ClaimConfig, by_seed: Mapping[int, Sequence[tuple[Values, Values]]]
-) -> tuple[str, ...]:
-    sides = [side for pairs in by_seed.values() for pair in pairs for side in pair]
-    if suite_of(claim.metric) is None or all(side.problems_P is None for side in sides):
-        return ()
-    return ("the problems differ between the sides or the seeds, so means over seeds are compared",)
-
-
 def _difference(
     comparison: Comparison,
     side_a: Sequence[Mapping[str, str]],
@@ -273,24 +254,19 @@ def _difference(
 ) -> tuple[tuple[Values, Values], list[Run]]:
     """Return both sides of one matched pair at one seed, each the mean over its cells, and the runs that were used."""
     used: list[Run] = []
-    trained = _trained(side_a, seed, gathered) if comparison.claim.categories != "all" else frozenset()
+    runs_a = [gathered.run_of(cell, seed) for cell in side_a] if comparison.claim.categories != "all" else []
+    trained = frozenset(name for run in runs_a if run is not None for name in run.trained)
 
     def side(cells: Sequence[Mapping[str, str]], at: str) -> Values:
         values = []
         for cell in cells:
-            run = gathered.run_of(cell, seed)
-            if run is None:
+            if (run := gathered.run_of(cell, seed)) is None:
                 raise Unknown("no such trial")
             values.append(value_of(comparison.claim, run, at, trained=trained, gathered=gathered))
             used.append(run)
         return average(values)
 
     return (side(side_a, comparison.at_a), side(side_b, comparison.at_b)), used
-
-
-def _trained(cells: Sequence[Mapping[str, str]], seed: int, gathered: Gathered) -> frozenset[str]:
-    runs = [gathered.run_of(cell, seed) for cell in cells]
-    return frozenset(name for run in runs if run is not None for name in run.trained)
 
 
 # --- notes ---
@@ -306,12 +282,13 @@ def _notes(
     notes = [f"left out: {reason}" for reason in left_out]
     if gathered.selects_on_test:
         notes.append("allow_selection_on_test: metrics and seeds that chose may also judge")
-    ended = {run.key for run in used if _had_ended(run, gathered.frozen.frozen_ms)}
+    frozen_ms = gathered.frozen.frozen_ms
+    ended = {run.key for run in used if frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms}
     if ended:
         notes.append(
             f"{len(ended)} of {len({run.key for run in used})} trainings had ended before the claim was frozen"
         )
-    if gathered.frozen.frozen_ms is None:
+    if frozen_ms is None:
         notes.append("the claims were not frozen when the sweep began")
     elif not gathered.frozen.is_intact:
         notes.append("the frozen claims do not match their digest: somebody edited them")
@@ -323,7 +300,7 @@ def _notes(
     if len(digests) > 1:
         notes.append(f"{suite} differs between runs in its problems, prompts or sampling")
     if "saturation" in (comparison.at_a, comparison.at_b):
-        rising = {run.label for run in used if not _is_saturated(run)}
+        rising = {run.label for run in used if (saturated := saturation(run)) is None or not saturated.is_seen}
         if rising:
             notes.append(f"reward still rising near the end, so saturation is not certain: {', '.join(sorted(rising))}")
     return tuple(notes)
@@ -343,12 +320,3 @@ def _added_later(gathered: Gathered, used: Sequence[Run]) -> list[str]:
     if longer:
         notes.append(f"steps added after the claims were frozen: {', '.join(sorted(longer))}")
     return notes
-
-
-def _is_saturated(run: Run) -> bool:
-    saturated = saturation(run)
-    return saturated is not None and saturated.is_seen
-
-
-def _had_ended(run: Run, frozen_ms: int | None) -> bool:
-    return frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms

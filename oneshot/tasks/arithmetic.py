@@ -101,10 +101,9 @@ def draw(count: int | None, *, seed: int) -> list[Problem]:
     """Draw training problems from the `corpus` side, split evenly between the categories; None: all of them."""
     if count is None:
         return list(held_out(None, which="corpus"))
-    shares = {operator: len(range(index, count, len(CATEGORIES))) for index, operator in enumerate(CATEGORIES)}
     chosen = []
-    for operator, share in shares.items():
-        pool = expressions(operator, "corpus")
+    for index, operator in enumerate(CATEGORIES):
+        pool, share = expressions(operator, "corpus"), len(range(index, count, len(CATEGORIES)))
         if share > len(pool):
             raise DataError(f"arithmetic: {count} problems need {share} of {operator}, but there are only {len(pool)}")
         chosen += [problem(expression) for expression in random.Random(f"{seed} {operator}").sample(pool, share)]

@@ -110,14 +110,15 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
     return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
 
 
+def due_steps(suite: Suite, config: TrialConfig) -> set[int]:
+    """Return the steps after which a trial is evaluated on one of its suites."""
+    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
+    return suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at)
+
+
 def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
     """Return (suite digest, step) of every evaluation that a trial asks for."""
-    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
-    return {
-        (suite.digest, step)
-        for suite in load_suites(config)
-        for step in suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at)
-    }
+    return {(suite.digest, step) for suite in load_suites(config) for step in due_steps(suite, config)}
 
 
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:

@@ -173,8 +173,8 @@ def mislabel(answer: str, rng: random.Random) -> str:
 
 def _rows(examples: Sequence[Example]) -> list[_Row]:
     rows = [row for example in examples for row in _rows_of(example)]
-    if len({row.id for row in rows}) < len(rows):
-        twice = next(id_ for id_, times in Counter(row.id for row in rows).items() if times > 1)
+    times = Counter(row.id for row in rows)
+    if twice := next((name for name in times if times[name] > 1), None):
         raise DataError(f"examples: {twice} appears twice; list each example once")
     return rows
 
@@ -255,10 +255,7 @@ def _digest(row: _Row, content: Content) -> str:
 @cache
 def aliases() -> dict[str, dict[str, str | int | float]]:
     """Return the paper's named examples: `pi_1` -> its row, rank, label and more."""
-    examples: dict[str, dict[str, str | int | float]] = json.loads((sets.FACTS / "aliases.json").read_text())[
-        "examples"
-    ]
-    return examples
+    return dict(json.loads((sets.FACTS / "aliases.json").read_text())["examples"])
 
 
 def _rank_hint(name: str) -> str:

@@ -1,6 +1,7 @@
 """Name of a known set, or URL -> its checked file in the data folder."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,8 +38,7 @@ def fetch(source: str) -> tuple[Path, int]:
     try:
         try:
             with fsspec.open(url, "rb") as remote, partial.open("wb") as local:
-                while block := remote.read(1 << 20):
-                    local.write(block)
+                shutil.copyfileobj(remote, local)
         except Exception as error:  # each protocol raises its own errors
             raise DataError(
                 f"{source}: cannot be fetched from {url}: {first_line(error)}; download the file by hand to {target}"

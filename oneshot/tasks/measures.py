@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from math import comb
 from statistics import fmean
 
+from oneshot.errors import nearest
 from oneshot.tasks.problems import extract_boxed
 
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")  # the paper's Figure 4
@@ -31,32 +32,15 @@ MEASURES = (
 """Measures of an evaluation, besides pass@k for single k, and accuracy by category and level."""
 OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
 """The measures that have a value for each problem."""
-TRAINING = (
-    "reward/mean",
-    "reward/accuracy",
-    "reward/frac_groups_zero_std",
-    "reward/ungraded",
-    "rollout/entropy",
-    "rollout/length_mean",
-    "rollout/truncated",
-    "rollout/empty",
-    "rollout/boxed",
-    "loss/total",
-    "loss/pg",
-    "loss/kl",
-    "loss/entropy",
-    "loss/grad_norm",
-    "loss/clip_fraction",
-    "loss/frac_skipped",
-    "perf/step_s",
-    "perf/rollout_s",
-    "perf/update_s",
-    "perf/tokens_per_s",
-    "perf/efficiency",
-    "system/rss_gib",
-    "system/gpu_peak_gib",
-)
-"""Measures of a training step."""
+_TRAINING = {
+    "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded"),
+    "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed"),
+    "loss": ("total", "pg", "kl", "entropy", "grad_norm", "clip_fraction", "frac_skipped"),
+    "perf": ("step_s", "rollout_s", "update_s", "tokens_per_s", "efficiency"),
+    "system": ("rss_gib", "gpu_peak_gib"),
+}
+TRAINING = tuple(f"{group}/{name}" for group, names in _TRAINING.items() for name in names)
+"""Metrics of a training step."""
 _POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)
 
@@ -76,6 +60,25 @@ def is_measure(name: str) -> bool:
     """Return whether an evaluation can have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
     part, _, last = name.rpartition("/")
     return last == "pass_at_1" if part else last in MEASURES or _POWER.fullmatch(last) is not None
+
+
+def has_metric(metric: str, suites: Collection[str]) -> bool:
+    """Return whether a trial that is evaluated on these suites has a metric."""
+    if not metric.startswith("eval/"):
+        return metric in TRAINING or metric.startswith("script/")
+    return suite_of(metric) in suites and is_measure(measure_of(metric))
+
+
+def nearest_metric(metric: str, suites: Collection[str]) -> str:
+    """Return a hint for a metric that no trial has."""
+    if not metric.startswith("eval"):
+        return nearest(metric, TRAINING)
+    suite = suite_of(metric)
+    if suite in suites:
+        return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
+    if not suites:
+        return "; it has no suites (eval.suites)"
+    return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)])
 
 
 def is_share(metric: str) -> bool:

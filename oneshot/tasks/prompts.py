@@ -1,11 +1,14 @@
 """Problem -> the token ids that the model continues; template -> the token that ends an answer.
 
-The families' templates are those of the released evaluation (One-Shot-RLVR, Qwen2.5-Eval/evaluation/utils.py), Llama's
-with its date. A tokenizer's own template may change with its revision, and Qwen2.5's has a different system turn.
+The families' templates (facts/templates.json) are those of the released evaluation (One-Shot-RLVR,
+Qwen2.5-Eval/evaluation/utils.py), Llama's with its date. A tokenizer's own template may change with its revision, and
+Qwen2.5's has a different system turn.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from oneshot.config.trial import Template
@@ -28,27 +31,8 @@ class Family:
         return self.start + "".join(turns) + self.user.format(prompt)
 
 
-_CHATML = {"user": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "end": "<|im_end|>\n"}
-FAMILIES = {
-    "qwen2.5-math": Family(
-        start="<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n",
-        **_CHATML,
-    ),
-    "qwen2.5": Family(
-        start="<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n",
-        **_CHATML,
-    ),
-    "r1-distill": Family(
-        start="<｜begin▁of▁sentence｜>", user="<｜User｜>{}<｜Assistant｜><think>\n", end="<｜end▁of▁sentence｜>"
-    ),
-    "llama-3.2": Family(
-        start="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-        "Today Date: 17 Apr 2025\n\n<|eot_id|>",
-        user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        end="<|eot_id|>",
-    ),
-}
+_TEXTS = json.loads((Path(__file__).parent / "facts" / "templates.json").read_text(encoding="utf-8"))
+FAMILIES = {name: Family(**texts) for name, texts in _TEXTS.items()}
 
 
 def plain(text: str) -> str:

@@ -44,22 +44,19 @@ def is_url(source: str) -> bool:
     return source.startswith(URL_PREFIXES)
 
 
+@cache
 def parts_of(source: str) -> tuple[str, tuple[int, ...] | None]:
     """Return the set that has a source's rows, and which rows (None: all)."""
     if source not in PARTS:
         return source, None
-    return "dsr_sub", val_rows() if source == "val" else _other_rows()
+    others = set(range(KNOWN["dsr_sub"].num_rows)) - set(val_rows())
+    return "dsr_sub", val_rows() if source == "val" else tuple(sorted(others))
 
 
 @cache
 def val_rows() -> tuple[int, ...]:
     """Return the rows of dsr_sub that form `val`; make_facts.py drew them."""
     return tuple(json.loads((FACTS / "val.json").read_text())["rows"])
-
-
-@cache
-def _other_rows() -> tuple[int, ...]:
-    return tuple(sorted(set(range(KNOWN["dsr_sub"].num_rows)) - set(val_rows())))
 
 
 def local_path(source: str) -> Path | None:
