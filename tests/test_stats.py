@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from oneshot.report.decision import holm, judge
@@ -334,6 +335,11 @@ def test_a_claim_without_p_counts_as_a_test() -> None:
 
 
 @settings(max_examples=8, deadline=None)  # statsmodels collects garbage each time
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == list(multipletests(p_values, method="holm")[1])
+
+
 @given(st.lists(st.none() | st.floats(0, 1), max_size=12))
 def test_holm_never_makes_a_p_smaller_and_keeps_their_order(p_values: list[float | None]) -> None:
     corrected = holm(p_values)

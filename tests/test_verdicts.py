@@ -1,8 +1,7 @@
 """Runs and claims -> verdicts: numbers worked by hand, other implementations, and what is said beside them."""
 
-import gc
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ from oneshot.report.values import over_problems
 from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.store.records import Row
 from oneshot.store.store import Store
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_to_collect() -> Iterator[None]:
-    """statsmodels collects garbage at every correction: half a second each with all libraries loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 ARMS = [{"arm": "outcome"}, {"arm": "format"}]
 AGAINST_FORMAT = claim({"arm": "outcome"}, {"arm": "format"})

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from oneshot.report.stats import LEVEL, Difference
+import numpy as np
+
+from oneshot.report.stats import Difference
 
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 
@@ -45,10 +47,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     Source: Holm, Scandinavian Journal of Statistics 6, 1979. A claim without a p-value was planned too: it counts as a
     test with p = 1, and stays None.
     """
-    if not p_values:
-        return []
-    # takes half a second to import, and few sweeps make claims
-    from statsmodels.stats.multitest import multipletests
-
-    corrected = multipletests([1.0 if p is None else p for p in p_values], alpha=LEVEL, method="holm")[1]
-    return [None if p is None else float(p_holm) for p, p_holm in zip(p_values, corrected, strict=True)]
+    tested = np.array([1.0 if p is None else p for p in p_values])
+    order = tested.argsort(kind="stable")
+    tested[order] = np.maximum.accumulate(tested[order] * np.arange(len(tested), 0, -1)).clip(max=1.0)
+    return [None if p is None else float(p_holm) for p, p_holm in zip(p_values, tested, strict=True)]
