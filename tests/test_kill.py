@@ -368,6 +368,7 @@ def whole(uninterrupted: tuple[Record, float]) -> Record:
     return uninterrupted[0]
 
 
+@pytest.mark.slow
 def test_the_trial_that_is_compared_has_something_to_lose(whole: Record) -> None:
     """Every part of the loss and of the optimiser is at work, else equal bits would mean little."""
     later = [whole.metrics[step] for step in range(2, STEPS + 1)]
@@ -377,9 +378,8 @@ def test_the_trial_that_is_compared_has_something_to_lose(whole: Record) -> None
     assert sorted(int(name.removesuffix(".json").rsplit("-")[-1]) for name in whole.evaluations) == [0, 4, 7]
 
 
-@pytest.mark.parametrize(
-    "story", [one if number == 0 else pytest.param(one, marks=pytest.mark.slow) for number, one in enumerate(STORIES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("story", STORIES)
 def test_a_trial_killed_at_bad_moments_ends_in_the_same_bits(
     nursery: Nursery, whole: Record, folder: TrialFolder, story: str
 ) -> None:

@@ -398,7 +398,7 @@ def assert_close(found: Memory, weighed: Weighed) -> None:
     assert (found.update_gib > found.rollout_gib) == (weighed.update > weighed.rollout)
 
 
-FEW = ("llama", "checkpointing, bf16")
+FEW = ("llama",)
 """Of the measured cases those that are always run; the others are slow for their number."""
 
 

@@ -158,6 +158,7 @@ EXACT = {"model": {"path": "tiny:llama", "dtype": "float64"}, "train": {"num_ste
 """A trial whose metrics are the same up to rounding, however it is spread."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("children_gone")
 def test_a_trial_is_the_same_in_shards_and_goes_on_in_one_process_from_their_checkpoint(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path

@@ -275,7 +275,8 @@ def exact(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(("perf/", "system/"))}
 
 
-@pytest.mark.parametrize("model", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen2", "llama"])
 def test_a_trial_without_ray_gives_the_same_floats(place: Ran, tmp_path: Path, model: str) -> None:
     made, _ = place
     chosen = next(t for t in made.plan().trials if t.cell == {"model": model, "arm": "outcome"} and t.seed == 1)

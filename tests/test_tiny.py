@@ -32,6 +32,7 @@ def test_transformers_loads_it_with_one_token_a_character(folder: Path) -> None:
     assert tokenizer.eos_token_id in range(len(tokenizer))
 
 
+@pytest.mark.slow
 def test_the_card_says_what_was_measured_and_that_it_is_no_evidence(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "model organism" in card
@@ -44,6 +45,7 @@ def test_the_card_says_what_was_measured_and_that_it_is_no_evidence(folder: Path
         assert float(value) == pytest.approx(measured[name], abs=0.05), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_the_organism_can_but_mostly_does_not_say_so(name: str) -> None:
     measured = measure(name, num_problems=100)
@@ -51,6 +53,7 @@ def test_the_organism_can_but_mostly_does_not_say_so(name: str) -> None:
     assert measured.sampled["pass_at_1_lenient"] > measured.sampled["pass_at_1"] + 0.25
 
 
+@pytest.mark.slow
 def test_the_blank_organism_cannot_in_whatever_words() -> None:
     measured = measure("blank", num_problems=100)
     assert measured.sampled["boxed"] > 0.1

@@ -41,6 +41,7 @@ def test_layers_that_are_computed_twice_make_the_same_trial(tiny_config: MakeCon
     assert [pytest.approx(step, abs=1e-7) for step in found[0]] == found[1]
 
 
+@pytest.mark.slow
 def test_one_example_teaches_the_tiny_model_problems_it_never_saw(tiny_config: MakeConfig, grader: Grader) -> None:
     """The learning test: training reward and held-out accuracy rise far beyond their noise (about 0.06 and 0.05)."""
     config = tiny_config(
