@@ -19,7 +19,7 @@ for _verbs in ("sweeps", "report", "export", "cluster", "store", "data"):  # in 
 
 
 def main() -> None:
-    """Entry point: runs a verb and turns its errors into one line and an exit code."""
+    """Run a verb, and turn its errors into one line and an exit code."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("oneshot: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -87,12 +87,12 @@ class _Sizes:
 
     @property
     def wide(self) -> int:
-        """Bytes per logit."""
+        """Return the bytes of a logit."""
         return max(4, self.compute)
 
     @property
     def trained_head(self) -> int:
-        """Number of the head's weights with a gradient: none with an adapter."""
+        """Return the number of the head's weights with a gradient: none with an adapter."""
         return self.shape.head_params if self.num_trained == self.num_params else 0
 
     @property
@@ -101,7 +101,7 @@ class _Sizes:
 
     @property
     def shard(self) -> float:
-        """Share of a sharded tensor that one GPU holds."""
+        """Return the share of a sharded tensor that one GPU holds."""
         return (0.0 if self.cpu_offload else 1.0) / self.num_processes if self.strategy == "fsdp" else 1.0
 
 

@@ -41,12 +41,12 @@ class _Row:
 
     @property
     def original(self) -> Problem:
-        """The problem with its original label."""
+        """Return the problem with its original label."""
         return self.problem if self.problem is not None else sets.load(self.source)[self.row]
 
     @property
     def label(self) -> str:
-        """The label that the trial trains with."""
+        """Return the label that the trial trains with."""
         if self.wrong_seed is not None:
             return mislabel(self.original.answer, random.Random(self.wrong_seed))
         return self.original.answer if self.answer is None else self.answer
