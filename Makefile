@@ -6,7 +6,7 @@ PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --duratio
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart miniature laptop test test-all test-cluster test-ray test-slow check fmt docs site bench clean
+.PHONY: help setup setup-dev quickstart miniature laptop test test-all test-ray test-slow check fmt docs site bench clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -54,16 +54,13 @@ test: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
 test-all: .venv/ready-dev
-	$(MAKE) --jobs 3 --output-sync=line test-cluster test-ray test-slow
+	$(MAKE) --jobs 2 --output-sync=line test-ray test-slow
 
-# Tests of clusters mostly wait, and have deadlines. Those on a local Ray and those that only compute take what they
-# leave of the processors.
-test-cluster: .venv/ready-dev
-	$(BIN)/pytest -q --durations 20 -m cluster
-
+# Tests of clusters and on Ray have deadlines, and often wait.
 test-ray: .venv/ready-dev
-	nice -n 5 $(BIN)/pytest -q --durations 20 -m "slow and ray and not cluster"
+	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
 
+# The others compute, and take what those leave of the processors.
 test-slow: .venv/ready-dev
 	nice -n 10 $(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster"
 
