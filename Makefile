@@ -3,10 +3,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 20
+GPU_PYTHON ?= 3.12
+GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart miniature laptop test test-all test-ray test-slow check fmt docs site bench clean
+.PHONY: help setup setup-dev quickstart miniature laptop test test-all test-ray test-slow check fmt docs site bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -16,6 +18,7 @@ help:
 	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
 	@echo "make check       run ruff, mypy, import-linter and codespell"
 	@echo "make bench       compare a GRPO step with TRL's and sweeps with plain Tune; time a report and two processes"
+	@echo "make gpu         settle on one GPU what a CPU cannot show; at most 8 minutes (make gpu-wheels: what it needs)"
 	@echo "make docs        write the generated documents"
 	@echo "make site        build the documentation into site/; a dead link fails the build"
 
@@ -92,6 +95,17 @@ bench: .venv/ready-dev
 	$(BIN)/python bench/orchestration.py
 	$(BIN)/python bench/report.py
 	$(BIN)/python bench/processes.py
+
+# For a GPU machine without a network that has torch, transformers, accelerate, peft, pyarrow and pytest: run
+# `make gpu-wheels` where there is a network, copy the folder, and run `make gpu` there.
+gpu-wheels: .venv/ready
+	$(BIN)/pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
+		--platform manylinux_2_17_x86_64 --constraint constraints.txt --dest build/gpu-wheels $(GPU_PACKAGES)
+
+gpu:
+	test ! -d build/gpu-wheels || $(PYTHON) -m pip install --quiet --no-index --find-links build/gpu-wheels \
+		--target build/gpu-packages --upgrade $(GPU_PACKAGES)
+	PYTHONPATH=build/gpu-packages:. $(PYTHON) bench/gpu.py $(GPU_OPTIONS)
 
 clean:
 	rm -rf .venv runs build site
