@@ -357,6 +357,12 @@ def test_a_guard_breaks_after_so_many_steps_one_after_another(values: list[float
         assert not is_broken
 
 
+def test_a_sampler_far_from_the_trainer_fails_the_trial_unless_the_sweep_says_otherwise() -> None:
+    with pytest.raises(GuardError, match=r"rollout/mismatch_kl is 0\.2, above 0\.1"):
+        Guards(()).check({"rollout/mismatch_kl": 0.2})
+    Guards((guard(metric="rollout/mismatch_kl", above=0.5),)).check({"rollout/mismatch_kl": 0.2})
+
+
 # out of memory
 
 

@@ -20,6 +20,7 @@ from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack, in_order, micro_batches, pack
 from oneshot.rollout.engine import Completion
 from oneshot.training.loss import BatchTotals, token_loss, token_weights
+from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState
 
 
@@ -43,25 +44,33 @@ class Batch:
 def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str, float]:
     """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
+    `rollout/mismatch_...` compares the sampler with the forward pass before the first of them.
+
     Raises TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
     """
     num_updates = config.train.updates_per_rollout
     size = len(batch.completions) // num_updates
     metrics: dict[str, list[float]] = defaultdict(list)
+    mismatch = Mismatch(batch.completions, state.policy.device)
     with state.weights.updating():
-        old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
+        old_logprobs = _old_logprobs(config, state, batch, mismatch) if num_updates > 1 else None
         for start in range(0, len(batch.completions), size):
             chosen = range(start, start + size)
-            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
+            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs, mismatch).items():
                 metrics[name].append(value)
-    return {name: fmean(values) for name, values in metrics.items()}
+    return {name: fmean(values) for name, values in metrics.items()} | mismatch.metrics(state.world)
 
 
 def optimizer_step(
-    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig,
+    state: TrainingState,
+    batch: Batch,
+    chosen: range,
+    old_logprobs: dict[int, Tensor] | None,
+    mismatch: Mismatch,
 ) -> dict[str, float]:
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
-    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
+    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs, mismatch)
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
     metrics |= {"loss/grad_norm": state.weights.whole(norm).item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
     for name in ("loss/total", "loss/grad_norm"):
@@ -76,7 +85,12 @@ def optimizer_step(
 
 
 def accumulate(
-    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig,
+    state: TrainingState,
+    batch: Batch,
+    chosen: range,
+    old_logprobs: dict[int, Tensor] | None,
+    mismatch: Mismatch | None = None,
 ) -> tuple[dict[str, float], int]:
     """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient.
 
@@ -103,6 +117,8 @@ def accumulate(
             advantages_M=micro_batch.spread(batch.advantages_G[members]),
             weights_M=micro_batch.spread(weights_G[members]) * counts,
             old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
+            # after an update, the policy is no longer the one that sampled
+            mismatch=mismatch if counts and old_logprobs is None else None,
         )
         state.world.accelerator.backward(output.loss * state.weights.loss_scale)
         for name, value in output.metrics.items():
@@ -122,12 +138,16 @@ def _loss(
     advantages_M: Tensor,
     weights_M: Tensor,
     old_M: Tensor | None,
+    mismatch: Mismatch | None,
 ) -> LossOutput:
     """Return one micro-batch's part of the loss."""
     temperature = config.rollout.temperature
+    sampled_M = None if mismatch is None else mismatch.sampled(batch, like=weights_M)
     ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
 
     def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
+        if mismatch is not None and sampled_M is not None:
+            mismatch.add(sampled_M[where], logprobs_n)
         return token_loss(
             logprobs_n,
             None if old_M is None else old_M[where],
@@ -173,12 +193,14 @@ def _packs(
         yield pack(state.prompts, batch.example_G, completions, chosen, device=state.policy.device), counts
 
 
-def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, Tensor]:
+def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch, mismatch: Mismatch) -> dict[int, Tensor]:
     """Return each completion's log-probabilities before the step's first update, by its index."""
     own: dict[int, Tensor] = {}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
-    for micro_batch, _ in _packs(config, state, batch, range(len(batch.completions))):
+    for micro_batch, counts in _packs(config, state, batch, range(len(batch.completions))):
         logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
+        if counts:
+            mismatch.add(mismatch.sampled(micro_batch, like=logprobs_M), logprobs_M)
         own.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
     if state.world.size == 1:
         return own

@@ -8,12 +8,16 @@ from oneshot.config.sweep import GuardConfig
 from oneshot.errors import DataError, DeadProcessError, GuardError, OneshotError, TrialError, UserError
 from oneshot.store.records import FailureKind
 
+SAMPLER = GuardConfig(metric="rollout/mismatch_kl", above=0.1)
+"""A sampler this far from the trainer is broken. A guard of the sweep on the same metric replaces it."""
+
 
 class Guards:
-    """The sweep's `guards`, and for how many steps each has been broken."""
+    """The sweep's `guards` and the default ones, and for how many steps each has been broken."""
 
     def __init__(self, guards: tuple[GuardConfig, ...]) -> None:
-        self._guards = guards
+        is_set = any(guard.metric == SAMPLER.metric for guard in guards)
+        self._guards = guards if is_set else (*guards, SAMPLER)
         self._broken: Counter[int] = Counter()
 
     def check(self, metrics: dict[str, float]) -> None:
