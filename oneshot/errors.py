@@ -5,7 +5,7 @@
     │   ├── SweepFileError    ... in a sweep file: one line `file:line: path: what; hint` per mistake
     │   ├── DataError         ... in an example set or an evaluation suite
     │   └── ModelError        ... in a model folder, revision or tokenizer
-    └── TrialError            a trial cannot continue (its loss is not finite, ...): recorded as failed
+    └── TrialError            a trial cannot continue (its loss or logits are not finite): recorded as failed
         ├── GuardError        ... because a metric left the bounds of a guard
         └── DeadProcessError  ... because one of its processes is gone: the trial is tried again
 

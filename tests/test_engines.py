@@ -1,20 +1,25 @@
 """One behaviour suite over every rollout engine; `hf`, plain `generate`, is the oracle."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import small_model
 from scipy import stats
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from oneshot.config.trial import ModelConfig
+from oneshot.policy import attention
 from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.packing import pack
 from oneshot.policy.policy import Policy, load_policy
 from oneshot.rollout import cuda_graphs, lockstep
-from oneshot.rollout.engine import Completion, Engine, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
@@ -285,3 +290,104 @@ def test_uniforms_depend_on_the_key_alone() -> None:
     assert (uniforms([(0, 2)], 2)[0] == table[1, :2]).all()
     assert table.min() >= 0
     assert table.max() < 1
+
+
+# What a GPU needs, seen on a CPU.
+
+UNEVEN = ("9-3=?", "12*7=?")
+"""Prompts of different lengths, so that one is padded."""
+
+
+def uneven(policy: Policy, *, rows: int = 2) -> list[PromptRequest]:
+    return [
+        PromptRequest(prompt_ids=prompt(policy, text), row_keys=tuple((5, index, row) for row in range(rows)))
+        for index, text in enumerate(UNEVEN)
+    ]
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_keys_and_values_are_freed_without_a_garbage_collection(
+    policy: Policy, fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    num_made = 0
+
+    class Watched(lockstep.KvLayer):
+        def __init__(self) -> None:
+            nonlocal num_made
+            super().__init__()
+            alive.add(self)
+            num_made += 1
+
+    monkeypatch.setattr(lockstep, "KvLayer", Watched)
+    engine = Lockstep(kv_gib=in_waves(policy, 1).kv_gib, fixed_shapes=fixed_shapes)  # five of these short rows a wave
+    gc.disable()
+    try:
+        engine.generate(policy, uneven(policy, rows=4), Sampling(temperature=1.0, max_tokens=12))
+        assert (num_made, len(alive)) == (2 * policy.model.config.num_hidden_layers, 0)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_masked_decoding_reads_each_key_head_once(
+    policy: Policy, fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = policy.model.config
+    if config.num_key_value_heads == config.num_attention_heads:
+        pytest.skip("each query has a key head of its own")
+    num_heads = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rest: Any) -> torch.Tensor:
+        num_heads.append((query.shape[1], key.shape[1]))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **rest)
+
+    def wide(module: Any, query: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        assert query.shape[2] > 1, "a decode step repeats keys and values"
+        return sdpa_attention_forward(module, query, *rest, **more)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", wide)
+    engine = Lockstep(kv_gib=1.0, fixed_shapes=fixed_shapes)
+    engine.generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=6))
+    assert set(num_heads) == {(config.num_key_value_heads, config.num_key_value_heads)}
+
+
+def test_no_position_of_a_padded_prompt_attends_to_nothing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+
+    def watched(module: Any, query: Any, key: Any, value: Any, mask: torch.Tensor | None, **rest: Any) -> Any:
+        assert mask is not None
+        masks.append(mask)
+        return sdpa_attention_forward(module, query, key, value, mask, **rest)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    Lockstep(kv_gib=1.0).generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=2))
+    assert masks
+    assert all(bool(mask.any(dim=-1).all()) for mask in masks)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "hf"])
+def test_logits_that_are_not_finite_are_an_error(engine: str, temperature: float) -> None:
+    broken = load_policy(ModelConfig(path="tiny:qwen2", dtype="float32"))
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(NotFiniteError, match="logits are NaN or infinite at completion token 1 "):
+        ENGINES[engine](broken).generate(
+            broken, requests(broken, rows=2), Sampling(temperature=temperature, max_tokens=8)
+        )
+
+
+def test_a_row_of_nan_draws_a_token_of_the_vocabulary() -> None:
+    logits_BV = torch.tensor([[0.0, torch.nan, 0.0], [0.0, torch.inf, 0.0], [0.0, 0.0, 0.0]])
+    tokens_B, logprobs_B = sample(logits_BV, torch.tensor([0.5, 0.5, 0.5]), cdf_BV=torch.empty(3, 3))
+    assert tokens_B.max() <= 2
+    assert logprobs_B.isfinite().tolist() == [False, False, True]
+
+
+def test_a_policy_does_not_use_cudnn_for_attention() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(ModelConfig(path="tiny:qwen2"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()

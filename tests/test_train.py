@@ -1,21 +1,28 @@
 """The trial: it learns, it repeats itself exactly, it goes on from a checkpoint, it fails aloud."""
 
 import json
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
+from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder
-from oneshot.policy.policy import load_policy
-from oneshot.tasks.grading import Grader
+from oneshot.policy.policy import Policy, load_policy
+from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
+from oneshot.rollout.lockstep import Lockstep
+from oneshot.tasks.grading import Grade, Grader
 from oneshot.tiny.make import make_tokenizer
+from oneshot.training.evaluate import evaluate
 from oneshot.training.grpo import StepMetrics, train, train_step
-from oneshot.training.state import TrainingState, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, lasting_gib, load_state, new_state, save_state
+from oneshot.training.trainer import GrpoTrainer
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -132,6 +139,19 @@ def test_no_steps_is_an_evaluation_alone(tiny_config: MakeConfig, grader: Grader
     assert "reward/mean" not in steps[0].metrics
 
 
+def test_weights_that_are_not_finite_end_the_trial_and_the_step_is_named(
+    tiny_config: MakeConfig, grader: Grader
+) -> None:
+    config = tiny_config()
+    state = new_state(config, seed=0, grader=grader)
+    with torch.no_grad():
+        state.policy.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(TrialError, match=r"at completion token 1 .* in the rollout of step 1"):
+        train_step(config, state)
+    with pytest.raises(TrialError, match=r"at completion token 1 .* in the evaluation of arithmetic after step 0"):
+        next(train(config, state))
+
+
 def test_a_loss_that_is_not_finite_ends_the_trial(tiny_config: MakeConfig, grader: Grader) -> None:
     config = tiny_config()
     state = new_state(config, seed=0, grader=grader)
@@ -231,3 +251,63 @@ def test_completions_without_any_text_are_counted(tiny_config: MakeConfig, grade
         head.weight.zero_()
         head.weight[1] = state.policy.model.base_model(torch.tensor([state.prompts[0]])).last_hidden_state[0, -1] * 100
     assert train_step(config, state).metrics["rollout/empty"] == 1.0
+
+
+def test_a_trainer_that_is_closed_leaves_no_model_in_memory(tiny_config: MakeConfig, grader: Grader) -> None:
+    trainer = GrpoTrainer(tiny_config(), seed=0, resources=ResourceConfig(), grader=grader)
+    model = weakref.ref(trainer._state.policy.model)
+    for _ in trainer.train():
+        pass
+    trainer.close()
+    assert model() is None
+
+
+def test_the_memory_that_lasts_is_that_of_weights_moments_and_reference(
+    tiny_config: MakeConfig, grader: Grader
+) -> None:
+    cpu = torch.device("cpu")
+    for coef, trains, copies in ((0.0, False, 1), (0.0, True, 3), (0.1, True, 4)):
+        state = new_state(tiny_config(loss={"kl_coef": coef}), seed=0, grader=grader)
+        num_bytes = sum(parameter.nbytes for parameter in state.policy.model.parameters())
+        lasting = lasting_gib(state.weights, state.reference, device=cpu, trains=trains)
+        assert lasting == pytest.approx(copies * num_bytes / 2**30)
+
+
+class TwoParts:
+    """An engine that hands over one completion, and the others only when that one has been graded."""
+
+    def __init__(self, is_graded: threading.Event) -> None:
+        self._is_graded = is_graded
+
+    def generate(
+        self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
+        by_request = Lockstep(kv_gib=1.0).generate(policy, requests, sampling)
+        places = [(request, row) for request, row_of in enumerate(by_request) for row in range(len(row_of))]
+        for request, row in places:
+            ended(request, row, by_request[request][row])
+            assert self._is_graded.wait(timeout=60), "nothing is graded while others are decoded"
+        return by_request
+
+
+class Watched(Grader):
+    """A grader that says when it has graded."""
+
+    has_graded: threading.Event
+
+    def grade(self, completion: str, answer: str) -> Grade:
+        grade = super().grade(completion, answer)
+        self.has_graded.set()
+        return grade
+
+
+def test_an_evaluation_grades_while_others_are_still_decoded(tiny_config: MakeConfig, grader: Grader) -> None:
+    state = new_state(tiny_config(), seed=0, grader=grader)
+    (suite,) = state.suites
+    with Watched(timeout_s=5.0) as watched:
+        watched.has_graded = threading.Event()
+        found = evaluate(
+            state.policy, suite, engine=TwoParts(watched.has_graded), grader=watched, seed=0, step=0, world=state.world
+        )
+    plain = evaluate(state.policy, suite, engine=state.engine, grader=grader, seed=0, step=0, world=state.world)
+    assert found == plain

@@ -48,6 +48,9 @@ def load_policy(config: ModelConfig) -> Policy:
     Raises ModelError: there is no such model, it has no EOS token, or its logits are not `head(last hidden state)`.
     """
     disable_progress_bar()  # a sweep loads weights in every trial
+    # it makes a plan for each new shape, which takes half a second, and packs have new shapes in every step
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    log.info("attention on a GPU: flash, memory-efficient or plain kernels; cuDNN's are off")
     folder = local_folder(config.path)
     source, revision = (str(folder), None) if folder else (config.path, config.revision)
     try:

@@ -17,12 +17,20 @@ from torch import Tensor
 LENGTH_STEP = 512  # positions by which the visible part of the cache grows
 
 
-class FixedStep:
-    """A decode step `forward(ids_B1, positions_B1, mask_B11L)` at few sizes, with its graphs."""
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`ids_B1`, `positions_B1`, `mask_B11L` -> the last hidden states, `[B, H]`."""
 
-    def __init__(self, forward: Callable[[Tensor, Tensor, Tensor], Tensor], start_B: Tensor, *, capacity: int) -> None:
+
+class FixedStep:
+    """A decode step at few sizes, with its graphs.
+
+    It is given `forward` at each call and never keeps it: `forward` belongs to the owner of the cache, and a cycle of
+    the two would keep gigabytes alive until the next garbage collection.
+    """
+
+    def __init__(self, start_B: Tensor, *, capacity: int) -> None:
         """Take the first position of each row that is not padding, and the cache's number of positions."""
-        self._forward, self._capacity = forward, capacity
+        self._capacity = capacity
         self.position = torch.zeros(1, dtype=torch.long, device=start_B.device)
         self._ids_B1 = torch.zeros(len(start_B), 1, dtype=torch.long, device=start_B.device)
         self._start_B1 = start_B[:, None].clone()
@@ -38,32 +46,33 @@ class FixedStep:
         """Move these rows to the front."""
         self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
 
-    def run(self, tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+    def run(self, forward: Forward, tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
         """Process each row's token at `position` of the cache; return the hidden states, `[B, H]`."""
         self._ids_B1[: len(tokens_B), 0] = tokens_B
         self.position.fill_(position)
         if not tokens_B.is_cuda:
-            return self._step(*size)[: len(tokens_B)]
+            return self._step(forward, *size)[: len(tokens_B)]
         if size not in self._graphs:
-            self._graphs[size] = self._capture(*size)
+            self._graphs[size] = self._capture(forward, *size)
         graph, hidden_BH = self._graphs[size]
         graph.replay()
         return hidden_BH[: len(tokens_B)]
 
-    def _step(self, rows: int, length: int) -> Tensor:
+    def _step(self, forward: Forward, rows: int, length: int) -> Tensor:
         start_B1 = self._start_B1[:rows]
         index_L = torch.arange(length, device=self.position.device)
         mask_BL = (index_L <= self.position) & (index_L >= start_B1)
-        return self._forward(self._ids_B1[:rows], self.position - start_B1, mask_BL[:, None, None, :])
+        return forward(self._ids_B1[:rows], self.position - start_B1, mask_BL[:, None, None, :])
 
-    def _capture(self, rows: int, length: int) -> tuple[Any, Tensor]:
+    def _capture(self, forward: Forward, rows: int, length: int) -> tuple[Any, Tensor]:
         """Capture the step after one plain run, since first calls initialise libraries."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._step(rows, length)
+            self._step(forward, rows, length)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            hidden_BH = self._step(rows, length)
+        # other threads of the process may use the GPU meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            hidden_BH = self._step(forward, rows, length)
         return graph, hidden_BH

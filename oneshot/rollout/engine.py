@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from oneshot.errors import TrialError
 from oneshot.policy.policy import Policy
 
 
@@ -36,6 +37,10 @@ class Completion:
     truncated: bool
 
 
+class NotFiniteError(TrialError):
+    """Logits that are NaN or infinite, from which no token can be drawn."""
+
+
 Ended = Callable[[int, int, Completion], None]
 """Called with the index of the request, the index of the key and the completion, as soon as it has ended."""
 
@@ -50,4 +55,7 @@ class Engine(Protocol):
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """Return the completions of each request, in the order of its keys."""
+        """Return the completions of each request, in the order of its keys.
+
+        Raises NotFiniteError: logits are NaN or infinite.
+        """

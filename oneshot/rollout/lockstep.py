@@ -20,7 +20,7 @@ from oneshot.models.memory import LIVE_SHARE
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.policy import Policy
 from oneshot.rollout.cuda_graphs import FixedStep
-from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
+from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
@@ -50,7 +50,7 @@ class Lockstep:
         longest = max(len(request.prompt_ids) for request in requests)
         wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
         fixed_shapes = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
-        fixed_shapes = fixed_shapes and policy.model.config.to_dict().get("sliding_window") is None
+        fixed_shapes = fixed_shapes and not _has_window(policy.model)
         completions: dict[tuple[int, int], Completion] = {}
         for start in range(0, len(rows), wave_rows):
             wave = rows[start : start + wave_rows]
@@ -129,6 +129,11 @@ class KvLayer(DynamicLayer):
         self.num_rows = len(kept_B)
 
 
+def _has_window(model: Any) -> bool:
+    """Return whether layers may attend to a window only, and so need different masks."""
+    return model.config.to_dict().get("sliding_window") is not None
+
+
 class _Wave:
     """The rows that are decoded together: their caches, masks and positions."""
 
@@ -147,7 +152,7 @@ class _Wave:
     def prefill(self, prompt_B: Tensor, *, max_tokens: int, fixed: bool) -> Tensor:
         """Run each prompt once; return the hidden states that predict the rows' first tokens, `[B, H]`."""
         positions_PS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        hidden_PH = self._forward(self._ids_PS, positions_PS, self._mask_BS if self._padded else None)
+        hidden_PH = self._forward(self._ids_PS, positions_PS, self._prompt_mask() if self._padded else None)
         width = self._ids_PS.shape[1]
         for layer in self._layers:
             layer.spread(prompt_B, capacity=width + max_tokens, clean=fixed)
@@ -155,8 +160,21 @@ class _Wave:
         self._next_B1 = self._mask_BS.sum(dim=1, keepdim=True)
         if fixed:
             start_B = width - self._next_B1.squeeze(1)
-            self._fixed = FixedStep(self._forward, start_B, capacity=width + max_tokens)
+            self._fixed = FixedStep(start_B, capacity=width + max_tokens)
         return hidden_PH[prompt_B]
+
+    def _prompt_mask(self) -> Tensor:
+        """Return which positions of a padded prompt attend to which, `[P, 1, S, S]`.
+
+        Padding attends to itself: what a GPU's kernels give for a position that attends to nothing may be NaN. A model
+        whose layers have different masks makes its own from the padding, `[P, S]`.
+        """
+        if _has_window(self._model):
+            return self._mask_BS
+        size = self._mask_BS.shape[1]
+        causal_SS = torch.ones(size, size, dtype=torch.bool, device=self._mask_BS.device).tril()
+        itself_SS = torch.eye(size, dtype=torch.bool, device=self._mask_BS.device)
+        return (causal_SS & self._mask_BS.bool()[:, None, :] | itself_SS)[:, None]
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Process each row's token; return the hidden states that predict the next ones, `[B, H]`."""
@@ -174,7 +192,7 @@ class _Wave:
         for layer in self._layers:
             layer.fixed = (*size, fixed.position)
             layer.length += 1
-        return fixed.run(tokens_B, position, size)
+        return fixed.run(self._forward, tokens_B, position, size)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         hidden: Tensor = self._model.base_model(
@@ -229,7 +247,10 @@ def _decode(
         is_last = position + 1 == num_positions
         is_check = is_last or (position + 1) % CHECK_STEPS[device.type] == 0
         gone_B = torch.ones_like(has_ended_B) if is_last else has_ended_B
-        num_live = len(row_of) - int(gone_B.sum()) if is_check else len(row_of)
+        num_live = len(row_of)
+        if is_check:
+            num_live -= int(gone_B.sum())
+            _check_finite(logprobs_TB[max(0, position + 1 - CHECK_STEPS[device.type]) : position + 1], position)
         if num_live == 0 or num_live < LIVE_SHARE * len(row_of):
             for place, completion in zip(
                 gone_B.nonzero().squeeze(1).tolist(),
@@ -245,6 +266,12 @@ def _decode(
             uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]
             has_ended_B, tokens_B = has_ended_B[kept_B], tokens_B[kept_B]
         hidden_BH = wave.step(tokens_B)
+
+
+def _check_finite(logprobs_TB: Tensor, position: int) -> None:
+    """Check the log-probabilities of the last tokens. Raises NotFiniteError: one is not finite."""
+    if not logprobs_TB.isfinite().all():
+        raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or shortly before")
 
 
 def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:

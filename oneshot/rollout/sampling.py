@@ -26,12 +26,13 @@ def sample(logits_BV: Tensor, uniforms_B: Tensor, *, cdf_BV: Tensor) -> tuple[Te
     """Draw a token per row; return it and its log-probability, `[B]` each. Overwrites the logits and `cdf_BV`.
 
     The uniform, below 1, is scaled by the last cumulative sum, so that rounding leaves no gap at the end. A token of
-    probability 0 is never drawn.
+    probability 0 is never drawn. Where logits are NaN or infinite, so is the log-probability.
     """
     probs_BV = torch.softmax(logits_BV, dim=-1, out=logits_BV)
     torch.cumsum(probs_BV, dim=-1, out=cdf_BV)
     targets_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
-    tokens_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True)
+    # nothing is above NaN: without the clamp, a GPU's index would be out of range, which breaks its whole context
+    tokens_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
     return tokens_B1.squeeze(1), probs_BV.gather(1, tokens_B1).squeeze(1).log()
 
 

@@ -7,13 +7,14 @@ counted in `ungraded`. Further measures of completions (boxed, repetition, refle
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from statistics import fmean
 
 from oneshot.errors import DataError
 from oneshot.policy.policy import Policy, decode
 from oneshot.policy.world import World
-from oneshot.rollout.engine import Completion, Engine, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, Ended, Engine, PromptRequest, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grade, Grader
@@ -55,15 +56,21 @@ def evaluate(
         )
         for index, problem in share
     ]
-    completions = [
-        (index, problem, completion, decode(policy, completion.token_ids))
-        for (index, problem), group in zip(share, _complete(policy, suite, requests, engine), strict=True)
-        for completion in group
-    ]
-    grades = grader.grade_all((text, problem.answer) for _, problem, _, text in completions)
+    records_of: dict[tuple[int, int], Future[EvaluatedCompletion]] = {}
+
+    def graded(problem: Problem, completion: Completion) -> EvaluatedCompletion:
+        text = decode(policy, completion.token_ids)
+        return _record(problem, completion, text, grader.grade(text, problem.answer))
+
+    # each thread waits for one of the grader's processes, while other completions are still decoded
+    with ThreadPoolExecutor(max_workers=grader.num_children) as pool:
+
+        def ended(request: int, row: int, completion: Completion) -> None:
+            records_of[request, row] = pool.submit(graded, share[request][1], completion)
+
+        _complete(policy, suite, requests, engine, ended)
     indexed = world.gather(
-        (index, _record(problem, completion, text, grade))
-        for (index, problem, completion, text), grade in zip(completions, grades, strict=True)
+        (share[request][0], records_of[request, row].result()) for request, row in sorted(records_of)
     )
     records = [record for _, record in sorted(indexed, key=itemgetter(0))]
     return Evaluation(
@@ -91,31 +98,30 @@ def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -
     )
 
 
-def _complete(
-    policy: Policy, suite: Suite, requests: Sequence[PromptRequest], engine: Engine
-) -> list[list[Completion]]:
-    """Return the completions of each request, in order.
+def _complete(policy: Policy, suite: Suite, requests: Sequence[PromptRequest], engine: Engine, ended: Ended) -> None:
+    """Call `ended` with each completion of each request.
 
     If a prompt leaves fewer than `max_tokens` of the model's positions, these limit its completions, as in vLLM.
 
     Raises DataError: a prompt leaves no position.
     """
     if not requests:  # more processes than problems
-        return []
+        return
     longest = max(len(request.prompt_ids) for request in requests)
     if longest >= policy.max_positions:
         raise DataError(
             f"eval.suites.{suite.name}: a prompt of {longest} tokens leaves none of the model's "
             f"{policy.max_positions} positions for an answer; use another suite or model"
         )
-    completions: dict[int, list[Completion]] = {}
     limits = [min(suite.max_tokens, policy.max_positions - len(request.prompt_ids)) for request in requests]
     for limit in sorted(set(limits)):
         indices = [index for index in range(len(requests)) if limits[index] == limit]
         sampling = Sampling(temperature=suite.temperature, max_tokens=limit)
-        groups = engine.generate(policy, [requests[index] for index in indices], sampling)
-        completions |= dict(zip(indices, groups, strict=True))
-    return [completions[index] for index in range(len(requests))]
+
+        def one_ended(place: int, row: int, completion: Completion, indices: list[int] = indices) -> None:
+            ended(indices[place], row, completion)
+
+        engine.generate(policy, [requests[index] for index in indices], sampling, one_ended)
 
 
 def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str, float]:

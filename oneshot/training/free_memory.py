@@ -3,6 +3,7 @@
 A share of a GPU is only Ray's bookkeeping: another trial or a foreign process can take more than its share.
 """
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -39,6 +40,13 @@ def wait_for_room(
                 "give trials a larger share of the GPU, or run fewer at a time"
             )
         time.sleep(look_s)
+
+
+def release(device: torch.device) -> None:
+    """Give memory that this process no longer uses back to the device, so that it counts as free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_gib(device: torch.device) -> float:

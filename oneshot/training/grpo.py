@@ -20,8 +20,9 @@ import psutil
 import torch
 
 from oneshot.config.trial import TrialConfig
+from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
-from oneshot.rollout.engine import Completion, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
@@ -35,7 +36,7 @@ from oneshot.training.update import Batch, update
 def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
     """Run the trial from `state` to its last step, and yield after each step.
 
-    Raises TrialError: the loss or its gradient is not finite.
+    Raises TrialError: logits, the loss or its gradient are not finite.
     """
     if not state.started:
         evaluations = _evaluate(config, state)
@@ -61,10 +62,15 @@ def evaluate_kept(
 def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     """Make one rollout, its updates, and the evaluations due after it."""
     start_s = time.perf_counter()
-    batch = roll_out(config, state)
+    try:
+        batch = roll_out(config, state)
+    except NotFiniteError as error:
+        raise TrialError(f"{error} in the rollout of step {state.step + 1}") from error
     rollout_s = time.perf_counter() - start_s
+    peaks = {"rollout": _pop_gpu_peak_gib()}
     metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
     step_s = time.perf_counter() - start_s
+    peaks["update"] = _pop_gpu_peak_gib()
     state.step += 1
     metrics |= {
         "perf/step_s": step_s,
@@ -75,7 +81,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         "system/rss_gib": sum(state.world.gather([psutil.Process().memory_info().rss / 2**30])),
     }
     if torch.cuda.is_available():
-        metrics["system/gpu_peak_gib"] = state.world.largest(torch.cuda.max_memory_allocated() / 2**30)
+        metrics |= {f"system/gpu_peak_{phase}_gib": state.world.largest(peak) for phase, peak in peaks.items()}
     evaluations = _evaluate(config, state)
     return StepMetrics(
         step=state.step,
@@ -95,6 +101,15 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         ),
         visits={state.examples[example].id: accuracy for example, accuracy in _accuracies(batch).items()},
     )
+
+
+def _pop_gpu_peak_gib() -> float:
+    """Return the most GPU memory that tensors have held since the last call, and begin a new measurement."""
+    if not torch.cuda.is_available():
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
@@ -246,16 +261,19 @@ def _evaluate(
         )
         if not due or (suite.digest, state.step) in done:
             continue
-        evaluation = evaluate(
-            state.policy,
-            suite,
-            engine=state.engine,
-            grader=state.grader,
-            shots=state.shots,
-            seed=state.seed,
-            step=state.step,
-            world=state.world,
-        )
+        try:
+            evaluation = evaluate(
+                state.policy,
+                suite,
+                engine=state.engine,
+                grader=state.grader,
+                shots=state.shots,
+                seed=state.seed,
+                step=state.step,
+                world=state.world,
+            )
+        except NotFiniteError as error:
+            raise TrialError(f"{error} in the evaluation of {suite.name} after step {state.step}") from error
         accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
         if state.step == 0:
             state.baseline[suite.name] = accuracy

@@ -40,7 +40,7 @@ from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
-from oneshot.training.free_memory import free_gib, most_gib
+from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
 
 CHECKPOINT_FORMAT = 2
@@ -128,7 +128,7 @@ def new_state(
         prompts=tuple(_encode(config, policy, example, shots) for example in examples),
         shots=shots,
         suites=suites,
-        kv_gib=config.rollout.kv_gib or _free_for_kv_gib(weights, world, trains=trains, share=gpu_share),
+        kv_gib=config.rollout.kv_gib or _kv_gib(weights, reference, world, trains=trains, share=gpu_share),
         grader=grader,
         floor=Floor(policy.model),
         engine_name=config.rollout.engine,
@@ -202,15 +202,28 @@ def _without_adapter(weights: Weights) -> Reference:
     return reference
 
 
-def _free_for_kv_gib(weights: Weights, world: World, *, trains: bool, share: float) -> float:
-    """Return half of the trial's share of the GPU that AdamW's moments will leave; a constant on a CPU."""
+def _kv_gib(weights: Weights, reference: Reference | None, world: World, *, trains: bool, share: float) -> float:
+    """Return half of what weights and optimiser leave of the trial's share of the GPU; a constant on a CPU.
+
+    It decides which rows are decoded together, and so last digits. What is free at the moment must not change it: a
+    neighbour on the GPU would then change the trial.
+    """
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
-    free = min(free_gib(device), most_gib(device, share=share) - torch.cuda.memory_allocated(device) / 2**30)
-    parts = [p.to_local() if isinstance(p, DTensor) else p for p in weights.master.values()]
-    moments = 2 * sum(part.nbytes for part in parts if part.device == device) / 2**30
-    return -world.largest(-max(free - moments * trains, 0) / 2)  # the smallest number of all processes
+    left = most_gib(device, share=share) - lasting_gib(weights, reference, device=device, trains=trains)
+    return -world.largest(-max(left, 0) / 2)  # the smallest number of all processes
+
+
+def lasting_gib(weights: Weights, reference: Reference | None, *, device: torch.device, trains: bool) -> float:
+    """Return the memory of a trial's weights, AdamW's moments and reference on a device."""
+    frozen = reference.parameters() if isinstance(reference, torch.nn.Module) else ()
+    held = {
+        id(p): p for p in (*weights.compute.values(), *weights.master.values(), *weights.scored.parameters(), *frozen)
+    }
+    moments = 2 * list(weights.master.values()) if trains else []
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in (*held.values(), *moments)]
+    return sum(part.nbytes for part in parts if part.device == device) / 2**30
 
 
 def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> None:

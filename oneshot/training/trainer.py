@@ -10,7 +10,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.models.placement import choose_strategy, trial_memory
 from oneshot.policy.policy import use_cpus
 from oneshot.tasks.grading import Grader
-from oneshot.training.free_memory import free_gib, memory_holders, most_gib, wait_for_room
+from oneshot.training.free_memory import free_gib, memory_holders, most_gib, release, wait_for_room
 from oneshot.training.grpo import evaluate_kept, train
 from oneshot.training.metrics import StepMetrics
 from oneshot.training.state import load_state, new_state, save_state
@@ -43,6 +43,7 @@ class GrpoTrainer:
         self._config = config
         self._halvings = halvings
         device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
+        release(device)  # what an earlier trial of this process has left
         share = min(resources.gpus, 1.0) or 1.0
         need = trial_memory(config, resources, strategy=strategy)
         if need is not None and (device.type == "cuda" or rank == 0):
@@ -83,3 +84,9 @@ class GrpoTrainer:
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""
         save_state(self._state, folder, with_optimizer=with_optimizer)
+
+    def close(self) -> None:
+        """Free the trial's memory; the trainer cannot be used afterwards."""
+        device = self._state.policy.device
+        del self._state
+        release(device)

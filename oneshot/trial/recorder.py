@@ -261,7 +261,7 @@ class _Recorder:
             logger.warning(LOST, lost)
 
     def close(self) -> None:
-        if isinstance(self.trainer, Processes):
+        if self.trainer is not None and not isinstance(self.trainer, ScriptedTrainer):
             self.trainer.close()
         self.log.close()
         try:
