@@ -275,7 +275,9 @@ class SweepConfig(Config):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds, the replicates of every cell")
     search: SearchConfig | None = Field(None, description="A phase before the grid, whose winners set the grid")
     early_stop: EarlyStopConfig | None = Field(None, description="When to end search trials early")
-    guards: list[GuardConfig] = Field(default_factory=list, description="Bounds that fail a trial")
+    guards: list[GuardConfig] = Field(
+        default_factory=list, description="Bounds that fail a trial; by default, `rollout/mismatch_kl` above 0.1"
+    )
     claims: list[ClaimConfig] = Field(
         default_factory=list, description="Expected results, written before the sweep runs"
     )
