@@ -87,7 +87,7 @@ docs: .venv/ready-dev
 # MkDocs checks links only within one folder, so the files that documents link to are copied beside them.
 site: .venv/ready-dev
 	rm -rf build/site && mkdir -p build/site
-	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests build/site
+	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests bench build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: .venv/ready-dev

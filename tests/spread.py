@@ -24,6 +24,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.advantage import group_advantages
+from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, new_state
 from oneshot.training.update import Batch, accumulate, update
 
@@ -49,7 +50,8 @@ def config_of(case: Mapping[str, Any]) -> TrialConfig:
 def judged(state: TrainingState, rewards: Sequence[float]) -> Batch:
     """A step's batch of made-up completions of very different length."""
     rewards_G = torch.tensor(rewards, dtype=torch.float64, device=state.policy.device)
-    completions = [tuple(range(5 + g, 9 + 3 * g)) for g in range(len(rewards))]
+    ids = [tuple(range(5 + g, 9 + 3 * g)) for g in range(len(rewards))]
+    completions = tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in ids)
     advantages_G = group_advantages(
         rewards_G,
         group_size=GROUP_SIZE,
@@ -57,11 +59,12 @@ def judged(state: TrainingState, rewards: Sequence[float]) -> Batch:
     )
     return Batch(
         example_G=tuple(g // GROUP_SIZE % 2 for g in range(len(rewards))),
-        completions=tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in completions),
+        completions=completions,
         texts=("",) * len(rewards),
         correct_G=tuple(reward == 1 for reward in rewards),
         rewards_G=rewards_G,
         advantages_G=advantages_G,
+        mismatch=Mismatch(completions, torch.device("cpu")),
     )
 
 

@@ -20,6 +20,7 @@ from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.advantage import group_advantages
 from oneshot.training.loss import BatchTotals, LossOutput, token_loss, token_weights
+from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, new_state
 from oneshot.training.update import Batch, accumulate, update
 
@@ -225,14 +226,16 @@ def test_a_two_armed_bandit_gets_its_policy_gradient() -> None:
 def judged(state: TrainingState, rewards: list[float], config: TrialConfig) -> Batch:
     """A step's batch of made-up completions."""
     rewards_G = torch.tensor(rewards, dtype=torch.float64)
-    completions = [tuple(range(5 + g, 9 + 2 * g)) for g in range(len(rewards))]
+    ids = [tuple(range(5 + g, 9 + 2 * g)) for g in range(len(rewards))]
+    completions = tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in ids)
     return Batch(
         example_G=(0,) * len(rewards),
-        completions=tuple(Completion(token_ids=c, logprobs=(0.0,) * len(c), truncated=False) for c in completions),
+        completions=completions,
         texts=("",) * len(rewards),
         correct_G=tuple(reward == 1 for reward in rewards),
         rewards_G=rewards_G,
         advantages_G=group_advantages(rewards_G, group_size=config.rollout.group_size, config=config.advantage),
+        mismatch=Mismatch(completions, torch.device("cpu")),
     )
 
 

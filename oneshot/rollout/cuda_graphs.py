@@ -22,11 +22,7 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class FixedStep:
-    """A decode step at few sizes, with its graphs.
-
-    It is given `forward` at each call and never keeps it: `forward` belongs to the owner of the cache, and a cycle of
-    the two would keep gigabytes alive until the next garbage collection.
-    """
+    """A decode step at few sizes, with its graphs. It never keeps `forward`: a cycle would keep the cache alive."""
 
     def __init__(self, start_B: Tensor, *, capacity: int) -> None:
         """Take the first position of each row that is not padding, and the cache's number of positions."""

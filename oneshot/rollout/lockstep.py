@@ -164,13 +164,9 @@ class _Wave:
         return hidden_PH[prompt_B]
 
     def _prompt_mask(self) -> Tensor:
-        """Return which positions of a padded prompt attend to which, `[P, 1, S, S]`.
-
-        Padding attends to itself: what a GPU's kernels give for a position that attends to nothing may be NaN. A model
-        whose layers have different masks makes its own from the padding, `[P, S]`.
-        """
+        """Return which positions of padded prompts attend to which, `[P, 1, S, S]`; padding attends to itself."""
         if _has_window(self._model):
-            return self._mask_BS
+            return self._mask_BS  # `[P, S]`, from which the model makes a mask for each kind of layer
         size = self._mask_BS.shape[1]
         causal_SS = torch.ones(size, size, dtype=torch.bool, device=self._mask_BS.device).tril()
         itself_SS = torch.eye(size, dtype=torch.bool, device=self._mask_BS.device)
@@ -250,7 +246,9 @@ def _decode(
         num_live = len(row_of)
         if is_check:
             num_live -= int(gone_B.sum())
-            _check_finite(logprobs_TB[max(0, position + 1 - CHECK_STEPS[device.type]) : position + 1], position)
+            since_last = logprobs_TB[max(0, position + 1 - CHECK_STEPS[device.type]) : position + 1]
+            if not since_last.isfinite().all():
+                raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or shortly before")
         if num_live == 0 or num_live < LIVE_SHARE * len(row_of):
             for place, completion in zip(
                 gone_B.nonzero().squeeze(1).tolist(),
@@ -266,12 +264,6 @@ def _decode(
             uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]
             has_ended_B, tokens_B = has_ended_B[kept_B], tokens_B[kept_B]
         hidden_BH = wave.step(tokens_B)
-
-
-def _check_finite(logprobs_TB: Tensor, position: int) -> None:
-    """Check the log-probabilities of the last tokens. Raises NotFiniteError: one is not finite."""
-    if not logprobs_TB.isfinite().all():
-        raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or shortly before")
 
 
 def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:

@@ -7,7 +7,6 @@ needs no data.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
@@ -87,15 +86,6 @@ class Suite:
         rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
         return sha256(json.dumps(rule).encode()).hexdigest()
 
-    def due_steps(self, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> set[int]:
-        """Return the steps after which the suite runs; step 0 is before training, the last step is always due."""
-        also = {step for step in also_at if 0 <= step <= num_steps}
-        return {num_steps, *also, *range(self.every_steps, num_steps, self.every_steps), *([0] if at_start else [])}
-
-    def is_due(self, step: int, *, num_steps: int, at_start: bool, also_at: Sequence[int] = ()) -> bool:
-        """Return whether the suite runs after this step."""
-        return step in self.due_steps(num_steps=num_steps, at_start=at_start, also_at=also_at)
-
 
 @cache
 def val_prompts(source: str) -> frozenset[str]:
@@ -111,9 +101,10 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
 
 
 def due_steps(suite: Suite, config: TrialConfig) -> set[int]:
-    """Return the steps after which a trial is evaluated on one of its suites."""
-    steps, at_start, also_at = config.train.num_steps, config.eval.at_start, config.eval.also_at
-    return suite.due_steps(num_steps=steps, at_start=at_start, also_at=also_at)
+    """Return the steps after which a suite runs; step 0 is before training, the last step is always due."""
+    last = config.train.num_steps
+    also = {step for step in config.eval.also_at if 0 <= step <= last}
+    return {last, *also, *range(suite.every_steps, last, suite.every_steps), *([0] if config.eval.at_start else [])}
 
 
 def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:

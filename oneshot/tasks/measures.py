@@ -34,21 +34,13 @@ OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "box
 """The measures that have a value for each problem."""
 _TRAINING = {
     "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded"),
-    "rollout": (
-        "entropy",
-        "length_mean",
-        "truncated",
-        "empty",
-        "boxed",
-        "mismatch_kl",
-        "mismatch_max",
-        "mismatch_share",
-    ),
+    "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed"),
     "loss": ("total", "pg", "kl", "entropy", "grad_norm", "clip_fraction", "frac_skipped"),
     "perf": ("step_s", "rollout_s", "update_s", "tokens_per_s", "efficiency"),
     "system": ("rss_gib", "gpu_peak_rollout_gib", "gpu_peak_update_gib"),
 }
-TRAINING = tuple(f"{group}/{name}" for group, names in _TRAINING.items() for name in names)
+_MISMATCH = ("rollout/mismatch_kl", "rollout/mismatch_max", "rollout/mismatch_share")
+TRAINING = (*(f"{group}/{name}" for group, names in _TRAINING.items() for name in names), *_MISMATCH)
 """Metrics of a training step."""
 _POWER = re.compile(r"pass_at_\d+")
 _CODE = re.compile(r"```|^\s*(?:def \w+\(|import \w+|from \w+ import |print\()", re.MULTILINE)

@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from statistics import fmean
 
-from oneshot.errors import DataError
+from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, decode
 from oneshot.policy.world import World
-from oneshot.rollout.engine import Completion, Ended, Engine, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grade, Grader
@@ -68,7 +68,10 @@ def evaluate(
         def ended(request: int, row: int, completion: Completion) -> None:
             records_of[request, row] = pool.submit(graded, share[request][1], completion)
 
-        _complete(policy, suite, requests, engine, ended)
+        try:
+            _complete(policy, suite, requests, engine, ended)
+        except NotFiniteError as error:
+            raise TrialError(f"{error} in the evaluation of {suite.name} after step {step}") from error
     indexed = world.gather(
         (share[request][0], records_of[request, row].result()) for request, row in sorted(records_of)
     )

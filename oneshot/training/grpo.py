@@ -24,11 +24,13 @@ from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.lockstep import Lockstep
+from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import evaluate
 from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
+from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, load_weights
 from oneshot.training.update import Batch, update
 
@@ -145,6 +147,7 @@ def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
         correct_G=tuple(completion.correct for completion in graded),
         rewards_G=rewards_G,
         advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
+        mismatch=Mismatch(completions, state.policy.device),
     )
 
 
@@ -256,24 +259,18 @@ def _evaluate(
     """Run the suites that are due after this step; accuracies at step 0 become the baseline of `gain`."""
     evaluations = []
     for suite in state.suites:
-        due = suite.is_due(
-            state.step, num_steps=config.train.num_steps, at_start=config.eval.at_start, also_at=config.eval.also_at
-        )
-        if not due or (suite.digest, state.step) in done:
+        if state.step not in due_steps(suite, config) or (suite.digest, state.step) in done:
             continue
-        try:
-            evaluation = evaluate(
-                state.policy,
-                suite,
-                engine=state.engine,
-                grader=state.grader,
-                shots=state.shots,
-                seed=state.seed,
-                step=state.step,
-                world=state.world,
-            )
-        except NotFiniteError as error:
-            raise TrialError(f"{error} in the evaluation of {suite.name} after step {state.step}") from error
+        evaluation = evaluate(
+            state.policy,
+            suite,
+            engine=state.engine,
+            grader=state.grader,
+            shots=state.shots,
+            seed=state.seed,
+            step=state.step,
+            world=state.world,
+        )
         accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
         if state.step == 0:
             state.baseline[suite.name] = accuracy

@@ -1,8 +1,4 @@
-"""Log-probabilities of the sampler and of the update's forward pass -> how far apart they are.
-
-Both are of the same tokens, with the same weights, so they should be equal. They differ in the last digits of the
-engine's precision, and by far more if the engine decodes with stale weights, another temperature or a broken kernel.
-"""
+"""Log-probabilities of the sampler and of the update's forward pass, with equal weights -> how far apart they are."""
 
 from collections.abc import Sequence
 

@@ -203,11 +203,7 @@ def _without_adapter(weights: Weights) -> Reference:
 
 
 def _kv_gib(weights: Weights, reference: Reference | None, world: World, *, trains: bool, share: float) -> float:
-    """Return half of what weights and optimiser leave of the trial's share of the GPU; a constant on a CPU.
-
-    It decides which rows are decoded together, and so last digits. What is free at the moment must not change it: a
-    neighbour on the GPU would then change the trial.
-    """
+    """Return half of what weights and optimiser leave of the trial's share of the GPU; a constant on a CPU."""
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
@@ -218,11 +214,9 @@ def _kv_gib(weights: Weights, reference: Reference | None, world: World, *, trai
 def lasting_gib(weights: Weights, reference: Reference | None, *, device: torch.device, trains: bool) -> float:
     """Return the memory of a trial's weights, AdamW's moments and reference on a device."""
     frozen = reference.parameters() if isinstance(reference, torch.nn.Module) else ()
-    held = {
-        id(p): p for p in (*weights.compute.values(), *weights.master.values(), *weights.scored.parameters(), *frozen)
-    }
+    held = {*weights.compute.values(), *weights.master.values(), *weights.scored.parameters(), *frozen}
     moments = 2 * list(weights.master.values()) if trains else []
-    parts = [p.to_local() if isinstance(p, DTensor) else p for p in (*held.values(), *moments)]
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in (*held, *moments)]
     return sum(part.nbytes for part in parts if part.device == device) / 2**30
 
 

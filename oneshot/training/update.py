@@ -34,6 +34,7 @@ class Batch:
     correct_G: tuple[bool | None, ...]  # whether the boxed answer is right, in every arm; None: ungraded
     rewards_G: Tensor
     advantages_G: Tensor
+    mismatch: Mismatch  # between sampler and trainer; the update fills it
 
     @property
     def num_tokens(self) -> int:
@@ -51,26 +52,20 @@ def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str,
     num_updates = config.train.updates_per_rollout
     size = len(batch.completions) // num_updates
     metrics: dict[str, list[float]] = defaultdict(list)
-    mismatch = Mismatch(batch.completions, state.policy.device)
     with state.weights.updating():
-        old_logprobs = _old_logprobs(config, state, batch, mismatch) if num_updates > 1 else None
+        old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
         for start in range(0, len(batch.completions), size):
             chosen = range(start, start + size)
-            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs, mismatch).items():
+            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
                 metrics[name].append(value)
-    return {name: fmean(values) for name, values in metrics.items()} | mismatch.metrics(state.world)
+    return {name: fmean(values) for name, values in metrics.items()} | batch.mismatch.metrics(state.world)
 
 
 def optimizer_step(
-    config: TrialConfig,
-    state: TrainingState,
-    batch: Batch,
-    chosen: range,
-    old_logprobs: dict[int, Tensor] | None,
-    mismatch: Mismatch,
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> dict[str, float]:
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
-    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs, mismatch)
+    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
     metrics |= {"loss/grad_norm": state.weights.whole(norm).item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
     for name in ("loss/total", "loss/grad_norm"):
@@ -85,12 +80,7 @@ def optimizer_step(
 
 
 def accumulate(
-    config: TrialConfig,
-    state: TrainingState,
-    batch: Batch,
-    chosen: range,
-    old_logprobs: dict[int, Tensor] | None,
-    mismatch: Mismatch | None = None,
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> tuple[dict[str, float], int]:
     """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient.
 
@@ -118,7 +108,7 @@ def accumulate(
             weights_M=micro_batch.spread(weights_G[members]) * counts,
             old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
             # after an update, the policy is no longer the one that sampled
-            mismatch=mismatch if counts and old_logprobs is None else None,
+            mismatch=batch.mismatch if counts and old_logprobs is None else None,
         )
         state.world.accelerator.backward(output.loss * state.weights.loss_scale)
         for name, value in output.metrics.items():
@@ -193,14 +183,14 @@ def _packs(
         yield pack(state.prompts, batch.example_G, completions, chosen, device=state.policy.device), counts
 
 
-def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch, mismatch: Mismatch) -> dict[int, Tensor]:
+def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, Tensor]:
     """Return each completion's log-probabilities before the step's first update, by its index."""
     own: dict[int, Tensor] = {}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
     for micro_batch, counts in _packs(config, state, batch, range(len(batch.completions))):
         logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
         if counts:
-            mismatch.add(mismatch.sampled(micro_batch, like=logprobs_M), logprobs_M)
+            batch.mismatch.add(batch.mismatch.sampled(micro_batch, like=logprobs_M), logprobs_M)
         own.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
     if state.world.size == 1:
         return own
