@@ -34,7 +34,7 @@ def attention(
     is_modified = rest.get("softcap") is not None or rest.get("s_aux") is not None
     is_shared = attention_mask is None or attention_mask.shape[1:3] == (1, 1)  # one mask for all heads
     if blocks is None and query.shape[2] == 1 and is_shared and not is_modified:
-        return _attend_one(query, key, value, attention_mask, scaling=scaling, repeats=repeats), None
+        return _attend_one(query, key, value, attention_mask, scaling=scaling), None
     if blocks is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
@@ -52,11 +52,9 @@ def attention(
     return torch.cat(parts, dim=1), None
 
 
-def _attend_one(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None, repeats: int
-) -> Tensor:
+def _attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None) -> Tensor:
     """Attend from one position, with the queries of a key head as positions, so that its keys are read once."""
-    grouped = query.unflatten(1, (-1, repeats)).squeeze(3)
+    grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
     output: Tensor = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return output.flatten(1, 2)[:, None]
 

@@ -17,10 +17,6 @@ from torch import Tensor
 LENGTH_STEP = 512  # positions by which the visible part of the cache grows
 
 
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`ids_B1`, `positions_B1`, `mask_B11L` -> the last hidden states, `[B, H]`."""
-
-
 class FixedStep:
     """A decode step at few sizes, with its graphs. It never keeps `forward`: a cycle would keep the cache alive."""
 
@@ -42,8 +38,8 @@ class FixedStep:
         """Move these rows to the front."""
         self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
 
-    def run(self, forward: Forward, tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-        """Process each row's token at `position` of the cache; return the hidden states, `[B, H]`."""
+    def run(self, forward: Callable[..., Tensor], tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+        """Process each row's token with `forward(ids_B1, positions_B1, mask_B11L)`; return the hidden states, `[B, H]`."""
         self._ids_B1[: len(tokens_B), 0] = tokens_B
         self.position.fill_(position)
         if not tokens_B.is_cuda:
@@ -54,13 +50,13 @@ class FixedStep:
         graph.replay()
         return hidden_BH[: len(tokens_B)]
 
-    def _step(self, forward: Forward, rows: int, length: int) -> Tensor:
+    def _step(self, forward: Callable[..., Tensor], rows: int, length: int) -> Tensor:
         start_B1 = self._start_B1[:rows]
         index_L = torch.arange(length, device=self.position.device)
         mask_BL = (index_L <= self.position) & (index_L >= start_B1)
         return forward(self._ids_B1[:rows], self.position - start_B1, mask_BL[:, None, None, :])
 
-    def _capture(self, forward: Forward, rows: int, length: int) -> tuple[Any, Tensor]:
+    def _capture(self, forward: Callable[..., Tensor], rows: int, length: int) -> tuple[Any, Tensor]:
         """Capture the step after one plain run, since first calls initialise libraries."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -55,7 +55,4 @@ class Engine(Protocol):
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """Return the completions of each request, in the order of its keys.
-
-        Raises NotFiniteError: logits are NaN or infinite.
-        """
+        """Return the completions of each request, in the order of its keys. Raises NotFiniteError."""

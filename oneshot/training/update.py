@@ -45,8 +45,6 @@ class Batch:
 def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str, float]:
     """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
-    `rollout/mismatch_...` compares the sampler with the forward pass before the first of them.
-
     Raises TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
     """
     num_updates = config.train.updates_per_rollout

@@ -60,8 +60,9 @@ def joined(address: str | None) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"--address {address}: {_why(error)}; check that Ray runs there in this version, and whether it requires a "
+            f"--address {address}: {why}; check that Ray runs there in this version, and whether it requires a "
             "token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
         ) from error
     finally:
@@ -104,11 +105,6 @@ def _check_reachable(address: str | None) -> None:
         raise UserError(
             f"--address {address}: no Ray cluster answers ({error.strerror or error}); check the address"
         ) from error
-
-
-def _why(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class Nodes:
