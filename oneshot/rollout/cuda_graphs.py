@@ -39,7 +39,7 @@ class FixedStep:
         self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
 
     def run(self, forward: Callable[..., Tensor], tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-        """Process each row's token by `forward(ids_B1, positions_B1, mask_B11L)`; return its hidden states, `[B, H]`."""
+        """Process each row's token by `forward(ids_B1, positions_B1, mask_B11L)`; return hidden states, `[B, H]`."""
         self._ids_B1[: len(tokens_B), 0] = tokens_B
         self.position.fill_(position)
         if not tokens_B.is_cuda:
