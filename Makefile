@@ -8,7 +8,7 @@ GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart miniature laptop test test-all test-ray test-slow check fmt docs site bench gpu gpu-wheels clean
+.PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -56,16 +56,10 @@ laptop: models/SmolLM2-135M-Instruct/model.safetensors
 test: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
 
+# Tests on Ray have deadlines, so nothing runs beside them.
 test-all: .venv/ready-dev
-	$(MAKE) --jobs 2 --output-sync=line test-ray test-slow
-
-# Tests of clusters and on Ray have deadlines, and often wait.
-test-ray: .venv/ready-dev
+	$(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster"
 	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
-
-# The others compute, and take what those leave of the processors.
-test-slow: .venv/ready-dev
-	nice -n 10 $(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster"
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
