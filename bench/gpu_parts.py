@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from words import write_tokenizer
+
 QWEN = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
         "num_key_value_heads": 2}  # fmt: skip
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -74,8 +76,7 @@ class Check:
 def make_model(sizes: Sizes) -> None:
     """Write a Qwen2 with random weights, and a tokenizer of words `w0 w1 ...`."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -85,9 +86,7 @@ def make_model(sizes: Sizes) -> None:
     with torch.device(sizes.device):
         model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(sizes.folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(sizes.vocabulary)}, unk_token="w3"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(sizes.folder)
+    write_tokenizer(sizes.folder, vocabulary=sizes.vocabulary)
 
 
 def model(sizes: Sizes) -> Iterator[Check]:

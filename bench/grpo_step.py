@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stopwatch import Stopwatch, peak_gib
+from words import write_tokenizer
 
 SEED = 0
 TEMPERATURE = 1.0
@@ -99,8 +100,7 @@ CASES = {
 def make_model(case: Case, folder: Path) -> None:
     """Write a model folder for both sides, with random weights and a tokenizer of words `w0 w1 ...`."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -118,9 +118,7 @@ def make_model(case: Case, folder: Path) -> None:
         eos_token_id=1, pad_token_id=2, **case.shape,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(case.vocabulary)}, unk_token="w3"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2").save_pretrained(folder)
+    write_tokenizer(folder, vocabulary=case.vocabulary)
 
 
 def prompt_text(case: Case) -> str:
@@ -156,7 +154,6 @@ def our_state(case: Case, folder: Path) -> tuple[Any, Any]:
 
 def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Measure our whole step, the time of its parts, and its efficiency."""
-    import torch
 
     from oneshot.policy import forward
     from oneshot.rollout import lockstep
@@ -201,7 +198,7 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         result |= {
             "rollout_tokens_per_s": tokens / result["rollout_s"],
             "update_tflops_per_s": flops / result["update_s"] / 1e12,  # forward, backward and reference
-            "gpu_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "gpu_peak_gib": max(metrics[f"system/gpu_peak_{phase}_gib"] for phase in ("rollout", "update")),
             "gpu_estimate_gib": estimated_gib(config),
         }
     return result
