@@ -248,7 +248,7 @@ def _decode(
             num_live -= int(gone_B.sum())
             since_last = logprobs_TB[max(0, position + 1 - CHECK_STEPS[device.type]) : position + 1]
             if not since_last.isfinite().all():
-                raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or shortly before")
+                raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or just before it")
         if num_live == 0 or num_live < LIVE_SHARE * len(row_of):
             for place, completion in zip(
                 gone_B.nonzero().squeeze(1).tolist(),

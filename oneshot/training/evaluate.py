@@ -6,10 +6,12 @@ counted in `ungraded`. Further measures of completions (boxed, repetition, refle
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from operator import itemgetter
 from statistics import fmean
+from typing import TypeVar
 
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, decode
@@ -22,6 +24,8 @@ from oneshot.tasks.measures import category_key, measures, pass_at_k
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
 from oneshot.training.metrics import EvaluatedCompletion, Evaluation
+
+Graded = TypeVar("Graded")
 
 
 def evaluate(
@@ -56,25 +60,16 @@ def evaluate(
         )
         for index, problem in share
     ]
-    records_of: dict[tuple[int, int], Future[EvaluatedCompletion]] = {}
 
-    def graded(problem: Problem, completion: Completion) -> EvaluatedCompletion:
-        text = decode(policy, completion.token_ids)
+    def grade(request: int, completion: Completion) -> EvaluatedCompletion:
+        problem, text = share[request][1], decode(policy, completion.token_ids)
         return _record(problem, completion, text, grader.grade(text, problem.answer))
 
-    # each thread waits for one of the grader's processes, while other completions are still decoded
-    with ThreadPoolExecutor(max_workers=grader.num_children) as pool:
-
-        def ended(request: int, row: int, completion: Completion) -> None:
-            records_of[request, row] = pool.submit(graded, share[request][1], completion)
-
-        try:
-            _complete(policy, suite, requests, engine, ended)
-        except NotFiniteError as error:
-            raise TrialError(f"{error} in the evaluation of {suite.name} after step {step}") from error
-    indexed = world.gather(
-        (share[request][0], records_of[request, row].result()) for request, row in sorted(records_of)
-    )
+    try:
+        graded = grade_each(partial(_complete, policy, suite, requests, engine), grade, grader=grader)
+    except NotFiniteError as error:
+        raise TrialError(f"{error}, in the evaluation of {suite.name} after step {step}") from error
+    indexed = world.gather((share[request][0], record) for (request, _), record in sorted(graded.items()))
     records = [record for _, record in sorted(indexed, key=itemgetter(0))]
     return Evaluation(
         suite=suite.name,
@@ -83,6 +78,21 @@ def evaluate(
         metrics={f"eval/{suite.name}/{name}": value for name, value in summary(records, samples=suite.samples).items()},
         records=tuple(records),
     )
+
+
+def grade_each(
+    generate: Callable[[Ended], object], grade: Callable[[int, Completion], Graded], *, grader: Grader
+) -> dict[tuple[int, int], Graded]:
+    """Grade each completion that `generate` hands over, while others are still decoded; return them by place."""
+    futures: dict[tuple[int, int], Future[Graded]] = {}
+    # each thread waits for one of the grader's processes
+    with ThreadPoolExecutor(max_workers=grader.num_children) as pool:
+
+        def ended(request: int, row: int, completion: Completion) -> None:
+            futures[request, row] = pool.submit(grade, request, completion)
+
+        generate(ended)
+    return {place: future.result() for place, future in futures.items()}
 
 
 def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -> EvaluatedCompletion:

@@ -10,7 +10,7 @@ Shapes: G completions of the step, group after group; N groups of K.
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,7 @@ from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
-from oneshot.training.evaluate import evaluate
+from oneshot.training.evaluate import evaluate, grade_each
 from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, load_weights
@@ -67,7 +67,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     try:
         batch = roll_out(config, state)
     except NotFiniteError as error:
-        raise TrialError(f"{error} in the rollout of step {state.step + 1}") from error
+        raise TrialError(f"{error}, in the rollout of step {state.step + 1}") from error
     rollout_s = time.perf_counter() - start_s
     peaks = {"rollout": _pop_gpu_peak_gib()}
     metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
@@ -169,25 +169,15 @@ def _sample(
         )
         for example in examples
     ]
-    futures: dict[tuple[int, int], Future[GradedCompletion]] = {}
 
-    def grade(request: int, completion: Completion) -> GradedCompletion:
+    def grade(request: int, completion: Completion) -> tuple[Completion, GradedCompletion]:
         text = decode(state.policy, completion.token_ids)
-        return judge(text, state.examples[examples[request]].answer, config.reward, state.grader)
+        return completion, judge(text, state.examples[examples[request]].answer, config.reward, state.grader)
 
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
-    # each thread waits for one of the grader's processes
-    with ThreadPoolExecutor(max_workers=state.grader.num_children) as pool:
-
-        def ended(request: int, row: int, completion: Completion) -> None:
-            futures[request, row] = pool.submit(grade, request, completion)
-
-        by_request = state.engine.generate(state.policy, requests, sampling, ended)
-    return [
-        (place, by_request[request][row], futures[request, row].result())
-        for request, example in enumerate(examples)
-        for row, place in enumerate(places[example])
-    ]
+    generate = partial(state.engine.generate, state.policy, requests, sampling)
+    graded = grade_each(generate, grade, grader=state.grader)
+    return [(places[examples[request]][row], *result) for (request, row), result in graded.items()]
 
 
 def _reward(
