@@ -18,7 +18,7 @@ help:
 	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
 	@echo "make check       run ruff, mypy, import-linter and codespell"
 	@echo "make bench       compare a GRPO step with TRL's and sweeps with plain Tune; time a report and two processes"
-	@echo "make gpu         settle on one GPU what a CPU cannot show; at most 8 minutes (make gpu-wheels: what it needs)"
+	@echo "make gpu         run the checks that need a GPU (make gpu-wheels collects the packages for them)"
 	@echo "make docs        write the generated documents"
 	@echo "make site        build the documentation into site/; a dead link fails the build"
 

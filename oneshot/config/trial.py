@@ -144,7 +144,7 @@ class RolloutConfig(Config):
         None,
         gt=0,
         description="Memory for keys and values. Completions that do not fit together are decoded in waves. Absent: "
-        "half of the free memory of a GPU, 4 on a CPU",
+        "half of what weights and optimiser leave of a GPU, 4 on a CPU",
     )
 
 
