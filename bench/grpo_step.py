@@ -156,14 +156,14 @@ def measure_ours(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """Measure our whole step, the time of its parts, and its efficiency."""
 
     from oneshot.policy import forward
-    from oneshot.rollout import lockstep
+    from oneshot.rollout import kv_memory, lockstep
     from oneshot.training import update
     from oneshot.training.grpo import train_step
 
     config, state = our_state(case, folder)
     watch = Stopwatch()
     if not case.needs_gpu:  # on a GPU calls return before their work is done
-        watch.wrap(lockstep._Wave, "_forward", "forward, decoding")
+        watch.wrap(kv_memory.KvMemory, "forward", "forward, decoding")
         watch.wrap(lockstep, "logits", "head, decoding")
         watch.wrap(lockstep, "sample", "sampling")
         watch.wrap(forward, "completion_logprobs", "reference")

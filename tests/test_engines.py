@@ -4,21 +4,27 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from oneshot.config.trial import ModelConfig
-from oneshot.policy import attention
+from oneshot.policy import attention, kernels
 from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.packing import pack
 from oneshot.policy.policy import Policy, load_policy
-from oneshot.rollout import cuda_graphs, lockstep
+from oneshot.rollout import kv_memory, lockstep, rows, wave
+from oneshot.rollout.cuda_graphs import rounded_rows
 from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
@@ -159,7 +165,7 @@ def by_key(asked: list[PromptRequest], found: list[list[Completion]]) -> dict[tu
     }
 
 
-@pytest.mark.parametrize("rows", [1024, 16, 5, 1])
+@pytest.mark.parametrize("rows", [1024, 16, 5])
 def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, rows: int) -> None:
     asked = requests(policy, rows=6)
     sampling = Sampling(temperature=1.0, max_tokens=56)
@@ -172,7 +178,7 @@ def test_fixed_shapes_that_change_on_the_way_change_no_token(policy: Policy, mon
     asked = requests(policy, rows=13)
     sampling = Sampling(temperature=1.0, max_tokens=56)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
-    monkeypatch.setattr(cuda_graphs, "LENGTH_STEP", 16)
+    monkeypatch.setattr(wave, "LENGTH_STEP", 16)
     assert by_key(asked, Lockstep(kv_gib=1.0, fixed_shapes=True).generate(policy, asked, sampling)) == expected
 
 
@@ -312,19 +318,19 @@ def test_keys_and_values_are_freed_without_a_garbage_collection(
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     num_made = 0
 
-    class Watched(lockstep.KvLayer):
-        def __init__(self) -> None:
+    class Watched(kv_memory.KvLayer):
+        def __init__(self, *args: Any) -> None:
             nonlocal num_made
-            super().__init__()
+            super().__init__(*args)
             alive.add(self)
             num_made += 1
 
-    monkeypatch.setattr(lockstep, "KvLayer", Watched)
-    engine = Lockstep(kv_gib=in_waves(policy, 1).kv_gib, fixed_shapes=fixed_shapes)  # five of these short rows a wave
+    monkeypatch.setattr(kv_memory, "KvLayer", Watched)
+    engine = Lockstep(kv_gib=in_waves(policy, 1).kv_gib, fixed_shapes=fixed_shapes)
     gc.disable()
     try:
         engine.generate(policy, uneven(policy, rows=4), Sampling(temperature=1.0, max_tokens=12))
-        assert (num_made, len(alive)) == (2 * policy.model.config.num_hidden_layers, 0)
+        assert (num_made, len(alive)) == (policy.model.config.num_hidden_layers, 0)
     finally:
         gc.enable()
 
@@ -391,3 +397,133 @@ def test_a_policy_does_not_use_cudnn_for_attention() -> None:
     load_policy(ModelConfig(path="tiny:qwen2"))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+# Keys and values in little memory.
+
+
+def short_of_memory(policy: Policy, *, num_positions: int, **options: Any) -> Lockstep:
+    """Return an engine with memory for so many positions, over all rows together."""
+    return Lockstep(kv_gib=(num_positions + 0.5) * policy.kv_bytes / 2**30, **options)
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize("num_positions", [70, 300, 2000])
+def test_rows_that_wait_for_memory_get_the_same_tokens(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, num_positions: int, fixed_shapes: bool
+) -> None:
+    asked = requests(policy, rows=7)
+    sampling = Sampling(temperature=1.0, max_tokens=56)
+    expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+    monkeypatch.setattr(wave, "LENGTH_STEP", 8)
+    engine = short_of_memory(policy, num_positions=num_positions, fixed_shapes=fixed_shapes)
+    handed: dict[tuple[int, int], Completion] = {}
+    found = engine.generate(policy, asked, sampling, lambda *place: handed.update({place[:2]: place[2]}))
+    assert by_key(asked, found) == by_key(asked, expected)
+    for one, other in zip(chain(*found), chain(*expected), strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-9)
+        assert one.truncated == other.truncated
+    assert len(handed) == 7 * len(PROMPTS)
+    # 28 rows of up to 64 positions: 70 hold one of them at its full length, 2,000 all
+    assert (engine.use.num_waited > 0) == (num_positions < 2000)
+
+
+def test_rows_that_wait_make_progress_before_they_wait_again(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wave, "LENGTH_STEP", 8)
+    asked = requests(policy, rows=7)
+    engine = short_of_memory(policy, num_positions=70)
+    engine.generate(policy, asked, Sampling(temperature=1.0, max_tokens=56))
+    # from 8 tokens on, the number of tokens doubles each time: 8, 16, 32 and 56
+    assert engine.use.num_waited <= 3 * 7 * len(PROMPTS)
+
+
+def test_prompts_computed_in_portions_change_no_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(policy, rows=3)
+    sampling = Sampling(temperature=1.0, max_tokens=24)
+    expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+    num_tokens: list[int] = []
+    hook = policy.model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: num_tokens.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        for limit in (1, 8, 16, 10_000):
+            num_tokens.clear()
+            monkeypatch.setattr(wave, "PREFILL_TOKENS", limit)
+            found = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+            assert by_key(asked, found) == by_key(asked, expected)
+            longest = max(len(request.prompt_ids) for request in asked)
+            assert num_tokens[0] <= max(limit, longest)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_memory_that_lasts_is_used_again_until_it_is_released(policy: Policy, fixed_shapes: bool) -> None:
+    asked = requests(policy, rows=5)
+    sampling = Sampling(temperature=1.0, max_tokens=24)
+    expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
+    engine = Lockstep(kv_gib=1.0, lasts=True, fixed_shapes=fixed_shapes)
+    engine.generate(policy, requests(policy, rows=8), sampling)  # what it leaves behind is not seen
+    kept = engine._memory
+    assert by_key(asked, engine.generate(policy, asked, sampling)) == by_key(asked, expected)
+    assert engine._memory is kept
+    larger = requests(policy, rows=40)
+    engine.generate(policy, larger, sampling)
+    assert engine._memory is not None and engine._memory is not kept
+    engine.release()
+    assert engine._memory is None
+
+
+@given(num_rows=st.integers(1, 5000))
+def test_rows_are_rounded_up_by_little(num_rows: int) -> None:
+    rounded = rounded_rows(num_rows)
+    assert num_rows <= rounded < num_rows + max(16, num_rows)
+    assert rounded_rows(rounded) == rounded
+    assert rounded.bit_count() == 1 or rounded % 16 == 0
+
+
+def test_a_thousand_rows_of_uneven_length_are_one_wave_in_24_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths are lognormal, 793 tokens on average, 2% at 3,072; a token of Qwen2.5-1.5B takes 28,672 bytes.
+
+    All lengths are divided by 8 here. 24 GiB are 898,779 positions: 280 rows of a prompt of 128 and 3,072 tokens.
+    """
+    scale, num_rows, prompt = 8, 1024, tuple(range(1, 17))
+    num_positions = 24 * 2**30 // 28_672 // scale
+    quantiles = np.exp(6.387 + 0.8 * stats.norm.ppf((np.arange(num_rows) + 0.5) / num_rows))
+    lengths = np.minimum(np.ceil(quantiles / scale), 3072 // scale).astype(int)
+    np.random.default_rng(0).shuffle(lengths)
+    assert lengths.mean() * scale == pytest.approx(793, rel=0.01)
+    assert (lengths == 384).mean() == pytest.approx(0.02, abs=0.002)
+
+    def until_the_end(row_keys: list[tuple[int, ...]], num_tokens: int) -> np.ndarray:
+        """Draw token 0, which ends a completion and is the first of the vocabulary, at the end of each row only."""
+        table = np.full((len(row_keys), num_tokens), 0.6)
+        for row, (key,) in enumerate(row_keys):
+            table[row, lengths[key] - 1] = 0.0
+        return table
+
+    monkeypatch.setattr(rows, "uniforms", until_the_end)
+    monkeypatch.setattr(wave, "LENGTH_STEP", wave.LENGTH_STEP // scale)
+    sizes = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = Qwen2Config(**sizes, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=512)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    policy = Policy(model=model, tokenizer=None, eos_ids=(0,), pad_id=0, max_positions=512, num_kv=16)
+    asked = [PromptRequest(prompt_ids=prompt, row_keys=tuple((row,) for row in range(num_rows)))]
+    engine = short_of_memory(policy, num_positions=num_positions)
+    (found,) = engine.generate(policy, asked, Sampling(temperature=1.0, max_tokens=3072 // scale))
+    assert [len(completion.token_ids) for completion in found] == lengths.tolist()
+    assert (engine.use.num_waves, engine.use.num_waited) == (1, 0)
+    assert num_rows / (num_positions // (16 + 384)) > 3  # at their longest, the rows would need four waves
+
+
+def test_the_kernels_of_each_phase_are_logged_once(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    kernels._named.clear()
+    caplog.set_level("INFO", logger="oneshot.policy.kernels")
+    for _ in range(2):
+        Lockstep(kv_gib=1.0).generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=3))
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention in prefill on cpu: {kernel}",
+        f"attention in decoding on cpu: {kernel}",
+    ]

@@ -22,6 +22,8 @@ CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that an update holds at a time, by device: 128 MiB and 1 GiB in float32."""
 LIVE_SHARE = 0.85
 """Decoding drops ended rows once fewer than this share of rows is live; a drop copies one layer's keys or values."""
+PREFILL_TOKENS = 2**14
+"""Tokens of different prompts that are computed at a time, padding included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Memory:
     reference: float
     decoding: float  # rollout: fsdp's whole copy of the weights
     kv: float
-    sampling: float  # rollout: logits and random numbers
+    sampling: float  # rollout: logits and random numbers, and the activations of prompts and decode steps
     gradients: float
     gathered: float  # update: the layers that fsdp has gathered, and their gradients before the reduce-scatter
     activations: float
@@ -58,6 +60,11 @@ class Memory:
     def peak_gib(self) -> float:
         """Return the larger of the two peaks."""
         return max(self.rollout_gib, self.update_gib)
+
+    @property
+    def kept_gib(self) -> float:
+        """Return the peak if memory for keys and values lasts during the update."""
+        return max(self.rollout_gib, self.update_gib + self.kv)
 
 
 class _Moment(NamedTuple):
@@ -166,20 +173,29 @@ def _rollout(
     if rollout.kv_gib is not None:
         kv_bytes = rollout.kv_gib * 2**30
     groups = math.ceil(rollout.num_groups / sizes.num_processes)
-    calls = [(groups * rollout.group_size, rollout.max_tokens)] if sizes.trains else []
+    calls = [(groups, rollout.group_size, rollout.max_tokens)] if sizes.trains else []
     calls += [
-        (math.ceil((suite.count or 0) / sizes.num_processes) * suite.samples, suite.max_tokens) for suite in suites
+        (math.ceil((suite.count or 0) / sizes.num_processes), suite.samples, suite.max_tokens) for suite in suites
     ]
     # a CPU has no product of narrow matrices with a wide result: the head is cast first
     cast = sizes.shape.head_params * sizes.wide if sizes.compute != sizes.wide and not sizes.on_gpu else 0
+    # of a decoder layer: its input, norms and attention, and gate, up and their product
+    token_bytes = sizes.compute * (4 * sizes.shape.hidden + 3 * sizes.shape.intermediate)
     waves = [(0.0, 0.0)]
-    for rows, max_tokens in calls:
-        row_bytes = sizes.shape.kv_numbers * sizes.compute * (prompt_tokens + max_tokens)
-        live = min(rows, max(1, int(kv_bytes / row_bytes)))
-        dropping = LIVE_SHARE / (2 * sizes.shape.num_layers)
+    for prompts, samples, max_tokens in calls:
+        rows, position_bytes = prompts * samples, sizes.shape.kv_numbers * sizes.compute
+        row_bytes = position_bytes * (prompt_tokens + max_tokens)
+        live = min(rows, max(1, int(kv_bytes / (position_bytes * (prompt_tokens + 1)))))  # each with its first token
+        moving = 1 / (2 * sizes.shape.num_layers)  # one layer's keys or values, when rows are dropped or grow
+        kv = min(max(kv_bytes, row_bytes), rows * row_bytes) * (1 + moving)
+        chunk = min(live, max(1, CHUNK_LOGITS["cuda" if sizes.on_gpu else "cpu"] // sizes.shape.vocabulary))
         # two buffers of logits; per position a uniform, a token and its log-probability
-        sampling = live * (2 * sizes.shape.vocabulary * sizes.wide + max_tokens * (2 * sizes.wide + 8))
-        waves.append((live * row_bytes * (1 + dropping), sampling + cast))
+        drawing = 2 * chunk * sizes.shape.vocabulary * sizes.wide + live * max_tokens * (2 * sizes.wide + 8) + cast
+        # rows that have waited are computed again, each with its own tokens
+        waits = rows * row_bytes > kv_bytes
+        prefill = max(prompt_tokens, min(PREFILL_TOKENS, math.inf if waits else prompts * prompt_tokens)) * token_bytes
+        graphs = live * token_bytes if sizes.on_gpu else 0
+        waves.append((kv, graphs + max(drawing, prefill)))
     return max(waves, key=sum)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.policy import attention
+from oneshot.policy.kernels import named
 from oneshot.policy.output_head import LossOf, Workspace, head_loss, token_logprobs
 from oneshot.policy.packing import Pack, pack
 
@@ -106,7 +107,7 @@ class Scored(torch.nn.Module):
         """
         if loss_of is None:
             return completion_logprobs(self.model, batch, temperature=temperature, space=space)
-        with self._training():
+        with self._training(), named("update", batch.ids_N.device):
             hidden_MH = hidden_states(self.model, batch)
         output = head_loss(
             hidden_MH,

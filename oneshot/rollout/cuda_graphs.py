@@ -1,11 +1,11 @@
 """Decode steps at few fixed shapes -> CUDA graphs, which a GPU captures once and replays.
 
-A step of few rows has hundreds of small kernels and takes as long as Python needs to launch them. Rows are therefore
-rounded up to a power of two and the cache's length to a multiple of `LENGTH_STEP`; everything that changes between
-steps is read from tensors; each pair of sizes is captured at its first use. Without a GPU the same step runs
-uncaptured, for tests.
+A step of few rows has hundreds of small kernels and takes as long as Python needs to launch them. The numbers of rows
+and positions are therefore rounded up, everything that changes between steps is read from tensors at fixed addresses,
+and each pair of sizes is captured at its first use. All graphs share one pool of memory, since they never run at the
+same time. Without a GPU the same step runs uncaptured, for tests.
 
-Shapes: B rows, L positions of the cache, H hidden size.
+Shapes: B live rows, R rows and L positions of the layout, H hidden size.
 """
 
 from collections.abc import Callable
@@ -14,57 +14,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LENGTH_STEP = 512  # positions by which the visible part of the cache grows
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Token ids `[R, 1]`, their positions `[R, 1]` and the mask `[R, 1, 1, L]` -> hidden states `[R, H]`."""
+
+FEW_ROWS = 64
+ROW_STEP = 16
+
+
+def rounded_rows(num_rows: int) -> int:
+    """Return a power of two up to 64 rows, a multiple of 16 beyond."""
+    return 1 << (num_rows - 1).bit_length() if num_rows <= FEW_ROWS else -(-num_rows // ROW_STEP) * ROW_STEP
 
 
 class FixedStep:
-    """A decode step at few sizes, with its graphs. It never keeps `forward`: a cycle would keep the cache alive."""
+    """The inputs of decode steps at fixed addresses, and the graphs that read them."""
 
-    def __init__(self, start_B: Tensor, *, capacity: int) -> None:
-        """Take the first position of each row that is not padding, and the cache's number of positions."""
-        self._capacity = capacity
-        self.position = torch.zeros(1, dtype=torch.long, device=start_B.device)
-        self._ids_B1 = torch.zeros(len(start_B), 1, dtype=torch.long, device=start_B.device)
-        self._start_B1 = start_B[:, None].clone()
-        self._graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}
+    def __init__(self, max_rows: int, *, device: torch.device) -> None:
+        self.max_rows = max_rows
+        self.position_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self._ids_R1 = torch.zeros(max_rows, 1, dtype=torch.long, device=device)
+        self._start_R1 = torch.zeros(max_rows, 1, dtype=torch.long, device=device)
+        self._hidden_RH: Tensor | None = None
+        self._graphs: dict[tuple[int, int], Any] = {}
+        self._pool: Any = None
 
-    def sizes(self, num_rows: int, position: int) -> tuple[int, int]:
-        """Return the rounded numbers of rows and positions for a step of `num_rows` rows at `position`."""
-        rows = min(1 << (num_rows - 1).bit_length(), len(self._ids_B1))
-        length = min(-(-(position + 1) // LENGTH_STEP) * LENGTH_STEP, self._capacity)
-        return rows, length
+    def begin(self, start_B: Tensor) -> None:
+        """Take the first position of each row that is not padding; rows beyond them attend to everything."""
+        self._start_R1.zero_()
+        self._start_R1[: len(start_B), 0] = start_B
 
-    def keep(self, kept_B: Tensor) -> None:
-        """Move these rows to the front."""
-        self._start_B1[: len(kept_B)] = self._start_B1[kept_B]
-
-    def run(self, forward: Callable[..., Tensor], tokens_B: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-        """Process each row's token by `forward(ids_B1, positions_B1, mask_B11L)`; return hidden states, `[B, H]`."""
-        self._ids_B1[: len(tokens_B), 0] = tokens_B
-        self.position.fill_(position)
+    def run(self, forward: Forward, tokens_B: Tensor, position: int, *, rows: int, length: int) -> Tensor:
+        """Process each row's token at a position of the layout; return the hidden states, `[B, H]`."""
+        self._ids_R1[: len(tokens_B), 0] = tokens_B
+        self.position_1.fill_(position)
         if not tokens_B.is_cuda:
-            return self._step(forward, *size)[: len(tokens_B)]
-        if size not in self._graphs:
-            self._graphs[size] = self._capture(forward, *size)
-        graph, hidden_BH = self._graphs[size]
-        graph.replay()
-        return hidden_BH[: len(tokens_B)]
+            return self._step(forward, rows, length)[: len(tokens_B)]
+        if (rows, length) not in self._graphs:
+            self._graphs[rows, length] = self._capture(forward, rows, length)
+        self._graphs[rows, length].replay()
+        assert self._hidden_RH is not None, "no step was captured"
+        return self._hidden_RH[: len(tokens_B)]
 
-    def _step(self, forward: Callable[..., Tensor], rows: int, length: int) -> Tensor:
-        start_B1 = self._start_B1[:rows]
-        index_L = torch.arange(length, device=self.position.device)
-        mask_BL = (index_L <= self.position) & (index_L >= start_B1)
-        return forward(self._ids_B1[:rows], self.position - start_B1, mask_BL[:, None, None, :])
+    def _step(self, forward: Forward, rows: int, length: int) -> Tensor:
+        start_R1 = self._start_R1[:rows]
+        index_L = torch.arange(length, device=self.position_1.device)
+        mask_RL = (index_L <= self.position_1) & (index_L >= start_R1)
+        return forward(self._ids_R1[:rows], self.position_1 - start_R1, mask_RL[:, None, None, :])
 
-    def _capture(self, forward: Callable[..., Tensor], rows: int, length: int) -> tuple[Any, Tensor]:
+    def _capture(self, forward: Forward, rows: int, length: int) -> Any:
         """Capture the step after one plain run, since first calls initialise libraries."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._step(forward, rows, length)
+            hidden_RH = self._step(forward, rows, length)
         torch.cuda.current_stream().wait_stream(side)
+        if self._hidden_RH is None:
+            self._hidden_RH = hidden_RH.new_empty(self.max_rows, hidden_RH.shape[1])
+            self._pool = torch.cuda.graph_pool_handle()
+        del hidden_RH
         graph = torch.cuda.CUDAGraph()
         # other threads of the process may use the GPU meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            hidden_BH = self._step(forward, rows, length)
-        return graph, hidden_BH
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # the result leaves the pool, so that the next graph can use all of it
+            self._hidden_RH[:rows].copy_(self._step(forward, rows, length))
+        return graph

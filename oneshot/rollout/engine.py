@@ -52,6 +52,9 @@ def ignore(request: int, row: int, completion: Completion) -> None:
 class Engine(Protocol):
     """A decoder that uses the policy's own weights and keeps no results between calls."""
 
+    def release(self) -> None:
+        """Free what lasts between calls."""
+
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:

@@ -14,6 +14,9 @@ from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, i
 class HfGenerate:
     """An engine with one `generate` call per request; the request's keys seed torch's generator."""
 
+    def release(self) -> None:
+        """Do nothing: nothing lasts."""
+
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:

@@ -1,279 +1,168 @@
 """Prompts -> completions by the usual rollout engine, in which all live rows take their next token together.
 
-A step's completions share few prompts. Each prompt is prefilled once, and its keys and values are copied to its rows.
-The cache is allocated once per wave and written in place. Finished rows are dropped. Prompts of equal length need no
-padding and no attention mask; others are padded on the left.
+A step's completions share few prompts. Each prompt is computed once, and its keys and values are copied to its rows.
+Rows begin with room for a few hundred tokens, which grows as they do, and ended rows are dropped. So memory is used by
+what is there, not by the longest possible completion. If it is short, the rows with the fewest tokens wait. They are
+computed again, with their tokens, once the others have ended.
 
-Shapes: P distinct prompts, B live rows, T completion positions, H hidden size, V vocabulary.
+Shapes: B live rows, H hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from oneshot.models.memory import LIVE_SHARE
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.policy import Policy
-from oneshot.rollout.cuda_graphs import FixedStep
+from oneshot.rollout.cuda_graphs import FixedStep, rounded_rows
 from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
-from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
+from oneshot.rollout.kv_memory import KvMemory
+from oneshot.rollout.rows import Draws, Row
+from oneshot.rollout.sampling import likeliest, sample
+from oneshot.rollout.wave import Wave, has_window, num_admitted
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
 """Steps between two counts of the live rows: on a GPU a count waits for all earlier kernels."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
+class Use:
+    """What a call of `generate` has taken."""
+
+    num_waves: int = 0
+    num_waited: int = 0  # rows that waited and were computed again, each time that they did
+
+
+@dataclass(slots=True, kw_only=True)
 class Lockstep:
-    """An engine that decodes as many rows at a time as have their keys and values within `kv_gib`."""
+    """An engine that keeps keys and values within `kv_gib`."""
 
     kv_gib: float
     fixed_shapes: bool | None = None
     """Whether steps run at few sizes, for CUDA graphs; None: only on a GPU. A model with a sliding window never does,
     because its layers may need different masks."""
-
-    def wave_rows(self, policy: Policy, *, num_positions: int) -> int:
-        """Return how many rows of `num_positions` tokens, prompt included, are decoded at a time."""
-        return max(1, int(self.kv_gib * 2**30 / (policy.kv_bytes * num_positions)))
+    lasts: bool = False
+    """Whether memory and graphs last until `release`; the weights must not move until then."""
+    use: Use = field(default_factory=Use)
+    _memory: tuple[KvMemory, FixedStep | None] | None = None
 
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
         """Return the completions of each request, in the order of its keys."""
-        rows = [(index, row) for index, request in enumerate(requests) for row in range(len(request.row_keys))]
-        # a wave of rows with equal prompt lengths needs no padding
-        rows.sort(key=lambda row: len(requests[row[0]].prompt_ids))
-        longest = max(len(request.prompt_ids) for request in requests)
-        wave_rows = self.wave_rows(policy, num_positions=longest + sampling.max_tokens)
-        fixed_shapes = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
-        fixed_shapes = fixed_shapes and not _has_window(policy.model)
+        waiting = [
+            Row(place=(index, row), key=key, prompt_ids=request.prompt_ids, max_tokens=sampling.max_tokens)
+            for index, request in enumerate(requests)
+            for row, key in enumerate(request.row_keys)
+        ]
+        memory, fixed = self._reserve(policy, waiting)
         completions: dict[tuple[int, int], Completion] = {}
-        for start in range(0, len(rows), wave_rows):
-            wave = rows[start : start + wave_rows]
 
-            def row_ended(place: int, completion: Completion, wave: list[tuple[int, int]] = wave) -> None:
-                completions[wave[place]] = completion
-                ended(*wave[place], completion)
+        def row_ended(row: Row) -> None:
+            completions[row.place] = row.completion(policy.eos_ids)
+            ended(*row.place, completions[row.place])
 
-            prompts = sorted({index for index, _ in wave})
-            _decode(
-                policy,
-                [requests[index].prompt_ids for index in prompts],
-                [prompts.index(index) for index, _ in wave],
-                [requests[index].row_keys[row] for index, row in wave],
-                sampling,
-                row_ended,
-                fixed_shapes=fixed_shapes,
-            )
+        self.use = Use()
+        try:
+            while waiting:
+                # rows of equal length need no padding, and rows of one prompt have to be adjacent
+                waiting.sort(key=lambda row: (len(row.prefix), row.place))
+                num_rows = num_admitted(waiting, memory, fixed=fixed is not None)
+                again = _decode(memory, fixed, waiting[:num_rows], sampling, row_ended)
+                waiting = waiting[num_rows:] + again
+                self.use.num_waves += 1
+                self.use.num_waited += len(again)
+        finally:
+            if not self.lasts:
+                self.release()
         return [
             [completions[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)
         ]
 
+    def release(self) -> None:
+        """Free the memory and the graphs that last between calls."""
+        self._memory = None
 
-class KvLayer(DynamicLayer):
-    """A cache layer: keys and values, `[B, heads, capacity, head_dim]`, written in place up to `length`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        self.keys: Tensor
-        self.values: Tensor
-        self.num_rows = 0
-        self.length = 0
-        self.fixed: tuple[int, int, Tensor] | None = None
-        """For fixed sizes: rows and positions to work on, and the position to write."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append `[B, heads, new, head_dim]`; return views of everything so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.num_rows, self.length = key_states.shape[0], key_states.shape[-2]
-            return key_states, value_states
-        if self.fixed is not None:
-            rows, length, position = self.fixed
-            self.keys[:rows].index_copy_(2, position, key_states)
-            self.values[:rows].index_copy_(2, position, value_states)
-            return self.keys[:rows, :, :length], self.values[:rows, :, :length]
-        end = self.length + key_states.shape[-2]
-        keys, values = self.keys[: self.num_rows, :, :end], self.values[: self.num_rows, :, :end]
-        keys[:, :, self.length :] = key_states
-        values[:, :, self.length :] = value_states
-        self.length = end
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        """Return the number of positions written so far."""
-        return self.length
-
-    def spread(self, prompt_B: Tensor, *, capacity: int, clean: bool) -> None:
-        """Turn one row per prompt into one per completion, with `capacity` positions.
-
-        With `clean` the new memory is zero: attention over a fixed length multiplies unwritten positions by 0.
-        """
-        for name in ("keys", "values"):
-            prompts = getattr(self, name)
-            shape = (len(prompt_B), prompts.shape[1], capacity, prompts.shape[3])
-            buffer = prompts.new_zeros(shape) if clean else prompts.new_empty(shape)
-            buffer[:, :, : self.length] = prompts[prompt_B]
-            setattr(self, name, buffer)
-        self.num_rows = len(prompt_B)
-
-    def keep(self, kept_B: Tensor) -> None:
-        """Keep these rows, in this order, in the same memory."""
-        for buffer in (self.keys, self.values):
-            buffer[: len(kept_B), :, : self.length] = buffer[kept_B, :, : self.length]
-        self.num_rows = len(kept_B)
-
-
-def _has_window(model: Any) -> bool:
-    """Return whether layers may attend to a window only, and so need different masks."""
-    return model.config.to_dict().get("sliding_window") is not None
-
-
-class _Wave:
-    """The rows that are decoded together: their caches, masks and positions."""
-
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
-        device = policy.device
-        width = max(len(prompt) for prompt in prompts)
-        self._model = policy.model
-        self._padded = any(len(prompt) < width for prompt in prompts)
-        self._ids_PS = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-        self._mask_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        self._layers = [KvLayer() for _ in range(policy.model.config.num_hidden_layers)]
-        self._cache = DynamicCache()
-        self._cache.layers = list(self._layers)
-        self._fixed: FixedStep | None = None
-
-    def prefill(self, prompt_B: Tensor, *, max_tokens: int, fixed: bool) -> Tensor:
-        """Run each prompt once; return the hidden states that predict the rows' first tokens, `[B, H]`."""
-        positions_PS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        hidden_PH = self._forward(self._ids_PS, positions_PS, self._prompt_mask() if self._padded else None)
-        width = self._ids_PS.shape[1]
-        for layer in self._layers:
-            layer.spread(prompt_B, capacity=width + max_tokens, clean=fixed)
-        self._mask_BS = self._mask_BS[prompt_B]
-        self._next_B1 = self._mask_BS.sum(dim=1, keepdim=True)
-        if fixed:
-            start_B = width - self._next_B1.squeeze(1)
-            self._fixed = FixedStep(start_B, capacity=width + max_tokens)
-        return hidden_PH[prompt_B]
-
-    def _prompt_mask(self) -> Tensor:
-        """Return which positions of padded prompts attend to which, `[P, 1, S, S]`; padding attends to itself."""
-        if _has_window(self._model):
-            return self._mask_BS  # `[P, S]`, from which the model makes a mask for each kind of layer
-        size = self._mask_BS.shape[1]
-        causal_SS = torch.ones(size, size, dtype=torch.bool, device=self._mask_BS.device).tril()
-        itself_SS = torch.eye(size, dtype=torch.bool, device=self._mask_BS.device)
-        return (causal_SS & self._mask_BS.bool()[:, None, :] | itself_SS)[:, None]
-
-    def step(self, tokens_B: Tensor) -> Tensor:
-        """Process each row's token; return the hidden states that predict the next ones, `[B, H]`."""
-        if self._fixed is not None:
-            return self._fixed_step(self._fixed, tokens_B)
-        if self._padded:
-            self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(tokens_B), 1)], dim=1)
-        hidden_BH = self._forward(tokens_B[:, None], self._next_B1, self._mask_BS if self._padded else None)
-        self._next_B1 += 1
-        return hidden_BH
-
-    def _fixed_step(self, fixed: FixedStep, tokens_B: Tensor) -> Tensor:
-        position = self._layers[0].length
-        size = fixed.sizes(len(tokens_B), position)
-        for layer in self._layers:
-            layer.fixed = (*size, fixed.position)
-            layer.length += 1
-        return fixed.run(self._forward, tokens_B, position, size)
-
-    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        hidden: Tensor = self._model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True
-        ).last_hidden_state
-        return hidden[:, -1]
-
-    def keep(self, kept_B: Tensor) -> None:
-        """Drop all other rows."""
-        for layer in self._layers:
-            layer.keep(kept_B)
-        self._mask_BS, self._next_B1 = self._mask_BS[kept_B], self._next_B1[kept_B]
-        if self._fixed is not None:
-            self._fixed.keep(kept_B)
+    def _reserve(self, policy: Policy, rows: Sequence[Row]) -> tuple[KvMemory, FixedStep | None]:
+        """Return memory for all rows at their longest, or for as many positions as `kv_gib` holds."""
+        is_fixed = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
+        is_fixed = is_fixed and not has_window(policy.model)
+        longest = max(len(row.prompt_ids) for row in rows) + rows[0].max_tokens
+        max_rows = rounded_rows(len(rows)) if is_fixed else len(rows)
+        # one row can always be decoded
+        num_positions = min(max(int(self.kv_gib * 2**30 / policy.kv_bytes), longest), max_rows * longest)
+        if self._memory is not None:
+            memory, fixed = self._memory
+            is_large = memory.num_positions >= num_positions and (fixed is None or fixed.max_rows >= max_rows)
+            if memory.policy is policy and is_large:
+                return self._memory
+            self._memory = None
+            del memory, fixed  # freed before the next is made
+        fixed = FixedStep(max_rows, device=policy.device) if is_fixed else None
+        self._memory = KvMemory(policy, num_positions), fixed
+        return self._memory
 
 
 @torch.no_grad()
 def _decode(
-    policy: Policy,
-    prompts: list[tuple[int, ...]],
-    prompt_of_row: list[int],
-    row_keys: list[tuple[int, ...]],
-    sampling: Sampling,
-    ended: Callable[[int, Completion], None],
-    *,
-    fixed_shapes: bool,
-) -> None:
-    """Decode one wave, given its prompts and each row's prompt and key; call `ended(row, completion)` for each."""
-    device, num_rows, num_positions = policy.device, len(row_keys), sampling.max_tokens
+    memory: KvMemory, fixed: FixedStep | None, rows: Sequence[Row], sampling: Sampling, ended: Callable[[Row], None]
+) -> list[Row]:
+    """Decode one wave; call `ended` with each row that ends, and return those that have to wait."""
+    policy = memory.policy
     head = policy.model.get_output_embeddings()
-    temperature = sampling.temperature or 1.0
-    wave = _Wave(policy, prompts)
-    hidden_BH = wave.prefill(torch.tensor(prompt_of_row, device=device), max_tokens=num_positions, fixed=fixed_shapes)
-    space = Workspace.empty(head, num_rows=num_rows)
-    dtype = space.logits_nV.dtype
-    uniforms_TB = below_one(torch.from_numpy(uniforms(row_keys, num_positions)), dtype).T.contiguous().to(device)
-    tokens_TB = torch.empty(num_positions, num_rows, dtype=torch.long, device=device)
-    logprobs_TB = torch.empty(num_positions, num_rows, dtype=dtype, device=device)
-    ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=device)
+    wave = Wave(memory, fixed, rows)
+    hidden_BH = wave.prefill()
+    space = Workspace.for_chunks(head, num_tokens=len(rows))
+    ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=policy.device)
     ends_V[[token for token in policy.eos_ids if 0 <= token < len(ends_V)]] = True
-    row_of = list(range(num_rows))
-    has_ended_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    for position in range(num_positions):
-        logits_BV, cdf_BV = space.rows(len(row_of))
-        logits(hidden_BH, head, temperature=temperature, out=logits_BV)
-        if sampling.temperature == 0.0:
-            tokens_B, logprobs_B = likeliest(logits_BV)
-        else:
-            tokens_B, logprobs_B = sample(logits_BV, uniforms_TB[position], cdf_BV=cdf_BV)
-        tokens_TB[position], logprobs_TB[position] = tokens_B, logprobs_B
-        has_ended_B |= ends_V[tokens_B]
-        is_last = position + 1 == num_positions
-        is_check = is_last or (position + 1) % CHECK_STEPS[device.type] == 0
-        gone_B = torch.ones_like(has_ended_B) if is_last else has_ended_B
-        num_live = len(row_of)
-        if is_check:
-            num_live -= int(gone_B.sum())
-            since_last = logprobs_TB[max(0, position + 1 - CHECK_STEPS[device.type]) : position + 1]
-            if not since_last.isfinite().all():
-                raise NotFiniteError(f"logits are NaN or infinite at completion token {position + 1} or just before it")
-        if num_live == 0 or num_live < LIVE_SHARE * len(row_of):
-            for place, completion in zip(
-                gone_B.nonzero().squeeze(1).tolist(),
-                _completions(tokens_TB[: position + 1, gone_B], logprobs_TB[: position + 1, gone_B], ends_V),
-                strict=True,
-            ):
-                ended(row_of[place], completion)
-            if num_live == 0:
-                return
-            kept_B = (~gone_B).nonzero().squeeze(1)
+    draws = Draws(rows, ends_V=ends_V, dtype=space.logits_nV.dtype)
+    check_steps = CHECK_STEPS[policy.device.type]
+    waiting: list[Row] = []
+    while True:
+        tokens_B, logprobs_B = _draw(hidden_BH, head, draws.uniforms_B, sampling, space)
+        draws.add(tokens_B, logprobs_B)
+        num_live = len(draws.rows)
+        if wave.is_full or draws.is_complete or draws.num_drawn % check_steps == 0:
+            num_live -= int(draws.has_ended_B.sum())
+            if not draws.are_finite(check_steps):
+                raise NotFiniteError(f"logits are NaN or infinite at completion token {draws.num_drawn} or just before")
+        if num_live == 0 or wave.is_full or num_live < LIVE_SHARE * len(draws.rows):
+            for row in draws.advanced(draws.has_ended_B.nonzero().squeeze(1)):
+                ended(row)
+            live_B = (~draws.has_ended_B).nonzero().squeeze(1)
+            kept_B, rest_B = _oldest(draws.rows, live_B, wave.max_rows(num_live))
+            waiting += draws.advanced(rest_B)
+            if len(kept_B) == 0:
+                return waiting
             wave.keep(kept_B)
-            row_of = [row_of[place] for place in kept_B.tolist()]
-            uniforms_TB, tokens_TB, logprobs_TB = uniforms_TB[:, kept_B], tokens_TB[:, kept_B], logprobs_TB[:, kept_B]
-            has_ended_B, tokens_B = has_ended_B[kept_B], tokens_B[kept_B]
+            draws.keep(kept_B)
+            tokens_B = tokens_B[kept_B]
         hidden_BH = wave.step(tokens_B)
 
 
-def _completions(tokens_TB: Tensor, logprobs_TB: Tensor, ends_V: Tensor) -> list[Completion]:
-    """Return each row's tokens up to its first end token; a row without one is truncated."""
-    ends_TB = ends_V[tokens_TB]
-    has_end_B = ends_TB.any(dim=0)
-    length_B = torch.where(has_end_B, ends_TB.int().argmax(dim=0) + 1, len(tokens_TB))
-    return [
-        Completion(token_ids=tuple(tokens[:length]), logprobs=tuple(logprobs[:length]), truncated=not has_end)
-        for tokens, logprobs, length, has_end in zip(
-            tokens_TB.T.tolist(), logprobs_TB.T.tolist(), length_B.tolist(), has_end_B.tolist(), strict=True
-        )
-    ]
+def _oldest(rows: Sequence[Row], live_B: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """Divide rows into those with the most tokens, in their order, and the rest."""
+    if num_kept == len(live_B):
+        return live_B, live_B[:0]
+    by_age = sorted(live_B.tolist(), key=lambda place: -len(rows[place].tokens))
+    kept, rest = sorted(by_age[:num_kept]), sorted(by_age[num_kept:])
+    return live_B.new_tensor(kept), live_B.new_tensor(rest)
+
+
+def _draw(
+    hidden_BH: Tensor, head: Tensor, uniforms_B: Tensor, sampling: Sampling, space: Workspace
+) -> tuple[Tensor, Tensor]:
+    """Draw each row's next token, a part of the rows at a time; return it and its log-probability."""
+    parts = []
+    for hidden_nH, uniforms_n in zip(hidden_BH.split(space.num_rows), uniforms_B.split(space.num_rows), strict=True):
+        logits_nV, cdf_nV = space.rows(len(hidden_nH))
+        logits(hidden_nH, head, temperature=sampling.temperature or 1.0, out=logits_nV)
+        if sampling.temperature == 0.0:
+            parts.append(likeliest(logits_nV))
+        else:
+            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV))
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)

@@ -23,7 +23,6 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
-from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
@@ -117,13 +116,13 @@ def _pop_gpu_peak_gib() -> float:
 def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
     """Return the seconds that the step's matrix products need on this machine if processes share them evenly."""
     lengths = [len(state.prompts[example]) for example in set(batch.example_G)]
-    positions = max(lengths) + config.rollout.max_tokens
-    wave_rows = Lockstep(kv_gib=state.kv_gib).wave_rows(state.policy, num_positions=positions)
+    positions = max(lengths) + batch.num_tokens / len(batch.completions)
+    kv_rows = int(state.kv_gib * 2**30 / (state.policy.kv_bytes * positions))
     size = state.world.size
     return state.floor.step_s(
         prompt_tokens=sum(lengths),
         completion_tokens=-(-batch.num_tokens // size),
-        decode_rows=min(wave_rows, -(-len(batch.completions) // size)),
+        decode_rows=max(1, min(kv_rows, -(-len(batch.completions) // size))),
         update_rows=min(config.train.microbatch_tokens, batch.num_tokens),
         with_reference=state.reference is not None,
     )

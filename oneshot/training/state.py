@@ -72,12 +72,13 @@ class TrainingState:
     """Memory for keys and values; it limits the rows that are decoded at a time, and so changes last digits."""
     grader: Grader
     floor: Floor
-    engine_name: str
+    engine: Engine  # of rollouts and evaluations
 
-    @property
-    def engine(self) -> Engine:
-        """Return the engine of rollouts and evaluations."""
-        return HfGenerate() if self.engine_name == "hf" else Lockstep(kv_gib=self.kv_gib)
+    def limit_kv(self, kv_gib: float) -> None:
+        """Set `kv_gib`, also the engine's."""
+        self.kv_gib = kv_gib
+        if isinstance(self.engine, Lockstep):
+            self.engine.kv_gib = kv_gib
 
 
 def new_state(
@@ -88,10 +89,12 @@ def new_state(
     strategy: Strategy = "single",
     cpu_offload: bool = False,
     gpu_share: float = 1.0,
+    keeps_kv: bool = False,
 ) -> TrainingState:
     """Load everything that a trial needs, at step 0; each of its processes calls this.
 
-    `gpu_share` is the part of its GPU that the trial may use.
+    `gpu_share` is the part of its GPU that the trial may use. With `keeps_kv`, memory for keys and values and CUDA
+    graphs last as long as the trial, except with `fsdp`, whose decoding weights move in every step.
 
     Raises UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
     """
@@ -114,6 +117,8 @@ def new_state(
         fused=True,
     )
     trains = config.train.num_steps > 0
+    kv_gib = config.rollout.kv_gib or _kv_gib(weights, reference, world, trains=trains, share=gpu_share)
+    lasts = keeps_kv and strategy != "fsdp"
     return TrainingState(
         seed=seed,
         step=0,
@@ -128,10 +133,10 @@ def new_state(
         prompts=tuple(_encode(config, policy, example, shots) for example in examples),
         shots=shots,
         suites=suites,
-        kv_gib=config.rollout.kv_gib or _kv_gib(weights, reference, world, trains=trains, share=gpu_share),
+        kv_gib=kv_gib,
         grader=grader,
         floor=Floor(policy.model),
-        engine_name=config.rollout.engine,
+        engine=HfGenerate() if config.rollout.engine == "hf" else Lockstep(kv_gib=kv_gib, lasts=lasts),
     )
 
 
@@ -296,4 +301,4 @@ def load_weights(state: TrainingState, folder: Path) -> None:
     state.step, state.started = metadata["step"], metadata["started"]
     # with another number of processes, each of these may have less memory
     is_same_size = metadata.get("num_processes", 1) == state.world.size
-    state.kv_gib = metadata["kv_gib"] if is_same_size else min(metadata["kv_gib"], state.kv_gib)
+    state.limit_kv(metadata["kv_gib"] if is_same_size else min(metadata["kv_gib"], state.kv_gib))

@@ -46,16 +46,25 @@ class GrpoTrainer:
         release(device)  # what an earlier trial of this process has left
         share = min(resources.gpus, 1.0) or 1.0
         need = trial_memory(config, resources, strategy=strategy)
+        keeps_kv = False
         if need is not None and (device.type == "cuda" or rank == 0):
             # on a CPU the first process waits for the memory of all, since they share the host's
             count, part = (1, share) if device.type == "cuda" else (resources.processes, 1.0)
+            most = most_gib(device, share=part)
+            keeps_kv = device.type == "cuda" and not halvings and need.kept_gib <= most
             # waiting cannot help if the estimate exceeds the whole device; the plan has warned of that
-            least = min(need.peak_gib * count, most_gib(device, share=part))
+            least = min(max(need.peak_gib, need.kept_gib if keeps_kv else 0.0) * count, most)
             wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))
         self._state = new_state(
-            config, seed=seed, grader=grader, strategy=strategy, cpu_offload=resources.cpu_offload, gpu_share=share
+            config,
+            seed=seed,
+            grader=grader,
+            strategy=strategy,
+            cpu_offload=resources.cpu_offload,
+            gpu_share=share,
+            keeps_kv=keeps_kv,
         )
-        self._state.kv_gib /= 2**halvings
+        self._state.limit_kv(self._state.kv_gib / 2**halvings)
 
     @property
     def step(self) -> int:
@@ -71,7 +80,7 @@ class GrpoTrainer:
         kv_gib = self._state.kv_gib
         load_state(self._state, checkpoint)
         if self._halvings:  # the checkpoint's `kv_gib` has run out of memory
-            self._state.kv_gib = min(kv_gib, self._state.kv_gib)
+            self._state.limit_kv(min(kv_gib, self._state.kv_gib))
 
     def train(self) -> Iterator[StepMetrics]:
         """Run the remaining steps."""
@@ -88,5 +97,6 @@ class GrpoTrainer:
     def close(self) -> None:
         """Free the trial's memory; the trainer cannot be used afterwards."""
         device = self._state.policy.device
+        self._state.engine.release()
         del self._state
         release(device)

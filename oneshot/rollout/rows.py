@@ -1,0 +1,104 @@
+"""Completions that have not ended: their keys, tokens and random numbers.
+
+Shapes: B rows, T completion positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oneshot.rollout.engine import Completion
+from oneshot.rollout.sampling import below_one, uniforms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A completion, and its tokens so far if it has waited for memory."""
+
+    place: tuple[int, int]  # its request, and its key's index there
+    key: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Return the prompt and the tokens so far."""
+        return self.prompt_ids + self.tokens
+
+    @property
+    def num_left(self) -> int:
+        """Return how many tokens it may still add."""
+        return self.max_tokens - len(self.tokens)
+
+    def completion(self, eos_ids: Sequence[int]) -> Completion:
+        """Return the completion of a row that has ended."""
+        return Completion(
+            token_ids=self.tokens, logprobs=self.logprobs, truncated=not self.tokens or self.tokens[-1] not in eos_ids
+        )
+
+
+class Draws:
+    """The random numbers of some rows, and what is drawn with them."""
+
+    def __init__(self, rows: Sequence[Row], *, ends_V: Tensor, dtype: torch.dtype) -> None:
+        """Take the rows, which tokens end a completion, and the dtype of the logits."""
+        device, num_positions = ends_V.device, max(row.num_left for row in rows)
+        table = np.zeros((len(rows), num_positions))
+        for place, drawn in enumerate(uniforms([row.key for row in rows], rows[0].max_tokens)):
+            table[place, : rows[place].num_left] = drawn[len(rows[place].tokens) :]
+        self.rows = list(rows)
+        self.num_drawn = 0
+        self._uniforms_TB = below_one(torch.from_numpy(table), dtype).T.contiguous().to(device)
+        self._tokens_TB = torch.empty(num_positions, len(rows), dtype=torch.long, device=device)
+        self._logprobs_TB = torch.empty(num_positions, len(rows), dtype=dtype, device=device)
+        self._limit_B = torch.tensor([row.num_left for row in rows], device=device)
+        self._ends_V = ends_V
+        self.has_ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+
+    @property
+    def uniforms_B(self) -> Tensor:
+        """Return the random numbers of the next tokens."""
+        return self._uniforms_TB[self.num_drawn]
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every row has all tokens that it may have."""
+        return self.num_drawn == len(self._tokens_TB)
+
+    def add(self, tokens_B: Tensor, logprobs_B: Tensor) -> None:
+        """Append each row's next token, also to rows that have ended."""
+        self._tokens_TB[self.num_drawn], self._logprobs_TB[self.num_drawn] = tokens_B, logprobs_B
+        self.num_drawn += 1
+        self.has_ended_B |= self._ends_V[tokens_B] | (self._limit_B == self.num_drawn)
+
+    def are_finite(self, num_last: int) -> bool:
+        """Return whether the last log-probabilities are numbers."""
+        return bool(self._logprobs_TB[max(0, self.num_drawn - num_last) : self.num_drawn].isfinite().all())
+
+    def advanced(self, places_B: Tensor) -> list[Row]:
+        """Return these rows with their tokens up to their end."""
+        tokens_TB, logprobs_TB = (x[: self.num_drawn, places_B] for x in (self._tokens_TB, self._logprobs_TB))
+        ends_TB = self._ends_V[tokens_TB]
+        length_B = torch.where(ends_TB.any(dim=0), ends_TB.int().argmax(dim=0) + 1, self.num_drawn)
+        length_B = length_B.minimum(self._limit_B[places_B])
+        columns = (places_B, length_B, tokens_TB.T, logprobs_TB.T)
+        return [
+            replace(
+                self.rows[place],
+                tokens=self.rows[place].tokens + tuple(tokens[:length]),
+                logprobs=self.rows[place].logprobs + tuple(logprobs[:length]),
+            )
+            for place, length, tokens, logprobs in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def keep(self, kept_B: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.rows = [self.rows[place] for place in kept_B.tolist()]
+        self._uniforms_TB, self._tokens_TB = self._uniforms_TB[:, kept_B], self._tokens_TB[:, kept_B]
+        self._logprobs_TB, self._limit_B = self._logprobs_TB[:, kept_B], self._limit_B[kept_B]
+        self.has_ended_B = self.has_ended_B[kept_B]
