@@ -6,6 +6,7 @@ GPU's figures says what it ran, so that a missing import is found before the day
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_parts import DEADLINES_S, PARTS, Sizes
+from gpu_parts import COMPARISONS, DEADLINES_S, PARTS, Sizes
 
 Check = dict[str, Any]
 
@@ -41,7 +42,7 @@ def run_part(name: str, *, folder: Path, is_cpu: bool) -> list[Check]:
                 process.wait()
         out.seek(0)
         err.seek(0)
-        checks = [json.loads(line) for line in out if line.startswith("{")]
+        checks = [json.loads(line) for line in out if line.startswith('{"check"')]  # libraries print, too
         if failure:
             lines = [line.strip() for line in err if line.strip()]
             print("".join(f"    {line}\n" for line in lines[-12:]), file=sys.stderr)
@@ -56,7 +57,7 @@ def check(name: str, expected: str, measured: str, *, is_ok: bool | None) -> Che
 
 def work(name: str, *, folder: Path, is_cpu: bool) -> None:
     """Run a part in this process and print each check as soon as it is known."""
-    for row in PARTS[name](Sizes(is_cpu=is_cpu, folder=folder)):
+    for row in (PARTS | COMPARISONS)[name](Sizes(is_cpu=is_cpu, folder=folder)):
         print(json.dumps(check(row.name, row.expected, row.measured, is_ok=row.is_ok)), flush=True)
 
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="run at tiny sizes on the CPU")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"parts to run; default: {','.join(PARTS)}")
+    parser.add_argument("--compare", choices=COMPARISONS, help="also time a step of this package, if it is installed")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "build/gpu")), help="folder for results")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -85,15 +87,19 @@ def main() -> None:
     if args.part:
         work(args.part, folder=args.folder, is_cpu=args.cpu)
         return
-    if unknown := set(args.parts.split(",")) - set(PARTS):
+    parts = args.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
         sys.exit(f"--parts: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if args.compare and importlib.util.find_spec(args.compare) is None:
+        sys.exit(f"--compare {args.compare}: it is not installed here; run `pip install {args.compare}`")
+    parts += [args.compare] if args.compare else []
     args.out.mkdir(parents=True, exist_ok=True)
     # in memory where possible: the model of the speed parts has 3 GB
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="oneshot-gpu-", dir=shared if shared.is_dir() else None))
     results: dict[str, list[Check]] = {}
     try:
-        for name in dict.fromkeys(("model", *args.parts.split(","))):
+        for name in dict.fromkeys(("model", *parts)):
             start_s = time.perf_counter()
             results[name] = run_part(name, folder=folder, is_cpu=args.cpu)
             seconds = time.perf_counter() - start_s

@@ -26,7 +26,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
          "num_key_value_heads": 2}  # fmt: skip
 DEADLINES_S = {
     "model": 60, "kernels": 60, "against-cpu": 60, "graphs": 60, "memory": 60, "decode": 100, "rollout": 100,
-    "update": 120, "resume": 60, "learning": 90, "tests": 90,
+    "update": 120, "resume": 60, "learning": 90, "errors": 30, "tests": 90, "trl": 180,
 }  # fmt: skip
 TINY = {
     "model": {"path": "tiny:qwen2"},
@@ -289,7 +289,7 @@ def graphs(sizes: Sizes) -> Iterator[Check]:
             name=f"graphs against plain steps, temperature {temperature:g}", expected="the same tokens, within 1e-9",
             measured=f"{'same' if is_equal else 'other'} tokens, {distance:.2g}", is_ok=is_equal and distance < 1e-9,
         )  # fmt: skip
-        short = Lockstep(kv_gib=200 * state.policy.kv_bytes / 2**30, fixed_shapes=True, lasts=True)
+        short = Lockstep(kv_gib=130 * state.policy.kv_bytes / 2**30, fixed_shapes=True, lasts=True)
         again = [short.generate(state.policy, asked, sampling) for _ in range(2)]
         distance = max(apart(plain, found) for found in again)
         yield Check(
@@ -515,6 +515,52 @@ def update(sizes: Sizes) -> Iterator[Check]:
         )  # fmt: skip
 
 
+def trl(sizes: Sizes) -> Iterator[Check]:
+    """Compare whole steps with TRL's, which decodes by transformers' `generate`."""
+    from peers import trl_steps_s
+
+    from oneshot.training.grpo import train_step
+
+    groups, max_tokens, num_steps = (2, 16, 1) if sizes.is_cpu else (16, 256, 2)
+    config = large(sizes, groups=groups, max_tokens=max_tokens)
+    state = state_of(config, keeps_kv=True)
+    state.policy.eos_ids = ()
+    ours_s = [train_step(config, state).metrics["perf/step_s"] for _ in range(1 + num_steps)][1:]
+    prompt = json.loads(Path(config.examples[0].rpartition(":")[0]).read_text())["problem"]
+    del state
+    gc.collect()
+    theirs_s, _ = trl_steps_s(
+        sizes.folder, prompt, rows=groups * 8, max_tokens=max_tokens, kl_coef=config.loss.kl_coef, lr=config.optim.lr,
+        steps=num_steps, on_gpu=not sizes.is_cpu,
+    )  # fmt: skip
+    ours, theirs = statistics.median(ours_s), statistics.median(theirs_s)
+    yield Check(
+        name=f"a step of {groups * 8} x {max_tokens} tokens", expected="-",
+        measured=f"{ours:.2f} s, TRL {theirs:.2f} s: {theirs / ours:.1f} times as fast",
+    )  # fmt: skip
+
+
+def errors(sizes: Sizes) -> Iterator[Check]:
+    """Check that an error on the GPU is told from others, since it ends the worker, and that closing survives it."""
+    import torch
+
+    from oneshot.training.free_memory import release
+    from oneshot.trial.environment import gpu_is_broken
+
+    found = [gpu_is_broken()]
+    if not sizes.is_cpu:
+        table, index = torch.zeros(2, device="cuda"), torch.tensor([5], device="cuda")
+        try:
+            table[index].sum().item()
+        except RuntimeError:
+            release(torch.device("cuda"))
+    found.append(gpu_is_broken())
+    yield Check(
+        name="an index out of range", expected="a broken GPU" if not sizes.is_cpu else "no GPU",
+        measured=f"{found[0]}, then {found[1]}", is_ok=found == [False, not sizes.is_cpu],
+    )  # fmt: skip
+
+
 # --- learning ---
 
 
@@ -568,5 +614,8 @@ PARTS: dict[str, Callable[[Sizes], Iterator[Check]]] = {
     "decode": decode,
     "resume": resume,
     "learning": learning,
+    "errors": errors,
     "tests": tests,
 }
+COMPARISONS: dict[str, Callable[[Sizes], Iterator[Check]]] = {"trl": trl}
+"""Parts that run when they are asked for, since they need another package."""

@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from peers import NUM_WARMUPS, trl_steps_s
 from stopwatch import Stopwatch, peak_gib
 from words import write_tokenizer
 
@@ -33,8 +33,6 @@ SEED = 0
 TEMPERATURE = 1.0
 KL_COEF = 0.001
 LR = 1e-6
-PEER_WARMUPS = 1
-"""Ours needs two: only after the first update's memory is reused does a step allocate nothing."""
 NUM_THREADS = os.cpu_count() or 1
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
            "num_key_value_heads": 3}  # fmt: skip
@@ -55,7 +53,9 @@ class Case:
     rows: int = 64
     max_tokens: int = 64
     prompt_tokens: int = 64
-    num_warmups: int = 2
+    num_warmups: int = (
+        2  # a peer needs one; only after our first update's memory is reused does a step allocate nothing
+    )
     needs_gpu: bool = False
     bars: dict[str, float]
 
@@ -218,36 +218,12 @@ def estimated_gib(config: Any) -> float:
 
 
 def measure_trl(case: Case, folder: Path, steps: int) -> dict[str, Any]:
-    """Measure TRL's whole step, from one step's end to the next one's."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-    settings = {
-        "per_device_train_batch_size": case.rows, "num_generations": 8, "max_completion_length": case.max_tokens,
-        "temperature": TEMPERATURE, "beta": KL_COEF, "learning_rate": LR, "lr_scheduler_type": "constant",
-        "gradient_checkpointing": False, "bf16": False, "use_cpu": True, "max_steps": PEER_WARMUPS + steps,
-        "generation_kwargs": {"min_new_tokens": case.max_tokens}, "report_to": "none", "save_strategy": "no",
-        "logging_strategy": "no", "seed": SEED, "dataloader_pin_memory": False, "disable_tqdm": True,
-    }  # fmt: skip
-    trainer = GRPOTrainer(
-        model=str(folder),
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=GRPOConfig(output_dir=str(folder / "trl"), **settings),
-        train_dataset=Dataset.from_dict({"prompt": [prompt_text(case)] * case.rows}),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    step_s = statistics.median([after - before for before, after in pairwise(ends)][PEER_WARMUPS:])
+    """Measure TRL's whole step."""
+    steps_s, settings = trl_steps_s(
+        folder, prompt_text(case), rows=case.rows, max_tokens=case.max_tokens, kl_coef=KL_COEF, lr=LR, steps=steps,
+        on_gpu=False,
+    )  # fmt: skip
+    step_s = statistics.median(steps_s)
     return {"step_s": step_s, "tokens_per_s": case.rows * case.max_tokens / step_s, "settings": settings}
 
 
@@ -284,7 +260,7 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
         return int((has_ended == 0).sum() + (has_ended.amax(dim=1) > 0).sum())
 
     rates, lengths = [], []
-    num_warmups = case.num_warmups if ours else PEER_WARMUPS
+    num_warmups = case.num_warmups if ours else NUM_WARMUPS
     for step in range(num_warmups + steps):
         start_s = time.perf_counter()
         lengths.append((our_length if ours else their_length)(step))

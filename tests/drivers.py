@@ -39,7 +39,7 @@ _forks.set_forkserver_preload(
 class Moment:
     """The `nth` call of a store's function, in one process, with an argument that ends in `about`: it is killed there.
 
-    `of`: whose calls. A worker that comes to the moment kills its driver and goes no further.
+    `of`: whose calls. A worker that comes to the moment kills its driver and goes no further, or finds its GPU broken.
     """
 
     function: str
@@ -47,6 +47,7 @@ class Moment:
     nth: int = 1
     when: Literal["before", "after"] = "before"
     of: Literal["worker", "driver"] = "worker"
+    breaks_gpu: bool = False
 
 
 def act_at(moment: Moment, act: Callable[[], None]) -> None:
@@ -70,7 +71,11 @@ def act_at(moment: Moment, act: Callable[[], None]) -> None:
 
 def _worker_with(moment: Moment, driver: int) -> Any:
     """A trainable that kills its driver at a moment."""
+    from oneshot.sweep.cluster import trainable
     from oneshot.sweep.cluster.trainable import TrialTrainable
+
+    def break_gpu() -> None:
+        trainable.gpu_is_broken = lambda: True
 
     def kill_driver() -> None:
         os.kill(driver, signal.SIGKILL)
@@ -82,7 +87,7 @@ def _worker_with(moment: Moment, driver: int) -> Any:
 
         def setup(self, config: dict[str, Any]) -> None:
             """Lies in wait."""
-            act_at(moment, kill_driver)
+            act_at(moment, break_gpu if moment.breaks_gpu else kill_driver)
             super().setup(config)
 
     return Killing

@@ -30,6 +30,8 @@ from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
 from oneshot.tasks.prompts import encode
+from oneshot.training.free_memory import release
+from oneshot.trial.environment import gpu_is_broken
 
 
 def in_waves(policy: Policy, rows: int) -> Lockstep:
@@ -527,3 +529,25 @@ def test_the_kernels_of_each_phase_are_logged_once(policy: Policy, caplog: pytes
         f"attention in prefill on cpu: {kernel}",
         f"attention in decoding on cpu: {kernel}",
     ]
+
+
+# A GPU on which no call succeeds any more, as its process sees it.
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_broken_gpu_is_found_and_does_not_keep_a_trial_from_ending(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_broken: bool
+) -> None:
+    assert not gpu_is_broken()  # there is none
+
+    def call() -> None:
+        if is_broken:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", call)
+    monkeypatch.setattr(torch.cuda, "empty_cache", call)
+    assert gpu_is_broken() == is_broken
+    release(torch.device("cuda"))
+    warnings = ["cannot free the GPU's memory: RuntimeError: CUDA error: device-side assert triggered"] * is_broken
+    assert [record.getMessage() for record in caplog.records] == warnings

@@ -137,6 +137,19 @@ def test_a_torn_segment_is_made_whole(lab: Lab, drive: Start, when: Any) -> None
     nothing_lost(lab)
 
 
+@pytest.mark.slow
+def test_a_worker_whose_gpu_is_broken_ends_with_its_trial(lab: Lab, drive: Start) -> None:
+    crash = "{at: 4, do: crash, attempts: 1}"
+    lab.write(sweep_text(script=f"faults: [{crash}]", seeds="[0, 1, 2]", rest="resources: {max_concurrent: 1}\n"))
+    driver = drive(moment=Moment(function="end_attempt", breaks_gpu=True))
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    folders = lab.trainings("s").values()
+    assert [folder.last_attempt() for folder in folders] == [2, 2, 2]  # a crash, and the second attempt: none is lost
+    pids = [folder.attempt(number)["pid"] for folder in folders for number in (1, 2)]
+    assert len(set(pids)) == len(pids)
+
+
 # --- a training dies ---
 
 DEATHS = {

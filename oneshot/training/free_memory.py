@@ -4,13 +4,17 @@ A share of a GPU is only Ray's bookkeeping: another trial or a foreign process c
 """
 
 import gc
+import logging
 import time
 from collections.abc import Callable
 
 import psutil
 import torch
 
+from oneshot.errors import first_line
 from oneshot.models.placement import HEADROOM
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 120.0
 LOOK_S = 2.0
@@ -46,7 +50,10 @@ def release(device: torch.device) -> None:
     """Give memory that this process no longer uses back to the device, so that it counts as free."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # after an error on the device every call fails; the worker will leave
+            log.warning("cannot free the GPU's memory: %s", first_line(error))
 
 
 def free_gib(device: torch.device) -> float:

@@ -51,6 +51,18 @@ def _gpu_name() -> str:
     return (subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines() or [""])[0]
 
 
+def gpu_is_broken() -> bool:
+    """Return whether no call on this process' GPU can succeed any more, as after a device-side assert."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def distribution(training: Training) -> dict[str, Any]:
     """Return a training's number of processes and strategy."""
     if training.config.script is not None:

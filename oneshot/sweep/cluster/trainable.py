@@ -15,6 +15,7 @@ from oneshot.store.lease import Holder, Leased
 from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
+from oneshot.trial.environment import gpu_is_broken
 from oneshot.trial.recorder import record
 
 _TRAINING = TypeAdapter(Training)
@@ -72,6 +73,9 @@ class TrialTrainable(tune.Trainable):
             step = next(self._steps, None)
         except Leased:
             return {"key": self._config["key"], "leased": True, "done": True}
+        if step is None and gpu_is_broken():
+            # the result is on record; the next training needs another process
+            ray.actor.exit_actor()
         if step is None:
             return {"key": self._config["key"], "done": True}
         shown = {name: step.metrics[name] for name in self._config["shown"] if name in step.metrics}
