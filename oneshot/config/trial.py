@@ -143,8 +143,8 @@ class RolloutConfig(Config):
     kv_gib: float | None = Field(
         None,
         gt=0,
-        description="Memory for keys and values. Completions that do not fit together are decoded in waves. Absent: "
-        "half of what weights and optimiser leave of a GPU, 4 on a CPU",
+        description="Memory for keys and values. Completions wait while it is full. Absent: half of what weights and "
+        "optimiser leave of a GPU, 4 on a CPU",
     )
 
 
