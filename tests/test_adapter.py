@@ -13,8 +13,8 @@ from test_processes import of_training
 from oneshot.config.trial import AdapterConfig, TrialConfig
 from oneshot.errors import ModelError
 from oneshot.plan.keys import identify_trial
+from oneshot.policy.loading import load_policy
 from oneshot.policy.lora import attach, merge, switched_off
-from oneshot.policy.policy import load_policy
 from oneshot.tasks.grading import Grader
 from oneshot.training.grpo import train
 from oneshot.training.state import TrainingState, load_state, new_state, save_state

@@ -20,9 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from oneshot.config.trial import ModelConfig
 from oneshot.policy import attention, kernels
 from oneshot.policy.forward import completion_logprobs
+from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.packing import pack
-from oneshot.policy.policy import Policy, load_policy
+from oneshot.policy.policy import Policy
 from oneshot.rollout import kv_memory, lockstep, rows, wave
 from oneshot.rollout.cuda_graphs import rounded_rows
 from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling

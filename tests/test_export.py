@@ -36,7 +36,7 @@ from oneshot.models.source import SHIPPED
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import trainings
 from oneshot.plan.trial import Trial
-from oneshot.policy.policy import load_policy
+from oneshot.policy.loading import load_policy
 from oneshot.store.store import Store
 from oneshot.sweep.tracking.tracker import Tracker
 from oneshot.tasks.grading import Grader

@@ -9,8 +9,8 @@ from test_processes import of_training, processes
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace, head_loss
-from oneshot.policy.policy import load_policy
 from oneshot.rollout.engine import PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep

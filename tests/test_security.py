@@ -16,7 +16,7 @@ from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError
 from oneshot.models.source import SHIPPED
 from oneshot.plan.keys import identify_trial
-from oneshot.policy.policy import load_policy
+from oneshot.policy.loading import load_policy
 
 EVIL = """
 from pathlib import Path

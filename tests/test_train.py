@@ -14,7 +14,8 @@ from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder
-from oneshot.policy.policy import Policy, load_policy
+from oneshot.policy.loading import load_policy
+from oneshot.policy.policy import Policy
 from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grade, Grader

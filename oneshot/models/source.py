@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError
 
 SHIPPED = Path(__file__).parents[1] / "tiny"
@@ -41,9 +43,48 @@ def local_folder(path: str) -> Path | None:
 
 
 def read_config(path: str) -> dict[str, Any] | None:
-    """Return config.json of a shipped or local model; None for a hub id."""
+    """Return config.json of a shipped or local model; None for a hub id. Raises ModelError: it is not JSON."""
     folder = local_folder(path)
-    return None if folder is None else dict(json.loads((folder / "config.json").read_text()))
+    if folder is None:
+        return None
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        # json names a byte-order mark, and transformers cannot read it either
+        raise ModelError(f"{file}: not JSON ({error}); correct it or save the model again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: not a mapping of settings; save the model again with `save_pretrained`")
+    return config
+
+
+def max_positions(config: Mapping[str, Any]) -> int:
+    """Return the largest number of tokens that a model's config allows.
+
+    Rope scaling that depends on a sequence's length would give a rollout, in which the sequence grows, other numbers
+    than an update, which sees it whole. Such a model is used up to the length at which scaling begins.
+    """
+    most = int(config["max_position_embeddings"])
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in ("longrope", "dynamic", "su"):
+        name = "original_max_position_embeddings"
+        return int(rope.get(name) or config.get(name) or most)
+    return most
+
+
+def check_positions(config: TrialConfig) -> None:
+    """Check that a local model has positions for a completion's tokens and a prompt.
+
+    Raises ModelError: it has not; the worker, which knows the prompt's length, would refuse the trial.
+    """
+    settings = read_config(config.model.path) if config.train.num_steps else None
+    if settings is None or "max_position_embeddings" not in settings:
+        return
+    if config.rollout.max_tokens >= (most := max_positions(settings)):
+        raise ModelError(
+            f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "
+            "prompt and its completion; lower rollout.max_tokens"
+        )
 
 
 def is_commit(revision: str | None) -> bool:

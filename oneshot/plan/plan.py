@@ -13,6 +13,7 @@ from oneshot.config.paths import SettingError, flatten
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models.placement import choose_strategy, place_trial
+from oneshot.models.source import check_positions
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial
@@ -104,6 +105,8 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     except SettingError as error:
         raise sweep.source.error(error.where, error.message) from error
     every = [*cells, *(place.cell for place in searched)]
+    for cell in every:
+        check_positions(cell.config)
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})

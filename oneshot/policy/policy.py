@@ -1,23 +1,16 @@
-"""A model's path -> the policy: its model, its tokenizer, and the ids that end or pad a completion."""
+"""The policy: a model, its tokenizer, and the ids that end or pad a completion."""
 
 import contextlib
 import ctypes
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
-from oneshot.config.trial import ModelConfig, PromptConfig
+from oneshot.config.trial import PromptConfig
 from oneshot.errors import ModelError
-from oneshot.models.source import local_folder
-from oneshot.policy.forward import use_packs
 from oneshot.tasks.prompts import turn_ends
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,90 +35,10 @@ class Policy:
         return self.num_kv * int(self.model.dtype.itemsize)
 
 
-def load_policy(config: ModelConfig) -> Policy:
-    """Load the model and tokenizer of a shipped, local or hub model, on the CPU and in evaluation mode.
-
-    Raises ModelError: there is no such model, it has no EOS token, or its logits are not `head(last hidden state)`.
-    """
-    disable_progress_bar()  # a sweep loads weights in every trial
-    # it makes a plan for each new shape, which takes half a second, and packs have new shapes in every step
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    log.info("attention on a GPU: flash, memory-efficient or plain kernels; cuDNN's are off")
-    folder = local_folder(config.path)
-    source, revision = (str(folder), None) if folder else (config.path, config.revision)
-    try:
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        dtype = getattr(torch, config.dtype)
-        # safetensors only: a pickle can run any code
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path: {config.path}: cannot be loaded: {_reason(error)}") from error
-    # no dropout in training either: the released recipe has none, and rollout and update must agree on logprobs
-    model.eval()
-    eos_ids = _eos_ids(model, tokenizer)
-    if not eos_ids:
-        raise ModelError(f"model.path: {config.path}: no EOS token in its generation config or tokenizer")
-    _check_head(model, config.path)
-    num_kv = _num_kv(model, config.path)
-    if not use_packs(model):
-        log.info("%s cannot run packed; its update repeats the prompt in every row", config.path)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    return Policy(
-        model=model,
-        tokenizer=tokenizer,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        max_positions=int(model.config.max_position_embeddings),
-        num_kv=num_kv,
-    )
-
-
 def end_turns(policy: Policy, config: PromptConfig) -> None:
     """With `prompt.stop: turn`, also end completions at the tokens that end a chat turn."""
     if config.stop == "turn":
         policy.eos_ids = tuple(sorted({*policy.eos_ids, *turn_ends(policy.tokenizer)}))
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return "it contains code of its own; to run it, set model.trust_remote_code: true"
-    if "safetensors" in text:
-        return "it has no .safetensors files, and pickles are not loaded; save it with `save_pretrained`"
-    return text
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end a completion, from the generation config and the tokenizer."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None}))
-
-
-@torch.no_grad()
-def _check_head(model: Any, path: str) -> None:
-    """Refuse models that transform their logits after the head: our loss would be that of another model."""
-    ids = torch.tensor([[0, 1]])
-    direct = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
-    if not torch.allclose(direct.float(), model(input_ids=ids).logits.float(), atol=1e-3, rtol=1e-3):
-        raise ModelError(
-            f"model.path: {path}: its logits are not head(hidden state) (soft-capped or scaled ones are not supported)"
-        )
-
-
-@torch.no_grad()
-def _num_kv(model: Any, path: str) -> int:
-    """Return how many numbers a model's cache holds per token, measured on two tokens."""
-    try:
-        cache = model.base_model(input_ids=torch.tensor([[0, 0]]), use_cache=True).past_key_values
-        numbers: int = sum(tensor.numel() for layer in cache.layers for tensor in (layer.keys, layer.values))
-    except AttributeError as error:  # transformers has no common interface to a cache's contents
-        raise ModelError(
-            f"model.path: {path}: its cache has no keys and values per layer (a state-space model?); the rollout needs "
-            "them"
-        ) from error
-    return numbers // 2
 
 
 def use_cpus(num_threads: int) -> None:
@@ -146,6 +59,17 @@ _KEEP_MEMORY = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD
     -3: 2**25,  # M_MMAP_THRESHOLD: its maximum
 }
+
+
+def check_ids(policy: Policy, ids: Sequence[int]) -> None:
+    """Check that the model has a row for each token. Raises ModelError: it has none for one."""
+    num_rows = len(policy.model.get_input_embeddings().weight)
+    if ids and max(ids) >= num_rows:
+        text = policy.tokenizer.decode([max(ids)])
+        raise ModelError(
+            f"model.path: the prompt has token {max(ids)} ({text!r}), but the model only {num_rows} rows; use the "
+            "tokenizer of these weights, or another prompt.template"
+        )
 
 
 def decode(policy: Policy, token_ids: Sequence[int]) -> str:

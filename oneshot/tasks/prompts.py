@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot.config.trial import Template
-from oneshot.errors import ModelError
+from oneshot.errors import ModelError, first_line
 
 Shot = tuple[str, str]  # A worked problem: prompt and answer
 
@@ -50,7 +50,8 @@ def with_suffix(text: str, suffix: str) -> str:
 def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] = (), tokenizer: Any) -> list[int]:
     """Return the token ids of a prompt after its worked problems, all with the same suffix and template.
 
-    Raises ModelError: the template is `chat` and the tokenizer has none, or the tokenizer lacks the family's tokens.
+    Raises ModelError: the template is `chat` and the tokenizer has none that can be used, or the tokenizer lacks the
+    family's tokens.
     """
     prompt = with_suffix(text, suffix)
     worked = [(with_suffix(problem, suffix), answer) for problem, answer in shots]
@@ -67,9 +68,24 @@ def _render(kind: Template, worked: Sequence[Shot], prompt: str, tokenizer: Any)
     if kind != "chat":
         return FAMILIES[kind].render(worked, prompt)
     turns = [turn for p, a in worked for turn in ({"role": "user", "content": p}, {"role": "assistant", "content": a})]
-    rendered: str = tokenizer.apply_chat_template(
-        [*turns, {"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
+    rendered = _apply(tokenizer, [*turns, {"role": "user", "content": prompt}], add_generation_prompt=True)
+    if prompt.strip() not in rendered:
+        raise ModelError(
+            "prompt.template: chat: the tokenizer's chat template leaves out the prompt (does it expect parts, "
+            "not text?); use plain or a family's template"
+        )
+    return rendered
+
+
+def _apply(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> str:
+    """Render turns by the tokenizer's own template. Raises ModelError: it cannot."""
+    try:
+        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # the template is a program of the model's author, which may raise anything
+        raise ModelError(
+            f"prompt.template: chat: the tokenizer's chat template fails ({first_line(error)}); use plain or a "
+            "family's template"
+        ) from error
     return rendered
 
 
@@ -81,8 +97,7 @@ def turn_ends(tokenizer: Any) -> set[int]:
     after = [family.end for family in FAMILIES.values()]
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
-        after.append(rendered.rpartition("ANSWER")[2])
+        after.append(_apply(tokenizer, turns).rpartition("ANSWER")[2])
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
     firsts = (tokenizer.encode(text.lstrip(), add_special_tokens=False)[:1] for text in after)
     return {int(ids[0]) for ids in firsts if ids and ids[0] in special}

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
 from oneshot.models.source import SHIPPED
-from oneshot.policy.policy import load_policy
+from oneshot.policy.loading import load_policy
 from oneshot.policy.world import World
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.benchmarks import load_suite

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from oneshot.errors import DataError, TrialError
-from oneshot.policy.policy import Policy, decode
+from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
 from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks import prompts
@@ -60,6 +60,9 @@ def evaluate(
         )
         for index, problem in share
     ]
+
+    for request in requests:
+        check_ids(policy, request.prompt_ids)
 
     def grade(request: int, completion: Completion) -> EvaluatedCompletion:
         problem, text = share[request][1], decode(policy, completion.token_ids)

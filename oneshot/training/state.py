@@ -26,9 +26,10 @@ from oneshot.models.memory import CPU_KV_GIB, Strategy
 from oneshot.policy import lora
 from oneshot.policy.forward import Scored
 from oneshot.policy.fsdp import shard_reference, shard_weights
+from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace
 from oneshot.policy.packing import Pack
-from oneshot.policy.policy import Policy, end_turns, load_policy
+from oneshot.policy.policy import Policy, check_ids, end_turns
 from oneshot.policy.weights import Weights, split_weights
 from oneshot.policy.world import World
 from oneshot.rollout.engine import Engine
@@ -159,6 +160,12 @@ def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequen
         shots=shots,
         tokenizer=policy.tokenizer,
     )
+    check_ids(policy, ids)
+    if len(ids) >= policy.max_positions:
+        raise DataError(
+            f"examples: {example.id}: prompt of {len(ids)} tokens leaves none of the model's {policy.max_positions} "
+            "positions for a completion; use a shorter prompt or another model"
+        )
     if len(ids) + config.rollout.max_tokens > policy.max_positions:
         raise DataError(
             f"examples: {example.id}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} "
