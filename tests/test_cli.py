@@ -1,6 +1,7 @@
 """The command line: what is printed where, exit codes, and that nothing heavy is imported for light verbs."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,15 +62,35 @@ def test_plan_json_lists_every_trial() -> None:
         (["trial", "{sweep}", "--cell", "arm=no"], "matches no cell of the grid; choose one of"),
         (["ui", "--storage", "nowhere"], "nowhere/mlflow.db: no such database"),
         (["run", "{sweep}", "--storage", "memory://x"], "set mlflow.tracking_uri to a server"),
+        (["run", "{sweep}", "--storage", "{folder}/per%20cent"], "MLflow's database cannot be in a path with %"),
+        (["run", "{sweep}", "--storage", "{folder}/q?x=1"], "MLflow's database cannot be in a path with ?"),
+        (["run", "{sweep}", "--storage", "{sweep}"], "s.yaml is a file; name a folder"),
+        (["run", "{sweep}", "--storage", "{sweep}/runs"], "s.yaml is a file; name a folder"),
+        (["status", "--storage", "{folder}/none"], "none: no such folder; name the --storage of a sweep that has run"),
+        (["status", "quickstart", "--storage", "{folder}/none"], "none: no such folder"),
+        (["report", "quickstart", "--storage", "{folder}/none"], "none: no such folder"),
+        (["gc", "--storage", "{folder}/none"], "none: no such folder"),
+        (["plan", "{sweep}", "--set", "rollout.max_tokens=256"], "lower rollout.max_tokens"),
     ],
 )
 def test_the_users_mistake_is_one_line_and_exit_2(sweep: Path, arguments: list[str], message: str) -> None:
-    done = oneshot(*(argument.format(sweep=sweep) for argument in arguments), cwd=PROJECT)
+    done = oneshot(*(argument.format(sweep=sweep, folder=sweep.parent) for argument in arguments), cwd=PROJECT)
     assert done.code == 2
     assert done.out == ""
     assert message in done.err
     assert "Traceback" not in done.err
     assert done.err.startswith("oneshot: ")
+
+
+def test_a_port_that_is_taken_is_said_before_mlflow_starts(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = oneshot("ui", "--storage", str(tmp_path), "--port", str(port), cwd=tmp_path)
+    assert done.code == 2
+    assert f"--port {port}: Address already in use; choose another, such as --port {port + 1}" in done.err
 
 
 def test_warnings_go_to_stderr_and_do_not_fail(sweep: Path) -> None:
@@ -95,7 +116,7 @@ def test_trial_runs_in_a_fresh_folder_and_prints_every_step(sweep: Path, tmp_pat
 
 def test_a_trial_that_fails_says_why_and_exits_1(sweep: Path, tmp_path: Path) -> None:
     done = oneshot(
-        "trial", str(sweep), "--cell", "example=sum,arm=outcome", "--set", "rollout.max_tokens=300", cwd=tmp_path
+        "trial", str(sweep), "--cell", "example=sum,arm=outcome", "--set", "rollout.max_tokens=250", cwd=tmp_path
     )
     assert done.code == 1
     assert "failed: DataError" in done.err
@@ -141,6 +162,7 @@ def test_a_path_is_not_fetched(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
     done = oneshot("eval", "nowhere", "--suite", "arithmetic", cwd=tmp_path)
     assert done.code == 2
     assert "nowhere: runs has no sweep of this name" in done.err

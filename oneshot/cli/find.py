@@ -2,6 +2,8 @@
 
 import os
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -92,13 +94,17 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
         sweep = load_sweep(Path(name), settings)
         return sweep, open_store(storage, sweep)
     store = open_store(storage)
+    store.check_exists()
     return read(begun_text(store, sweep_name(name)), name=name, overrides=tuple(settings or ())), store
 
 
 def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
     """Return a sweep's name, given its file or its name, and its store."""
     sweep = load_sweep(Path(name)) if Path(name).is_file() else None
-    return sweep_name(name) if sweep is None else sweep.config.name, open_store(storage, sweep)
+    store = open_store(storage, sweep)
+    if sweep is None:
+        store.check_exists()
+    return sweep_name(name) if sweep is None else sweep.config.name, store
 
 
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:
@@ -141,3 +147,17 @@ def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, **optio
     print(printable(output), end="")
     if code:
         raise typer.Exit(code)
+
+
+def experiment_path(database: Path, sweep: str | None) -> str:
+    """Return the path of MLflow's page of a sweep's experiment, or nothing if there is none."""
+    if sweep is None:
+        return ""
+    # MLflow takes seconds to import
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        query = (
+            "SELECT experiment_id FROM runs JOIN tags USING (run_uuid) "
+            "WHERE tags.key = 'sweep' AND tags.value = ? AND lifecycle_stage = 'active' LIMIT 1"
+        )
+        rows = connection.execute(query, (sweep,)).fetchall()
+    return f"/#/experiments/{rows[0][0]}/runs" if rows else ""

@@ -1,6 +1,9 @@
 """What verbs share: the application, its options, and reading the file, and printing."""
 
+import os
+import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +58,33 @@ ClusterOption = Annotated[
     str | None, typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Typed:
+    """What a person typed about a sweep, for the commands that are suggested next."""
+
+    name: str
+    settings: list[str] | None = None
+    storage: str | None = None
+    address: str | None = None
+    mlflow: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Return the sweep and its storage, as most verbs take them."""
+        # what comes from the environment still does
+        is_typed = self.storage is not None and self.storage != os.environ.get("ONESHOT_STORAGE")
+        return shlex.join([self.name, *(["--storage", str(self.storage)] if is_typed else [])])
+
+    @property
+    def whole(self) -> str:
+        """Return everything, as `run` takes it."""
+        options = [part for setting in self.settings or () for part in ("--set", setting)]
+        options += ["--address", self.address] if self.address else []
+        is_typed = self.mlflow is not None and self.mlflow != os.environ.get("MLFLOW_TRACKING_URI")
+        options += ["--mlflow", str(self.mlflow)] if is_typed else []
+        return f"{self.place} {shlex.join(options)}".strip()
 
 
 def results() -> "Console":

@@ -2,14 +2,24 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.find import cluster_at, far_storage, find_name, open_store, read_cells, relay, sweep_name
-from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, app, load_sweep, results, warn
+from oneshot.cli.find import (
+    cluster_at,
+    experiment_path,
+    far_storage,
+    find_name,
+    open_store,
+    read_cells,
+    relay,
+    sweep_name,
+)
+from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, app, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import printable
 
@@ -39,7 +49,9 @@ def status(
         _status_elsewhere(name, storage, address, as_json=as_json)
         return
     if name is None:
-        _list_sweeps(open_store(storage), as_json=as_json)
+        store = open_store(storage)
+        store.check_exists()
+        _list_sweeps(store, as_json=as_json)
         return
     sweep, store = find_name(name, storage)
     current = sweep_status(store, sweep)
@@ -181,6 +193,7 @@ def gc(
     from oneshot.store.gc import find_waste, remove_waste
 
     store = open_store(storage)
+    store.check_exists()
     holdings, waste = find_waste(store)
     if as_json:
         data = {"sweeps": [asdict(holding) for holding in holdings], "waste": [asdict(item) for item in waste]}
@@ -216,16 +229,27 @@ def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
 
 @app.command()
 def ui(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A sweep file; shows its storage")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; shows its storage and experiment")
+    ] = None,
     storage: StorageOption = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,
 ) -> None:
     """Open the MLflow server of a local store."""
-    root = Path(storage or (load_sweep(file).config.storage if file else "runs")).resolve()
-    database = root / "mlflow.db"
+    sweep, store = (None, open_store(storage)) if name is None else find_name(name, storage)
+    database = Path(store.path).resolve() / "mlflow.db"
     if not database.is_file():
         raise UserError(f"{database}: no such database; run a sweep first, or name its --storage")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: {error.strerror}; choose another, such as --port {port + 1}") from error
+    url = f"http://127.0.0.1:{port}{experiment_path(database, sweep)}"
+    print(f"MLflow starts on {url} within half a minute; Ctrl-C stops it", file=sys.stderr)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(root / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    print(f"MLflow starts on http://127.0.0.1:{port} within half a minute; Ctrl-C stops it", file=sys.stderr)
-    os.execv(sys.executable, command)
+    command += ["--artifacts-destination", str(database.parent / "mlartifacts"), "--workers", "1"]
+    # its jobs are for evaluations of language models by others, and take most of its processes and memory
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)], environment)

@@ -19,6 +19,7 @@ from oneshot.cli.options import (
     RayOption,
     SetOption,
     StorageOption,
+    Typed,
     app,
     load_sweep,
     results,
@@ -152,7 +153,8 @@ def run(
     _warn_of_plan(sweep_run.plan)
     check_edits(sweep_run)
     webhook = webhook_url(sweep.config.notify) if sweep.config.notify else None
-    summary = _run(sweep_run, address=address, file=str(file), check=check)
+    as_typed = Typed(name=str(file), settings=settings, storage=storage, address=address, mlflow=mlflow)
+    summary = _run(sweep_run, as_typed, check=check)
     if webhook:
         notify(webhook, sweep=sweep_run.name, summary=summary)
     if summary.interrupted and not summary.halted:
@@ -162,7 +164,7 @@ def run(
 
 
 def _run(
-    sweep_run: "SweepRun", *, address: str | None, file: str, only: set[str] | None = None, check: bool | None = False
+    sweep_run: "SweepRun", as_typed: Typed, *, only: set[str] | None = None, check: bool | None = False
 ) -> "Summary":
     """Run the missing trainings (`only`: among these keys), and show the results."""
     from rich.console import Console
@@ -185,7 +187,7 @@ def _run(
                 agenda,
                 tracking,
                 store=sweep_run.store,
-                address=address,
+                address=as_typed.address,
                 max_concurrent=sweep_run.sweep.config.resources.max_concurrent,
                 listen=progress,
                 check=check,
@@ -194,7 +196,7 @@ def _run(
 
         summary, sweep_run = run_sweep(sweep_run, launch=launch, listen=progress, only=only)
     gathered = gather(sweep_run)
-    _show_summary(sweep_run, summary, gathered, file=file)
+    _show_summary(sweep_run, summary, gathered, as_typed)
     has_results = any(run.suites for run in gathered.runs)  # scripted trials have none
     is_over = not summary.interrupted or summary.halted
     if only is None and is_over and (has_results or sweep_run.sweep.config.claims):
@@ -208,7 +210,7 @@ def _run(
     return summary
 
 
-def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered", *, file: str) -> None:
+def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered", as_typed: Typed) -> None:
     from oneshot.report.cells import cell_lines
 
     lines = cell_lines(gathered.runs)
@@ -220,17 +222,18 @@ def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered
     stopped = f", {summary.stopped} stopped" if summary.stopped else ""
     counts = f"{summary.finished} finished, {summary.failed} failed{stopped}, {summary.missing} missing"
     print(f"\n{counts}; store: {sweep_run.store.root}")
-    server = f"oneshot ui {file}" if location.uri.startswith("sqlite") else location.uri
+    server = f"oneshot ui {as_typed.place}" if location.uri.startswith("sqlite") else location.uri
     print(f"MLflow: {server}, experiment {location.experiment!r}")
     if summary.tracking_error:
-        warn(f"MLflow is behind ({summary.tracking_error}); `oneshot run {file}` sends the rest")
+        warn(f"MLflow is behind ({summary.tracking_error}); `oneshot run {as_typed.whole}` sends the rest")
     if summary.failed:
-        _show_failures(sweep_run)
-    if summary.halted:
-        warn(f"{summary.halted}; `oneshot run {file}` resumes")
+        _show_failures(sweep_run, as_typed)
+    if summary.halted or summary.interrupted:
+        why = summary.halted or "interrupted; checkpoints are saved"
+        warn(f"{why}; `oneshot run {as_typed.whole}` resumes")
 
 
-def _show_failures(sweep_run: "SweepRun") -> None:
+def _show_failures(sweep_run: "SweepRun", as_typed: Typed) -> None:
     from oneshot.trial.requests import read_stops
     from oneshot.trial.state import TrialState, trial_state
 
@@ -242,7 +245,7 @@ def _show_failures(sweep_run: "SweepRun") -> None:
             result = sweep_run.store.trial(trial.key).result()
             assert result is not None, "a trial that failed has a result"
             _warn_of_failure(trial.label, result)
-    warn(f"to run failed trials again, use `oneshot retry {sweep_run.name}`")
+    warn(f"to run failed trials again, use `oneshot retry {as_typed.place}`")
 
 
 def _warn_of_failure(label: str, result: "Result") -> None:
@@ -288,7 +291,8 @@ def evaluate(
     if not trials:
         raise UserError(f"{name}: no finished trial with kept weights in {store.root}; run the sweep first")
     keys = {trial.key for trial in trials if trial.key is not None}
-    summary = _run(replace(sweep_run, plan=whole), address=address, file=name, only=keys)
+    as_typed = Typed(name=name, settings=settings, storage=storage, address=address, mlflow=mlflow)
+    summary = _run(replace(sweep_run, plan=whole), as_typed, only=keys)
     if summary.interrupted:
         raise typer.Exit(130)
     if summary.failed:

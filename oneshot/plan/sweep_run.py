@@ -58,5 +58,11 @@ def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
             f"{store.root} is not a local folder, so sqlite cannot be used; set mlflow.tracking_uri to a server",
         )
     root = Path(store.path).resolve()
+    if odd := sorted({*str(root)} & {*"%?#"}):
+        raise sweep.source.error(
+            ("storage",),
+            f"{store.root}: MLflow's database cannot be in a path with {' or '.join(odd)}; choose another folder, "
+            "or set mlflow.tracking_uri to a server",
+        )
     uri, artifacts = f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
     return MlflowLocation(uri=uri, artifacts=artifacts, experiment=experiment)

@@ -38,11 +38,25 @@ class Store:
             raise UserError(f"storage: {root}: {error}") from error
         self.path = path.rstrip("/")
         self.root = root
+        if self.is_local:
+            self._check_is_folder()
 
     @property
     def is_local(self) -> bool:
         """Return whether it is a folder of this machine."""
         return isinstance(self.fs, LocalFileSystem)
+
+    def _check_is_folder(self) -> None:
+        """Refuse a file where the store, or a folder on the way to it, would be."""
+        path = Path(self.path)
+        found = next((place for place in (path, *path.parents) if place.exists()), path)
+        if found.exists() and not found.is_dir():
+            raise UserError(f"storage: {self.root}: {found} is a file; name a folder")
+
+    def check_exists(self) -> None:
+        """Check that there is a store to read. Raises UserError: there is none."""
+        if self.is_local and not Path(self.path).is_dir():
+            raise UserError(f"storage: {self.root}: no such folder; name the --storage of a sweep that has run")
 
     @property
     def absolute(self) -> str:

@@ -89,24 +89,27 @@ def _run(
     folder, plan = sweep_run.folder, sweep_run.plan
     if only is None:
         _record_start(sweep_run)
-    tracking = TrackingThread(sweep_run)
-    interrupted, agenda = False, None
+    tracking: TrackingThread | None = None
 
     def replanned(fresh: Plan) -> None:
         folder.write_json("plan.json", fresh.to_json())
-        tracking.replan(fresh)
+        if tracking is not None:
+            tracking.replan(fresh)
 
+    agenda = Agenda(sweep_run, listen=listen, replanned=replanned, only=only)
+    missing = agenda.outstanding()
+    unkeyed = [trial.config for trial in plan.trials if trial.key is None]
+    # before MLflow hears of this run: without data there is nothing to tell
+    check_data([training.config for training in missing] + unkeyed)
+    text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
+    listen(Event(kind="message", text=text))
+    tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))
+    interrupted = False
     try:
-        agenda = Agenda(sweep_run, listen=listen, replanned=replanned, only=only)
-        missing = agenda.outstanding()
-        unkeyed = [trial.config for trial in plan.trials if trial.key is None]
-        check_data([training.config for training in missing] + unkeyed)
-        text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
-        listen(Event(kind="message", text=text))
         if not agenda.is_idle():
             interrupted = launch(agenda, tracking)
     finally:
-        ended = sweep_run if agenda is None else replace(sweep_run, plan=agenda.plan)
+        ended = replace(sweep_run, plan=agenda.plan)
         summary = _summary(ended, agenda, interrupted=interrupted)
         status = "FAILED" if summary.failed or summary.missing else "FINISHED"
         tracking.finish("KILLED" if summary.interrupted else status)
@@ -123,7 +126,7 @@ def _record_start(sweep_run: SweepRun) -> None:
     freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=num_steps)
 
 
-def _summary(sweep_run: SweepRun, agenda: Agenda | None, *, interrupted: bool) -> Summary:
+def _summary(sweep_run: SweepRun, agenda: Agenda, *, interrupted: bool) -> Summary:
     stops, faults = read_stops(sweep_run.folder), sweep_run.sweep.config.faults
     counts = Counter(trial_state(trial, sweep_run.store, stops, faults=faults) for trial in sweep_run.plan.trials)
     return Summary(
@@ -132,7 +135,7 @@ def _summary(sweep_run: SweepRun, agenda: Agenda | None, *, interrupted: bool) -
         stopped=counts[TrialState.STOPPED],
         missing=counts[TrialState.MISSING],
         interrupted=interrupted,
-        halted=agenda.halted if agenda is not None else "",
-        num_started=agenda.num_started if agenda is not None else 0,
+        halted=agenda.halted,
+        num_started=agenda.num_started,
         tracking_error="",
     )

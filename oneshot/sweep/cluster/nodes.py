@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.state import state
 
@@ -23,6 +24,9 @@ MOST_AT_A_TIME = 1000  # most trials that Tune is given ahead of free workers, u
 NODE_TYPES = "ONESHOT_NODE_TYPES"
 NUM_TRIES = 3  # attempts to connect to a running cluster, about a second each
 REACH_S = 10.0
+MAX_TEMP_DIR = 40
+"""Length of a path that leaves room for the names of a session and a socket, whose path has 103 characters at most."""
+SHORT_TEMP_DIR = "/tmp/ray"
 RAYLET_S = 2.0
 LOOK_S = 2.0  # least time between two looks at the cluster's nodes
 
@@ -58,9 +62,12 @@ def joined(address: str | None) -> Iterator[None]:
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=_short_temp_dir() if address is None else None,
         )
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if address is None:
+            raise UserError(f"Ray cannot start on this machine: {why}") from error
         raise UserError(
             f"--address {address}: {why}; check that Ray runs there in this version, and whether it requires a "
             "token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
@@ -75,6 +82,11 @@ def joined(address: str | None) -> Iterator[None]:
         yield
     finally:
         leave()
+
+
+def _short_temp_dir() -> str | None:
+    """Return a folder for Ray's sockets if the path of the usual one is too long for a socket, else None."""
+    return None if len(get_default_ray_temp_dir()) <= MAX_TEMP_DIR else SHORT_TEMP_DIR
 
 
 def leave() -> None:
