@@ -294,6 +294,7 @@ def test_an_unknown_name_is_told_what_there_is(store: Store, tmp_path: Path) -> 
             said.err
             == "oneshot: kind: runs has no sweep of this name; it has hunt, kinds; check the name or --storage\n"
         )
+    (tmp_path / "elsewhere").mkdir()
     said = oneshot("status", "kinds", "--storage", "elsewhere", cwd=tmp_path)
     assert said.err == "oneshot: kinds: elsewhere has no sweep of this name; it has none; check the name or --storage\n"
 
@@ -554,6 +555,21 @@ def test_gc_shows_and_removes_only_when_told_to(failed: Store, tmp_path: Path) -
     assert oneshot("gc", "--remove", cwd=tmp_path).out.splitlines()[-1].endswith(" can be removed")
     assert len(failed.trainings()) == 3
     assert oneshot("gc", cwd=tmp_path).out.splitlines()[-1] == "0 B can be removed"
+
+
+def test_a_whole_sweep_goes_with_what_it_alone_holds(failed: Store, tmp_path: Path) -> None:
+    start(failed, KINDS.replace("name: kinds", "name: again").replace("[0, 1]", "[0]"))
+    shared = keys_of(failed, "again") & {*failed.trainings()}
+    assert len(shared) < len(failed.trainings())
+    said = oneshot("gc", "--sweep", "kinds", cwd=tmp_path).out
+    assert "runs/sweeps/kinds: the sweep's own records" in said
+    assert len(failed.trainings()) == 5
+    assert oneshot("gc", "--sweep", "kinds", "--remove", cwd=tmp_path).code == 0
+    assert {*failed.trainings()} == shared
+    assert failed.sweeps() == ["again"]
+    gone = oneshot("gc", "--sweep", "kinds", "--remove", cwd=tmp_path)
+    assert gone.code == 2
+    assert "kinds: " in gone.err
 
 
 def test_a_store_without_folders_has_the_same_waste(grader: Grader) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from builders import begin_attempt, located, sweep_run
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from synthetic import SMALL, make_store
 from test_sweepfile import BASE
 
 from oneshot.config.file import load
+from oneshot.errors import DataError
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
@@ -23,7 +25,9 @@ from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.run import run as run_sweep
+from oneshot.sweep.tracking.relocate import relocate
 from oneshot.sweep.tracking.run_data import CUT
+from oneshot.sweep.tracking.server import forget
 from oneshot.sweep.tracking.thread import TrackingThread
 from oneshot.sweep.tracking.tracker import NOTE, Tracker
 from oneshot.tasks.grading import Grader
@@ -157,6 +161,46 @@ def test_an_outage_stops_nothing_and_the_next_run_catches_up(lab: Lab, caplog: p
     summary = lab.run(sweep)
     assert (summary.num_started, summary.finished, summary.tracking_error) == (0, 1, "")
     assert lab.points()["reward/mean"] == [1, 2]
+
+
+def test_a_store_that_was_moved_keeps_its_artifacts_where_it_is(lab: Lab, grader: Grader) -> None:
+    lab.run(lab.sweep())
+    before = lab.child().info
+    moved = Lab(lab.folder.parent / f"{lab.folder.name} moved", grader)
+    shutil.copytree(lab.folder, moved.folder)
+    shutil.rmtree(lab.folder / "runs" / "mlartifacts")
+    _artifact_repos_cache.clear()  # MLflow's, by run, in this process
+    # another suite writes artifacts
+    longer = moved.sweep(("num_problems: 4", "num_problems: 3"))
+    assert moved.run(longer).finished == 1
+    after = moved.child().info
+    assert after.run_id == before.run_id
+    assert after.artifact_uri == before.artifact_uri.replace(lab.folder.name, f"{lab.folder.name}%20moved")
+    assert moved.client.list_artifacts(after.run_id)
+    assert not (lab.folder / "runs" / "mlartifacts").exists()
+    relocate(moved.folder / "runs")  # nothing is left to do
+    assert moved.child().info.artifact_uri == after.artifact_uri
+
+
+def test_a_sweep_is_forgotten_with_all_its_runs(lab: Lab) -> None:
+    lab.run(lab.sweep())
+    uri = f"sqlite:///{lab.folder}/runs/mlflow.db"
+    assert forget(uri, "another") == 0
+    assert forget(uri, "base") == 2
+    experiment = lab.client.get_experiment_by_name("base")
+    assert experiment is not None
+    assert not lab.client.search_runs([experiment.experiment_id])
+
+
+def test_missing_data_is_found_before_mlflow_hears_of_a_run(lab: Lab) -> None:
+    assert lab.run(lab.sweep()).finished == 1
+    experiment = lab.client.get_experiment_by_name("base")
+    assert experiment is not None
+    states = {run.info.run_id: run.info.status for run in lab.client.search_runs([experiment.experiment_id])}
+    with pytest.raises(DataError):
+        lab.run(lab.sweep(("{arithmetic: {num_problems: 4}}", "{arithmetic: {num_problems: 4}, math500: {}}")))
+    after = {run.info.run_id: run.info.status for run in lab.client.search_runs([experiment.experiment_id])}
+    assert after == states
 
 
 @pytest.fixture

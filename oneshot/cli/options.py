@@ -22,8 +22,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="A replication lab for one-shot RLVR: plan, run, watch and judge sweeps of GRPO trials.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"oneshot {version('oneshot')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:
+    """Plan, run, watch and judge sweeps of GRPO trials: a replication lab for one-shot RLVR."""
 
 
 def _no_password(storage: str | None) -> str | None:

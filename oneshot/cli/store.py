@@ -183,10 +183,11 @@ def retry(
 @app.command()
 def gc(
     storage: StorageOption = None,
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="Also this sweep and what it alone holds")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show disk space by sweep, and remove what no sweep needs."""
+    """Show disk space by sweep, and remove what no sweep needs, or a whole sweep."""
     from dataclasses import asdict
 
     from oneshot.cli.tables import holdings_table, size
@@ -194,7 +195,9 @@ def gc(
 
     store = open_store(storage)
     store.check_exists()
-    holdings, waste = find_waste(store)
+    if sweep is not None:
+        _check_at_rest(store, sweep)
+    holdings, waste = find_waste(store, without=sweep)
     if as_json:
         data = {"sweeps": [asdict(holding) for holding in holdings], "waste": [asdict(item) for item in waste]}
         print(json.dumps(data, indent=2))
@@ -206,6 +209,22 @@ def gc(
         print(f"{size(sum(item.num_bytes for item in waste))} can be removed{hint}")
     for item in waste if remove else ():
         remove_waste(store, item)
+    if sweep is not None and remove and (Path(store.path) / "mlflow.db").is_file():
+        from oneshot.sweep.tracking.server import forget
+
+        count = forget(f"sqlite:///{Path(store.path).resolve()}/mlflow.db", sweep)
+        print(f"{sweep}: removed, with {count} runs in MLflow")
+
+
+def _check_at_rest(store: "Store", sweep: str) -> None:
+    """Refuse to remove a sweep that is not there or that runs."""
+    from oneshot.plan.loader import begun_text
+    from oneshot.store.lease import holder
+    from oneshot.sweep.status import is_alive
+
+    begun_text(store, sweep)
+    if is_alive(holder(store.sweep(sweep))):
+        raise UserError(f"--sweep {sweep}: it is running; end it with `oneshot stop {sweep}` first")
 
 
 def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
@@ -246,6 +265,9 @@ def ui(
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise UserError(f"--port {port}: {error.strerror}; choose another, such as --port {port + 1}") from error
+    from oneshot.sweep.tracking.relocate import relocate
+
+    relocate(database.parent)
     url = f"http://127.0.0.1:{port}{experiment_path(database, sweep)}"
     print(f"MLflow starts on {url} within half a minute; Ctrl-C stops it", file=sys.stderr)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]

@@ -29,19 +29,26 @@ class Waste:
     num_bytes: int
 
 
-def find_waste(store: Store) -> tuple[list[Holding], list[Waste]]:
-    """Return disk space by sweep, and what no sweep needs: orphaned trainings, incomplete checkpoints and writes."""
+def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holding], list[Waste]]:
+    """Return disk space by sweep, and what no sweep needs: orphaned trainings, incomplete checkpoints and writes.
+
+    With `without`, that sweep is waste, too, and so are the trainings that no other sweep has.
+    """
     keys_by_sweep = {name: keys_of(store, name) for name in store.sweeps()}
     sizes_by_key = {key: _sizes(store, key) for key in store.trainings()}
     holdings = [_holding(name, keys, sizes_by_key) for name, keys in keys_by_sweep.items()]
-    needed = set().union(*keys_by_sweep.values())
+    needed = set().union(*(keys for name, keys in keys_by_sweep.items() if name != without))
     waste, watch = [], Watch()
+    if without is not None:
+        sizes = store.fs.du(store.sweep(without).path, total=True)
+        waste.append(Waste(path=store.sweep(without).path, why="the sweep's own records", num_bytes=int(sizes)))
     for key, sizes in sizes_by_key.items():
         folder = store.trial(key)
         if watch.living(folder) is not None:
             continue
         if key not in needed:
-            waste.append(Waste(path=folder.path, why="belongs to no sweep", num_bytes=sum(sizes.values())))
+            why = "belongs to no other sweep" if without is not None else "belongs to no sweep"
+            waste.append(Waste(path=folder.path, why=why, num_bytes=sum(sizes.values())))
         else:
             waste += _leftovers(store, folder, sizes)
     return holdings, waste

@@ -37,6 +37,22 @@ def find_experiment(client: MlflowClient, name: str, artifacts: str | None, *, m
     return str(experiment_id)
 
 
+def forget(uri: str, sweep: str) -> int:
+    """Delete a sweep's runs in all experiments of a server, as its UI does; return their number."""
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    parents = client.search_runs(experiments, f"tags.sweep = '{sweep}' and tags.phase = 'sweep'")
+    count = 0
+    for parent in parents:
+        children = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        while runs := client.search_runs(experiments, children, max_results=1000):
+            for run in runs:
+                client.delete_run(run.info.run_id)
+            count += len(runs)
+        client.delete_run(parent.info.run_id)
+    return count + len(parents)
+
+
 def why_not(uri: str) -> str:
     """Ask MLflow for one experiment; return the reason if that fails, or an empty string."""
     if uri.startswith("sqlite:///"):

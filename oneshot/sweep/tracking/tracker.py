@@ -28,6 +28,7 @@ from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.sweep.search.points import read_points
 from oneshot.sweep.tracking import run_data
+from oneshot.sweep.tracking.relocate import relocate
 from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
@@ -61,6 +62,8 @@ class Tracker:
     def __init__(self, plan: Plan, store: Store, location: MlflowLocation) -> None:
         self._plan = plan
         self._store = store
+        if location.artifacts is not None:
+            relocate(Path(store.path).resolve())
         self._client = connect(location.uri)
         self._experiment_id = find_experiment(
             self._client, location.experiment, location.artifacts, metrics=accuracies(plan)
