@@ -11,7 +11,8 @@ import pytest
 
 from oneshot.config.trial import RewardConfig
 from oneshot.errors import TrialError
-from oneshot.tasks.grading import Grade, Grader, extract_boxed, grade
+from oneshot.tasks.answers import extract_boxed
+from oneshot.tasks.grading import Grade, Grader, grade
 from oneshot.tasks.rewards import judge, rewards
 
 

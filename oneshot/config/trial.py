@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-TRIAL_VERSION = 3  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
+TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""

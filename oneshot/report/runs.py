@@ -26,7 +26,7 @@ from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import suite_of
-from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.answers import extract_boxed
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 

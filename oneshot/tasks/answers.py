@@ -19,23 +19,44 @@ _LENIENT_MARKS = (
 )
 
 
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|and|or|,\s*and|,\s*or)?[\s$]*")
+
+
 def extract_boxed(text: str) -> str | None:
     """Return the contents of the last complete `\\boxed{...}`, nested braces included; None if there is none.
 
     Space before the brace is allowed. The last box is the one that begins last.
     """
-    best: tuple[int, int] | None = None
-    opened: list[int | None] = []  # for each open brace: where a box's contents begin, or None
+    last = max(_boxes(text), default=None)
+    return None if last is None else text[last[1] : last[2]]
+
+
+def extract_boxes(text: str) -> list[str]:
+    """Return the contents of the last complete box, after those of the boxes right before it: `\\boxed{1}, \\boxed{2}`."""
+    boxes = sorted(_boxes(text))
+    run = boxes[-1:]
+    for box in reversed(boxes[:-1]):
+        start, end = box[2] + 1, run[0][0]
+        if start > end or end - start > 20 or not _BETWEEN_BOXES.fullmatch(text, start, end):
+            break
+        run.insert(0, box)
+    return [text[start:end] for _, start, end in run]
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    """Return where each complete box begins, and where its contents begin and end."""
+    boxes = []
+    opened: list[tuple[int, int] | None] = []  # for each open brace: where a box and its contents begin, or None
     for match in _BRACES.finditer(text):
         if match["box"]:
-            opened.append(match.end())
+            opened.append(match.span())
         elif match["open"]:
             opened.append(None)
         elif match["close"] and opened:
-            start = opened.pop()
-            if start is not None and (best is None or start > best[0]):
-                best = start, match.start()
-    return None if best is None else text[best[0] : best[1]]
+            box = opened.pop()
+            if box is not None:
+                boxes.append((*box, match.start()))
+    return boxes
 
 
 def extract_marked(text: str) -> str | None:

@@ -1,9 +1,9 @@
 """Completion and answer -> right or wrong, by two graders in processes that can be killed.
 
-`strict` reads only the last `\\boxed{}`; `lenient` reads any answer that can be extracted. Both are math-verify in a
-pool of child processes, because its own time-outs need the main thread (`signal.alarm`) and cannot stop a sum of a
-billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict is None with a reason, never
-False.
+Our own grader (equality.py) gives two verdicts: `strict` reads only the last `\\boxed{}`, `lenient` any answer that
+can be extracted. `released` is the released evaluation's grader (released.py). They run in a pool of child processes:
+nothing else stops a sum of a billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict
+is None with a reason, never False.
 """
 
 import atexit
@@ -12,17 +12,18 @@ import json
 import queue
 import re
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import IO, Literal
 
+from oneshot.children import command
 from oneshot.errors import TrialError
-from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.answers import extract_boxed
 
 Verdict = bool | None
 
@@ -31,7 +32,7 @@ START_TIMEOUT_S = 120.0  # time for a child to import sympy on a busy machine
 MAX_CACHED_CHARACTERS = 200
 """Longest text whose reply is cached: extracted answers repeat, and whole completions would fill the memory."""
 
-_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}")
+_NUMERAL = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,14})?")  # more decimals may be those of a printed float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Grade:
 class _Question:
     """A request to a child: is the answer in `text` equal to `answer`?"""
 
-    kind: Literal["strict", "lenient", "parses"]
+    kind: Literal["strict", "lenient", "parses", "released"]
     text: str
     answer: str
 
@@ -115,7 +116,7 @@ class Grader:
         boxed = extract_boxed(completion)
         if boxed is None or not boxed.strip():
             return False
-        if _WHOLE_NUMBER.fullmatch(boxed.strip()):
+        if _NUMERAL.fullmatch(boxed.strip()):
             return True
         return self._ask(_Question("parses", boxed, "")).verdict
 
@@ -124,11 +125,11 @@ class Grader:
         if boxed is None:
             return _Reply(False, "")
         text, answer = boxed.strip(), answer.strip()
-        # equal texts and two whole numbers need no math-verify, whose verdict would be the same
+        # equal texts and plain numerals need no child, whose verdict would be the same
         if text == answer:
             return _Reply(True, "")
-        if _WHOLE_NUMBER.fullmatch(text) and _WHOLE_NUMBER.fullmatch(answer):
-            return _Reply(int(text) == int(answer), "")
+        if _NUMERAL.fullmatch(text) and _NUMERAL.fullmatch(answer):
+            return _Reply(Fraction(text) == Fraction(answer), "")
         return self._ask(_Question("strict", text, answer))
 
     def _ask(self, question: _Question) -> _Reply:
@@ -169,7 +170,7 @@ class _Child:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oneshot.tasks.grading_worker", str(timeout_s)],
+            command("oneshot.tasks.grading_worker", str(timeout_s)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ import numpy as np
 
 from oneshot.config.trial import RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
-from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.answers import extract_boxed
 
 NUM_CANDIDATES = 20  # answers that can be elected; a rarer answer only counts for one that it equals
 _COIN = 0xC01  # separates the coins' random stream from the completions' random table
