@@ -137,6 +137,9 @@ def matches(answer: Answer, label: Answer) -> bool:
         return _match_names(answer, label)
     if isinstance(answer, Value) and isinstance(label, Value):
         return _match_values(answer, label)
+    if isinstance(answer, Relation) or isinstance(label, Relation):
+        ours, gold = _as_relation(answer), _as_relation(label)
+        return ours is not None and gold is not None and _match_relations(ours, gold)
     if isinstance(answer, Region) or isinstance(label, Region):
         return _match_regions(answer, label)
     if isinstance(answer, Many) or isinstance(label, Many):
@@ -145,8 +148,6 @@ def matches(answer: Answer, label: Answer) -> bool:
         return _match_digits(answer, label)
     if isinstance(answer, Ratio) or isinstance(label, Ratio):
         return _match_ratios(answer, label)
-    if isinstance(answer, Relation) and isinstance(label, Relation):
-        return _match_relations(answer, label)
     if isinstance(answer, Matrix) and isinstance(label, Matrix):
         return [len(row) for row in answer.rows] == [len(row) for row in label.rows] and all(
             matches(one, other)
@@ -322,6 +323,20 @@ def _joined(one: Piece, other: Piece) -> Piece | None:
         return None
     last = one if ends == 1 or (ends == 0 and not one.high_open) else other
     return Piece(one.low, last.high, one.low_open, last.high_open)
+
+
+def _as_relation(answer: Answer) -> Relation | None:
+    """Return an inequality as a relation, also where it was read as a half-line of its variable."""
+    if isinstance(answer, Relation):
+        return answer
+    if not isinstance(answer, Region) or len(answer.pieces) != 1 or len(answer.name) != 1:
+        return None
+    piece, variable, end = answer.pieces[0], Node("sym", name=answer.name), Node("inf")
+    if piece.high == end:
+        return Relation(">" if piece.low_open else "ge", variable, piece.low)
+    if piece.low == Node("neg", (end,)):
+        return Relation("<" if piece.high_open else "le", variable, piece.high)
+    return None
 
 
 def _match_digits(answer: Answer, label: Answer) -> bool:

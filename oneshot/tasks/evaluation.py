@@ -18,6 +18,7 @@ from oneshot.tasks.expression import Node, symbols
 MAX_BITS = 400_000  # of an exact power; larger ones are compared by their digits
 MAX_FACTORIAL = 20_000
 _DIGITS = (60, 300, 600)
+_DIGITS_AT_POINTS = (60, 100)
 _POINTS = (
     ("1.37", "2.91", "0.83", "4.19", "1.73", "3.61", "2.23", "0.57"),
     ("0.31", "0.47", "0.73", "0.19", "0.61", "0.11", "0.89", "0.53"),
@@ -225,7 +226,7 @@ def _kinds(node: Node) -> set[str]:
 def _is_zero(difference: Callable[[], Any], nodes: list[Node], point: Mapping[str, Fraction] | None = None) -> bool:
     """Return whether a difference is zero: it is not if its first digits are the same at two precisions."""
     previous: Any = None
-    for digits in _DIGITS:
+    for digits in _DIGITS if point is None else _DIGITS_AT_POINTS:
         with mp.workdps(digits):
             value = difference()
             if value == 0:

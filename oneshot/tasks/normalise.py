@@ -38,7 +38,7 @@ _REPLACED = tuple(
     for pattern, replacement in (
         (r"\\(?:\$|pounds|euro|yen)(?![A-Za-z])", ""),
         (r"\$", ""),
-        (r"\\[()]", ""),
+        (r"(?<!\\)\\[()]", ""),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|middle)(?![A-Za-z])", ""),
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right)(?![A-Za-z])", ""),
@@ -46,12 +46,14 @@ _REPLACED = tuple(
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:lvert|rvert|vert|mid|vline)(?![A-Za-z])", "|"),
         (r"\\l?brack(?![A-Za-z])", "["),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
         (r"\\rbrack(?![A-Za-z])", "]"),
         (r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3})", ""),
         (r"(?<=\d)\s*,\s*\\!\s*(?=\d{3})", ""),
         (r"\\!", ""),
         (r"\{\s*\\?[,;: ~]\s*\}", " "),
-        (r"\\(?:[,;:>\s]|(?:quad|qquad|thinspace|medspace|enspace|nobreakspace|newline)(?![A-Za-z]))", " "),
+        (r"(?<!\\)\\(?:[,;:>\s]|$|(?:quad|qquad|thinspace|medspace|enspace|nobreakspace|newline)(?![A-Za-z]))", " "),
         (r"~", " "),
         (r"\\[hv]space\*?\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -135,8 +137,8 @@ def _vector(match: re.Match[str]) -> str:
 def _words(match: re.Match[str]) -> str:
     """Return a text's canonical spelling; a single letter or a number in text is that letter or number."""
     words = match[1].strip()
-    if re.fullmatch(r"[A-Za-z]", words) and "rm" in match[0][:12]:
-        return words  # \mathrm{e} is e; \text{m} may be a unit
+    if words in ("e", "i", "d"):
+        return words  # \mathrm{e} is e; another letter may be a unit
     if re.fullmatch(r"\(?[A-Za-z]\)?(?:\s*,\s*\(?[A-Za-z]\)?)+|\([A-Z]\)", words) or not re.search(r"[A-Za-z]", words):
         return words
     return rf"\text{{{words}}}"

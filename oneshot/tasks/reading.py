@@ -124,12 +124,14 @@ _NUMBER_WORDS = "two three four five six seven eight nine ten eleven twelve thir
 _BASE = re.compile(r"([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)_\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\}?")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\}?", re.IGNORECASE)
 _AND_OR = re.compile(r"(?:\\text\{\s*,?\s*(?:and|or|OR|AND)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or|OR)(?![A-Za-z]))")
+_CUP = re.compile(r"\\cup(?![A-Za-z])")
 _COMMA = re.compile(r"[;,]")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|equiv)(?![A-Za-z])|[<>=≈]")
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|smallmatrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
 _SYSTEM = re.compile(r"(?:\\\{\s*)?\\begin\s*\{(array|cases|aligned)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.()-]*")
 _SET_OF = re.compile(r"(?:\\?[A-Za-z]+\s*(?:\\in\s*\\reals)?|\(?[a-z](?:\s*,\s*[a-z])*\)?)\s*(?:\||:|\\colon)(.*)", re.DOTALL)
+_SHORT_WORDS = frozenset("yes no odd".split())
 _ALL_REALS = {"all real numbers", "all reals", "the set of all real numbers", "any real number", "all real x"}
 
 
@@ -147,7 +149,7 @@ def words_of(text: str) -> str:
     plain = re.sub(r"[^\w\s'+-]|_", " ", plain)
     words = plain.split()
     if len("".join(words)) > 1:  # a single letter is a name, whose case matters
-        words = [word.casefold() for word in words]
+        words = ["solution" if word.casefold() == "solutions" else word.casefold() for word in words]
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)
 
 
@@ -181,6 +183,8 @@ def _text(text: str) -> Answer | None:
     words = words_of(text)
     if words in _ALL_REALS:
         return REALS
+    if words in ("empty set", "null set"):
+        return Many((), "set")
     if in_text and re.fullmatch(r"[\d.,]+", words):
         return None
     if not words or (not in_text and re.search(r"[,(]", text) and not re.search(r"[a-z]{4}", text)):
@@ -191,7 +195,10 @@ def _text(text: str) -> Answer | None:
 def _has_word(text: str) -> bool:
     """Return whether plain letters have a word: four letters or more, or capitals side by side, or a capital first."""
     words = re.findall(r"[A-Za-z]+", text)
-    return any(len(word) >= 4 or re.fullmatch(r"[A-Z]{2,}|[A-Z][a-z]{2,}", word) for word in words)
+    return any(
+        len(word) >= 4 or word.lower() in _SHORT_WORDS or re.fullmatch(r"[A-Z]{2,}|[A-Z][a-z]{2,}", word)
+        for word in words
+    )
 
 
 def _and_or(text: str) -> Answer | None:
@@ -274,7 +281,7 @@ def _piece(parts: list[str], opening: str, closing: str) -> Piece:
 
 
 def _set_operation(text: str) -> Answer | None:
-    parts = split(text, re.compile(r"\\cup(?![A-Za-z])"))
+    parts = split(text, _CUP)
     if len(parts) > 1:
         return _union([_region(part) for part in parts])
     parts = split(text, re.compile(r"\\setminus(?![A-Za-z])"))
@@ -341,6 +348,12 @@ def without(region: Region, removed: Region) -> Region:
                 cut.append(piece)
         pieces = cut
     return Region(tuple(pieces), region.name)
+
+
+def _either(text: str) -> Answer | None:
+    """Read inequalities with a union sign between them."""
+    parts = split(text, _CUP)
+    return _union([_region(part) for part in parts]) if len(parts) > 1 and all(map(_RELATION.search, parts)) else None
 
 
 def _reals(text: str) -> Answer | None:
@@ -520,6 +533,7 @@ _READERS: tuple[Callable[[str], Answer | None], ...] = (
     _reals,
     _and_or,
     _list,
+    _either,
     _relation,
     _set_operation,
     _bracketed,
