@@ -32,7 +32,7 @@ def extract_boxed(text: str) -> str | None:
 
 
 def extract_boxes(text: str) -> list[str]:
-    """Return the contents of the last complete box, after those of the boxes right before it: `\\boxed{1}, \\boxed{2}`."""
+    """Return the contents of the last complete box, after those of the boxes right before it."""
     boxes = sorted(_boxes(text))
     run = boxes[-1:]
     for box in reversed(boxes[:-1]):

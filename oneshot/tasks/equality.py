@@ -37,8 +37,10 @@ from oneshot.tasks.reading import (
 
 _JOINED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _CHOICE = re.compile(r"(?:\\text\s*\{\s*)?\(?([A-H])\)?(?:[.:]|\))\s*\}?\s*(\S.*)", re.DOTALL)
-_LIBRARY = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|frac|sqrt|infty|begin|end|cdot|times|pi|to|d|partial|det|log|ln|sin|cos|tan|exp"
-                      r"|left|right|rightarrow|binom|[{}|\\]|alpha|beta|theta|lambda|mu|sigma|phi|omega)(?![A-Za-z])")
+_LIBRARY = re.compile(
+    r"\\(?:sum|prod|int|iint|oint|lim|frac|sqrt|infty|begin|end|cdot|times|pi|to|d|partial|det|log|ln|sin|cos|tan|exp"
+    r"|left|right|rightarrow|binom|[{}|\\]|alpha|beta|theta|lambda|mu|sigma|phi|omega)(?![A-Za-z])"
+)
 _NEEDS_LIBRARY = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|begin|partial|det)(?![A-Za-z])")
 _FLOAT_DIGITS = 15
 """A label with so many digits after its point was printed from a float."""
@@ -210,8 +212,10 @@ def _match_names(answer: Answer, label: Answer) -> bool:
     if isinstance(answer, Assigned) and isinstance(label, Assigned):
         if answer.name == label.name and matches(answer.answer, label.answer):
             return True
-        return answer.relation is not None and label.relation is not None and _match_relations(
-            answer.relation, label.relation
+        return (
+            answer.relation is not None
+            and label.relation is not None
+            and _match_relations(answer.relation, label.relation)
         )
     named, other = (answer, label) if isinstance(answer, Assigned) else (label, answer)
     assert isinstance(named, Assigned)
@@ -377,9 +381,7 @@ def _match_relations(answer: Relation, label: Relation) -> bool:
     difference, gold = (Node("add", (one.left, Node("neg", (one.right,)))) for one in (answer, label))
     if answer.op == label.op:
         return are_proportional(difference, gold, positive=answer.op in flipped)
-    return flipped.get(answer.op) == label.op and are_proportional(
-        Node("neg", (difference,)), gold, positive=True
-    )
+    return flipped.get(answer.op) == label.op and are_proportional(Node("neg", (difference,)), gold, positive=True)
 
 
 def _parse_by_library(spelling: str) -> list[object]:
@@ -399,7 +401,9 @@ def _equal_by_library(spelling: str, label: str) -> bool:
     gold, parsed = _parse_by_library(label), _parse_by_library(spelling)
     if not gold or not parsed:
         return False
-    return bool(verify(gold, parsed, float_rounding=15, numeric_precision=50, timeout_seconds=None, raise_on_error=True))
+    return bool(
+        verify(gold, parsed, float_rounding=15, numeric_precision=50, timeout_seconds=None, raise_on_error=True)
+    )
 
 
 __all__ = ["TooLargeError", "equal", "matches", "parses"]

@@ -169,7 +169,7 @@ def _exact_call(name: str, values: list[Fraction]) -> Fraction | None:
         if value > MAX_FACTORIAL:
             raise TooLargeError("a factorial has too many digits")
         return Fraction(math.factorial(int(value)))
-    if name == "binomial" and whole and 0 <= values[1] and 0 <= value <= MAX_FACTORIAL:
+    if name == "binomial" and whole and values[1] >= 0 and 0 <= value <= MAX_FACTORIAL:
         return Fraction(math.comb(int(value), int(values[1])))
     return None
 
@@ -208,7 +208,9 @@ def _equal_at_points(one: Node, other: Node, names: list[str]) -> bool:
             num_undefined += 1  # one of them may be written without the root or logarithm of the other
             continue
         try:
-            zero = _is_zero(lambda point=point: _value(one, _at(point)) - _value(other, _at(point)), [one, other], point)
+            zero = _is_zero(
+                lambda point=point: _value(one, _at(point)) - _value(other, _at(point)), [one, other], point
+            )
         except (_UndefinedError, ZeroDivisionError, ValueError):
             continue
         if not zero:
@@ -319,8 +321,13 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "inf": lambda: mp.inf,
 }
 _CALLS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "exp")},
-    **{f"arc{name}": getattr(mpmath, f"a{name}") for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh")},
+    **{
+        name: getattr(mpmath, name)
+        for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "exp")
+    },
+    **{
+        f"arc{name}": getattr(mpmath, f"a{name}") for name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh")
+    },
     "arctanh": mpmath.atanh,
     "abs": abs,
     "sqrt": mpmath.sqrt,

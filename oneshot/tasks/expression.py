@@ -5,10 +5,11 @@ expressions (reading.py splits them).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from oneshot.tasks.normalise import FUNCTION_NAMES
+from oneshot.tasks.normalise import FUNCTION_NAMES, word_set
 
 
 class ReadError(ValueError):
@@ -29,14 +30,14 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<num>[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+\.\d+|\d+\.(?=\\overline|\\bar|\\dot)|\.\d+|\d+)"
     r"|(?P<cmd>\\(?:[A-Za-z]+|[{}|%]))|(?P<char>\S))"
 )
-_SYMBOLS = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar ldots reals "
-    "emptyset".split()
+_SYMBOLS = word_set(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar ldots reals "
+    "emptyset"
 )
-_DECORATED = frozenset(
+_DECORATED = word_set(
     "vec hat bar overline tilde dot ddot angle triangle mathcal mathbb mathfrak mathscr overleftrightarrow widehat "
-    "parallelogram widetilde measuredangle stackrel".split()
+    "parallelogram widetilde measuredangle stackrel"
 )
 _NAMED = FUNCTION_NAMES | {"operatorname"}
 _CLOSING = {"(": ")", "[": "]", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
@@ -318,6 +319,10 @@ def _logarithm(tokens: _Tokens) -> Node:
     return node if power is None else Node("pow", (node, power))
 
 
+def _decimal_logarithm(tokens: _Tokens) -> Node:
+    return Node("call", (_operand(tokens), number(10)), name="log")
+
+
 def _call(name: str, tokens: _Tokens) -> Node:
     if name in ("max", "min", "gcd", "lcm"):
         return Node("call", _several(tokens), name=name)
@@ -360,7 +365,7 @@ def _operand(tokens: _Tokens) -> Node:
     return node
 
 
-_BASES = {
+_BASES: dict[str, Callable[[_Tokens], Node]] = {
     "frac": _fraction,
     "sqrt": _root,
     "binom": _binomial,
@@ -368,7 +373,7 @@ _BASES = {
     "tbinom": _binomial,
     "log": _logarithm,
     "ln": _logarithm,
-    "lg": lambda tokens: Node("call", (_operand(tokens), number(10)), name="log"),
+    "lg": _decimal_logarithm,
     "pi": lambda _: Node("pi"),
     "infty": lambda _: Node("inf"),
 }

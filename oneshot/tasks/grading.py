@@ -14,14 +14,15 @@ import re
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import IO, Literal
 
 from oneshot.children import command
+from oneshot.config.trial import GraderName
 from oneshot.errors import TrialError
 from oneshot.tasks.answers import extract_boxed
 
@@ -37,11 +38,12 @@ _NUMERAL = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,14})?")  # more decimals may be t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """Both verdicts: True, False, or None if the grader could not judge (`reason` says why)."""
+    """The verdicts: True, False, or None if the grader could not judge (`reason` says why)."""
 
     strict: Verdict
     lenient: Verdict
     reason: str = ""
+    released: Verdict = None  # also if the released grader was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +95,30 @@ class Grader:
                 child.kill()
         self._fill()
 
-    def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list["Grade"]:
-        """Return both verdicts on each (completion, answer), using all children in parallel."""
+    def grade_all(
+        self, pairs: Iterable[tuple[str, str]], *, graders: Sequence[GraderName] = ("strict",)
+    ) -> list["Grade"]:
+        """Return the verdicts on each (completion, answer), using all children in parallel."""
         with ThreadPoolExecutor(max_workers=self.num_children) as threads:
-            return list(threads.map(lambda pair: self.grade(*pair), pairs))
+            return list(threads.map(lambda pair: self.grade(*pair, graders=graders), pairs))
 
     def strict(self, completion: str, answer: str) -> Verdict:
         """Return whether the last boxed answer is right."""
         return self._strict(completion, answer).verdict
 
-    def grade(self, completion: str, answer: str) -> Grade:
-        """Return both verdicts on one completion."""
+    def verdict(self, name: GraderName, completion: str, answer: str) -> Verdict:
+        """Return whether a completion is right by one grader."""
+        return self.strict(completion, answer) if name == "strict" else self._released(completion, answer).verdict
+
+    def grade(self, completion: str, answer: str, *, graders: Sequence[GraderName] = ("strict",)) -> Grade:
+        """Return the verdicts on one completion: ours, and the released grader's if it is among the graders."""
+        ours = self._ours(completion, answer)
+        if "released" not in graders:
+            return ours
+        released = self._released(completion, answer)
+        return replace(ours, released=released.verdict, reason=ours.reason or released.reason)
+
+    def _ours(self, completion: str, answer: str) -> Grade:
         strict = self._strict(completion, answer)
         if strict.verdict is not False:
             # right for `strict` is right for both; a text that reached its deadline would only reach it again
@@ -131,6 +146,14 @@ class Grader:
         if _NUMERAL.fullmatch(text) and _NUMERAL.fullmatch(answer):
             return _Reply(Fraction(text) == Fraction(answer), "")
         return self._ask(_Question("strict", text, answer))
+
+    def _released(self, completion: str, answer: str) -> _Reply:
+        boxed = extract_boxed(completion)
+        if boxed is None:
+            return self._ask(_Question("released", completion, answer))
+        if boxed.strip() and boxed.strip() == answer.strip():
+            return _Reply(True, "")
+        return self._ask(_Question("released", f"\\boxed{{{boxed}}}", answer))
 
     def _ask(self, question: _Question) -> _Reply:
         if question in self._cache:

@@ -17,6 +17,8 @@ RUN_LENGTH, RUN_TIMES = 20, 3  # A completion repeats itself if a run of 20 word
 MEASURES = (
     "pass_at_1",
     "pass_at_1_lenient",
+    "pass_at_1_released",
+    "graders_disagree",
     "gain",
     "avg_at_k",
     "pass_at_k",

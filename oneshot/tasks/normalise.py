@@ -18,7 +18,8 @@ _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
     "∗": "*", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ",
     "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-    "°": r"^{\circ}", "º": r"^{\circ}", "′": "'", "″": "''", "’": "'", "…": r"\ldots ", "⋯": r"\ldots ", "∠": r"\angle ",
+    "°": r"^{\circ}", "º": r"^{\circ}", "′": "'", "″": "''", "’": "'", "…": r"\ldots ",
+    "⋯": r"\ldots ", "∠": r"\angle ",
     "△": r"\triangle ", "±": r"\pm ", "∓": r"\mp ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
     "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
     "⟨": r"\langle ", "⟩": r"\rangle ", "µ": r"\mu ", "⁄": "/", "∑": r"\sum ", "∫": r"\int ", "∏": r"\prod ",
@@ -26,20 +27,24 @@ _UNICODE = {
     "£": "", "€": "", "¥": "", "₹": "", **{letter: rf"\{name} " for letter, name in _GREEK.items()},
 }  # fmt: skip
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"))
-_FUNCTIONS = "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan sec csc cot log ln exp max min gcd lcm"
+_FUNCTIONS = (
+    "arcsin arccos arctan arcsec arccsc arccot sinh cosh tanh sin cos tan sec csc cot log ln exp max min gcd lcm"
+)
 FUNCTION_NAMES = frozenset(_FUNCTIONS.split())
 
 _TEXT_COMMANDS = r"text|textrm|textup|textnormal|textit|textsf|texttt|textbf|mbox|hbox|mathrm|operatorname\*?|rm|mathit"
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
 _OLD_FONT = re.compile(r"\{?\\(?:rm|bf|it)\s+([A-Za-z]+)\}?")
-_VECTOR = re.compile(r"\\(?:vec|mathbf|boldsymbol|bm|overrightarrow|mathbfit)\s*(?:\{([^{}]*)\}|(\\?[A-Za-z]+?)(?![A-Za-z]))")
+_VECTOR = re.compile(
+    r"\\(?:vec|mathbf|boldsymbol|bm|overrightarrow|mathbfit)\s*(?:\{([^{}]*)\}|(\\?[A-Za-z]+?)(?![A-Za-z]))"
+)
 _REPLACED = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:\$|pounds|euro|yen)(?![A-Za-z])", ""),
         (r"\$", ""),
         (r"(?<!\\)\\[()]", ""),
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|middle)(?![A-Za-z])", ""),
+        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|middle|[bB]igg?[lr]?)(?![A-Za-z])", ""),
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right)(?![A-Za-z])", ""),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
@@ -92,6 +97,11 @@ _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?: \d{3})+)(?![\d])")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+))")
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(words.split())
 
 
 def normalise(text: str) -> str:

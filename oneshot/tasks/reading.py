@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from oneshot.tasks.expression import Node, ReadError, number, parse
+from oneshot.tasks.normalise import word_set
 from oneshot.tasks.split import enclosed, separators, split
 from oneshot.tasks.units import split_unit
 
@@ -115,12 +116,13 @@ class Matrix:
     rows: tuple[tuple["Answer", ...], ...]
 
 
-Answer = (
-    Opaque | Text | Value | Digits | Ratio | Many | Region | Assigned | Relation | Approximate | Matrix
-)
+Answer = Opaque | Text | Value | Digits | Ratio | Many | Region | Assigned | Relation | Approximate | Matrix
 
 REALS = Region((Piece(Node("neg", (Node("inf"),)), Node("inf"), True, True),))
-_NUMBER_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_NUMBER_WORDS = ("",) * 2 + (
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+)  # fmt: skip
 _BASE = re.compile(r"([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)_\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\}?")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\}?", re.IGNORECASE)
 _AND_OR = re.compile(r"(?:\\text\{\s*,?\s*(?:and|or|OR|AND)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or|OR)(?![A-Za-z]))")
@@ -128,10 +130,14 @@ _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _COMMA = re.compile(r"[;,]")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|equiv)(?![A-Za-z])|[<>=≈]")
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|smallmatrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
-_SYSTEM = re.compile(r"(?:\\\{\s*)?\\begin\s*\{(array|cases|aligned)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
+_SYSTEM = re.compile(
+    r"(?:\\\{\s*)?\\begin\s*\{(array|cases|aligned)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
+)
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.()-]*")
-_SET_OF = re.compile(r"(?:\\?[A-Za-z]+\s*(?:\\in\s*\\reals)?|\(?[a-z](?:\s*,\s*[a-z])*\)?)\s*(?:\||:|\\colon)(.*)", re.DOTALL)
-_SHORT_WORDS = frozenset("yes no odd".split())
+_SET_OF = re.compile(
+    r"(?:\\?[A-Za-z]+\s*(?:\\in\s*\\reals)?|\(?[a-z](?:\s*,\s*[a-z])*\)?)\s*(?:\||:|\\colon)(.*)", re.DOTALL
+)
+_SHORT_WORDS = word_set("yes no odd")
 _ALL_REALS = {"all real numbers", "all reals", "the set of all real numbers", "any real number", "all real x"}
 
 
@@ -219,7 +225,7 @@ def _flat(text: str) -> tuple[Answer, ...]:
 
 
 def _list(text: str) -> Answer | None:
-    parts = [part for part in split(text, _COMMA)]
+    parts = split(text, _COMMA)
     if len(parts) < 2 or any(not part for part in parts):
         return None
     return _named_list(parts) or Many(tuple(item for part in parts for item in _flat(part)), "list")
@@ -341,9 +347,7 @@ def without(region: Region, removed: Region) -> Region:
                     Piece(point.low, piece.high, True, piece.high_open),
                 ]
             elif below == 0 or above == 0:
-                cut.append(
-                    Piece(piece.low, piece.high, piece.low_open or below == 0, piece.high_open or above == 0)
-                )
+                cut.append(Piece(piece.low, piece.high, piece.low_open or below == 0, piece.high_open or above == 0))
             else:
                 cut.append(piece)
         pieces = cut
@@ -407,8 +411,12 @@ def _name(text: str) -> str:
     """Return the name on the left of an equation: a symbol, words, or a function of symbols; "" for anything else."""
     plain = re.sub(r"\s|\\text|[{}]", "", text)
     symbol = r"\\?[A-Za-z]+(?:_[A-Za-z0-9]+)?'*"
-    is_name = re.fullmatch(rf"{symbol}(?:\({symbol}(?:,{symbol})*\))?|\({symbol}(?:,{symbol})+\)|\|?[A-Z]{{2,3}}\|?", plain)
-    if is_name is None or (not re.match(r"\s*\\text", text) and re.match(r"[a-z]{2,}(?!\()", plain) and not _has_word(plain)):
+    is_name = re.fullmatch(
+        rf"{symbol}(?:\({symbol}(?:,{symbol})*\))?|\({symbol}(?:,{symbol})+\)|\|?[A-Z]{{2,3}}\|?", plain
+    )
+    if is_name is None or (
+        not re.match(r"\s*\\text", text) and re.match(r"[a-z]{2,}(?!\()", plain) and not _has_word(plain)
+    ):
         return ""
     return "" if plain in ("e", "i", r"\pi", r"\infty") else plain
 
@@ -495,7 +503,7 @@ def _digits(text: str) -> Answer | None:
     match = _BASE.fullmatch(text)
     if match is None:
         return None
-    base = int(match[2]) if match[2].isdecimal() else _NUMBER_WORDS.index(match[2]) + 2 if match[2] in _NUMBER_WORDS else 0
+    base = int(match[2]) if match[2].isdecimal() else _NUMBER_WORDS.index(match[2]) if match[2] in _NUMBER_WORDS else 0
     return Digits(match[1].upper().lstrip("0") or "0", base) if base > 1 else None
 
 

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 
-_BRACKET = re.compile(r"\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\l(?:floor|ceil|angle)|\\r(?:floor|ceil|angle)|\\?[{}\[\]()]|\\.")
+_BRACKET = re.compile(
+    r"\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\l(?:floor|ceil|angle)|\\r(?:floor|ceil|angle)|\\?[{}\[\]()]|\\."
+)
 
 
 def depths(text: str) -> list[int]:

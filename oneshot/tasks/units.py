@@ -5,13 +5,15 @@ Only text that leaves the number as it is counts as a unit: no other numbers, an
 
 import re
 
+from oneshot.tasks.normalise import word_set
+
 SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "score": 20,
 }  # fmt: skip
-_CHANGING = frozenset(
+_CHANGING = word_set(
     "squared cubed factorial half halves third thirds quarter quarters and or to over plus minus times less more not "
-    "at least most greater than about pairs pair percentage-points double twice triple remainder mod modulo power root "
-    "negative between below above if when where except but".split()
+    "at least most greater than about pairs pair percentage-points double twice triple remainder mod modulo power "
+    "root negative between below above if when where except but"
 ) | {f"{scale}s" for scale in SCALES}
 _SYNONYMS = (
     "m meter meters metre metres", "cm centimeter centimeters centimetre centimetres", "mm millimeter millimeters",
@@ -23,12 +25,15 @@ _SYNONYMS = (
     "n newton newtons", "w watt watts", "v volt volts", "k kelvin", "pa", "ev", "nm", "erg ergs", "cal calories",
 )  # fmt: skip
 UNITS = {name: group.split()[0] for group in _SYNONYMS for name in group.split()}
-_COMPOUND = frozenset("cm mm km kg mg ft lb lbs oz yd mi min hr hrs mph ml sec secs".split())
+_COMPOUND = word_set("cm mm km kg mg ft lb lbs oz yd mi min hr hrs mph ml sec secs")
 
 _TEXT = r"\\text\s*\{(?P<{name}>[^{{}}]*)\}"
 _GROUP = r"\\text\s*\{[^{}]*\}(?:\s*\^\s*(?:\{[^{}]*\}|-?\d))?"
 _IN_TEXT = re.compile(rf"(?P<body>.*?)(?P<unit>(?:\s*(?:/|\\cdot|\\degree)?\s*{_GROUP})+)\s*", re.DOTALL)
-_IN_LETTERS = re.compile(r"(?P<body>.*\d.*?|.*[})])(?P<space>\s+|\\degree\s*)(?P<unit>[A-Za-z]{2,}|[CFKmgs])\.?(?:\s*\^\s*\{?[23]\}?)?", re.DOTALL)
+_IN_LETTERS = re.compile(
+    r"(?P<body>.*\d.*?|.*[})])(?P<space>\s+|\\degree\s*)(?P<unit>[A-Za-z]{2,}|[CFKmgs])\.?(?:\s*\^\s*\{?[23]\}?)?",
+    re.DOTALL,
+)
 _ATTACHED = re.compile(r"(?P<body>-?[\d.,]+|.*\})(?P<unit>[a-z]{2,3})(?:\s*\^\s*\{?[23]\}?)?", re.DOTALL)
 _IN_BRACKETS = re.compile(r"(?P<body>[-\d.,]+)\s*\((?P<unit>[A-Za-z ]{2,})\)")
 _PERCENT = re.compile(r"\s*(?:\\text\s*\{\s*(?:percent|per cent|%)\s*\}|percent)\s*$")

@@ -24,8 +24,8 @@ from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.lockstep import Lockstep
-from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.answers import extract_boxed
+from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import evaluate, grade_each
