@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 
@@ -56,7 +57,7 @@ def equal(text: str, label: str) -> bool:
     answers, labels = list(_spellings(text, is_label=False)), list(_spellings(label, is_label=True))
     if not answers or not labels:
         return not answers and not labels
-    if set(answers) & set(labels):
+    if text.strip() == label.strip() or set(answers) & set(labels):
         return not _divides_by_zero(answers[0])
     if any(_equal_texts(spelling, gold) for gold in labels for spelling in answers):
         return True
@@ -384,11 +385,11 @@ def _match_relations(answer: Relation, label: Relation) -> bool:
     return flipped.get(answer.op) == label.op and are_proportional(Node("neg", (difference,)), gold, positive=True)
 
 
-def _parse_by_library(spelling: str) -> list[object]:
+def _parse_by_library(spelling: str) -> list[Any]:
     """Return math-verify's reading of a spelling, or nothing if it has commands that math-verify would leave out."""
     if "\\" in _LIBRARY.sub("", spelling) or '"' in spelling:
         return []
-    parsed: list[object] = parse(
+    parsed: list[Any] = parse(
         rf"\boxed{{{spelling}}}",
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
         parsing_timeout=None,  # type: ignore[arg-type]  # math-verify accepts None (no alarm), its annotation does not

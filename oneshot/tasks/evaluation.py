@@ -8,6 +8,7 @@ precision rises.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -55,7 +56,7 @@ def are_equal(one: Node, other: Node) -> bool:
     except ZeroDivisionError:
         return False
     try:
-        equal = _is_zero(lambda: _value(one, {}) - _value(other, {}), [one, other])
+        equal = _is_zero(partial(_difference, one, other, {}), [one, other])
     except (_UndefinedError, ZeroDivisionError):
         return False
     if equal and too_large:
@@ -208,9 +209,7 @@ def _equal_at_points(one: Node, other: Node, names: list[str]) -> bool:
             num_undefined += 1  # one of them may be written without the root or logarithm of the other
             continue
         try:
-            zero = _is_zero(
-                lambda point=point: _value(one, _at(point)) - _value(other, _at(point)), [one, other], point
-            )
+            zero = _is_zero(partial(_difference, one, other, point), [one, other], point)
         except (_UndefinedError, ZeroDivisionError, ValueError):
             continue
         if not zero:
@@ -219,6 +218,10 @@ def _equal_at_points(one: Node, other: Node, names: list[str]) -> bool:
             return False
         num_equal += 1
     return num_equal >= 2
+
+
+def _difference(one: Node, other: Node, point: Mapping[str, Fraction]) -> Any:
+    return _value(one, _at(point)) - _value(other, _at(point))
 
 
 def _kinds(node: Node) -> set[str]:
@@ -272,7 +275,9 @@ def _value(node: Node, point: Mapping[str, Any], *, real: bool = False) -> Any:
     else:
         try:
             value = _CALLS[node.name](*parts)
-        except (ValueError, KeyError, TypeError, mpmath.libmp.NoConvergence) as error:
+        except TooLargeError:
+            raise
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise _UndefinedError from error
     if isinstance(value, mpmath.mpc) and real and not any(isinstance(part, mpmath.mpc) for part in parts):
         raise _UndefinedError

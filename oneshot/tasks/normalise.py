@@ -132,6 +132,7 @@ def trim(text: str) -> str:
 
 def _to_ascii(text: str) -> str:
     text = text.translate(_INVISIBLE)
+    text = re.sub(r"√\s*\\left\s*\(([^()]*)\\right\s*\)", r"√(\1)", text)
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _SUBSCRIPT.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)

@@ -10,7 +10,8 @@ import re
 from itertools import zip_longest
 
 from math_verify import parse
-from sympy import Expr, N, simplify
+from sympy import Expr, N
+from sympy.simplify.simplify import simplify
 
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.split import split
