@@ -6,119 +6,33 @@ math-verify. A part of a text is never read as if it were all of it.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
-from oneshot.tasks.expression import Node, ReadError, number, parse
+from oneshot.tasks.answer_types import (
+    REALS,
+    Answer,
+    Approximate,
+    Assigned,
+    Digits,
+    Many,
+    Matrix,
+    Opaque,
+    Piece,
+    Ratio,
+    Region,
+    Relation,
+    Text,
+    Value,
+)
+from oneshot.tasks.evaluation import are_equal
+from oneshot.tasks.expression import Node, ReadError, number, parse, symbols
 from oneshot.tasks.normalise import word_set
+from oneshot.tasks.regions import as_region, union, without
 from oneshot.tasks.split import enclosed, separators, split
 from oneshot.tasks.units import split_unit
 
 MAX_ELEMENTS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A spelling without a type."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Words."""
-
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An expression, with its unit and whether a percent sign follows it."""
-
-    node: Node
-    unit: str = ""
-    percent: bool = False
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Digits:
-    """A numeral with the base that it is written in."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Two or more expressions with colons between them; `half` is am or pm if it is a time."""
-
-    parts: tuple[Node, ...]
-    half: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """Several answers: without brackets, in `{}`, or in order in `()` or `[]`; `union` joins them by "or"."""
-
-    items: tuple["Answer", ...]
-    kind: Literal["list", "set", "tuple", "square"]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """An interval of real numbers; a single point has equal ends."""
-
-    low: Node
-    high: Node
-    low_open: bool
-    high_open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A set of real numbers: intervals and points, of the variable `name` if one is written."""
-
-    pieces: tuple[Piece, ...]
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """A named answer: `x = 5`, `f(x) = x^2`, `(x, y) = (1, 2)`."""
-
-    name: str
-    answer: "Answer"
-    relation: "Relation | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """An equation or inequality between expressions: `left op right`."""
-
-    op: str
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Approximate:
-    """An exact answer, and an approximation of it: `\\sqrt{2} \\approx 1.41`."""
-
-    answer: "Answer"
-    approximation: "Answer"
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Rows of answers."""
-
-    rows: tuple[tuple["Answer", ...], ...]
-
-
-Answer = Opaque | Text | Value | Digits | Ratio | Many | Region | Assigned | Relation | Approximate | Matrix
-
-REALS = Region((Piece(Node("neg", (Node("inf"),)), Node("inf"), True, True),))
 _NUMBER_WORDS = ("",) * 2 + (
     "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
@@ -215,7 +129,7 @@ def _and_or(text: str) -> Answer | None:
     if all(isinstance(region, Region) for region in regions):
         joins = {re.sub(r"[^a-z]", "", found.lower().replace("\\text", "")) for found in separators(text, _AND_OR)}
         if joins == {"or"}:
-            return _union([region for region in regions if isinstance(region, Region)])
+            return union([region for region in regions if isinstance(region, Region)])
     return Many(tuple(item for part in parts for item in _flat(part)), "list")
 
 
@@ -289,20 +203,13 @@ def _piece(parts: list[str], opening: str, closing: str) -> Piece:
 def _set_operation(text: str) -> Answer | None:
     parts = split(text, _CUP)
     if len(parts) > 1:
-        return _union([_region(part) for part in parts])
+        return union([_region(part) for part in parts])
     parts = split(text, re.compile(r"\\setminus(?![A-Za-z])"))
     if len(parts) != 2 and re.search(r"(?<=[})s])\s*-\s*\\\{", text):
         parts = split(text, re.compile(r"-(?=\s*\\\{)"))
     if len(parts) != 2:
         return None
     return without(_region(parts[0]), _region(parts[1]))
-
-
-def _union(regions: list[Region]) -> Region:
-    names = {region.name for region in regions if region.name}
-    if len(names) > 1:
-        raise ReadError("its parts have different variables")
-    return Region(tuple(piece for region in regions for piece in region.pieces), names.pop() if names else "")
 
 
 def _region(text: str) -> Region:
@@ -312,52 +219,10 @@ def _region(text: str) -> Region:
     return region
 
 
-def as_region(answer: Answer) -> Region | None:
-    """Return an answer as a set of real numbers, or None if it cannot be one: `(1, 2)` can be an interval."""
-    if isinstance(answer, Region):
-        return answer
-    if isinstance(answer, Many):
-        values = [item.node for item in answer.items if isinstance(item, Value)]
-        if len(values) != len(answer.items):
-            return None
-        if answer.kind == "set":
-            return Region(tuple(Piece(value, value, False, False) for value in values))
-        if answer.kind in ("tuple", "square") and len(values) == 2:
-            is_open = answer.kind == "tuple"
-            return Region((Piece(values[0], values[1], is_open, is_open),))
-    return None
-
-
-def without(region: Region, removed: Region) -> Region:
-    """Return a region without single points inside it. Raises ReadError: they are no points, or are outside."""
-    from oneshot.tasks.evaluation import order
-
-    pieces = list(region.pieces)
-    for point in removed.pieces:
-        if point.low != point.high:
-            raise ReadError("an interval is removed")
-        cut = []
-        for piece in pieces:
-            below, above = order(piece.low, point.low), order(point.low, piece.high)
-            if below is None or above is None:
-                raise ReadError("an end is no number")
-            if below == above == -1:
-                cut += [
-                    Piece(piece.low, point.low, piece.low_open, True),
-                    Piece(point.low, piece.high, True, piece.high_open),
-                ]
-            elif below == 0 or above == 0:
-                cut.append(Piece(piece.low, piece.high, piece.low_open or below == 0, piece.high_open or above == 0))
-            else:
-                cut.append(piece)
-        pieces = cut
-    return Region(tuple(pieces), region.name)
-
-
 def _either(text: str) -> Answer | None:
     """Read inequalities with a union sign between them."""
     parts = split(text, _CUP)
-    return _union([_region(part) for part in parts]) if len(parts) > 1 and all(map(_RELATION.search, parts)) else None
+    return union([_region(part) for part in parts]) if len(parts) > 1 and all(map(_RELATION.search, parts)) else None
 
 
 def _reals(text: str) -> Answer | None:
@@ -442,8 +307,6 @@ def _equation(parts: list[str]) -> Answer:
 
 def _consistent(values: list[Answer]) -> Answer:
     """Return the last of several equal values. Raises ReadError: they are not equal, so the equation is false."""
-    from oneshot.tasks.evaluation import are_equal
-
     nodes = [value.node for value in values if isinstance(value, Value)]
     if len(nodes) < len(values) or any(not are_equal(nodes[-1], node) for node in nodes):
         raise ReadError("a false equation")
@@ -451,8 +314,6 @@ def _consistent(values: list[Answer]) -> Answer:
 
 
 def _has_symbols(relation: Relation) -> bool:
-    from oneshot.tasks.expression import symbols
-
     return bool(symbols(relation.left) | symbols(relation.right))
 
 
