@@ -82,7 +82,7 @@ def grade(
     ungraded = sum(row.strict is None or row.lenient is None for row in grades)
     for kind in ("strict", "lenient", *(["released"] if both else [])):
         num_right = sum(getattr(row, kind) is True for row in grades)
-        print(f"{kind:8}{num_right / len(grades):.4f}  ({num_right} of {len(grades)})")
+        print(f"{kind:9}{num_right / len(grades):.4f}  ({num_right} of {len(grades)})")
     if both:
         _print_disagreements(pairs, grades)
     if ungraded:

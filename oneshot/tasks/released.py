@@ -126,8 +126,8 @@ def _symbolic(answer: str, label: str) -> bool:
         return False
     if one == other or simplify(one - other) == 0:
         return True
-    values = [complex(N(expression)) for expression in (one, other) if not expression.free_symbols]
-    return len(values) == 2 and abs(values[0] - values[1]) <= RELATIVE * max(abs(value) for value in values)
+    values = [N(expression) for expression in (one, other) if not expression.free_symbols]
+    return len(values) == 2 and bool(abs(values[0] - values[1]) <= RELATIVE * max(abs(value) for value in values))
 
 
 def _expression(text: str) -> Expr | None:
