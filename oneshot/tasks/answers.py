@@ -13,9 +13,10 @@ _BRACES = re.compile(
     re.DOTALL,
 )
 _LENIENT_MARKS = (
-    re.compile(r"\\fbox\s*\{([^{}\n]{1,200})\}"),
-    re.compile(r"<answer>([^<]{1,200})</answer>"),
-    re.compile(r"(?i:answer)[^\n\d*]{0,20}\*{1,2}([^*\n]{1,200})\*{1,2}"),
+    re.compile(r"\\(?:fbox|framebox)\s*\{((?:[^{}\n]|\{[^{}\n]{0,100}\}){1,200})\}"),
+    re.compile(r"<answer>([^<]{1,200})</answer>", re.IGNORECASE),
+    re.compile(r"(?i:answer)[^\n\d]{0,20}?(?P<mark>[*_]{1,2}|`)(?![\s:*_`])([^*_`\n]{1,200})(?P=mark)(?!\w)"),
+    re.compile(r"(?i:answer)(?: is)?:? {0,3}\(([A-H])\)"),
 )
 
 
@@ -60,10 +61,10 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def extract_marked(text: str) -> str | None:
-    """Return the last answer in `\\fbox{}`, in answer tags, or in asterisks after the word answer; None if none is."""
+    """Return the last answer in `\\fbox{}`, in answer tags, or marked after the word answer; None if none is."""
     last: re.Match[str] | None = None
     for pattern in _LENIENT_MARKS:
         for match in pattern.finditer(text):
             if last is None or match.start() > last.start():
                 last = match
-    return None if last is None else last[1]
+    return None if last is None else last[last.lastindex or 0]

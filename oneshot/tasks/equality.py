@@ -13,8 +13,8 @@ from oneshot.tasks.answer_types import Many, Opaque, Region, Text, Value
 from oneshot.tasks.evaluation import are_equal
 from oneshot.tasks.library import equal_by_library, needs_library, parse_by_library
 from oneshot.tasks.matching import matches
-from oneshot.tasks.normalise import normalise, trim
-from oneshot.tasks.reading import read, words_of
+from oneshot.tasks.normalise import normalise, trim, words_of
+from oneshot.tasks.reading import read
 
 _JOINED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _CHOICE = re.compile(r"(?:\\text\s*\{\s*)?\(?([A-H])\)?(?:[.:]|\))\s*\}?\s*(\S.*)", re.DOTALL)

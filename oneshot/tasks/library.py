@@ -6,10 +6,10 @@ from typing import Any
 from math_verify import LatexExtractionConfig, parse, verify
 
 _LIBRARY = re.compile(
-    r"\\(?:sum|prod|int|iint|oint|lim|frac|sqrt|infty|begin|end|cdot|times|pi|to|d|partial|det|log|ln|sin|cos|tan|exp"
+    r"\\(?:sum|prod|(?:i|o)?int|lim|frac|sqrt|infty|begin|end|cdot|times|pi|to|d|partial|det|log|ln|sin|cos|tan|exp"
     r"|left|right|rightarrow|binom|[{}|\\]|alpha|beta|theta|lambda|mu|sigma|phi|omega)(?![A-Za-z])"
 )
-_NEEDS_LIBRARY = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|begin|partial|det)(?![A-Za-z])")
+_NEEDS_LIBRARY = re.compile(r"\\(?:sum|prod|(?:i|o)?int|lim|begin|partial|det)(?![A-Za-z])")
 
 
 def needs_library(spelling: str) -> bool:

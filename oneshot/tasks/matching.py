@@ -25,6 +25,7 @@ from oneshot.tasks.answer_types import (
 )
 from oneshot.tasks.evaluation import are_equal, are_proportional, order
 from oneshot.tasks.expression import Node
+from oneshot.tasks.normalise import words_of
 from oneshot.tasks.regions import match_regions
 
 _FLOAT_DIGITS = 15
@@ -39,6 +40,9 @@ def matches(answer: Answer, label: Answer) -> bool:
         return matches(answer, label.answer) or matches(answer, label.approximation)
     if isinstance(answer, Approximate):
         return _is_near(answer) and (matches(answer.answer, label) or matches(answer.approximation, label))
+    for one, other in ((answer, label), (label, answer)):
+        if isinstance(one, Text) and isinstance(other, Value | Opaque):
+            return words_of(other.text) == one.words
     if isinstance(answer, Assigned) or isinstance(label, Assigned):
         return _match_names(answer, label)
     if isinstance(answer, Value) and isinstance(label, Value):

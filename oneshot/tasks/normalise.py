@@ -91,6 +91,8 @@ _REPLACED = tuple(
         (r"(?<![\\A-Za-z])(?:atan|arctan)(?=\s*[({])", r"\\arctan "),
         (r"(?<![\\A-Za-z])(" + "|".join(_FUNCTIONS.split()) + r"|sqrt|pi)(?![A-Za-z])", r"\\\1 "),
         (r"\*\*", "^"),
+        (r"\\pmod\s*\{\s*(\w+)\s*\}", r"\\pmod \1"),
+        (r"\{([^{}]+)\\choose(?![A-Za-z])([^{}]+)\}", r"\\binom{\1}{\2}"),
     )
 )  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?: \d{3})+)(?![\d])")
@@ -130,6 +132,16 @@ def trim(text: str) -> str:
         text = shorter
 
 
+def words_of(text: str) -> str:
+    """Return a text's words in lower case, without commands, punctuation and articles."""
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    plain = re.sub(r"[^\w\s'+-]|_", " ", plain)
+    words = plain.split()
+    if len("".join(words)) > 1:  # a single letter is a name, whose case matters
+        words = ["solution" if word.casefold() == "solutions" else word.casefold() for word in words]
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)
+
+
 def _to_ascii(text: str) -> str:
     text = text.translate(_INVISIBLE)
     text = re.sub(r"√\s*\\left\s*\(([^()]*)\\right\s*\)", r"√(\1)", text)
@@ -152,7 +164,8 @@ def _words(match: re.Match[str]) -> str:
         return words  # \mathrm{e} is e; another letter may be a unit
     if re.fullmatch(r"\(?[A-Za-z]\)?(?:\s*,\s*\(?[A-Za-z]\)?)+|\([A-Z]\)", words) or not re.search(r"[A-Za-z]", words):
         return words
-    return rf"\text{{{words}}}"
+    counted = re.fullmatch(r"(-?[\d.,/]+)\s+([A-Za-z].*)", words)
+    return rf"{counted[1]} \text{{{counted[2]}}}" if counted is not None else rf"\text{{{words}}}"
 
 
 def _closes_at_the_end(text: str) -> bool:

@@ -25,7 +25,7 @@ from oneshot.tasks.answer_types import (
 )
 from oneshot.tasks.evaluation import are_equal
 from oneshot.tasks.expression import Node, ReadError, number, parse, symbols
-from oneshot.tasks.normalise import word_set
+from oneshot.tasks.normalise import word_set, words_of
 from oneshot.tasks.regions import as_region, union, without
 from oneshot.tasks.split import enclosed, separators, split
 from oneshot.tasks.units import split_unit
@@ -42,7 +42,7 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\}?", 
 _AND_OR = re.compile(r"(?:\\text\{\s*,?\s*(?:and|or|OR|AND)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or|OR)(?![A-Za-z]))")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _COMMA = re.compile(r"[;,]")
-_RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|equiv)(?![A-Za-z])|[<>=≈]")
+_RELATION = re.compile(r"\\(?:le|ge|ne|approx|(?:not)?in|equiv)(?![A-Za-z])|[<>=≈]")
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|smallmatrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
 _SYSTEM = re.compile(
     r"(?:\\\{\s*)?\\begin\s*\{(array|cases|aligned)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", re.DOTALL
@@ -61,16 +61,6 @@ def read(text: str) -> Answer:
         return _read(text)
     except (ReadError, RecursionError):
         return Opaque(re.sub(r"\s+", "", text))
-
-
-def words_of(text: str) -> str:
-    """Return a text's words in lower case, without commands, punctuation and articles."""
-    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-    plain = re.sub(r"[^\w\s'+-]|_", " ", plain)
-    words = plain.split()
-    if len("".join(words)) > 1:  # a single letter is a name, whose case matters
-        words = ["solution" if word.casefold() == "solutions" else word.casefold() for word in words]
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("the", "a", "an") else words)
 
 
 def _read(text: str) -> Answer:
@@ -107,6 +97,9 @@ def _text(text: str) -> Answer | None:
         return Many((), "set")
     if in_text and re.fullmatch(r"[\d.,]+", words):
         return None
+    parts = re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1 ", text).strip())
+    if in_text and len(parts) > 1 and all(parts):
+        return Many(tuple(Text(words_of(part)) for part in parts), "list")
     if not words or (not in_text and re.search(r"[,(]", text) and not re.search(r"[a-z]{4}", text)):
         return None
     return Text(words)
@@ -258,6 +251,8 @@ def _chain(parts: list[str], ops: list[str]) -> Answer:
     if ops == ["in"]:
         answer = _element(parts[1])
         region = as_region(answer)
+        if isinstance(answer, Many) and answer.kind == "set":
+            return Assigned(_name(parts[0]), answer) if _name(parts[0]) else answer
         if region is not None and answer is not REALS:
             return Region(region.pieces, _name(parts[0]))
         if answer is REALS:
@@ -332,7 +327,7 @@ def _inequality(left: str, op: str, right: str) -> Answer:
     if not _name(left) and _name(right):
         left, op, right = right, _FLIPPED[op], left
     name = _name(left)
-    if not name:
+    if not name or (op != "ne" and _name(right)):
         return Relation(op, parse(left), parse(right))
     if op == "ne":
         points = _element(right)

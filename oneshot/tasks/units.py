@@ -11,6 +11,7 @@ SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "score": 20,
 }  # fmt: skip
 _CHANGING = word_set(
+    "tenth tenths hundredth hundredths thousandth thousandths millionth millionths fifth fifths sixth sixths "
     "squared cubed factorial half halves third thirds quarter quarters and or to over plus minus times less more not "
     "at least most greater than about pairs pair percentage-points double twice triple remainder mod modulo power "
     "root negative between below above if when where except but"
