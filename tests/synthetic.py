@@ -189,7 +189,7 @@ def _write_evaluation(
         digest=suite.digest,
         step=step,
     )
-    return summary(records, samples=suite.samples)
+    return summary(records, samples=suite.samples, graders=suite.graders)
 
 
 def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: bool) -> EvaluatedCompletion:
@@ -204,6 +204,7 @@ def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: 
         completion=completion,
         strict=is_right,
         lenient=is_right or draw.random() < 0.05,
+        released=is_right,
         reason="",
         num_tokens=len(completion) // 2,
         truncated=False,

@@ -126,7 +126,7 @@ def test_a_trial_that_fails_says_why_and_exits_1(sweep: Path, tmp_path: Path) ->
 def test_completions_made_elsewhere_are_graded_by_both_graders(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(COMPLETIONS)
     done = oneshot("grade", "c.jsonl", cwd=tmp_path)
-    assert done.out.splitlines() == ["strict  0.3333  (1 of 3)", "lenient 0.6667  (2 of 3)"]
+    assert done.out.splitlines() == ["strict   0.3333  (1 of 3)", "lenient  0.6667  (2 of 3)"]
     lines = oneshot("grade", "c.jsonl", "--json", cwd=tmp_path).out.splitlines()
     assert [json.loads(line)["strict"] for line in lines] == [True, False, False]
     assert [json.loads(line)["lenient"] for line in lines] == [True, True, False]

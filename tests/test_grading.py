@@ -11,7 +11,8 @@ import pytest
 
 from oneshot.config.trial import RewardConfig
 from oneshot.errors import TrialError
-from oneshot.tasks.grading import Grade, Grader, extract_boxed, grade
+from oneshot.tasks.answers import extract_boxed
+from oneshot.tasks.grading import Grade, Grader, grade
 from oneshot.tasks.rewards import judge, rewards
 
 
@@ -127,7 +128,7 @@ def test_hostile_answers_are_ungraded_within_their_deadline_and_the_next_is_grad
             grade = grader.grade(rf"\boxed{{{hostile}}}", "85")
             assert grade.strict is None
             assert grade.lenient is None
-            assert grade.reason == "no verdict within 1 s"
+            assert grade.reason in ("no verdict within 1 s", "TooLargeError: a power has too many digits")
             assert time.monotonic() - start_s < 60
         assert grader.grade(r"\boxed{\frac{170}{2}}", "85").strict is True
 

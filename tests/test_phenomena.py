@@ -278,8 +278,9 @@ def test_ours_less_what_was_published_by_hand() -> None:
     # 0.55, 0.65, 0.75 at the end: 0.65 -+ 4.302653 * 0.1 / sqrt(3), less 0.5
     runs = gaining(OUTCOME, 0.3, 0.4, 0.5) + gaining(FORMAT, 0.0, 0.0, 0.0)
     (table,) = published_tables(gathered(runs, published=(published(cell={"arm": "outcome"}),)))
-    ((cell, of, at, theirs, ours, apart),) = table.rows
+    ((cell, of, at, theirs, ours, apart, grader),) = table.rows
     assert (cell, of, at, theirs) == ("outcome", "arithmetic", "last", 0.5)
+    assert grader == "strict, without released"
     assert ends(ours)[0] == pytest.approx(0.65)
     half = T * 0.1 / 3**0.5
     assert ends(apart) == (
@@ -301,7 +302,7 @@ def test_published_before_training_and_of_every_cell() -> None:
 def test_a_published_number_stands_alone_until_there_is_ours() -> None:
     runs = gaining(OUTCOME, 0.3, state="failed")
     (table,) = published_tables(gathered(runs, published=(published(),)))
-    assert table.rows[0][4:] == (None, None)
+    assert table.rows[0][4:6] == (None, None)
     assert published_tables(gathered(runs, published=(published(value=None),))) == []
 
 

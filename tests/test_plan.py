@@ -90,7 +90,19 @@ def test_all_keys_of_all_changes_differ(tiny_config: MakeConfig) -> None:
 
 def test_the_key_of_a_known_trial_stays(tiny_config: MakeConfig) -> None:
     """Finished trials are found by it: should it move, TRIAL_VERSION moves with it, on purpose."""
-    assert trial_keys(tiny_config(), [0], {"model": "m", "examples": ["e"]})[0] == "9c4af9857185a7f4"
+    assert trial_keys(tiny_config(), [0], {"model": "m", "examples": ["e"]})[0] == "2c27b78675183fc0"
+
+
+def test_a_key_names_the_reward_grader_only_if_it_is_not_ours(tiny_config: MakeConfig) -> None:
+    plain, strict, released = (
+        trial_keys(config, [0], {"model": "m"})[0]
+        for config in (
+            tiny_config(),
+            tiny_config(reward={"grader": "strict"}),
+            tiny_config(reward={"grader": "released"}),
+        )
+    )
+    assert plain == strict != released
 
 
 PATHS = {

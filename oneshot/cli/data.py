@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from oneshot.cli.find import open_store
 from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from oneshot.tasks.grading import Grade
 
 
 @app.command()
@@ -59,26 +63,43 @@ def grade(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .jsonl file with `completion` and `answer` on each line")
     ],
+    both: Annotated[bool, typer.Option("--both", help="Also grade by the rules of the released evaluation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion")] = False,
     timeout_s: Annotated[float, typer.Option(min=0.1, max=60, help="Time limit for one answer in seconds")] = 5.0,
 ) -> None:
-    """Grade completions from a file with both graders."""
+    """Grade completions from a file: strictly (the last box), leniently, and with --both by the released rules."""
     from oneshot.tasks.grading import Grader
     from oneshot.tasks.problems import read_completions
 
     pairs = read_completions(file)
     with Grader(timeout_s=timeout_s, num_children=os.cpu_count() or 1) as grader:
-        grades = grader.grade_all(pairs)
+        grades = grader.grade_all(pairs, graders=("strict", "released") if both else ("strict",))
     if as_json:
         for row in grades:
-            print(json.dumps({"strict": row.strict, "lenient": row.lenient, "reason": row.reason}))
+            released = {"released": row.released} if both else {}
+            print(json.dumps({"strict": row.strict, "lenient": row.lenient, **released, "reason": row.reason}))
         return
     ungraded = sum(row.strict is None or row.lenient is None for row in grades)
-    for kind, verdicts in (("strict", [g.strict for g in grades]), ("lenient", [g.lenient for g in grades])):
-        num_right = sum(verdict is True for verdict in verdicts)
-        print(f"{kind:8}{num_right / len(verdicts):.4f}  ({num_right} of {len(verdicts)})")
+    for kind in ("strict", "lenient", *(["released"] if both else [])):
+        num_right = sum(getattr(row, kind) is True for row in grades)
+        print(f"{kind:9}{num_right / len(grades):.4f}  ({num_right} of {len(grades)})")
+    if both:
+        _print_disagreements(pairs, grades)
     if ungraded:
         warn(f"{ungraded} could not be graded and count as wrong; --json shows why")
+
+
+def _print_disagreements(pairs: Sequence[tuple[str, str]], grades: Sequence["Grade"]) -> None:
+    """Print where the strict and the released grader differ, with answer and label."""
+    from oneshot.tasks.answers import extract_boxed
+
+    differing = [row for row, grade in enumerate(grades) if (grade.strict is True) != (grade.released is True)]
+    print(f"disagree {len(differing) / len(grades):.4f}  ({len(differing)} of {len(grades)})")
+    for row in differing:
+        completion, label = pairs[row]
+        answer = extract_boxed(completion)
+        shown = "no box" if answer is None else repr(answer)
+        print(f"line {row + 1}: {shown}, label {label!r}: strict {grades[row].strict}, released {grades[row].released}")
 
 
 @app.command()
@@ -92,10 +113,14 @@ def fetch(
     Files go into the folder that ONESHOT_DATA names, by default `data`.
     """
     from oneshot.tasks.fetch import fetch as fetch_set
+    from oneshot.tasks.labels import label_warnings
+    from oneshot.tasks.sets import load as load_set
 
     for source in sources:
         path, num_rows = fetch_set(source)
         print(f"{source}: {num_rows} rows, {path}")
+        for warning in label_warnings(source, load_set(source)):
+            warn(warning)
 
 
 @app.command()

@@ -68,6 +68,10 @@ class PublishedConfig(Config):
         min_length=1, description="How they were measured, such as `best checkpoint on the test set, one seed`"
     )
     columns: list[str] = Field(min_length=1, description="Suites whose pass@1 is given")
+    grader: Literal["strict", "lenient", "released"] = Field(
+        "released",
+        description="Grader that made the numbers, which ours are compared by. `released`: Qwen2.5-Math's `math_equal`",
+    )
     rows: list[PublishedRow] = Field(min_length=1, description="One row for each cell")
 
     @model_validator(mode="after")

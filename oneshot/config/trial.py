@@ -5,11 +5,11 @@ differ, the default is the code's value, and the description of the field says s
 `model.mixed_precision` is `no`, which works on every machine; sweeps on GPUs set bf16.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-TRIAL_VERSION = 3  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
+TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
@@ -114,6 +114,9 @@ class PromptConfig(Config):
     )
 
 
+GraderName = Literal["strict", "released"]
+
+
 class RewardConfig(Config):
     """The rule that rewards completions: the outcome, or a control."""
 
@@ -123,6 +126,11 @@ class RewardConfig(Config):
         "seeded coin. `majority`: the most common of the example's answers in the step",
     )
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
+    grader: GraderName = Field(
+        "strict",
+        description="Grader that decides which answers are right. `strict`: ours, exact and by type. `released`: the "
+        "rules of the released evaluation (Qwen2.5-Math's `math_equal`), with numbers equal within 1e-4",
+    )
     timeout_s: float = Field(
         5.0, gt=0, le=60, description="Seconds to grade one answer, after which it counts as ungraded"
     )
@@ -241,7 +249,19 @@ class EvalConfig(Config):
     every_steps: int = Field(20, ge=1, description="Steps between evaluations, for suites that do not set it")
     also_at: list[int] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
     at_start: bool = Field(True, description="Evaluate before step 1. `gain` is measured from this evaluation")
+    graders: list[GraderName] = Field(
+        default_factory=lambda: list(get_args(GraderName)),
+        description="Graders whose verdicts are recorded. `strict` is always one of them, since `pass_at_1` is its "
+        "accuracy; with `released`, reports show how often the two disagree",
+    )
     suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="Suite name -> its sampling rule")
+
+    @field_validator("graders")
+    @classmethod
+    def _with_strict(cls, graders: list[GraderName]) -> list[GraderName]:
+        if "strict" not in graders:
+            raise ValueError("strict is missing; pass_at_1 is its accuracy, so add it")
+        return [name for name in get_args(GraderName) if name in graders]  # the order has no meaning
 
 
 class CheckpointConfig(Config):

@@ -67,6 +67,8 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     for path in inert_paths(config):
         section, _, name = path.partition(".")
         del dump[section][name]
+    if config.reward.grader == "strict":  # left out, so that a key names it only where it is set
+        del dump["reward"]["grader"]
     hashed = {
         "trial_version": TRIAL_VERSION,
         **contents,

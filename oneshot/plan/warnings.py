@@ -1,5 +1,6 @@
 """Trials and cells -> warnings: settings without effect, odd resources, and trials that do not fit their GPUs."""
 
+import json
 from collections.abc import Sequence
 
 from oneshot.config.trial import TrialConfig
@@ -9,7 +10,10 @@ from oneshot.models.source import local_folder
 from oneshot.plan.cells import Cell
 from oneshot.plan.keys import inert_paths
 from oneshot.plan.trial import Trial
-from oneshot.tasks.benchmarks import due_evaluations
+from oneshot.tasks import sets
+from oneshot.tasks.benchmarks import GENERATED, due_evaluations, load_suites
+from oneshot.tasks.examples import present_examples
+from oneshot.tasks.labels import label_warnings
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -110,6 +114,22 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     if offloads and all(choose_strategy(cell.config, cell.resources) != "fsdp" for cell in offloads):
         warnings.append("resources.cpu_offload has no effect: it needs strategy fsdp, which no trial uses")
     return warnings
+
+
+def unsatisfiable_labels(cells: Sequence[Cell]) -> list[str]:
+    """Return a warning for each label that no answer can satisfy, of suites and examples on this machine."""
+    suites = {(suite.source, suite.num_problems): suite for cell in cells for suite in load_suites(cell.config)}
+    warnings = []
+    for (source, _), suite in suites.items():
+        if source not in GENERATED and not sets.is_missing(sets.parts_of(source)[0]):
+            warnings += label_warnings(source, suite.problems)
+    named = {
+        json.dumps(cell.config.model_dump(mode="json")["examples"]): cell for cell in cells if cell.waits_for is None
+    }
+    for cell in named.values():
+        if cell.config.script is None:
+            warnings += label_warnings("examples", present_examples(cell.config.examples))
+    return list(dict.fromkeys(warnings))
 
 
 def coinciding(trials: Sequence[Trial]) -> list[str]:

@@ -74,7 +74,7 @@ def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Int
 def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
     """Return the mean of a measure over seeds at `start` or `last`."""
     interval = over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
-    return interval if interval is None or measure != "pass_at_1" else _by_problems(interval, runs, suite)
+    return interval if interval is None or not measure.startswith("pass_at_1") else _by_problems(interval, runs, suite)
 
 
 def _by_problems(interval: Interval, runs: Sequence[Run], suite: str) -> Interval:

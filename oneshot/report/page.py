@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, pictures
+from oneshot.report.graders import graders_table
 from oneshot.report.phenomena import tables
 from oneshot.report.plots import inline
 from oneshot.report.published import published_tables
@@ -45,7 +46,16 @@ def make_report(gathered: Gathered) -> Report:
     """Judge the claims, fill the tables, and draw the figures."""
     judged = verdicts(gathered)
     drawn = pictures(gathered, judged)
-    measured = [table for table in (_accuracy_table(gathered), *published_tables(gathered), *tables(gathered)) if table]
+    measured = [
+        table
+        for table in (
+            _accuracy_table(gathered),
+            graders_table(gathered),
+            *published_tables(gathered),
+            *tables(gathered),
+        )
+        if table
+    ]
     files = {
         PAGE: _page(gathered, judged, drawn, measured),
         DATA: json.dumps(_data(gathered, judged, measured), indent=1, sort_keys=True),

@@ -1,7 +1,9 @@
 """Gathered runs and published numbers -> tables that show both side by side."""
 
+from collections.abc import Sequence
+
 from oneshot.report.cells import finished, level
-from oneshot.report.runs import Gathered
+from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
 from oneshot.report.table import Table, Value
 
@@ -17,20 +19,31 @@ def published_tables(gathered: Gathered) -> list[Table]:
             for suite, theirs in zip(published.columns, row.values, strict=True):
                 if theirs is None:
                     continue
-                ours, cell = level(runs, suite, row.at), " / ".join(wanted.values()) or "all cells"
-                rows.append((cell, suite, row.at, theirs, ours, _minus(ours, theirs)))
+                ours, grader = _ours(runs, suite, row.at, grader=published.grader)
+                cell = " / ".join(wanted.values()) or "all cells"
+                rows.append((cell, suite, row.at, theirs, ours, _minus(ours, theirs), grader))
         tables.append(
             Table(
                 name=f"published_{number}",
                 title=f"Beside {published.by}",
                 about=f"Published by {published.by}: {published.how}. Ours: mean over seeds at the stated step, with "
-                "its interval. The difference treats the published number as exact.",
-                columns=("cell", "suite", "at", "published", "ours", "ours - published"),
+                "its interval, by the grader that made the published number if it is on record. The difference treats "
+                "the published number as exact.",
+                columns=("cell", "suite", "at", "published", "ours", "ours - published", "graded by"),
                 rows=tuple(rows),
                 form="points",
             )
         )
     return [table for table in tables if table.rows]
+
+
+def _ours(runs: Sequence[Run], suite: str, at: str, *, grader: str) -> tuple[Interval | None, str]:
+    """Return our accuracy by the grader that made the published number, or by ours if that was not recorded."""
+    if grader != "strict":
+        ours = level(runs, suite, at, measure=f"pass_at_1_{grader}")
+        if ours is not None:
+            return ours, grader
+    return level(runs, suite, at), "strict" if grader == "strict" else f"strict, without {grader}"
 
 
 def _minus(ours: Interval | None, theirs: float) -> Interval | None:

@@ -20,13 +20,13 @@ from oneshot.plan.leakage import VAL_SUITES
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
-from oneshot.store.records import EVALUATION_COLUMNS, Row
+from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
+from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import suite_of
-from oneshot.tasks.problems import extract_boxed
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 
@@ -197,7 +197,7 @@ class StoreReader:
 
 def _grades(table: Mapping[str, Any], *, samples: int) -> Grades:
     """Return the grades in a table of completions, which has the `samples` of each problem one after another."""
-    places = {name: table["columns"].index(name) for name in EVALUATION_COLUMNS}
+    places = {name: place for place, name in enumerate(table["columns"])}
     data = table["data"]
 
     def column(name: str) -> list[Any]:

@@ -7,7 +7,9 @@ Outcome = Literal["finished", "failed"]
 FailureKind = Literal["", "crash", "node", "oom", "nan", "guard", "stall", "config", "data", "storage"]
 """Kind of a failure, which decides whether it is retried; empty if it is unknown."""
 
-EVALUATION_COLUMNS = ("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens")
+EVALUATION_COLUMNS = (
+    *("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens", "released"),
+)
 SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
 """Columns of the tables under rollouts/."""
 

@@ -10,8 +10,9 @@ import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
+from typing import get_args
 
-from oneshot.config.trial import SuiteConfig, Template, TrialConfig
+from oneshot.config.trial import GraderName, SuiteConfig, Template, TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.examples import identify_shots
@@ -42,6 +43,7 @@ BUILT_IN = {
     "arithmetic": BuiltIn(source="arithmetic", about="generated, so that no corpus has it: the held-out side"),
     "arithmetic-val": BuiltIn(source="arithmetic-val", about="generated: held out too, for choosing"),
 }
+ALL_GRADERS: tuple[GraderName, ...] = get_args(GraderName)
 GENERATED: dict[str, arithmetic.Side] = {"arithmetic": "held_out", "arithmetic-val": "val"}
 
 
@@ -60,6 +62,7 @@ class Suite:
     template: Template
     prompt_rules: tuple[str, ...]
     """What else changes the prompt or the completion's end: the stop rule and the digests of the shots."""
+    graders: tuple[GraderName, ...] = ALL_GRADERS
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
@@ -84,6 +87,8 @@ class Suite:
         prompt = [self.template, *self.prompt_rules, self.suffix]
         contents = _contents_digest(self.source, self.num_problems, version)
         rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
+        if self.graders != ALL_GRADERS:
+            rule.append(list(self.graders))
         return sha256(json.dumps(rule).encode()).hexdigest()
 
 
@@ -138,6 +143,7 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
         template=config.template or trial.prompt.eval_template or trial.prompt.template,
+        graders=tuple(trial.eval.graders),
         prompt_rules=(trial.prompt.stop, *identify_shots(trial.prompt).digests),
     )
 

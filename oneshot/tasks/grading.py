@@ -1,9 +1,9 @@
 """Completion and answer -> right or wrong, by two graders in processes that can be killed.
 
-`strict` reads only the last `\\boxed{}`; `lenient` reads any answer that can be extracted. Both are math-verify in a
-pool of child processes, because its own time-outs need the main thread (`signal.alarm`) and cannot stop a sum of a
-billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict is None with a reason, never
-False.
+Our own grader (equality.py) gives two verdicts: `strict` reads only the last `\\boxed{}`, `lenient` any answer that
+can be extracted. `released` is the released evaluation's grader (released.py). They run in a pool of child processes:
+nothing else stops a sum of a billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict
+is None with a reason, never False.
 """
 
 import atexit
@@ -12,17 +12,19 @@ import json
 import queue
 import re
 import subprocess
-import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 from typing import IO, Literal
 
+from oneshot.children import command
+from oneshot.config.trial import GraderName
 from oneshot.errors import TrialError
-from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.answers import extract_boxed
 
 Verdict = bool | None
 
@@ -31,23 +33,24 @@ START_TIMEOUT_S = 120.0  # time for a child to import sympy on a busy machine
 MAX_CACHED_CHARACTERS = 200
 """Longest text whose reply is cached: extracted answers repeat, and whole completions would fill the memory."""
 
-_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,15}")
+_NUMERAL = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,14})?")  # more decimals may be those of a printed float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """Both verdicts: True, False, or None if the grader could not judge (`reason` says why)."""
+    """The verdicts: True, False, or None if the grader could not judge (`reason` says why)."""
 
     strict: Verdict
     lenient: Verdict
     reason: str = ""
+    released: Verdict = None  # also if the released grader was not asked
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
     """A request to a child: is the answer in `text` equal to `answer`?"""
 
-    kind: Literal["strict", "lenient", "parses"]
+    kind: Literal["strict", "lenient", "parses", "released"]
     text: str
     answer: str
 
@@ -92,17 +95,30 @@ class Grader:
                 child.kill()
         self._fill()
 
-    def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list["Grade"]:
-        """Return both verdicts on each (completion, answer), using all children in parallel."""
+    def grade_all(
+        self, pairs: Iterable[tuple[str, str]], *, graders: Sequence[GraderName] = ("strict",)
+    ) -> list["Grade"]:
+        """Return the verdicts on each (completion, answer), using all children in parallel."""
         with ThreadPoolExecutor(max_workers=self.num_children) as threads:
-            return list(threads.map(lambda pair: self.grade(*pair), pairs))
+            return list(threads.map(lambda pair: self.grade(*pair, graders=graders), pairs))
 
     def strict(self, completion: str, answer: str) -> Verdict:
         """Return whether the last boxed answer is right."""
         return self._strict(completion, answer).verdict
 
-    def grade(self, completion: str, answer: str) -> Grade:
-        """Return both verdicts on one completion."""
+    def verdict(self, name: GraderName, completion: str, answer: str) -> Verdict:
+        """Return whether a completion is right by one grader."""
+        return self.strict(completion, answer) if name == "strict" else self._released(completion, answer).verdict
+
+    def grade(self, completion: str, answer: str, *, graders: Sequence[GraderName] = ("strict",)) -> Grade:
+        """Return the verdicts on one completion: ours, and the released grader's if it is among the graders."""
+        ours = self._ours(completion, answer)
+        if "released" not in graders:
+            return ours
+        released = self._released(completion, answer)
+        return replace(ours, released=released.verdict, reason=ours.reason or released.reason)
+
+    def _ours(self, completion: str, answer: str) -> Grade:
         strict = self._strict(completion, answer)
         if strict.verdict is not False:
             # right for `strict` is right for both; a text that reached its deadline would only reach it again
@@ -115,7 +131,7 @@ class Grader:
         boxed = extract_boxed(completion)
         if boxed is None or not boxed.strip():
             return False
-        if _WHOLE_NUMBER.fullmatch(boxed.strip()):
+        if _NUMERAL.fullmatch(boxed.strip()):
             return True
         return self._ask(_Question("parses", boxed, "")).verdict
 
@@ -124,12 +140,20 @@ class Grader:
         if boxed is None:
             return _Reply(False, "")
         text, answer = boxed.strip(), answer.strip()
-        # equal texts and two whole numbers need no math-verify, whose verdict would be the same
+        # equal texts and plain numerals need no child, whose verdict would be the same
         if text == answer:
             return _Reply(True, "")
-        if _WHOLE_NUMBER.fullmatch(text) and _WHOLE_NUMBER.fullmatch(answer):
-            return _Reply(int(text) == int(answer), "")
+        if _NUMERAL.fullmatch(text) and _NUMERAL.fullmatch(answer):
+            return _Reply(Fraction(text) == Fraction(answer), "")
         return self._ask(_Question("strict", text, answer))
+
+    def _released(self, completion: str, answer: str) -> _Reply:
+        boxed = extract_boxed(completion)
+        if boxed is None:
+            return self._ask(_Question("released", completion, answer))
+        if boxed.strip() and boxed.strip() == answer.strip():
+            return _Reply(True, "")
+        return self._ask(_Question("released", f"\\boxed{{{boxed}}}", answer))
 
     def _ask(self, question: _Question) -> _Reply:
         if question in self._cache:
@@ -169,7 +193,7 @@ class _Child:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oneshot.tasks.grading_worker", str(timeout_s)],
+            command("oneshot.tasks.grading_worker", str(timeout_s)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

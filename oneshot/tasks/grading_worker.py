@@ -1,35 +1,28 @@
 """The grading child: lines `[kind, text, answer]` on stdin -> lines `[verdict, reason]` on stdout.
 
-`grading.Grader` runs `python -m oneshot.tasks.grading_worker DEADLINE_S` and kills it at the deadline. math-verify's
-own time-outs are off: they return False, as if the answer had been judged.
+`grading.Grader` runs this module with a deadline in seconds, and kills it at the deadline. math-verify's own time-outs
+are off: they return False, as if the answer had been judged.
 """
 
 import json
+import logging
 import resource
 import signal
 import sys
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-
-def _parse(text: str) -> list[Any]:
-    parsed: list[Any] = parse(
-        text,
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()],
-        parsing_timeout=None,  # type: ignore[arg-type]  # math-verify accepts None (no alarm), its annotation does not
-        raise_on_error=True,
-    )
-    return parsed
+from oneshot.tasks.equality import equal, parses
+from oneshot.tasks.lenient import lenient_equal
+from oneshot.tasks.released import released_equal
 
 
 def judge(kind: str, text: str, answer: str) -> bool:
     """Return one verdict; raise whatever math-verify raises."""
-    parsed = _parse(text if kind == "lenient" else f"\\boxed{{{text}}}")
     if kind == "parses":
-        return bool(parsed)
-    gold = _parse(f"\\boxed{{{answer}}}")
-    return bool(verify(gold, parsed, timeout_seconds=None, raise_on_error=True))
+        return parses(text)
+    if kind == "released":
+        return released_equal(text, answer)
+    return lenient_equal(text, answer) if kind == "lenient" else equal(text, answer)
 
 
 MEMORY_BYTES = 4 * 2**30  # memory limit of one child: `9^{9^9}` then raises MemoryError and does not kill the trial
@@ -37,6 +30,7 @@ MEMORY_BYTES = 4 * 2**30  # memory limit of one child: `9^{9^9}` then raises Mem
 
 def main() -> None:
     """Answer until stdin ends."""
+    logging.disable(logging.WARNING)  # math-verify warns at each call that its time-outs are off
     deadline_s = float(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process by closing stdin
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -10,13 +10,15 @@ from math import comb
 from statistics import fmean
 
 from oneshot.errors import nearest
-from oneshot.tasks.problems import extract_boxed
+from oneshot.tasks.answers import extract_boxed
 
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")  # the paper's Figure 4
 RUN_LENGTH, RUN_TIMES = 20, 3  # A completion repeats itself if a run of 20 words appears three times
 MEASURES = (
     "pass_at_1",
     "pass_at_1_lenient",
+    "pass_at_1_released",
+    "graders_disagree",
     "gain",
     "avg_at_k",
     "pass_at_k",

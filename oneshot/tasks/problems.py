@@ -15,6 +15,7 @@ import pyarrow.lib
 import pyarrow.parquet
 
 from oneshot.errors import DataError
+from oneshot.tasks.answers import extract_boxed
 
 FILE_SUFFIXES = (".jsonl", ".parquet")
 
@@ -193,19 +194,6 @@ def _from_choices(record: dict[str, Any]) -> Problem:
         prompt=f"{record['question']}\n{choices}\nAnswer with the letter of the choice.",
         answer=record["answerKey"],
     )
-
-
-def extract_boxed(text: str) -> str | None:
-    """Return the contents of the last complete `\\boxed{...}`, nested braces included; None if there is none."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for position in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[start + len("\\boxed{") : position]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
 
 
 def _answer(value: object) -> str:

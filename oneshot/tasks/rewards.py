@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oneshot.config.trial import RewardConfig
+from oneshot.config.trial import GraderName, RewardConfig
+from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.grading import Grader, Verdict
-from oneshot.tasks.problems import extract_boxed
 
 NUM_CANDIDATES = 20  # answers that can be elected; a rarer answer only counts for one that it equals
 _COIN = 0xC01  # separates the coins' random stream from the completions' random table
@@ -32,7 +32,7 @@ def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) ->
     """Grade a completion as soon as it has ended."""
     return GradedCompletion(
         completion=completion,
-        correct=grader.strict(completion, answer),
+        correct=grader.verdict(config.grader, completion, answer),
         has_answer=grader.has_answer(completion) if config.kind == "format" else None,
     )
 
@@ -47,11 +47,11 @@ def rewards(
         return [graded.has_answer for graded in group]
     if config.kind == "random":
         return [_coin(key) < config.probability for key in keys]
-    elected = elect([graded.completion for graded in group], grader)
-    return [elected is not None and grader.strict(graded.completion, elected) for graded in group]
+    elected = elect([graded.completion for graded in group], grader, config.grader)
+    return [elected is not None and grader.verdict(config.grader, graded.completion, elected) for graded in group]
 
 
-def elect(completions: Sequence[str], grader: Grader) -> str | None:
+def elect(completions: Sequence[str], grader: Grader, name: GraderName = "strict") -> str | None:
     """Return the most common boxed answer, equal answers counted together; None if no completion has one.
 
     This is TTRL's label (arXiv 2504.16084), over all completions of an example in a step. The alphabet breaks ties.
@@ -60,7 +60,7 @@ def elect(completions: Sequence[str], grader: Grader) -> str | None:
     counts = Counter(text.strip() for text in boxed if text is not None and text.strip())
     votes: dict[str, int] = {}
     for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        same = next((candidate for candidate in votes if grader.strict(f"\\boxed{{{text}}}", candidate)), None)
+        same = next((candidate for candidate in votes if grader.verdict(name, f"\\boxed{{{text}}}", candidate)), None)
         if same is not None:
             votes[same] += count
         elif len(votes) < NUM_CANDIDATES:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import TypeVar
 
+from oneshot.config.trial import GraderName
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
@@ -66,7 +67,7 @@ def evaluate(
 
     def grade(request: int, completion: Completion) -> EvaluatedCompletion:
         problem, text = share[request][1], decode(policy, completion.token_ids)
-        return _record(problem, completion, text, grader.grade(text, problem.answer))
+        return _record(problem, completion, text, grader.grade(text, problem.answer, graders=suite.graders))
 
     try:
         graded = grade_each(partial(_complete, policy, suite, requests, engine), grade, grader=grader)
@@ -78,7 +79,10 @@ def evaluate(
         suite=suite.name,
         digest=suite.digest,
         step=step,
-        metrics={f"eval/{suite.name}/{name}": value for name, value in summary(records, samples=suite.samples).items()},
+        metrics={
+            f"eval/{suite.name}/{name}": value
+            for name, value in summary(records, samples=suite.samples, graders=suite.graders).items()
+        },
         records=tuple(records),
     )
 
@@ -109,6 +113,7 @@ def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -
         strict=grade.strict,
         lenient=grade.lenient,
         reason=grade.reason,
+        released=grade.released,
         num_tokens=len(completion.token_ids),
         truncated=completion.truncated,
     )
@@ -140,7 +145,9 @@ def _complete(policy: Policy, suite: Suite, requests: Sequence[PromptRequest], e
         engine.generate(policy, [requests[index] for index in indices], sampling, one_ended)
 
 
-def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str, float]:
+def summary(
+    records: Sequence[EvaluatedCompletion], *, samples: int, graders: Sequence[GraderName] = ("strict",)
+) -> dict[str, float]:
     """Return the metrics of an evaluation's completions; the `samples` of a problem are adjacent."""
     right = [record.strict is True for record in records]
     metrics = {
@@ -151,6 +158,10 @@ def summary(records: Sequence[EvaluatedCompletion], *, samples: int) -> dict[str
         "ungraded": float(sum(record.strict is None or record.lenient is None for record in records)),
         **measures([record.completion for record in records]),
     }
+    if "released" in graders:
+        released = [record.released is True for record in records]
+        metrics["pass_at_1_released"] = fmean(released)
+        metrics["graders_disagree"] = fmean(one != other for one, other in zip(right, released, strict=True))
     if samples > 1:
         metrics["avg_at_k"] = metrics["pass_at_1"]
         num_right = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]

@@ -23,8 +23,8 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
+from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps
-from oneshot.tasks.problems import extract_boxed
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import evaluate, grade_each

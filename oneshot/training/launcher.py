@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, NoReturn
 
+from oneshot.children import command
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DeadProcessError
@@ -175,7 +176,7 @@ class _Child:
         self.connection, child_end = Pipe()
         rank, size = str(begin.rank), str(begin.resources.processes)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oneshot.training.worker", str(child_end.fileno()), str(life)],
+            command("oneshot.training.worker", str(child_end.fileno()), str(life)),
             pass_fds=(child_end.fileno(), life),
             process_group=group,
             stdin=subprocess.DEVNULL,

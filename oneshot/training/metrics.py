@@ -18,6 +18,7 @@ class EvaluatedCompletion:
     strict: Verdict
     lenient: Verdict
     reason: str
+    released: Verdict  # None also if the released grader was not asked
     num_tokens: int
     truncated: bool
 
