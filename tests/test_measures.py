@@ -6,8 +6,9 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
-from oneshot.tasks.measures import REFLECTION_WORDS, RUN_LENGTH, measures, pass_at_k, repeats
+from oneshot.tasks.measures import REFLECTION_WORDS, RUN_LENGTH, category_key, measures, pass_at_k, repeats
 
 RUN = " ".join(f"w{index}" for index in range(20))
 """Twenty words, no two alike."""
@@ -116,3 +117,15 @@ def test_more_tries_never_pass_less(num_samples: int, data: st.DataObject) -> No
     found = [pass_at_k(num_samples, num_right, k) for k in range(1, num_samples + 1)]
     assert found == sorted(found)
     assert 0 <= found[0] <= found[-1] <= 1
+
+
+@pytest.mark.parametrize("category", ["Algebra", "..", ".", "", "a/b: c", "é" * 300, "word " * 100, " \n\t", "x" * 80])
+def test_any_category_gives_a_metric_name_that_mlflow_takes(category: str) -> None:
+    name = f"eval/a_suite/{category_key(category)}/pass_at_1"
+    _validate_metric_name(name)
+    assert len(name) < MAX_ENTITY_KEY_LENGTH - 60
+
+
+def test_long_categories_that_begin_alike_stay_apart() -> None:
+    assert category_key("word " * 100 + "a") != category_key("word " * 100 + "b")
+    assert category_key("x" * 80) == "x" * 80

@@ -6,6 +6,7 @@ Where the paper defines no measure, the definition is ours. It must not change, 
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from hashlib import sha256
 from math import comb
 from statistics import fmean
 
@@ -13,6 +14,7 @@ from oneshot.errors import nearest
 from oneshot.tasks.answers import extract_boxed
 
 REFLECTION_WORDS = ("rethink", "recheck", "recalculate")  # the paper's Figure 4
+CATEGORY_LENGTH = 80  # longest part of a metric's name that a category gives
 RUN_LENGTH, RUN_TIMES = 20, 3  # A completion repeats itself if a run of 20 words appears three times
 MEASURES = (
     "pass_at_1",
@@ -123,8 +125,16 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def category_key(category: str) -> str:
-    """Return a category's name as part of a metric key: MLflow allows letters, digits and `_-. `."""
-    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)
+    """Return a category's name as part of a metric key: MLflow allows letters, digits and `_-. `, and 250 characters.
+
+    A long name is cut, and a digest keeps it apart from others that begin alike.
+    """
+    key = "".join(c if c.isalnum() or c in "_-. " else "_" for c in category)
+    if not key.strip(". "):  # `..` would be a step up in a path
+        key = "_" * max(1, len(key))
+    if len(key) > CATEGORY_LENGTH:
+        key = f"{key[: CATEGORY_LENGTH - 9]}-{sha256(category.encode()).hexdigest()[:8]}"
+    return key
 
 
 def is_one_of(trained: Collection[str]) -> Callable[[str], bool]:
