@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["finished", "failed"]
-FailureKind = Literal["", "crash", "node", "oom", "nan", "guard", "stall", "config", "data", "storage"]
+FailureKind = Literal["", "crash", "node", "oom", "host_oom", "nan", "guard", "stall", "config", "data", "storage"]
 """Kind of a failure, which decides whether it is retried; empty if it is unknown."""
 
 EVALUATION_COLUMNS = (

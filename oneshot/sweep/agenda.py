@@ -184,6 +184,10 @@ class Agenda:
         self._say(f"{self._trainings[key].label}  its node is being drained; resumes elsewhere")
         self._moved.add(key)
 
+    def tell(self, key: str, text: str) -> None:
+        """Tell those who watch something about a training."""
+        self._say(f"{self._trainings[key].label}  {text}")
+
     def reported(self, key: str, step: int, metrics: dict[str, float]) -> bool:
         """Note a live training's step; return whether it must end because nobody wants more of it."""
         self._live[key] = time.monotonic()

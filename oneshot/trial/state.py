@@ -85,7 +85,12 @@ def has_failed(result: Result | None, folder: TrialFolder, *, faults: FaultsConf
 
 def is_retried(result: Result, faults: FaultsConfig) -> bool:
     """Return whether a failed training has retries left for the class of its last failure."""
-    budgets = ((("crash", "stall"), faults.retries), (("node",), faults.node_retries), (("oom",), faults.oom_retries))
+    budgets = (
+        (("crash", "stall"), faults.retries),
+        (("node",), faults.node_retries),
+        (("oom",), faults.oom_retries),
+        (("host_oom",), faults.oom_retries),
+    )
     for kinds, allowed in budgets:
         if result.kind in kinds:
             return sum(result.failures.get(kind, 0) for kind in kinds) <= allowed

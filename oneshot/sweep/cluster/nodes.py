@@ -28,6 +28,7 @@ MAX_TEMP_DIR = 40
 """Length of a path that leaves room for the names of a session and a socket, whose path has 103 characters at most."""
 SHORT_TEMP_DIR = "/tmp/ray"
 RAYLET_S = 2.0
+RAYLET_TRIES = 3
 LOOK_S = 2.0  # least time between two looks at the cluster's nodes
 
 Need = tuple[float, float, float | None, tuple[str, ...]]
@@ -77,7 +78,8 @@ def joined(address: str | None) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the driver at once
     for name in ("ray.tune", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # an error of a trial is in the trial's own log, and the driver says what becomes of it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -195,11 +197,15 @@ def is_there(node_id: str) -> bool:
     node = next((node for node in ray.nodes() if node["NodeID"] == node_id and node["Alive"]), None)
     if node is None:
         return False
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=RAYLET_S).close()
-    except OSError:
-        return False
-    return True
+    for _ in range(RAYLET_TRIES):
+        try:
+            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=RAYLET_S).close()
+        except TimeoutError:  # it may be busy
+            continue
+        except OSError:
+            return False
+        return True
+    return False
 
 
 def reservation(resources: ResourceConfig, nodes: Sequence[NodeType]) -> dict[str, float]:

@@ -58,6 +58,11 @@ class AgendaSearcher(Unsaved, Searcher):
             watched=self._agenda.watched,
         )
 
+    def have_fewer(self) -> int:
+        """Have one trial less at a time than there are now, at least one; return how many that is."""
+        self._most = min(self._most or MOST_AT_A_TIME, max(1, len(self._live) - 1))
+        return self._most
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Free the trial's capacity; the driver's callback tells the agenda."""
         self._counts[self._live.pop(trial_id)] -= 1

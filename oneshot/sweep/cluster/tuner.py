@@ -3,13 +3,15 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
-from ray.exceptions import RayActorError
+from ray import cloudpickle, tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.util.metrics import Gauge
 
 from oneshot.config.sweep import ResourceConfig
@@ -58,9 +60,10 @@ def run_on_ray(
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
             check_feasible(agenda.plan.trials, nodes.types())
-        driver = _Driver(agenda, store, tracking, nodes)
         searcher = AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent)
-        _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
+        driver = _Driver(agenda, store, tracking, nodes, searcher)
+        with _memory_kills_are_deaths():
+            _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
         driver.gauges.show(now=True)
     return bool(agenda.halted) or not agenda.is_idle()
 
@@ -97,8 +100,11 @@ def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: N
 class _Driver(Unsaved, tune.Callback):
     """Tune's events -> the agenda and MLflow. A Tune result only says that something happened; the store says what."""
 
-    def __init__(self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes) -> None:
-        self._agenda, self._store, self._tracking, self._nodes = agenda, store, tracking, nodes
+    def __init__(
+        self, agenda: Agenda, store: Store, tracking: TrackingThread, nodes: Nodes, searcher: AgendaSearcher
+    ) -> None:
+        self._agenda, self._store, self._tracking = agenda, store, tracking
+        self._nodes, self._searcher = nodes, searcher
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._leased: set[str] = set()
@@ -142,6 +148,9 @@ class _Driver(Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         key = trial.config["key"]
         why = self._killed.pop(key, "")
+        if isinstance(_error_of(trial), KilledForMemoryError):
+            most = self._searcher.have_fewer()
+            self._agenda.tell(key, f"Ray ended it because the machine is short of memory; {most} at a time from now on")
         if why == MOVED:
             self._agenda.moves(key)
         elif why != "killed by hand":
@@ -182,9 +191,44 @@ class _Gauges:
             self._left.set(load.gpu_hours_left, tags=tags)
 
 
+class KilledForMemoryError(RayActorError):
+    """A worker that Ray's memory monitor has ended."""
+
+    def __init__(self, error_msg: str) -> None:
+        super().__init__(error_msg=error_msg)
+
+
+@contextmanager
+def _memory_kills_are_deaths() -> Iterator[None]:
+    """Let Tune take a worker that the memory monitor has ended for one that died, which is what it is.
+
+    Tune knows RayActorError and RayTaskError only; any other error of an actor, this one included, ends the driver
+    (`RayActorManager._actor_task_failed` in Ray 2.56).
+    """
+    original: Any = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        is_killed = isinstance(exception, OutOfMemoryError)
+        original(self, tracked_actor_task, KilledForMemoryError(str(exception)) if is_killed else exception)
+
+    manager: Any = RayActorManager
+    manager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        manager._actor_task_failed = original
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """Return the error that ended a trial's worker, which Tune has pickled in a local folder."""
+    file = trial.pickled_error_file
+    error: Exception | None = cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).is_file() else None
+    return error
+
+
 def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
     """Return whether a worker died with its node, or because its node was reclaimed."""
-    error = trial.get_pickled_error()
+    error = _error_of(trial)
     if isinstance(error, RayActorError) and error.preempted:
         return True
     return "node" in attempt and not is_there(attempt["node"])
@@ -202,6 +246,9 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
     reason = "crash: the worker died"
     if is_stall:
         kind, reason = "stall", "stall: no report for longer than faults.stall_s; the worker was killed"
+    elif isinstance(error := _error_of(trial), KilledForMemoryError):
+        kind, reason = "host_oom", "host_oom: the machine was short of memory, and Ray ended the worker"
+        trace = str(error)
     elif _lost_its_node(trial, folder.attempt(attempt)):
         kind, reason = "node", "node: the node was lost"
     if not attempt:  # it died before it began
