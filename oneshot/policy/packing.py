@@ -9,7 +9,7 @@ Shapes: N tokens of the pack, M completion tokens of the pack, G completions.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 
 import torch
 from torch import Tensor
@@ -68,6 +68,19 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segments:
+    """What attends causally to what: each prompt to itself, each completion to a copy of its prompt and to itself.
+
+    Empty completions are no segments. Starts are those among all queries or keys, `[segments + 1]`, in int32.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
+    max_query: int
+    max_key: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """One micro-batch."""
 
@@ -78,6 +91,21 @@ class Pack:
     blocks: tuple[Block, ...]
     source_M: Tensor  # the packed token that predicts each completion token
     targets_M: Tensor
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Return the segments of all blocks, in packed order."""
+        queries, keys = [], []
+        for block in self.blocks:
+            lengths = [length for length in block.lengths if length]
+            queries += [block.num_prompt, *lengths]
+            keys += [block.num_prompt, *(block.num_prompt + length for length in lengths)]
+        starts = (
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.ids_N.device)
+            for lengths in (queries, keys)
+        )
+        query_starts, key_starts = starts
+        return Segments(query_starts=query_starts, key_starts=key_starts, max_query=max(queries), max_key=max(keys))
 
     def spread(self, values_G: Tensor) -> Tensor:
         """Repeat each completion's value for its tokens: `[G] -> [M]`."""
