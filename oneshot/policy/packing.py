@@ -42,17 +42,15 @@ class Block:
     def padded_index(self) -> Tensor:
         """Return each padded position's index among the packed tokens, `[G * width]`; padding has index 0."""
         starts_G = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
-        index_GT = starts_G[:, None] + torch.arange(self.width)
-        return index_GT.where(self._is_token_GT, 0).flatten().to(self.device)
+        position_T = torch.arange(self.width)
+        is_token_GT = position_T < torch.tensor(self.lengths)[:, None]
+        return (starts_G[:, None] + position_T).where(is_token_GT, 0).flatten().to(self.device)
 
     @cached_property
     def packed_index(self) -> Tensor:
         """Return each packed token's index among the padded positions, `[sum(lengths)]`."""
-        return self._is_token_GT.flatten().nonzero().squeeze(1).to(self.device)
-
-    @property
-    def _is_token_GT(self) -> Tensor:
-        return torch.arange(self.width) < torch.tensor(self.lengths)[:, None]
+        rows = [g * self.width + torch.arange(length) for g, length in enumerate(self.lengths)]
+        return torch.cat(rows).to(self.device)
 
     @cached_property
     def lags(self) -> Tensor:
@@ -109,7 +107,8 @@ class Pack:
 
     def spread(self, values_G: Tensor) -> Tensor:
         """Repeat each completion's value for its tokens: `[G] -> [M]`."""
-        return values_G.repeat_interleave(torch.tensor(self.lengths, device=values_G.device))
+        lengths_G = torch.tensor(self.lengths, device=values_G.device)
+        return values_G.repeat_interleave(lengths_G, output_size=sum(self.lengths))  # a GPU would have to be asked
 
 
 def pack(
