@@ -89,6 +89,8 @@ def test_an_update_stays_on_its_device(
     loss, metrics = scored(batch, temperature=0.6, space=space, loss_of=loss_of, with_entropy=with_entropy)
     loss.backward()
     assert {value.device for value in (loss, *metrics.values())} == {THERE}
+    # a fake kernel does not look at these
+    assert {batch.segments.query_starts.device, batch.segments.key_starts.device} == {THERE}
     assert {parameter.grad.device for parameter in model.parameters()} == {THERE}
 
 
