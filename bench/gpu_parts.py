@@ -191,6 +191,7 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
     from torch.nn.functional import scaled_dot_product_attention
     from torch.profiler import ProfilerActivity, profile
 
+    from oneshot.policy.attention import reason_against
     from oneshot.rollout.engine import Sampling
     from oneshot.training.grpo import roll_out
     from oneshot.training.update import accumulate
@@ -214,6 +215,12 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
         names = sorted({event.key for event in seen.key_averages() if any(word in event.key.lower() for word in words)})
         is_ok = None if sizes.is_cpu else not any("cudnn" in kernel.lower() for kernel in names)
         yield Check(name=name, expected="no cuDNN attention", measured=", ".join(n[:60] for n in names), is_ok=is_ok)
+    shape = (sizes.shape["num_attention_heads"], sizes.shape["num_key_value_heads"], 128)
+    reason = reason_against(torch.device(sizes.device), torch.bfloat16, shape)
+    yield Check(
+        name="a small pack, outputs and gradients", expected="one causal kernel agrees with SDPA",
+        measured="agrees" if reason is None else reason[:120], is_ok=None if sizes.is_cpu else reason is None,
+    )  # fmt: skip
     query = torch.randn(8, 4, 77, 64, device=sizes.device, dtype=torch.bfloat16)
     mask = torch.ones(77, 77, dtype=torch.bool, device=sizes.device).tril()
     first, second = (
@@ -473,7 +480,7 @@ def update(sizes: Sizes) -> Iterator[Check]:
 
     from oneshot.config.sweep import ResourceConfig
     from oneshot.models.placement import trial_memory
-    from oneshot.training.grpo import train_step
+    from oneshot.training.grpo import roll_out, train_step
 
     groups, max_tokens = (2, 16) if sizes.is_cpu else (32, 512)
     config = large(sizes, groups=groups, max_tokens=max_tokens)
@@ -502,6 +509,12 @@ def update(sizes: Sizes) -> Iterator[Check]:
         name="update", expected="40% of the card's own products",
         measured=f"{share:.0%} of {card_flops_s / 1e12:.0f} TFLOP/s", is_ok=None if sizes.is_cpu else share >= 0.4,
     )  # fmt: skip
+    batch = roll_out(config, state)
+    for max_pack in (100, 300) if sizes.is_cpu else (8_000, 24_000):
+        yield Check(
+            name=f"update in packs of {max_pack:,} tokens", expected="-",
+            measured=update_in_packs(sizes, config, state, batch, max_pack=max_pack),
+        )  # fmt: skip
     if sizes.is_cpu:
         return
     total_gib = torch.cuda.mem_get_info()[1] / 2**30
@@ -559,6 +572,22 @@ def errors(sizes: Sizes) -> Iterator[Check]:
         name="an index out of range", expected="a broken GPU" if not sizes.is_cpu else "no GPU",
         measured=f"{found[0]}, then {found[1]}", is_ok=found == [False, not sizes.is_cpu],
     )  # fmt: skip
+
+
+def update_in_packs(sizes: Sizes, config: Any, state: Any, batch: Any, *, max_pack: int) -> str:
+    """Return the second update's time and peak memory as text."""
+    import torch
+
+    from oneshot.training.update import update as take_update
+
+    train = config.train.model_copy(update={"microbatch_tokens": max_pack})
+    config = config.model_copy(update={"train": train})
+    take_update(config, state, batch)
+    if not sizes.is_cpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = synchronised_s(sizes, lambda: take_update(config, state, batch))
+    peak = "" if sizes.is_cpu else f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return f"{seconds:.2f} s{peak}"
 
 
 # --- learning ---

@@ -41,7 +41,8 @@ def test_captured_steps_decode_as_plain_generate_does() -> None:
         assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
 
 
-def test_a_bfloat16_head_sums_in_float32() -> None:
+@pytest.mark.parametrize("num_rows", [30, 100])
+def test_a_bfloat16_head_sums_in_float32_over_its_chunks(num_rows: int) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 5000, bias=False, device="cuda", dtype=torch.bfloat16)
     hidden = torch.randn(100, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -58,7 +59,7 @@ def test_a_bfloat16_head_sums_in_float32() -> None:
         loss_of,
         temperature=0.6,
         with_entropy=False,
-        space=Workspace.empty(linear, num_rows=100),
+        space=Workspace.empty(linear, num_rows=num_rows),
     )
     output.loss.backward()
     exact, weight = hidden.detach().float().requires_grad_(), linear.weight.detach().float().requires_grad_()
@@ -69,6 +70,25 @@ def test_a_bfloat16_head_sums_in_float32() -> None:
         assert narrow is not None
         assert wide is not None
         assert (narrow.float() - wide).norm() < 0.01 * wide.norm()
+
+
+def test_the_loss_of_a_bfloat16_head_makes_no_third_buffer() -> None:
+    linear = torch.nn.Linear(512, 100_000, bias=False, device="cuda", dtype=torch.bfloat16)
+    hidden = torch.randn(2000, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(100_000, (2000,), device="cuda")
+
+    def loss_of(logprobs: torch.Tensor, entropy: torch.Tensor | None, where: slice) -> LossOutput:
+        assert entropy is not None
+        return LossOutput(loss=(entropy - logprobs).mean(), metrics={})
+
+    space = Workspace.empty(linear, num_rows=1000)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    head_loss(hidden, linear, targets, loss_of, temperature=0.6, with_entropy=True, space=space)
+    added_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
+    # the weights' gradient in float32, and a chunk of logits (or that gradient, half as large) in bfloat16
+    assert added_mib < 1.1 * (4 * 512 * 100_000 + 2 * 1000 * 100_000) / 2**20
 
 
 def test_a_trial_learns_in_bfloat16(tiny_config: Callable[..., TrialConfig], grader: Grader) -> None:

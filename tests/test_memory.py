@@ -13,16 +13,22 @@ from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 from weighing import Weighed, small_model, weigh, weigh_several
 
 from oneshot.cli.plan_tables import plan_table
 from oneshot.config.file import read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.models.activations import MicroBatch, model_bytes
 from oneshot.models.memory import Memory, Strategy, footprint
 from oneshot.models.placement import alternatives, choose_strategy, place_trial, trial_memory, usable_gib
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.plan.plan import Plan, make_plan
+from oneshot.policy import attention, packed_attention
+from oneshot.policy.forward import hidden_states, use_packs
+from oneshot.policy.packing import pack
 from oneshot.tasks.grading import Grader
 
 MATH_7B = "Qwen/Qwen2.5-Math-7B"
@@ -192,7 +198,7 @@ def test_a_mend_is_one_that_mends() -> None:
     whole = planned(SEVEN + "resources: {gpus: 4, cpus: 4, strategy: ddp}\n").warnings[0]
     assert "set resources: {gpus: 4, strategy: auto} or model.adapter: {kind: lora}" in whole
     adapted = SEVEN.replace("model: {path", "model: {adapter: {targets: [q_proj]}, path")
-    half = planned(adapted + "resources: {gpus: 0.5, gpu_gib: 36}\n")
+    half = planned(adapted + "resources: {gpus: 0.5, gpu_gib: 34}\n")
     assert "set resources: {gpus: 1} (" in half.warnings[0]
     assert "1 GPU" in shown(half)
 
@@ -396,6 +402,54 @@ def assert_close(found: Memory, weighed: Weighed) -> None:
     assert found.peak_gib * 2**30 == pytest.approx(weighed.peak, rel=0.15)
     assert (found.lasting_gib + found.decoding) * 2**30 == pytest.approx(weighed.lasting, rel=0.03)
     assert (found.update_gib > found.rollout_gib) == (weighed.update > weighed.rollout)
+
+
+class Kernel(torch.autograd.Function):
+    """What a GPU's attention of a whole pack keeps: its inputs, its output and a normaliser for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.zeros_like(query)
+        ctx.save_for_backward(query, key, value, output, torch.zeros(query.shape[:2]))
+        return output
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("sizes", [{}, {"num_key_value_heads": 4}])
+def test_the_estimate_of_activations_is_what_a_forward_pass_keeps(
+    kind: str, on_gpu: bool, sizes: dict[str, int], make: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(kind, sizes, {})
+    model = AutoModelForCausalLM.from_pretrained(made.model.path, dtype=torch.bfloat16)
+    assert use_packs(model)
+    if on_gpu:
+        monkeypatch.setattr(attention, "_takes_whole_packs", lambda *_: True)
+        monkeypatch.setattr(packed_attention, "varlen_attn", lambda *args, **_: Kernel.apply(*args[:3]))
+    num_prompt, num_rows, width = 20, 6, 31
+    batch = pack(
+        [[5] * num_prompt], [0] * num_rows, [[6] * (width + 1)] * num_rows, range(num_rows), device=torch.device("cpu")
+    )
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden_MH = hidden_states(model, batch)
+    assert hidden_MH.requires_grad
+    shape = model_shape(made)
+    assert shape is not None
+    estimate = model_bytes(
+        made,
+        shape,
+        MicroBatch(num_tokens=len(batch.ids_N), num_rows=num_rows, prompt=num_prompt, width=width, is_only=True),
+        compute_bytes=2,
+        on_gpu=on_gpu,
+    )
+    assert sum(size for place, size in kept.items() if place not in weights) == pytest.approx(estimate, rel=0.05)
 
 
 FEW = ("llama",)

@@ -42,7 +42,9 @@ def micro_batch(config: TrialConfig, *, num_rows: int, prompt_tokens: int) -> Mi
     )
 
 
-def layer_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int) -> float:
+def layer_bytes(
+    config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int, on_gpu: bool
+) -> float:
     """Return the bytes that one decoder layer keeps of a micro-batch."""
     adapter = config.model.adapter
     trained = set(shape.linear if adapter is None else shape.adapted(adapter))
@@ -57,22 +59,33 @@ def layer_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, co
     inputs = {("q_proj", "k_proj", "v_proj"): shape.hidden, ("o_proj",): query}
     inputs |= {("gate_proj", "up_proj"): shape.hidden, ("down_proj",): shape.intermediate}
     numbers += sum(size for names, size in inputs.items() if trained & {*names})
+    attended = _attention_bytes(shape, batch, compute_bytes=compute_bytes, on_gpu=on_gpu)
+    return tokens * (norms + compute_bytes * numbers) + attended
+
+
+def _attention_bytes(shape: ModelShape, batch: MicroBatch, *, compute_bytes: int, on_gpu: bool) -> float:
+    """Return the bytes that the attention of one layer keeps: as one call on a GPU in bfloat16, else with masks."""
+    tokens, query = batch.num_tokens, shape.num_heads * shape.head_dim
+    keys = batch.prompt + batch.num_rows * (batch.prompt + batch.width)  # each completion's after its prompt's
+    if on_gpu and compute_bytes == 2:
+        numbers = 2 * tokens * query + 2 * keys * shape.num_kv_heads * shape.head_dim  # queries, output; keys, values
+        return compute_bytes * numbers + 4 * tokens * shape.num_heads  # the normalisers
     padded = batch.num_rows * batch.width
-    keys = batch.prompt + batch.width
-    attended = query * (
-        3 * tokens  # queries, keys and values, the last two repeated to every head
-        + 2 * batch.num_rows * keys  # each completion's keys and values after its prompt's
-        + 2 * padded  # its queries as a padded row, and its attention output
-        + batch.prompt
+    # a CPU keeps the prompt's keys and values as views of all, a GPU repeats both to every head
+    stored = 2 * query * keys if on_gpu else 2 * shape.num_kv_heads * shape.head_dim * (tokens + keys - batch.prompt)
+    numbers = (
+        query * (tokens + 2 * padded + batch.prompt)  # queries, as rows again, and outputs
+        + stored
+        + batch.width * (batch.prompt + batch.width)  # the additive mask
     )
-    attended += batch.width * keys  # the additive attention mask
-    normalisers = 4 * shape.num_heads * (padded + batch.prompt)
-    return tokens * (norms + compute_bytes * numbers) + compute_bytes * attended + normalisers
+    return compute_bytes * numbers + 4 * shape.num_heads * (padded + batch.prompt)
 
 
-def model_bytes(config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int) -> float:
+def model_bytes(
+    config: TrialConfig, shape: ModelShape, batch: MicroBatch, *, compute_bytes: int, on_gpu: bool
+) -> float:
     """Return the bytes that the whole decoder keeps for the backward pass."""
-    layer = layer_bytes(config, shape, batch, compute_bytes=compute_bytes)
+    layer = layer_bytes(config, shape, batch, compute_bytes=compute_bytes, on_gpu=on_gpu)
     stream = batch.num_tokens * shape.hidden
     is_checkpointed = config.train.activation_checkpointing
     kept = shape.num_layers * stream * compute_bytes + layer if is_checkpointed else shape.num_layers * layer

@@ -20,6 +20,8 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 PROMPT_TOKENS = 256  # assumed length of a prompt: a plan has no tokenizer to count with
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that an update holds at a time, by device: 128 MiB and 1 GiB in float32."""
+NUM_BLOCKS = 16
+"""On a GPU a product as wide as the vocabulary is summed in this many blocks of a chunk's rows."""
 LIVE_SHARE = 0.85
 """Decoding drops ended rows once fewer than this share of rows is live; a drop copies one layer's keys or values."""
 PREFILL_TOKENS = 2**14
@@ -205,7 +207,7 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
     num_rows = rollout.num_groups * rollout.group_size // config.train.updates_per_rollout
     rows_per_process = math.ceil(num_rows / sizes.num_processes)
     batch = micro_batch(config, num_rows=rows_per_process, prompt_tokens=prompt_tokens)
-    kept = model_bytes(config, shape, batch, compute_bytes=sizes.compute)
+    kept = model_bytes(config, shape, batch, compute_bytes=sizes.compute, on_gpu=sizes.on_gpu)
     # gradients of an optimiser step's earlier micro-batches
     summed = 0.0 if batch.is_only else sizes.master * sizes.num_trained * sizes.shard
     most = CHUNK_LOGITS["cuda" if sizes.on_gpu else "cpu"] // shape.vocabulary
@@ -226,7 +228,7 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
         # one layer later: its activations and weights are freed, its gradients are being reduced
         activations = kept
         if not config.train.activation_checkpointing:
-            freed = layer_bytes(config, shape, batch, compute_bytes=sizes.compute)
+            freed = layer_bytes(config, shape, batch, compute_bytes=sizes.compute, on_gpu=sizes.on_gpu)
             activations = kept - freed + backward_bytes(shape, batch, compute_bytes=sizes.compute)
         yield _Moment(
             gradients=summed,
@@ -243,15 +245,16 @@ def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterat
 
 
 def _head_bytes(config: TrialConfig, sizes: _Sizes, batch: MicroBatch, *, chunk: float) -> float:
-    """Return the head's bytes besides its logits: gradients of hidden states and weights, and casts."""
+    """Return the head's bytes besides its logits: gradients of hidden states and weights, and casts of either."""
     shape = sizes.shape
     hidden = 2 * batch.num_scored * shape.hidden * sizes.compute
     weight = sizes.trained_head * sizes.wide
     is_cast = sizes.compute != sizes.wide
     narrow = chunk * shape.vocabulary * sizes.compute if is_cast else 0
     if sizes.on_gpu:
-        product = chunk * shape.vocabulary * sizes.wide if config.loss.entropy_coef else 0
-        return hidden + weight + max(product, narrow + (weight if is_cast else 0))
+        product = chunk / NUM_BLOCKS * shape.vocabulary * sizes.wide if config.loss.entropy_coef else 0
+        rounded = sizes.compute * sizes.trained_head if is_cast else 0
+        return hidden + weight + max(product, narrow, rounded)
     return hidden + weight + max(weight if is_cast else 0, narrow)
 
 

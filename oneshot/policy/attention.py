@@ -1,55 +1,60 @@
-"""Attention over a pack: a prompt attends to itself, a completion to its prompt and to itself.
+"""Queries, keys and values as transformers has them -> attention, also over packs.
 
 It is registered with transformers as `oneshot`, so that any decoder that uses transformers' attention interface can run
 packed. Inputs that are not packs go to SDPA.
 
-Shapes: `[1, heads, N, D]` in, `[1, N, heads, D]` out, as in transformers; N tokens of a pack, D size of a head.
+A pack goes through one causal kernel where that works: on a GPU, in bfloat16 or float16, without a sliding window.
+Elsewhere it goes through SDPA with masks (packed_attention.py has both). A probe decides before the first pack, and the
+log says how.
+
+Shapes: `[1, heads, N, D]` in, `[1, N, heads, D]` out, as in transformers; N tokens of a pack, D size of a head. Keys
+and values may have fewer heads than queries.
 """
 
-from collections.abc import Sequence
+import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from oneshot.policy.packing import Block
+from oneshot.policy.packed_attention import attend_at_once, attend_by_block
+from oneshot.policy.packing import Pack, pack
+
+log = logging.getLogger(__name__)
 
 NAME = "oneshot"
 
 
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, blocks: Sequence[Block] | None = None, scaling: float | None = None, sliding_window: int | None = None,
+    *, batch: Pack | None = None, scaling: float | None = None, sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Compute attention as transformers calls it; `blocks` marks a pack.
+    """Compute attention as transformers calls it; `batch` marks a pack.
 
     Raises NotImplementedError: the model has a soft cap or attention sinks, which packs do not support.
     """
-    repeats = query.shape[1] // key.shape[1]
     is_modified = rest.get("softcap") is not None or rest.get("s_aux") is not None
     is_shared = attention_mask is None or attention_mask.shape[1:3] == (1, 1)  # one mask for all heads
-    if blocks is None and query.shape[2] == 1 and is_shared and not is_modified:
+    if batch is None and query.shape[2] == 1 and is_shared and not is_modified:
         return _attend_one(query, key, value, attention_mask, scaling=scaling), None
-    if blocks is None:
+    if batch is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
         return output
     if is_modified:
         raise NotImplementedError("attention with a soft cap or sinks")
-    num_tokens = [block.num_tokens for block in blocks]
-    parts = [
-        _attend(block, q, repeat_kv(k, repeats), repeat_kv(v, repeats), scaling=scaling, window=sliding_window)
-        for block, q, k, v in zip(
-            blocks, query.split(num_tokens, 2), key.split(num_tokens, 2), value.split(num_tokens, 2), strict=True
-        )
-    ]
-    return torch.cat(parts, dim=1), None
+    shape = (query.shape[1], key.shape[1], query.shape[3])
+    if sliding_window is None and _takes_whole_packs(query.device, query.dtype, shape):
+        return attend_at_once(batch, query, key, value, scaling=scaling), None
+    return attend_by_block(batch, query, key, value, scaling=scaling, window=sliding_window), None
 
 
 def _attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None) -> Tensor:
@@ -59,42 +64,54 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
     return output.flatten(1, 2)[:, None]
 
 
-def _attend(
-    block: Block, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
-) -> Tensor:
-    """Attend within one prompt and its completions: `[1, heads, n, D]` each -> `[1, n, heads, D]`."""
-    split = [block.num_prompt, sum(block.lengths)]
-    (query_P, query_C), (key_P, key_C), (value_P, value_C) = (x.split(split, dim=2) for x in (query, key, value))
-    prompt_mask = None if window is None else _causal(block.prompt_lags, window)
-    out_P = scaled_dot_product_attention(
-        query_P, key_P, value_P, attn_mask=prompt_mask, is_causal=window is None, scale=scaling
+@cache
+def _takes_whole_packs(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> bool:
+    """Return whether a pack goes through one causal kernel; `shape` is query heads, key heads and head size."""
+    if device.type == "cpu":
+        return False
+    reason = reason_against(device, dtype, shape)
+    if reason is None:
+        log.info("attention of packs: one causal kernel")
+    else:
+        log.info("attention of packs: SDPA with masks instead of one causal kernel: %s", reason)
+    return reason is None
+
+
+def reason_against(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> str | None:
+    """Return why packs cannot go through one causal kernel; None if it agrees with SDPA on a small pack."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"there is none for {dtype}"
+    try:
+        distance = _distance_from_sdpa(device, dtype, shape)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if distance < _MAX_DISTANCE else f"on a small pack it is {distance:.1e} from SDPA"
+
+
+_MAX_DISTANCE = 0.03
+"""A rounding error of bfloat16 is 0.004; one wrong token of the probe's 309 would be 0.06."""
+
+
+def _distance_from_sdpa(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
+    """Return the largest relative error of output and gradients of `attend_at_once`, on random numbers."""
+    # prompts and completions shorter and longer than a kernel's tile, one of them empty
+    lengths = (131, 2, 1, 66, 41)
+    batch = pack([[0] * 70, [0] * 3], [0, 0, 0, 0, 1], [[0] * length for length in lengths], range(5), device=device)
+    generator = torch.Generator().manual_seed(0)
+    heads = (shape[0], shape[1], shape[1], shape[0])
+    *inputs, out_grad = (
+        torch.randn(1, len(batch.ids_N), num_heads, shape[2], generator=generator).to(device, dtype).transpose(1, 2)
+        for num_heads in heads
     )
-    if block.width == 0:
-        return out_P.transpose(1, 2)
-    num_rows = len(block.lengths)
-    out_GT = scaled_dot_product_attention(
-        _padded(block, query_C),
-        torch.cat([key_P.expand(num_rows, -1, -1, -1), _padded(block, key_C)], dim=2),
-        torch.cat([value_P.expand(num_rows, -1, -1, -1), _padded(block, value_C)], dim=2),
-        attn_mask=_causal(block.lags, window),
-        scale=scaling,
-    )
-    rows_C = out_GT.transpose(1, 2).flatten(0, 1)
-    out_C = rows_C if block.is_even else rows_C.index_select(0, block.packed_index)
-    return torch.cat([out_P.transpose(1, 2), out_C[None]], dim=1)
-
-
-def _causal(lags: Tensor, window: int | None) -> Tensor:
-    """Return which keys a query attends to: its own and earlier ones, within the window if there is one."""
-    return lags >= 0 if window is None else (lags >= 0) & (lags < window)
-
-
-def _padded(block: Block, packed: Tensor) -> Tensor:
-    """Pad completions into rows: `[1, heads, sum(lengths), D]` -> `[G, heads, width, D]`."""
-    rows_C = packed[0].transpose(0, 1)
-    rows = rows_C if block.is_even else rows_C.index_select(0, block.padded_index)
-    padded: Tensor = rows.unflatten(0, (len(block.lengths), block.width)).transpose(1, 2)
-    return padded
+    results = []
+    # a checkpointed layer counts what is saved for its backward pass
+    with torch.enable_grad(), saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+        for attend in (attend_at_once, attend_by_block):
+            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+            output = attend(batch, *leaves, scaling=None)
+            results.append([output, *torch.autograd.grad(output, leaves, out_grad.transpose(1, 2))])
+    distances = [(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(*results, strict=True)]
+    return torch.stack(distances).max().item()
 
 
 AttentionInterface.register(NAME, attention)

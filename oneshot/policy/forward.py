@@ -31,7 +31,7 @@ def hidden_states(model: Any, batch: Pack) -> Tensor:
         input_ids=batch.ids_N[None],
         position_ids=batch.positions_N[None],
         attention_mask=_NO_MASK.to(batch.ids_N.device),
-        blocks=batch.blocks,
+        batch=batch,
         use_cache=False,
     ).last_hidden_state
     hidden_MH: Tensor = hidden_1NH[0].index_select(0, batch.source_M)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oneshot.models.memory import CHUNK_LOGITS
+from oneshot.models.memory import CHUNK_LOGITS, NUM_BLOCKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +199,9 @@ class _Chunks:
         if narrow_nV.dtype == self._weight_sum_VH.dtype:
             self._weight_sum_VH.addmm_(narrow_nV.T, scaled_nH)
         elif narrow_nV.is_cuda:
-            self._weight_sum_VH += torch.mm(narrow_nV.T, scaled_nH, out_dtype=torch.float32)
+            # in place: a sum of its own would be a buffer as large as the head
+            total_VH = self._weight_sum_VH
+            torch.addmm(total_VH, narrow_nV.T, scaled_nH, out_dtype=total_VH.dtype, out=total_VH)
         else:
             self._weight_sum_VH.addmm_(grad_nV.T, scaled_nH.to(grad_nV.dtype))
         if self._bias_sum_V is not None:
@@ -209,7 +211,7 @@ class _Chunks:
 def _row_dot(left_nV: Tensor, right_nV: Tensor) -> Tensor:
     """Return the sum of the products over the vocabulary, `[n]`, a block of rows at a time."""
     # a product as large as the chunk would need a third buffer; 16 rows of it fit into a CPU's cache
-    rows = 16 if left_nV.device.type == "cpu" else len(left_nV)
+    rows = 16 if left_nV.device.type == "cpu" else max(1, len(left_nV) // NUM_BLOCKS)
     pairs = zip(left_nV.split(rows), right_nV.split(rows), strict=True)
     return torch.cat([(left * right).sum(dim=-1) for left, right in pairs])
 

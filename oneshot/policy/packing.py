@@ -9,7 +9,7 @@ Shapes: N tokens of the pack, M completion tokens of the pack, G completions.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 
 import torch
 from torch import Tensor
@@ -42,17 +42,15 @@ class Block:
     def padded_index(self) -> Tensor:
         """Return each padded position's index among the packed tokens, `[G * width]`; padding has index 0."""
         starts_G = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
-        index_GT = starts_G[:, None] + torch.arange(self.width)
-        return index_GT.where(self._is_token_GT, 0).flatten().to(self.device)
+        position_T = torch.arange(self.width)
+        is_token_GT = position_T < torch.tensor(self.lengths)[:, None]
+        return (starts_G[:, None] + position_T).where(is_token_GT, 0).flatten().to(self.device)
 
     @cached_property
     def packed_index(self) -> Tensor:
         """Return each packed token's index among the padded positions, `[sum(lengths)]`."""
-        return self._is_token_GT.flatten().nonzero().squeeze(1).to(self.device)
-
-    @property
-    def _is_token_GT(self) -> Tensor:
-        return torch.arange(self.width) < torch.tensor(self.lengths)[:, None]
+        rows = [g * self.width + torch.arange(length) for g, length in enumerate(self.lengths)]
+        return torch.cat(rows).to(self.device)
 
     @cached_property
     def lags(self) -> Tensor:
@@ -68,6 +66,19 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Segments:
+    """What attends causally to what: each prompt to itself, each completion to a copy of its prompt and to itself.
+
+    Empty completions are no segments. Starts are those among all queries or keys, `[segments + 1]`, in int32.
+    """
+
+    query_starts: Tensor
+    key_starts: Tensor
+    max_query: int
+    max_key: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """One micro-batch."""
 
@@ -79,9 +90,25 @@ class Pack:
     source_M: Tensor  # the packed token that predicts each completion token
     targets_M: Tensor
 
+    @cached_property
+    def segments(self) -> Segments:
+        """Return the segments of all blocks, in packed order."""
+        queries, keys = [], []
+        for block in self.blocks:
+            lengths = [length for length in block.lengths if length]
+            queries += [block.num_prompt, *lengths]
+            keys += [block.num_prompt, *(block.num_prompt + length for length in lengths)]
+        starts = (
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.ids_N.device)
+            for lengths in (queries, keys)
+        )
+        query_starts, key_starts = starts
+        return Segments(query_starts=query_starts, key_starts=key_starts, max_query=max(queries), max_key=max(keys))
+
     def spread(self, values_G: Tensor) -> Tensor:
         """Repeat each completion's value for its tokens: `[G] -> [M]`."""
-        return values_G.repeat_interleave(torch.tensor(self.lengths, device=values_G.device))
+        lengths_G = torch.tensor(self.lengths, device=values_G.device)
+        return values_G.repeat_interleave(lengths_G, output_size=sum(self.lengths))  # a GPU would have to be asked
 
 
 def pack(
