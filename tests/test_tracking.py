@@ -17,19 +17,23 @@ from synthetic import SMALL, make_store
 from test_sweepfile import BASE
 
 from oneshot.config.file import load
-from oneshot.errors import DataError
+from oneshot.errors import DataError, UserError
+from oneshot.plan.loader import begun_sweep, pin_known
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
+from oneshot.report.runs import gather
 from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.run import run as run_sweep
+from oneshot.sweep.status import sweep_status
 from oneshot.sweep.tracking.relocate import relocate
 from oneshot.sweep.tracking.run_data import CUT
 from oneshot.sweep.tracking.server import forget
 from oneshot.sweep.tracking.thread import TrackingThread
 from oneshot.sweep.tracking.tracker import NOTE, Tracker
+from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.trial.recorder import record
 from oneshot.trial.state import standing
@@ -180,6 +184,32 @@ def test_a_store_that_was_moved_keeps_its_artifacts_where_it_is(lab: Lab, grader
     assert not (lab.folder / "runs" / "mlartifacts").exists()
     relocate(moved.folder / "runs")  # nothing is left to do
     assert moved.child().info.artifact_uri == after.artifact_uri
+
+
+@pytest.mark.parametrize("there", ["nothing", "another file of this name"])
+def test_a_store_answers_from_its_record_where_its_data_are_not(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    monkeypatch.chdir(lab.folder)
+    Path("own.jsonl").write_text('{"problem": "40+2=?", "answer": "42"}\n{"problem": "1+1=?", "answer": "2"}\n')
+    sweep = lab.sweep(("{arithmetic: {num_problems: 4}}", "{mine: {source: own.jsonl}}"))
+    assert lab.run(sweep).finished == 1
+    (key,) = lab.store.trainings()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if there != "nothing":
+        Path("own.jsonl").write_text('{"problem": "5+5=?", "answer": "10"}\n')
+    assert [trial.key for trial in begun_sweep(lab.store, "base").plan.trials] == [key]
+    assert sweep_status(lab.store, "base").counts["finished"] == 1
+    (run,) = gather(begun_sweep(lab.store, "base")).runs
+    assert [(suite.name, suite.num_problems, suite.steps) for suite in run.suites] == [("mine", 2, (0, 2))]
+    # a file's sweep is of the data that are here
+    if there == "nothing":
+        with pytest.raises(UserError, match=r"own\.jsonl: no such file"):
+            make_plan(pin_known(sweep, lab.store))
+    else:
+        (trial,) = make_plan(pin_known(sweep, lab.store)).trials
+        assert load_suites(trial.config)[0].count == 1
 
 
 def test_a_sweep_is_forgotten_with_all_its_runs(lab: Lab) -> None:

@@ -14,6 +14,10 @@ from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
+from oneshot.tasks import sets
+
+DATA = "data.json"
+"""File in a sweep's folder with the digests of its data, by set, path or URL."""
 
 
 def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
@@ -23,6 +27,7 @@ def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
 
 def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
     """Return the sweep with its recorded pins, and every ranking that can be made now. Writes nothing."""
+    sets.remember({})  # a file's sweep is of the data that are here
     ranked, _ = known_rankings(file, store)
     return _with_recorded(ranked, store.sweep(file.config.name))
 
@@ -34,6 +39,7 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
 
     Raises UserError: a ranking's history is missing, or the hub cannot be reached.
     """
+    sets.remember({})
     folder = store.sweep(file.config.name)
     sweep = _with_recorded(pin_rankings(file, store), folder)
     plan = make_plan(sweep)
@@ -59,7 +65,9 @@ def recorded_sweep(folder: Folder, text: str, *, name: str) -> PinnedSweep:
 def begun_sweep(store: Store, name: str) -> SweepRun:
     """Return a sweep of the store as it was last run. Raises UserError: the store has no such sweep."""
     folder = store.sweep(name)
-    sweep = recorded_sweep(folder, begun_text(store, name), name=name)
+    text = begun_text(store, name)
+    sets.remember(folder.read_json(DATA) or {})
+    sweep = recorded_sweep(folder, text, name=name)
     try:
         plan = make_plan(sweep)
     except (ModelError, DataError, SweepFileError):  # its model or data are on the machine that runs it

@@ -1,7 +1,7 @@
 """Trials -> the trainings that serve them: one for each key, with the evaluations of all its trials."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from math import gcd
@@ -9,9 +9,11 @@ from math import gcd
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import SuiteConfig, TrialConfig
 from oneshot.plan.trial import Trial
-from oneshot.tasks.benchmarks import load_suite, load_suites
-from oneshot.tasks.examples import check_labels, load_examples, load_shots
+from oneshot.tasks import sets
+from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites
+from oneshot.tasks.examples import check_labels, load_examples, load_shots, sources
 from oneshot.tasks.grading import Grader
+from oneshot.tasks.problems import Content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,16 @@ def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig
     loaded = load_suite(name, suite, config)
     fields = ("source", "samples", "temperature", "max_tokens", "every_steps", "suffix", "template")
     return suite.model_copy(update={field: getattr(loaded, field) for field in fields})
+
+
+def data_digests(configs: Iterable[TrialConfig]) -> dict[str, tuple[Content, ...]]:
+    """Return the digests of the rows of every set that the trials use and whose digests are not shipped."""
+    used = {
+        source
+        for config in configs
+        for source in (*sources(config.examples), *(suite.source for suite in load_suites(config)))
+    }
+    return sets.unshipped(used - GENERATED.keys())
 
 
 def check_data(configs: Sequence[TrialConfig]) -> None:

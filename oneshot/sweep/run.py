@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from oneshot.errors import UserError
 from oneshot.plan.claims import cell_key, freeze
+from oneshot.plan.loader import DATA
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
-from oneshot.plan.trainings import check_data
+from oneshot.plan.trainings import check_data, data_digests
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
 from oneshot.sweep.agenda import Agenda
@@ -122,6 +123,8 @@ def _record_start(sweep_run: SweepRun) -> None:
     folder.write("sweep.yaml", sweep.source.text)
     folder.write_json("settings.json", sweep.override_values())
     folder.write_json("plan.json", plan.to_json())
+    # with these, the sweep can be read where its data are not
+    folder.write_json(DATA, data_digests(trial.config for trial in plan.trials))
     num_steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
     freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=num_steps)
 

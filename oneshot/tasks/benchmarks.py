@@ -82,10 +82,8 @@ class Suite:
     @cached_property
     def digest(self) -> str:
         """Return the sha256 (hex) of everything but the policy that decides the completions and their grades."""
-        path = sets.local_path(sets.parts_of(self.source)[0])
-        version = path.stat().st_mtime_ns if path is not None and path.is_file() else None
         prompt = [self.template, *self.prompt_rules, self.suffix]
-        contents = _contents_digest(self.source, self.num_problems, version)
+        contents = _contents_digest(self.source, self.num_problems, sets.version(self.source))
         rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
         if self.graders != ALL_GRADERS:
             rule.append(list(self.graders))
@@ -161,7 +159,7 @@ def _built_in(name: str, source: str | None) -> BuiltIn:
 
 
 @cache
-def _contents_digest(source: str, num_problems: int | None, _version: int | None) -> str:
+def _contents_digest(source: str, num_problems: int | None, _version: object) -> str:
     """Return the sha256 (hex) of a suite's problems, or of its name while the contents are unknown."""
     if source in GENERATED:
         digests = [problem.digest for problem in arithmetic.held_out(num_problems, which=GENERATED[source])]

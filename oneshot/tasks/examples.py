@@ -83,6 +83,11 @@ def _unknown(rows: Sequence[_Row]) -> tuple[str, ...]:
     return tuple(sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None}))
 
 
+def sources(examples: Sequence[Example]) -> set[str]:
+    """Return the sets, paths and URLs that have rows among the examples."""
+    return {row.source for row in _rows(examples) if row.problem is None}
+
+
 def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     """Return the problems that a trial trains on, with the labels that it trains with.
 

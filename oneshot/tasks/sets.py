@@ -7,6 +7,7 @@ be planned with its final trial keys without the data, and a file with other con
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -106,6 +107,29 @@ def shipped_contents(name: str) -> tuple[Content, ...] | None:
     return tuple((line[:64], line[65:]) for line in path.read_text().splitlines())
 
 
+_recorded: dict[str, tuple[Content, ...]] = {}
+
+
+def remember(recorded: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Take the digests of sets' rows as a sweep's store has them, whatever files are here now; forget earlier ones."""
+    _recorded.clear()
+    _recorded.update({name: tuple((prompt, answer) for prompt, answer in rows) for name, rows in recorded.items()})
+
+
+def version(source: str) -> object:
+    """Return what changes when a set's digests do."""
+    base, _ = parts_of(source)
+    path = local_path(base)
+    return _recorded.get(base) or (path.stat().st_mtime_ns if path is not None and path.is_file() else None)
+
+
+def unshipped(sources: Iterable[str]) -> dict[str, tuple[Content, ...]]:
+    """Return the digests of those sets' rows that are not shipped, as far as their files are here."""
+    bases = sorted({parts_of(source)[0] for source in sources})
+    known = {base: contents(base) for base in bases if shipped_contents(base) is None}
+    return {base: rows for base, rows in known.items() if rows is not None}
+
+
 def contents(source: str) -> tuple[Content, ...] | None:
     """Return the digests of a set's rows, or None if neither digests are shipped nor the file is there.
 
@@ -113,7 +137,7 @@ def contents(source: str) -> tuple[Content, ...] | None:
     """
     check_name(source)
     base, subset = parts_of(source)
-    rows = shipped_contents(base)
+    rows = shipped_contents(base) or _recorded.get(base)
     if rows is None:
         if is_missing(base):
             return None
