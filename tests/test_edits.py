@@ -36,12 +36,16 @@ seeds: [0, 1]
 """
 
 
-def begin(store: Store, text: str, *overrides: str) -> None:
+def begin(store: Store, text: str, *overrides: str, has_steps: bool = True) -> None:
     """Leaves what a driver leaves that has begun the sweep."""
     sweep = read(text, name="s.yaml", overrides=overrides)
     folder = store.sweep(sweep.config.name)
     folder.write("sweep.yaml", text)
     folder.write_json("settings.json", {path: setting.value for path, setting in sweep.overrides.items()})
+    if has_steps:
+        keys = [trial.key for trial in make_plan(sweep).trials if trial.key is not None]
+        for key in keys[-1:]:  # of a model whose commit is not known there is none
+            store.trial(key).write("metrics/0001-00000001.jsonl", "")
 
 
 def planned(store: Store, text: str, *overrides: str) -> tuple[PinnedSweep, Plan]:
@@ -76,7 +80,7 @@ def test_the_same_text_is_not_even_planned(store: Store, tmp_path: Path) -> None
     # of a model that is gone no plan can be made
     begin(store, SCRIPTED)
     sweep, plan = planned(store, SCRIPTED)
-    begin(store, SCRIPTED.replace("script: {step_s: 0}", "model.path: ./gone"))
+    begin(store, SCRIPTED.replace("script: {step_s: 0}", "model.path: ./gone"), has_steps=False)
     gone = read(store.sweep("s").read("sweep.yaml") or "", name="s.yaml")
     assert find_edits(sweep_run(gone, plan, store)) is None
     assert find_edits(sweep_run(sweep, plan, store)) is None
@@ -170,6 +174,18 @@ REFUSED = {
     "claims": ("seeds:", "claims: [{name: x, metric: reward/mean, a: {arm: outcome}, b: {arm: format}, expect: {within: 1}}]\nseeds:", "claims was changed"),
     "selection on test": ("seeds:", "allow_selection_on_test: true\nseeds:", "allow_selection_on_test was changed"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_setting_can_be_corrected_as_long_as_no_trial_has_a_step(store: Store, name: str) -> None:
+    old, new, _ = REFUSED[name]
+    begin(store, BASE, has_steps=False)
+    found = edits(store, edited(old, new, BASE))
+    assert found is not None
+    # what was frozen before the first step stays: claims, guards, and selection on test
+    assert [complaint.partition(" ")[0] for complaint in found.refused] == (
+        [name.replace("selection on test", "allow_selection_on_test")] if "was changed" in REFUSED[name][2] else []
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)

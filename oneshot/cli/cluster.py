@@ -46,12 +46,18 @@ def submit(
     name = sweep.config.name
     submission_id = cluster.submit(bundle(file, sweep), sweep=name, storage=root, arguments=arguments, wait_s=wait_s)
     warn(f"submitted as {submission_id}; checking the cluster")
-    job = cluster.follow(submission_id, _tell, complain=warn, until=PASSED)
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        print(printable(line), file=sys.stderr, flush=True)
+
+    job = cluster.follow(submission_id, tell, complain=warn, until=PASSED)
     if not job.is_live and job.exit_code != 0:
         raise typer.Exit(_code(job))
     print(submission_id)
     if follow:
-        _follow(name, address, submission_id)
+        _follow(name, address, submission_id, num_told=len(told))
     elif sys.stderr.isatty() or job.is_live:
         warn(f"to watch it, use `oneshot logs {name} --address {address} --follow`")
 
@@ -101,10 +107,6 @@ def _check_plan(sweep: "SweepFile") -> int:
     return int(2 * max((trial.cost.step_s or 0.0 for trial in plan.trials), default=0.0))
 
 
-def _tell(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
-
-
 def _show(line: str) -> None:
     print(printable(line), flush=True)
 
@@ -121,10 +123,10 @@ def _code(job: "Submission") -> int:
     return 130 if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
 
 
-def _follow(name: str, address: str, submission_id: str) -> None:
+def _follow(name: str, address: str, submission_id: str, *, num_told: int = 0) -> None:
     cluster = cluster_at(address)
     try:
-        job = cluster.follow(submission_id, _show, complain=warn)
+        job = cluster.follow(submission_id, _show, complain=warn, num_told=num_told)
     except KeyboardInterrupt:
         warn(f"{submission_id} keeps running; to stop it, use `oneshot stop {name} --address {address}`")
         raise

@@ -1,6 +1,7 @@
 """A sweep file and its recorded sweep -> new, unchanged and orphaned trials, and the edits that are refused.
 
-Only additions are accepted. Trials are compared, not text: a change of the file that affects no trial is no edit.
+Only additions are accepted once a trial has a step on record. Trials are compared, not text: a change of the file that
+affects no trial is no edit.
 """
 
 from collections.abc import Collection, Sequence
@@ -66,20 +67,21 @@ def find_edits(run: SweepRun) -> Edits | None:
         before = make_plan(old)
     except OneshotError:  # written by a version with other settings; trial keys still tell trainings apart
         return None
-    return _compare(old, before, sweep, plan)
+    has_begun = any(run.store.trial(trial.key).list("metrics") for trial in before.trials if trial.key is not None)
+    return _compare(old, before, sweep, plan, has_begun=has_begun)
 
 
 def _identity(trial: Trial) -> tuple[object, ...]:
     return trial.phase, tuple(trial.cell.items()), trial.seed, trial.study, trial.point
 
 
-def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan) -> Edits:
+def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan, *, has_begun: bool) -> Edits:
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
     refused = [change for name in FROZEN for change in _section_changes(name, old, sweep)]
     refused += _range_changes(before, plan)
     orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
-    if orphaned:
+    if orphaned and has_begun:
         refused.append(f"{_labels(orphaned)} would be removed from the sweep")
     searched = {path for study in (*before.studies, *plan.studies) for path in study.space}
     unchanged: list[Trial] = []
@@ -88,7 +90,7 @@ def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan) -> 
         if identity in was:
             change = _trial_change(was[identity], trial, searched=searched)
             (changed.setdefault(change, []) if change else unchanged).append(trial)
-    refused += [f"{_labels(trials)}: {change}" for change, trials in changed.items()]
+    refused += [f"{_labels(trials)}: {change}" for change, trials in changed.items() if has_begun]
     return Edits(
         new=tuple(trial for identity, trial in now.items() if identity not in was),
         unchanged=tuple(unchanged),

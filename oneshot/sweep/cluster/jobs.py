@@ -29,6 +29,7 @@ from oneshot.sweep.events import BEGIN
 
 STOP_WAIT_S = 60  # least time from the stop signal to the kill
 LOOK_S = 1.0
+ASK_S = 0.1  # between two looks at a verb that runs on the head, for which somebody waits
 READY_S = 60.0  # A new head accepts jobs only some seconds after it first answers
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that report uploads and closed sockets."""
@@ -187,7 +188,7 @@ class Cluster:
                         raise OneshotError(
                             f"--address {self._name}: the head has not answered within {patience_s:.0f} s"
                         )
-                    time.sleep(LOOK_S)
+                    time.sleep(ASK_S)
                 output = "".join(f"{line}\n" for line in own_words(self.logs(submission_id).splitlines()))
                 details = self._client.get_job_info(submission_id)
         finally:
@@ -214,12 +215,14 @@ class Cluster:
         with self._explained():
             return str(self._client.get_job_logs(submission_id))
 
-    def follow(self, submission_id: str, say: Print, *, complain: Print, until: str | None = None) -> Submission:
+    def follow(
+        self, submission_id: str, say: Print, *, complain: Print, until: str | None = None, num_told: int = 0
+    ) -> Submission:
         """Pass a driver's log on, line by line, until it ends or a line contains `until`.
 
-        If the connection to the head is lost, try again: the driver does not need this process.
+        `num_told` lines have been passed on before, and are left out. If the connection to the head is lost, try again: the driver does not need this process.
         """
-        tail = _Tail(say, until)
+        tail = _Tail(say, until, num_told)
         is_cut = False
         while True:
             try:
@@ -284,8 +287,8 @@ class _TakenError(Exception):
 class _Tail:
     """A log that is read from its start after every interruption, but passed on only once."""
 
-    def __init__(self, say: Print, until: str | None) -> None:
-        self._say, self._until = say, until
+    def __init__(self, say: Print, until: str | None, num_told: int) -> None:
+        self._say, self._until, self._num_told = say, until, num_told
         self._num_said = 0
         self._num_seen = 0
         self._line = ""
@@ -314,6 +317,9 @@ class _Tail:
 
     def _pass_on(self, line: str) -> None:
         if self._is_own(line) and not self.is_over:
+            if self._num_told:
+                self._num_told -= 1
+                return
             self._say(line)
             self.is_over = self._until is not None and self._until in line
 
@@ -335,8 +341,16 @@ def _submission(job: JobDetails) -> Submission | None:
     )
 
 
+RAYS_PYTHON = (
+    # a head that was started by `/path/bin/ray` may have another Python on PATH; beside Ray's own files is the right
+    # one. The shell's parent is Ray's job supervisor, and that one's is the raylet
+    "raylet=$(readlink /proc/$(awk '/^PPid/ {print $2}' /proc/$PPID/status)/exe); "
+    'python="${raylet%%/lib/python*}/bin/python"; [ -x "$python" ] || python=python; '
+)
+
+
 def _entrypoint(arguments: Sequence[str]) -> str:
-    return f"echo '{BEGIN}'; exec python -m oneshot {shlex.join(arguments)}"
+    return f"{RAYS_PYTHON}echo '{BEGIN}'; exec \"$python\" -m oneshot {shlex.join(arguments)}"
 
 
 def _line(text: str, place: int) -> str:
