@@ -228,6 +228,7 @@ def test_a_submitted_sweep_is_watched_stopped_and_resumed_from_the_laptop(site: 
     said = site.submit("far.yaml", "--follow")
     assert said.startswith("far-2\n")
     assert "3 finished, 0 failed, 0 missing" in said
+    assert "preflight: passed" not in said  # it was shown while the cluster was checked
     nothing_lost(site_lab, "far", client=site.client)
     made = [sorted(step for steps in steps_of(folder).values() for step in steps) for folder in folders]
     assert made == [list(range(1, 71))] * 3, "an interrupt leaves a checkpoint of the last whole step"

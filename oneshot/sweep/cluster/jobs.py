@@ -220,7 +220,8 @@ class Cluster:
     ) -> Submission:
         """Pass a driver's log on, line by line, until it ends or a line contains `until`.
 
-        `num_told` lines have been passed on before, and are left out. If the connection to the head is lost, try again: the driver does not need this process.
+        `num_told` lines have been passed on before, and are left out. If the connection to the head is lost, try again:
+        the driver does not need this process.
         """
         tail = _Tail(say, until, num_told)
         is_cut = False
