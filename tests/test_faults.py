@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from drivers import Cluster, Driver, Moment, end, make_cluster, start, until
 from mlflow import MlflowClient
@@ -165,6 +166,31 @@ DEATHS = {
     "config": ("{at: 4, do: config}", 1, {"config": 1}, "UserError: the script says: wrong settings"),
     "data": ("{at: 4, do: data}", 1, {"data": 1}, "DataError: the script says: wrong data"),
 }
+
+
+@pytest.mark.slow
+def test_a_worker_that_ray_ends_for_memory_is_tried_again_with_fewer_beside_it(lab: Lab, scratch: str) -> None:
+    leak = "{at: 4, do: leak, mib: 3000, attempts: 1}"
+    lab.write(sweep_text(script=f"step_s: 0.3, faults: [{leak}]", rest="resources: {max_concurrent: 1}\n"))
+    memory = psutil.virtual_memory()
+    limit = {"RAY_memory_usage_threshold": f"{(memory.total - memory.available + 2 * 2**30) / memory.total:.3f}",
+             "RAY_memory_monitor_refresh_ms": "50"}  # fmt: skip
+    command = [sys.executable, "-m", "oneshot", "run", "s.yaml"]
+    environment = {**os.environ, **limit, "HOME": str(lab.folder), "RAY_TMPDIR": scratch}
+    done = subprocess.run(command, cwd=lab.folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = only(lab).result()
+    assert result is not None
+    assert (result.attempt, result.failures) == (2, {"host_oom": 1})
+    told = [line.partition("  ")[2] for line in done.stderr.splitlines() if "memory" in line]
+    assert [line.partition("trial seed 0  ")[2] for line in told] == [
+        "Ray ended it because the machine is short of memory; 1 at a time from now on",
+        "host_oom: the machine was short of memory, and Ray ended the worker; retrying",
+    ]
+    assert "Traceback" not in done.stderr
+    log = only(lab).read("log/1.txt") or ""
+    assert "running low on memory" in log
+    nothing_lost(lab)
 
 
 @pytest.mark.slow  # test_agenda.py has each class without Ray
