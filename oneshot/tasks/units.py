@@ -39,12 +39,13 @@ _ATTACHED = re.compile(r"(?P<body>-?[\d.,]+|.*\})(?P<unit>[a-z]{2,3})(?:\s*\^\s*
 _IN_BRACKETS = re.compile(r"(?P<body>[-\d.,]+)\s*\((?P<unit>[A-Za-z ]{2,})\)")
 _PERCENT = re.compile(r"\s*(?:\\text\s*\{\s*(?:percent|per cent|%)\s*\}|percent)\s*$")
 _DEGREES = re.compile(r"\s*\\degree\s*$")
+_OF_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])[^+-]*$")  # the degrees are part of the value
 
 
 def split_unit(text: str) -> tuple[str, str, int]:
     """Return (number, unit, factor); the unit is "" if there is none, and its canonical name if it is known."""
     text = _PERCENT.sub(r"\\%", text)
-    if _DEGREES.search(text):
+    if _DEGREES.search(text) and not _OF_ANGLE.search(text):
         return _DEGREES.sub("", text).strip(), "", 1
     for pattern in (_IN_TEXT, _IN_BRACKETS, _IN_LETTERS, _ATTACHED):
         match = pattern.fullmatch(text)
