@@ -13,7 +13,7 @@ from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
-from oneshot.tasks.labels import label_warnings
+from oneshot.tasks.labels import label_warnings, row_warnings
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -116,19 +116,20 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     return warnings
 
 
-def unsatisfiable_labels(cells: Sequence[Cell]) -> list[str]:
-    """Return a warning for each label that no answer can satisfy, of suites and examples on this machine."""
+def odd_rows(cells: Sequence[Cell]) -> list[str]:
+    """Return warnings for labels that no answer can satisfy, and for repeated problems, as far as they are here."""
     suites = {(suite.source, suite.num_problems): suite for cell in cells for suite in load_suites(cell.config)}
     warnings = []
     for (source, _), suite in suites.items():
         if source not in GENERATED and not sets.is_missing(sets.parts_of(source)[0]):
-            warnings += label_warnings(source, suite.problems)
+            warnings += [*label_warnings(source, suite.problems), *row_warnings(source, suite.problems)]
     named = {
         json.dumps(cell.config.model_dump(mode="json")["examples"]): cell for cell in cells if cell.waits_for is None
     }
     for cell in named.values():
         if cell.config.script is None:
-            warnings += label_warnings("examples", present_examples(cell.config.examples))
+            problems = present_examples(cell.config.examples)
+            warnings += [*label_warnings("examples", problems), *row_warnings("examples", problems)]
     return list(dict.fromkeys(warnings))
 
 
