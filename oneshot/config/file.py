@@ -4,6 +4,7 @@ The YAML is version 1.2, as ruamel reads it: `1e-6` is a number, `on` and `no` a
 an error.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from oneshot.config.search import RangeConfig
 from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
 from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, nearest
+from oneshot.text import read_text, stray_character
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,7 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
 
     Raises SweepFileError: the file cannot be read, or is not a valid sweep file.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return read(text, name=str(path), overrides=overrides)
+    return read(read_text(path, error=SweepFileError), name=str(path), overrides=overrides)
 
 
 def read(
@@ -121,13 +119,63 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
             f"{name}:{line}: {error.problem.split(' with value')[0].replace('found ', '')}; keep one"
         ) from error
     except MarkedYAMLError as error:
-        line = (error.problem_mark or error.context_mark).line + 1
-        raise SweepFileError(f"{name}:{line}: not YAML: {error.problem or error.context}") from error
+        raise _yaml_error(error, name, text) from error
     except YAMLError as error:
         raise SweepFileError(f"{name}: not YAML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SweepFileError(
+            f"{name}: a date or number does not exist, or brackets are nested too deep; put the value in quotes"
+        ) from error
     lines: dict[Where, int] = {}
     data = _plain(tree, (), lines)
-    return data, Source(name=name, text=text, lines=lines)
+    source = Source(name=name, text=text, lines=lines)
+    _check_characters(data, (), source)
+    return data, source
+
+
+_YAML_MISTAKES = {
+    "mapping values are not allowed": "a colon and a space inside text; quote the text, or correct its indentation",
+    "unknown escape": "a backslash in double quotes begins an escape; use single quotes",
+    "undefined alias": "text cannot begin with *; put it in quotes",
+    "could not find expected ':'": "a line that is no `key: value`; add a colon and a space, or put text in quotes",
+    "found '<scalar>'": "text after a quote or bracket; put the whole text in one pair of quotes",
+    "<block end>": "the indentation does not fit the lines above; align the keys of a section",
+    "flow sequence": "a list is not closed; add ] or a comma",
+    "flow mapping": "a mapping is not closed; add } or a comma",
+    "quoted scalar": "a quoted text is not closed; add the quote",
+}
+"""What ruamel's messages contain -> what is wrong, in plain words, and how to fix it."""
+
+
+def _yaml_error(error: MarkedYAMLError, name: str, text: str) -> SweepFileError:
+    """Return an error with the line of what is not YAML, in plain words."""
+    problem = f"{error.problem or ''} {error.context or ''}"
+    mark = error.problem_mark or error.context_mark
+    if "could not find" in problem and error.context_mark:  # the mark of the problem is where the search ended
+        mark = error.context_mark
+    line = text.split("\n")[mark.line]
+    if "cannot start any token" in problem:
+        char = line[mark.column]
+        why = "a tab; indent with spaces" if char == "\t" else f"text cannot begin with {char}; put it in quotes"
+    elif "\t" in line[: len(line) - len(line.lstrip())]:
+        why = "a tab; indent with spaces"
+    else:
+        why = next((why for part, why in _YAML_MISTAKES.items() if part in problem), problem.strip())
+    return SweepFileError(f"{name}:{mark.line + 1}: not YAML: {why}")
+
+
+def _check_characters(value: Any, where: Where, source: Source) -> None:
+    """Check that no text contains a control character, which a backslash in double quotes makes.
+
+    Raises SweepFileError: a text does; names its place.
+    """
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_characters(inner, (*where, key), source)
+    elif isinstance(value, str) and (stray := stray_character(value)):
+        raise source.error(
+            where, f"contains {stray}, as a backslash in double quotes begins an escape; use single quotes"
+        )
 
 
 def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
@@ -189,23 +237,38 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
     kind, value = finding["type"], finding["input"]
     name = str(where[-1]) if where else ""
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(name, _siblings(model, where))}"
+        keys = _siblings(model, where)
+        hint = nearest(name, keys)
+        return f"unknown key{hint}" + (
+            f" The keys are {', '.join(keys)}" if "did you" in hint and len(keys) < 4 else ""
+        )
     if kind == "missing":
         return "missing; add it"
     if kind == "value_error":
         return str(finding["ctx"]["error"])
     if kind == "literal_error":
         return f"{value!r} is not one of {finding['ctx']['expected']}"
+    if kind == "too_short":
+        least, item = finding["ctx"]["min_length"], name[:-1] if name.endswith("s") else "item"
+        return f"needs at least {f'one {item}' if least == 1 else f'{least} {item}s'}"
+    if kind == "list_type" and not isinstance(value, dict):
+        such_as = "[0, 1, 2]" if name == "seeds" else "[]" if value is None else f"[{value}]"
+        return f"must be a list, such as {such_as}, not {'null' if value is None else repr(value)}"
     if kind == "string_pattern_mismatch":
         return f"{value!r} is not a valid name; use letters, digits, _ and -"
+    if kind in ("less_than_equal", "greater_than_equal"):
+        ((side, bound),) = finding["ctx"].items()
+        whole = int(bound) if bound == int(bound) else bound
+        return f"must be at {'most' if side == 'le' else 'least'} {whole:,}, not {value!r}"
     message = (
-        finding["msg"]
+        re.sub(r" or instance of \w+", "", finding["msg"])
         .replace("Input should be", "must be")
         .replace("a valid integer", "a whole number")
         .replace("a valid ", "a ")
         .replace("dictionary", "mapping")
     )
-    return f"{message}, not {value!r}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
+    shown = "null" if value is None else repr(value)
+    return f"{message}, not {shown}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
 
 
 def _siblings(model: type[Config], where: Where) -> list[str]:
@@ -217,8 +280,8 @@ def _siblings(model: type[Config], where: Where) -> list[str]:
     kind: Any = model
     for part in where[:-1]:
         fields = getattr(kind, "model_fields", {})
-        if part not in fields:
-            return list(fields)
+        if part not in fields:  # an index, or a name in a mapping
+            continue
         annotation = fields[part].annotation
         candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
         kind = candidates[0] if candidates else None

@@ -105,8 +105,6 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     except SettingError as error:
         raise sweep.source.error(error.where, error.message) from error
     every = [*cells, *(place.cell for place in searched)]
-    for cell in every:
-        check_positions(cell.config)
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
@@ -234,14 +232,17 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         identify_shots(config.prompt)
     except DataError as error:
         raise sweep.source.error(cell.place("prompt.shots"), str(error)) from error
-    if cell.waits_for is not None:
-        return TrialIdentity(waits_for=cell.waits_for)
     try:
-        return identify_trial(config)
+        identity = TrialIdentity(waits_for=cell.waits_for) if cell.waits_for is not None else identify_trial(config)
     except DataError as error:
         raise sweep.source.error(cell.place("examples"), str(error)) from error
     except ModelError as error:
         raise sweep.source.error(cell.place("model.path"), str(error)) from error
+    try:
+        check_positions(config)
+    except ModelError as error:
+        raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
+    return identity
 
 
 def with_seed(trial: Trial, seed: int) -> Trial:

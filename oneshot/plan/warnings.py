@@ -11,7 +11,7 @@ from oneshot.plan.cells import Cell
 from oneshot.plan.keys import inert_paths
 from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
-from oneshot.tasks.benchmarks import GENERATED, due_evaluations, load_suites
+from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
 from oneshot.tasks.labels import label_warnings, row_warnings
 
@@ -135,11 +135,11 @@ def odd_rows(cells: Sequence[Cell]) -> list[str]:
 
 def coinciding(trials: Sequence[Trial]) -> list[str]:
     """Return a warning for each two cells whose differences have no effect on training or evaluation."""
-    first_trials: dict[tuple[str, frozenset[tuple[str, int]]], Trial] = {}
+    first_trials: dict[tuple[str, DueEvaluations], Trial] = {}
     warnings = []
     for trial in trials:
         if trial.key is not None and trial.seed == trials[0].seed:  # one seed is enough to compare cells
-            earlier = first_trials.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
+            earlier = first_trials.setdefault((trial.key, due_evaluations(trial.config)), trial)
             if earlier is not trial:
                 both = f"{earlier.label} and {trial.label}"
                 warnings.append(f"{both} are the same trial: their differences have no effect")

@@ -62,15 +62,15 @@ def read_row(record: Record) -> Row:
 
 def _read_released(record: Record) -> Row:
     turns, reward = record.get("prompt"), record["reward_model"]
-    is_turn = isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], Mapping)
-    if not is_turn or turns[0].get("role") != "user":
+    turn = turns[0] if isinstance(turns, list) and len(turns) == 1 else None
+    if not isinstance(turn, Mapping) or turn.get("role") != "user":
         raise RowError('`prompt` is not one user turn; write it as [{"role": "user", "content": "..."}]')
     if not isinstance(reward, Mapping):
         raise RowError('`reward_model` is not a mapping; write it as {"ground_truth": "..."}')
     extra = record.get("extra_info")
     extra = extra if isinstance(extra, Mapping) else {}
     return Row(
-        prompt=_text(turns[0], "content"),
+        prompt=_text(turn, "content"),
         answer=read_answer(reward, "ground_truth"),
         category=_name(extra, CATEGORY),
         level=_name(extra, ("level",)),
@@ -120,9 +120,9 @@ def _label(record: Record, choices: Mapping[str, str]) -> str:
         return _agreed({name: _final(record, name) for name in columns})
     boxed = None if _is_missing(record.get("solution")) else extract_boxed(_text(record, "solution"))
     if boxed is None:
-        columns = ", ".join(record)
         raise RowError(
-            f"it has no `answer`, and no \\boxed{{}} in `solution`; add one of them; its columns are {columns}"
+            "it has no `answer`, and no \\boxed{} in `solution`; add one of them (its columns are "
+            f"{', '.join(record)})"
         )
     return boxed
 
@@ -144,6 +144,7 @@ def _choices(record: Record) -> dict[str, str]:
     if not columns:
         return {}
     name, choices = columns[0], record[columns[0]]
+    labels: Any
     if len(columns) > 1:
         raise RowError(f"it has `{columns[0]}` and `{columns[1]}`; keep one of them")
     if isinstance(choices, Mapping) and set(choices) == {"label", "text"}:  # ARC
