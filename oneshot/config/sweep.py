@@ -264,7 +264,7 @@ class GridBlock(Config):
 
 
 def _is_an_axis(value: Any) -> Any:
-    if not isinstance(value, list | dict | TableConfig):
+    if not isinstance(value, list | dict):
         shown = "null" if value is None else repr(value)
         raise ValueError(f"an axis must be a list of values, such as [1, 2], or named cells or a table, not {shown}")
     others = [] if not isinstance(value, list) else [v for v in value if not isinstance(v, Scalar | None)]
