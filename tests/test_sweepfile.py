@@ -216,6 +216,17 @@ def test_cells_that_differ_in_nothing_that_counts_are_a_warning(tmp_path: Path) 
     assert "are the same trial: their differences have no effect" in warnings[0]
 
 
+def test_a_label_that_is_empty_and_a_repeated_row_are_warnings(tmp_path: Path) -> None:
+    rows = [{"problem": "p", "answer": ""}, {"problem": "q", "answer": "1"}, {"problem": "q", "answer": "2"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    suite = edited("arithmetic: {num_problems: 4}", f"mine: {{source: {path}}}")
+    for text in (suite, edited('["arithmetic:47+38"]', f'["{path}:0", "{path}:1", "{path}:2", "arithmetic:1+1"]')):
+        empty, repeated = plan(tmp_path, text).warnings
+        assert empty == f"{path}:0: the label '' is empty: no answer is right for it"
+        assert repeated == f"{path}:2: repeats the problem of {path}:1, with the label '1' there; keep one"
+
+
 def test_an_unreachable_hub_is_one_line_with_its_mend(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(edited("tiny:qwen2", "Qwen/Qwen2.5-Math-1.5B"))

@@ -121,6 +121,10 @@ def read_history(path: Path, *, of: str) -> dict[str, list[float]]:
         data = json.loads(read_text(path, error=DataError))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read: a number has too many digits, or brackets are nested too deep"
+        ) from error
     if not isinstance(data, dict) or not data:
         raise DataError(f'{path}: not a history; write an object such as {{"124": [0.0, 0.125], ...}}')
     history = {}
