@@ -289,6 +289,7 @@ AT_PLAN = {
     "categories of a metric of training": (CLAIMED.replace("eval/arithmetic/pass_at_1, a", "reward/mean, categories: trained, a"), "seeds: [0, 1]", "seeds: [0, 1, 2]", "s.yaml:20: claims.0.a: example=sum arm=outcome: reward/mean has no categories"),
     "a cell of another line": (CLAIMED, "b: {arm: format}", "\n     b: {arm: formt}", "s.yaml:21: claims.0.b.arm: unknown cell 'formt'; did you mean 'format'?"),
     "two expectations": (CLAIMED, "{greater_by: 0}", "{greater_by: 0, within: 1}", "s.yaml:20: claims.0.expect: expect needs exactly one of greater_by, less_by and within"),
+    "an expectation of another name": (CLAIMED, "{greater_by: 0}", "{greater: 0}", "s.yaml:20: claims.0.expect.greater: unknown key; did you mean 'greater_by'? The keys are greater_by, less_by, within"),
     "nothing is within nothing": (CLAIMED, "{greater_by: 0}", "{within: 0}", "s.yaml:20: claims.0.expect.within: must be greater than 0"),
     "no grid": (CLAIMED, "seeds: [0, 1]\n", "seeds: [0, 1]\ngrid: none\nsearch: {on: {example: sum, arm: outcome}, seeds: [9], num_trials: 1, objective: {metric: reward/mean}, space: {optim.lr: {low: 0.1, high: 0.2}}}\n", "s.yaml:21: claims: claims are about the grid, and there is no grid; remove them"),
     "published": (PUBLISHED, "by: Someone", "by: Someone else", None),
@@ -327,6 +328,8 @@ def test_what_is_measured_may_be_claimed(metric: str) -> None:
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/truncated, categories: untrained", "has no value by problem"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/pass_at_8", "has 1 completions a problem, so no pass_at_8"),
         ("eval/arithmetic/pass_at_1", "eval/arithmetic/Addition/pass_at_1", "did you mean 'addition'?"),
+        ("eval/arithmetic/pass_at_1", "eval/arithmetic/accuracy", "the metrics of eval/arithmetic/ are pass_at_1, "),
+        ("eval/arithmetic/pass_at_1", "pass_at_1", "choose one of eval/arithmetic/pass_at_1"),
         ("eval/arithmetic/pass_at_1", "reward/maen", "did you mean 'reward/mean'?"),
     ],
 )

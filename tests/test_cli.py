@@ -56,6 +56,8 @@ def test_plan_json_lists_every_trial() -> None:
     ("arguments", "message"),
     [
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
+        (["plan", "{sweep}", "--set", "optim.lr=[1"], "--set optim.lr=[1:1: not YAML: a list is not closed; add ]"),
+        (["trial", "{sweep}", "--set", "train.num_steps=99999999999"], "must be at most 1,000,000, not 99999999999"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),
         (["trial", "{sweep}", "--cell", "arm=outcome"], "matches 2 cells; choose one of"),

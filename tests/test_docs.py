@@ -9,6 +9,8 @@ from conftest import PROJECT
 from oneshot.config.file import load
 from oneshot.errors import SweepFileError
 from oneshot.plan.plan import make_plan
+from oneshot.tasks.columns import ANSWER, CATEGORY, CHOICES, CONTEXT, QUESTION
+from oneshot.tasks.problems import load_file
 
 README = (PROJECT / "README.md").read_text()
 
@@ -32,6 +34,16 @@ def test_the_readmes_mistake_is_answered_as_it_says(tmp_path: Path, monkeypatch:
     with pytest.raises(SweepFileError) as caught:
         make_plan(load(Path("temperature.yaml")))
     assert f"oneshot: {caught.value}\n" in README
+
+
+def test_the_three_lines_of_data_are_three_problems(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "data.md").read_text()
+    (rows,) = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "mine.jsonl").write_text(rows)
+    problems = load_file(str(tmp_path / "mine.jsonl"))
+    assert [problem.answer for problem in problems] == ["84", "3", r"\frac{3}{4}"]
+    assert [problem.category for problem in problems] == ["arithmetic", "algebra", "arithmetic"]
+    assert all(f"`{column}`" in text for column in (*QUESTION, *CONTEXT, *CHOICES, *ANSWER, *CATEGORY))
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

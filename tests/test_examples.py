@@ -516,7 +516,11 @@ def test_a_row_of_val_is_known_under_a_path_too(real_data: Path) -> None:
 version: 1
 name: s
 question: q
-trial: {{model.path: tiny:qwen2, examples: ["{real_data / "dsr_sub.parquet"}:{row}"], eval.suites: {{val: {{}}}}}}
+trial:
+  model.path: tiny:qwen2
+  rollout.max_tokens: 8
+  examples: ["{real_data / "dsr_sub.parquet"}:{row}"]
+  eval.suites: {{val: {{}}}}
 seeds: [0]
 """
     with pytest.raises(SweepFileError, match="trains on 1 of the problems that the suite `val` holds out"):
@@ -534,7 +538,11 @@ def test_the_val_of_generated_problems_is_guarded_too(no_data: Path) -> None:
 version: 1
 name: s
 question: q
-trial: {{model.path: tiny:qwen2, examples: ["{problem.id}"], eval.suites: {{arithmetic-val: {{}}}}}}
+trial:
+  model.path: tiny:qwen2
+  rollout.max_tokens: 8
+  examples: ["{problem.id}"]
+  eval.suites: {{arithmetic-val: {{}}}}
 seeds: [0]
 """
     with pytest.raises(SweepFileError, match="trains on 1 of the problems that the suite `arithmetic-val` holds out"):

@@ -1,5 +1,6 @@
 """Trial keys: what changes them, and what does not; trainings that several trials share."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oneshot.config.file import read
 from oneshot.config.paths import flatten, unflatten
 from oneshot.config.sweep import CostConfig, ResourceConfig
-from oneshot.config.trial import TrialConfig
+from oneshot.config.trial import SuiteConfig, TrialConfig
 from oneshot.models.source import folder_digest
 from oneshot.plan.cost import estimate
 from oneshot.plan.keys import identify_trial, trial_keys
-from oneshot.plan.plan import with_seed
+from oneshot.plan.plan import make_plan, with_seed
 from oneshot.plan.trainings import trainings
 from oneshot.plan.trial import Trial
 from oneshot.store.records import Result
-from oneshot.tasks.benchmarks import due_evaluations
+from oneshot.tasks.benchmarks import DueEvaluations, DueSteps, due_evaluations, load_suite
 from oneshot.trial.state import trial_standing
 
 MakeConfig = Callable[..., TrialConfig]
@@ -159,6 +161,55 @@ def test_one_suite_name_with_two_meanings_in_one_training_is_evaluated_both_ways
     assert list(training.config.eval.suites) == ["arithmetic", "arithmetic 2", "arithmetic 3"]
     for one in three:
         assert due_evaluations(one.config) <= due_evaluations(training.config)
+
+
+RULES = st.tuples(st.integers(1, 12), st.integers(0, 30), st.sets(st.integers(0, 30), max_size=4))
+
+
+@given(RULES, RULES)
+def test_due_steps_are_a_set_by_their_rule(one: tuple[int, int, set[int]], other: tuple[int, int, set[int]]) -> None:
+    steps = [DueSteps(range(every, last, every), also=also) for every, last, also in (one, other)]
+    sets = [{*range(every, last, every), *also} for every, last, also in (one, other)]
+    for due, listed in zip([*steps, steps[0].merged(steps[1])], [*sets, sets[0] | sets[1]], strict=True):
+        assert list(due) == sorted(listed)
+        assert len(due) == len(listed)
+        assert [step for step in range(-1, 32) if step in due] == sorted(listed)
+    ours, theirs = (DueEvaluations({"digest": due}) for due in steps)
+    assert (ours == theirs) == (sets[0] == sets[1])
+    assert (ours <= theirs) == (sets[0] <= sets[1])
+    assert ours != theirs or hash(ours) == hash(theirs)
+    assert ours - theirs == {("digest", step) for step in sets[0] - sets[1]}
+
+
+def test_two_suites_with_the_same_problems_are_due_together(tiny_config: MakeConfig) -> None:
+    suites = {"one": {"source": "arithmetic", "every_steps": 2}, "two": {"source": "arithmetic", "every_steps": 3}}
+    due = due_evaluations(tiny_config(train={"num_steps": 7}, eval={"suites": {"arithmetic": {}, **suites}}))
+    whole = load_suite("one", SuiteConfig(source="arithmetic"), tiny_config())
+    assert {step for digest, step in due if digest == whole.digest} >= {0, 2, 3, 4, 6, 7}
+    assert len(due) == len(set(due))
+
+
+def test_a_plan_of_a_million_steps_is_no_larger_than_one_of_ten() -> None:
+    text = """
+version: 1
+name: long
+question: q
+seeds: [0]
+trial:
+  model.path: tiny:llama
+  examples: ["arithmetic:47+38"]
+  rollout: {num_groups: 2, group_size: 2, max_tokens: 8}
+  train.num_steps: STEPS
+  eval: {every_steps: 1, suites: {arithmetic: {num_problems: 2}}}
+"""
+    make_plan(read(text.replace("STEPS", "10"), name="s.yaml"))  # fills the caches
+    tracemalloc.start()
+    made = make_plan(read(text.replace("STEPS", "1000000"), name="s.yaml"))
+    due = due_evaluations(made.trials[0].config)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(due) == 1_000_001
+    assert peak_bytes < 8e6  # a set of as many numbers takes 60 MB
 
 
 def result(config: TrialConfig, **changes: Any) -> Result:

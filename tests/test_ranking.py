@@ -326,7 +326,7 @@ def test_a_selector_of_a_place_that_was_not_asked_for_is_refused(store: Store) -
         ("top: 1, by: variance", "'variance' is not one of 'historical_variance', 'lim', 'pass_rate' or 'random'"),
         ("topp: 1", "unknown key; did you mean 'top'?"),
         ("top: 1, band: [0.2]", "at least 2 items"),
-        ("top: 1, band: [0.2, 1.5]", "less than or equal to 1"),
+        ("top: 1, band: [0.2, 1.5]", "at most 1, not 1.5"),
     ],
 )
 def test_what_is_no_ranking_gets_one_clear_error(wanted: str, message: str) -> None:

@@ -46,7 +46,7 @@ def run(
         ended_ms=0,
         origin="s",
         suites=tuple(
-            RunSuite(name=name, source=SOURCES[name], digest=name, samples=1, num_problems=None, steps=tuple(by_step))
+            RunSuite(name=name, source=SOURCES[name], digest=name, samples=1, num_problems=None)
             for name, by_step in scores.items()
         ),
         rows=tuple(

@@ -64,7 +64,7 @@ class Told:
 
 
 def suite(name: str = "arithmetic", *, samples: int = 1, source: str = "", digest: str = "d") -> RunSuite:
-    return RunSuite(name=name, source=source or name, digest=digest, samples=samples, num_problems=None, steps=(0, 8))
+    return RunSuite(name=name, source=source or name, digest=digest, samples=samples, num_problems=None)
 
 
 def run(cell: Mapping[str, str], seed: int = 0, **changes: Any) -> Run:

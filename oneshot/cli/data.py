@@ -113,13 +113,14 @@ def fetch(
     Files go into the folder that ONESHOT_DATA names, by default `data`.
     """
     from oneshot.tasks.fetch import fetch as fetch_set
-    from oneshot.tasks.labels import label_warnings
+    from oneshot.tasks.labels import label_warnings, row_warnings
     from oneshot.tasks.sets import load as load_set
 
     for source in sources:
         path, num_rows = fetch_set(source)
         print(f"{source}: {num_rows} rows, {path}")
-        for warning in label_warnings(source, load_set(source)):
+        problems = load_set(source)
+        for warning in (*label_warnings(source, problems), *row_warnings(source, problems)):
             warn(warning)
 
 

@@ -4,15 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from oneshot.config.trial import Config, exactly_one
+from oneshot.config.trial import MAX_FACTOR, Config, exactly_one
 
 
 class ExpectConfig(Config):
     """The difference a - b that a claim expects."""
 
-    greater_by: float | None = Field(None, description="a - b is above this")
-    less_by: float | None = Field(None, description="a - b is below minus this")
-    within: float | None = Field(None, gt=0, description="a - b is between minus this and this")
+    greater_by: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="a - b is above this")
+    less_by: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="a - b is below minus this")
+    within: float | None = Field(None, gt=0, le=MAX_FACTOR, description="a - b is between minus this and this")
 
     _one_relation = exactly_one(
         ("greater_by", "less_by", "within"), "expect needs exactly one of greater_by, less_by and within"
@@ -24,7 +24,9 @@ class PowerConfig(Config):
 
     seed_sd: float = Field(0.02, ge=0, le=1, description="SD of the difference between seeds; 0.02 is two points")
     discordance: float = Field(0.3, gt=0, le=1, description="Share of problems on which only one side is right")
-    effect: float | None = Field(None, gt=0, description="A difference for which `plan` prints the power")
+    effect: float | None = Field(
+        None, gt=0, le=MAX_FACTOR, description="A difference for which `plan` prints the power"
+    )
 
 
 class ClaimConfig(Config):

@@ -7,10 +7,12 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
-from oneshot.config.file import explain, parse_yaml
+from oneshot.config.file import explain
+from oneshot.config.source import parse_yaml
 from oneshot.config.sweep import has_password, no_password
 from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, UserError, nearest
+from oneshot.text import read_text
 
 FILE = Path("cluster/contexts.yaml")
 SECRET_NAME = re.compile(
@@ -82,7 +84,7 @@ def _read_contexts() -> tuple[dict[str, ContextConfig], Path | None]:
         if variable:
             raise UserError(f"ONESHOT_CONTEXTS: {variable}: no such file; correct or unset the variable")
         return {}, None
-    data, source = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    data, source = parse_yaml(read_text(path, error=UserError), str(path))
     if not isinstance(data, dict):
         raise source.error((), "must be a mapping of names to contexts")
     contexts = {}

@@ -1,9 +1,6 @@
-"""A sweep file's YAML -> `SweepFile`, or one error with file, line, path and hint.
+"""A sweep file -> `SweepFile`, or one error with file, line, path and hint."""
 
-The YAML is version 1.2, as ruamel reads it: `1e-6` is a number, `on` and `no` are text, and a key that appears twice is
-an error.
-"""
-
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,38 +8,14 @@ from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from oneshot.config.paths import Setting, SettingError, Where, flatten
 from oneshot.config.search import RangeConfig
+from oneshot.config.source import Source, parse_yaml
 from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
 from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, nearest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The text of a file, and the line of each of its places."""
-
-    name: str
-    text: str
-    lines: dict[Where, int]
-
-    def at(self, where: Where) -> str:
-        """Return `file:line: dotted.path` of a place. The line is that of the nearest place around it that has one."""
-        if where and str(where[0]).startswith("--"):
-            return " ".join(str(part) for part in where)
-        place = where
-        while place and place not in self.lines:
-            place = place[:-1]
-        return f"{self.name}:{self.lines.get(place, 1)}: {'.'.join(str(part) for part in where) or 'the file'}"
-
-    def error(self, where: Where, message: str) -> SweepFileError:
-        """Return an error about a place."""
-        return SweepFileError(f"{self.at(where)}: {message}")
+from oneshot.text import read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +36,7 @@ def load(path: Path, *, overrides: tuple[str, ...] = ()) -> SweepFile:
 
     Raises SweepFileError: the file cannot be read, or is not a valid sweep file.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SweepFileError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return read(text, name=str(path), overrides=overrides)
+    return read(read_text(path, error=SweepFileError), name=str(path), overrides=overrides)
 
 
 def read(
@@ -105,48 +74,6 @@ def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:
         except SettingError as error:
             raise SweepFileError(f"--set {override}: {error.message}") from error
     return flat
-
-
-def parse_yaml(text: str, name: str) -> tuple[Any, Source]:
-    """Parse a YAML text into plain Python, with the line of each of its places.
-
-    Raises SweepFileError: it is not valid YAML, or a key appears twice.
-    """
-    yaml = YAML(typ="rt", pure=True)
-    try:
-        tree = yaml.load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        raise SweepFileError(
-            f"{name}:{line}: {error.problem.split(' with value')[0].replace('found ', '')}; keep one"
-        ) from error
-    except MarkedYAMLError as error:
-        line = (error.problem_mark or error.context_mark).line + 1
-        raise SweepFileError(f"{name}:{line}: not YAML: {error.problem or error.context}") from error
-    except YAMLError as error:
-        raise SweepFileError(f"{name}: not YAML: {error}") from error
-    lines: dict[Where, int] = {}
-    data = _plain(tree, (), lines)
-    return data, Source(name=name, text=text, lines=lines)
-
-
-def _plain(node: Any, where: Where, lines: dict[Where, int]) -> Any:
-    """Convert ruamel's tree to plain Python, and note the line of every key and item."""
-    if isinstance(node, CommentedMap):
-        plain = {}
-        for key, value in node.items():
-            name = key if isinstance(key, str) else str(key)
-            lines[(*where, name)] = node.lc.key(key)[0] + 1 if key in (node.lc.data or {}) else lines.get(where, 1)
-            plain[name] = _plain(value, (*where, name), lines)
-        return plain
-    if isinstance(node, CommentedSeq):
-        for index in range(len(node)):
-            lines[(*where, index)] = node.lc.item(index)[0] + 1
-        return [_plain(value, (*where, index), lines) for index, value in enumerate(node)]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
 
 
 def _explain(error: ValidationError, data: Any, source: Source) -> list[str]:
@@ -189,23 +116,38 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
     kind, value = finding["type"], finding["input"]
     name = str(where[-1]) if where else ""
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(name, _siblings(model, where))}"
+        keys = _siblings(model, where)
+        hint = nearest(name, keys)
+        return f"unknown key{hint}" + (
+            f" The keys are {', '.join(keys)}" if "did you" in hint and len(keys) < 4 else ""
+        )
     if kind == "missing":
         return "missing; add it"
     if kind == "value_error":
         return str(finding["ctx"]["error"])
     if kind == "literal_error":
         return f"{value!r} is not one of {finding['ctx']['expected']}"
+    if kind == "too_short":
+        least, item = finding["ctx"]["min_length"], name[:-1] if name.endswith("s") else "item"
+        return f"needs at least {f'one {item}' if least == 1 else f'{least} {item}s'}"
+    if kind == "list_type" and not isinstance(value, dict):
+        such_as = "[0, 1, 2]" if name == "seeds" else "[]" if value is None else f"[{value}]"
+        return f"must be a list, such as {such_as}, not {'null' if value is None else repr(value)}"
     if kind == "string_pattern_mismatch":
         return f"{value!r} is not a valid name; use letters, digits, _ and -"
+    if kind in ("less_than_equal", "greater_than_equal"):
+        ((side, bound),) = finding["ctx"].items()
+        whole = int(bound) if bound == int(bound) else bound
+        return f"must be at {'most' if side == 'le' else 'least'} {whole:,}, not {value!r}"
     message = (
-        finding["msg"]
+        re.sub(r" or instance of \w+", "", finding["msg"])
         .replace("Input should be", "must be")
         .replace("a valid integer", "a whole number")
         .replace("a valid ", "a ")
         .replace("dictionary", "mapping")
     )
-    return f"{message}, not {value!r}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
+    shown = "null" if value is None else repr(value)
+    return f"{message}, not {shown}" if not isinstance(value, dict | list) or len(str(value)) < 60 else message
 
 
 def _siblings(model: type[Config], where: Where) -> list[str]:
@@ -217,8 +159,8 @@ def _siblings(model: type[Config], where: Where) -> list[str]:
     kind: Any = model
     for part in where[:-1]:
         fields = getattr(kind, "model_fields", {})
-        if part not in fields:
-            return list(fields)
+        if part not in fields:  # an index, or a name in a mapping
+            continue
         annotation = fields[part].annotation
         candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
         kind = candidates[0] if candidates else None

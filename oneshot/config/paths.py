@@ -92,6 +92,8 @@ def _child(kind: Any, name: str, path: str, where: Where) -> Any:
 
 def _suggestion(name: str, path: str, names: list[str]) -> str:
     """Return a hint: the nearest key here, or else a path that ends in this key, or else all keys here."""
+    if name == "trial" and not path:
+        return "; leave out `trial.`, as paths begin below it"
     if close := get_close_matches(name, names, n=1, cutoff=0.6):
         return f"; did you mean {f'{path}.{close[0]}' if path else close[0]!r}?"
     elsewhere = [each for each in all_paths() if each.split(".")[-1] == name]

@@ -1,18 +1,22 @@
 """The `search` and `early_stop` sections of a sweep file: typed, bounded and described."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from oneshot.config.trial import Config, exactly_one
+from oneshot.config.trial import MAX_FACTOR, MAX_STEPS, Config, Seed, exactly_one
+
+MAX_POINTS = 10_000  # points of a study, each with its trials in the plan
 
 
 class RangeConfig(Config):
     """The values of a searched path: numbers from low to high (whole numbers for a whole-number path), or a choice."""
 
-    low: int | float | None = Field(None, description="Smallest number")
-    high: int | float | None = Field(None, description="Largest number, included in the range")
+    low: int | float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Smallest number")
+    high: int | float | None = Field(
+        None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Largest number, included in the range"
+    )
     log: bool = Field(False, description="Draw evenly on a logarithmic scale")
     choice: list[Any] | None = Field(None, min_length=2, description="Values to choose from, instead of low and high")
 
@@ -68,8 +72,8 @@ class ConstraintConfig(Config):
     """A bound on a point's mean over cells and seeds. A point that violates it cannot win."""
 
     metric: str = Field(min_length=1, description="Metric; its last value counts")
-    max: float | None = Field(None, description="Largest allowed value")
-    min: float | None = Field(None, description="Smallest allowed value")
+    max: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Largest allowed value")
+    min: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Smallest allowed value")
 
     _one_side = exactly_one(("max", "min"), "a constraint needs exactly one of max and min")
 
@@ -78,8 +82,10 @@ class SamplerConfig(Config):
     """The rule that chooses points."""
 
     kind: Literal["tpe", "random"] = Field("tpe", description="Optuna's TPE sampler, or independent random draws")
-    seed: int = Field(0, ge=0, description="Seed of the sampler, not of a trial")
-    num_startup: int = Field(10, ge=1, description="`tpe`: number of random points before it builds a model")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the sampler, not of a trial")
+    num_startup: int = Field(
+        10, ge=1, le=MAX_POINTS, description="`tpe`: number of random points before it builds a model"
+    )
 
 
 class SearchConfig(Config):
@@ -93,14 +99,17 @@ class SearchConfig(Config):
     set: dict[str, Any] = Field(
         default_factory=dict, description="Settings of search trials, which override those of their cells"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+    seeds: list[Seed] = Field(
         min_length=1,
         description="Seeds of search trials, different from those of the grid. A point's value is the mean over them",
     )
-    num_trials: int = Field(ge=1, description="Points of each study. A point has one trial for each cell and seed")
+    num_trials: int = Field(
+        ge=1, le=MAX_POINTS, description="Points of each study. A point has one trial for each cell and seed"
+    )
     parallel: int = Field(
         2,
         ge=1,
+        le=MAX_POINTS,
         description="Points that run at the same time. A point is chosen from all results except those of the last "
         "`parallel` - 1 points, even if these are known, so that interruptions do not change a study",
     )
@@ -124,6 +133,8 @@ class EarlyStopConfig(Config):
         None, description="Axes; trials are compared within each of their cells. Absent: search.per"
     )
     metric: str | None = Field(None, min_length=1, description="Metric to compare. Absent: that of the objective")
-    grace_steps: int = Field(ge=1, description="First step at which a trial may end")
-    factor: float = Field(3, ge=1.1, description="`asha`: one in `factor` trials continues")
-    min_trials: int = Field(3, ge=1, description="`median`: number of other trials that must have come as far")
+    grace_steps: int = Field(ge=1, le=MAX_STEPS, description="First step at which a trial may end")
+    factor: float = Field(3, ge=1.1, le=1000, description="`asha`: one in `factor` trials continues")
+    min_trials: int = Field(
+        3, ge=1, le=MAX_POINTS, description="`median`: number of other trials that must have come as far"
+    )

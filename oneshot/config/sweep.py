@@ -11,15 +11,25 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
-from oneshot.config.trial import Config, exactly_one
+from oneshot.config.trial import (
+    MAX_COUNT,
+    MAX_FACTOR,
+    MAX_GIB,
+    MAX_S,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_TOKENS,
+    Config,
+    Seed,
+    exactly_one,
+)
 
 logger = logging.getLogger(__name__)
 
-Scalar = str | int | float | bool
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"  # pattern of a sweep's name, which is also the name of a folder, a run and a job
@@ -29,23 +39,28 @@ class ResourceConfig(Config):
     """The resources of one trial, and how the trial is spread over them."""
 
     cpus: float = Field(
-        1, gt=0, description="CPU cores. Torch's threads are shared evenly by the processes, at least 1 each"
+        1,
+        gt=0,
+        le=MAX_COUNT,
+        description="CPU cores. Torch's threads are shared evenly by the processes, at least 1 each",
     )
     gpus: float = Field(
         0,
         ge=0,
+        le=MAX_COUNT,
         description="GPUs of one trial. With a fraction, several trials share one GPU. With several GPUs, a trial has "
         "one process for each",
     )
-    memory_gib: float | None = Field(None, gt=0, description="Host memory, reserved through Ray")
+    memory_gib: float | None = Field(None, gt=0, le=MAX_GIB, description="Host memory, reserved through Ray")
     accelerator: list[str] | None = Field(None, description="Accepted accelerator types, in Ray's names")
     gpu_gib: float | None = Field(
         None,
         gt=0,
+        le=MAX_GIB,
         description="Memory of one GPU, for the plan. Absent: that of `accelerator`, or else 79 (an 80 GB GPU)",
     )
     num_processes: int | None = Field(
-        None, ge=1, description="Processes that share one trial, on one node. Absent: one for each GPU"
+        None, ge=1, le=MAX_COUNT, description="Processes that share one trial, on one node. Absent: one for each GPU"
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",
@@ -82,16 +97,24 @@ class SweepResourceConfig(ResourceConfig):
     """The resources of every trial, which a cell can override, and the number of trials that run at a time."""
 
     max_concurrent: int | None = Field(
-        None, ge=1, description="Largest number of trials that run at the same time. Absent: as many as fit"
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Largest number of trials that run at the same time. Absent: as many as fit",
     )
 
 
 class CostConfig(Config):
     """The speed of a trial, for the plan."""
 
-    step_s: float | None = Field(None, gt=0, description="Seconds a step. Absent: measured in the store, or estimated")
+    step_s: float | None = Field(
+        None, gt=0, le=MAX_S, description="Seconds a step. Absent: measured in the store, or estimated"
+    )
     mean_tokens: int | None = Field(
-        None, ge=1, description="Expected tokens of a completion. Absent: 900, or max_tokens if that is less"
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Expected tokens of a completion. Absent: 900, or max_tokens if that is less",
     )
 
 
@@ -107,10 +130,10 @@ class FromRankConfig(Config):
     band: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         default=[0.0, 1.0], min_length=2, max_length=2, description="Lowest and highest pass rate"
     )
-    top: int = Field(0, ge=0, description="Number of examples from the top of the ranking")
-    bottom: int = Field(0, ge=0, description="Number of examples from its end")
-    random: int = Field(0, ge=0, description="Number of examples drawn from those between")
-    seed: int = Field(0, ge=0, description="Seed of that draw, and of `by: random`")
+    top: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples from the top of the ranking")
+    bottom: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples from its end")
+    random: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples drawn from those between")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of that draw, and of `by: random`")
     together: bool = Field(False, description="Make one cell that trains on all examples, instead of a cell for each")
 
     @model_validator(mode="after")
@@ -125,9 +148,9 @@ class GuardConfig(Config):
 
     metric: str = Field(min_length=1, description="Metric, such as `rollout/entropy`. Steps without it are ignored")
     is_: Literal["nan"] | None = Field(None, alias="is", description="Fail if the metric is not a finite number")
-    above: float | None = Field(None, description="Fail if the metric is above this")
-    below: float | None = Field(None, description="Fail if the metric is below this")
-    for_steps: int = Field(1, ge=1, description="Consecutive steps that must violate the bound")
+    above: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Fail if the metric is above this")
+    below: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Fail if the metric is below this")
+    for_steps: int = Field(1, ge=1, le=MAX_STEPS, description="Consecutive steps that must violate the bound")
 
     _one_bound = exactly_one(("is_", "above", "below"), "a guard needs exactly one of `is: nan`, `above` and `below`")
 
@@ -135,7 +158,9 @@ class GuardConfig(Config):
 class BudgetConfig(Config):
     """A limit at which a sweep stops with trials left. The same command resumes it."""
 
-    gpu_hours: float | None = Field(None, gt=0, description="GPUs x hours held by all attempts of its trials")
+    gpu_hours: float | None = Field(
+        None, gt=0, le=MAX_FACTOR, description="GPUs x hours held by all attempts of its trials"
+    )
     until: str | None = Field(
         None, description="Time on the driver's clock, such as 08:00 (the next one) or 2026-12-01T08:00"
     )
@@ -168,12 +193,14 @@ def deadline(until: str, now: datetime) -> datetime:
 class FaultsConfig(Config):
     """How often a training is retried for each kind of failure. Wrong input and guards are never retried."""
 
-    retries: int = Field(2, ge=0, description="Retries after a crash or a stall")
-    node_retries: int = Field(8, ge=0, description="Retries after its node was lost")
-    oom_retries: int = Field(2, ge=0, description="Retries when out of memory, each with half the micro-batch")
-    stall_s: float = Field(1800, gt=0, description="Seconds without a report after which a trial is killed as hanging")
+    retries: int = Field(2, ge=0, le=MAX_COUNT, description="Retries after a crash or a stall")
+    node_retries: int = Field(8, ge=0, le=MAX_COUNT, description="Retries after its node was lost")
+    oom_retries: int = Field(2, ge=0, le=20, description="Retries when out of memory, each with half the micro-batch")
+    stall_s: float = Field(
+        1800, gt=0, le=MAX_S, description="Seconds without a report after which a trial is killed as hanging"
+    )
     same_failure_limit: int = Field(
-        3, ge=2, description="Stop the sweep if its first N trainings all fail for the same reason"
+        3, ge=2, le=MAX_COUNT, description="Stop the sweep if its first N trainings all fail for the same reason"
     )
 
     @model_validator(mode="before")
@@ -236,6 +263,23 @@ class GridBlock(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="Settings that override those of axis cells")
 
 
+def _is_an_axis(value: Any) -> Any:
+    if not isinstance(value, list | dict):
+        shown = "null" if value is None else repr(value)
+        raise ValueError(f"an axis must be a list of values, such as [1, 2], or named cells or a table, not {shown}")
+    others = [] if not isinstance(value, list) else [v for v in value if not isinstance(v, Scalar | None)]
+    if others:
+        raise ValueError(
+            f"a list of values cannot hold {others[0]!r}; write named cells, such as `first: {{set: {{PATH: ...}}}}`, "
+            "or a table"
+        )
+    return value
+
+
+Scalar = str | int | float | bool
+Axis = Annotated[list[Scalar | None] | TableConfig | dict[CellName, CellConfig], BeforeValidator(_is_an_axis)]
+
+
 class MlflowConfig(Config):
     """The MLflow server and experiment that show the runs."""
 
@@ -265,14 +309,14 @@ class SweepConfig(Config):
         None, min_length=1, description="What it reproduces, such as `Table 5, rows 2 to 10`"
     )
     trial: dict[str, Any] = Field(description="Settings that all trials share, nested or dotted")
-    axes: dict[AxisName, list[Scalar] | TableConfig | dict[CellName, CellConfig]] = Field(
+    axes: dict[AxisName, Axis] = Field(
         default_factory=dict,
         description="Named cells, a list of values (the axis is named after their path), or a table",
     )
     grid: list[GridBlock] | None = Field(
         None, description="Union of blocks. Absent: the full product. `none`: a search without a grid"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Seeds, the replicates of every cell")
+    seeds: list[Seed] = Field(min_length=1, description="Seeds, the replicates of every cell")
     search: SearchConfig | None = Field(None, description="A phase before the grid, whose winners set the grid")
     early_stop: EarlyStopConfig | None = Field(None, description="When to end search trials early")
     guards: list[GuardConfig] = Field(

@@ -14,6 +14,19 @@ TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
 
+# bounds of the settings, above all that anybody means and below what would fill the memory
+MAX_STEPS = 1_000_000
+MAX_TOKENS = 10_000_000
+MAX_COUNT = 100_000
+MAX_ROWS = 10_000_000
+MAX_GIB = 1_000_000
+MAX_S = 10_000_000
+MAX_FACTOR = 1_000_000_000
+MAX_SEED = 2**63 - 1
+
+Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
 
 class Config(BaseModel):
     """The base of all configuration classes: frozen, strict about types, and without unknown keys."""
@@ -36,8 +49,8 @@ class AdapterConfig(Config):
     """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained while the model's weights are frozen."""
 
     kind: Literal["lora"] = Field("lora", description="Kind of adapter; `lora` is the only one")
-    r: int = Field(32, ge=1, description="Rank")
-    alpha: float = Field(64.0, gt=0, description="The adapter's output is scaled by alpha / r")
+    r: int = Field(32, ge=1, le=65_536, description="Rank")
+    alpha: float = Field(64.0, gt=0, le=MAX_FACTOR, description="The adapter's output is scaled by alpha / r")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear",
         description="Names of the layers that get an adapter, such as [q_proj, v_proj]. `all-linear`: every linear "
@@ -142,15 +155,18 @@ class RolloutConfig(Config):
     engine: Literal["lockstep", "hf"] = Field(
         "lockstep", description="Sampling engine. `hf`: plain `generate`, which is slower, for comparison"
     )
-    num_groups: int = Field(128, ge=1, description="Groups a step. Several examples take turns")
-    group_size: int = Field(8, ge=2, description="Completions that share one baseline (released: 8, not 1024)")
+    num_groups: int = Field(128, ge=1, le=MAX_COUNT, description="Groups a step. Several examples take turns")
+    group_size: int = Field(
+        8, ge=2, le=MAX_COUNT, description="Completions that share one baseline (released: 8, not 1024)"
+    )
     temperature: float = Field(
         0.6, gt=0, le=10, description="Sampling temperature, which also divides the logits in the loss"
     )
-    max_tokens: int = Field(3072, ge=1, description="Largest number of tokens in a completion")
+    max_tokens: int = Field(3072, ge=1, le=MAX_TOKENS, description="Largest number of tokens in a completion")
     kv_gib: float | None = Field(
         None,
         gt=0,
+        le=MAX_GIB,
         description="Memory for keys and values. Completions wait while it is full. Absent: half of what weights and "
         "optimiser leave of a GPU, 4 on a CPU",
     )
@@ -162,10 +178,14 @@ class AdvantageConfig(Config):
     baseline: Literal["group", "none"] = Field(
         "group", description="`group`: reward minus the group's mean (GRPO). `none`: +1 for a reward of 1, -1 for 0"
     )
-    positive_weight: float = Field(1.0, ge=0, description="Factor of advantages above 0. 0: negative samples only")
-    negative_weight: float = Field(1.0, ge=0, description="Factor of advantages below 0. 0: positive samples only")
+    positive_weight: float = Field(
+        1.0, ge=0, le=MAX_FACTOR, description="Factor of advantages above 0. 0: negative samples only"
+    )
+    negative_weight: float = Field(
+        1.0, ge=0, le=MAX_FACTOR, description="Factor of advantages below 0. 0: positive samples only"
+    )
     normalize_std: bool = Field(True, description="Divide by the group's standard deviation (ddof 1)")
-    eps: float = Field(1e-6, ge=0, description="Number added to that standard deviation")
+    eps: float = Field(1e-6, ge=0, le=1, description="Number added to that standard deviation")
 
 
 class LossConfig(Config):
@@ -177,33 +197,43 @@ class LossConfig(Config):
         "max_tokens (Dr. GRPO)",
     )
     clip_low: float = Field(0.2, ge=0, le=1, description="The ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, description="The ratio is clipped above 1 + clip_high")
-    kl_coef: float = Field(0.001, ge=0, description="Weight of the k3 estimate of KL(policy | reference)")
-    entropy_coef: float = Field(0.001, description="Weight of the entropy bonus. A negative weight penalises entropy")
-    pg_coef: float = Field(1.0, ge=0, description="Weight of the policy gradient; 0 in the ablations")
+    clip_high: float = Field(0.2, ge=0, le=MAX_FACTOR, description="The ratio is clipped above 1 + clip_high")
+    kl_coef: float = Field(
+        0.001, ge=0, le=MAX_FACTOR, description="Weight of the k3 estimate of KL(policy | reference)"
+    )
+    entropy_coef: float = Field(
+        0.001,
+        ge=-MAX_FACTOR,
+        le=MAX_FACTOR,
+        description="Weight of the entropy bonus. A negative weight penalises entropy",
+    )
+    pg_coef: float = Field(1.0, ge=0, le=MAX_FACTOR, description="Weight of the policy gradient; 0 in the ablations")
 
 
 class OptimConfig(Config):
     """The optimiser: AdamW with a constant learning rate."""
 
     lr: float = Field(1e-6, gt=0, le=1, description="Learning rate, constant and without warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay")
+    weight_decay: float = Field(0.01, ge=0, le=MAX_FACTOR, description="Decoupled weight decay")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment")
-    eps: float = Field(1e-8, gt=0, description="Number added to AdamW's denominator")
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient")
+    eps: float = Field(1e-8, gt=0, le=1, description="Number added to AdamW's denominator")
+    grad_clip: float = Field(1.0, gt=0, le=MAX_FACTOR, description="Largest norm of the gradient")
 
 
 class TrainConfig(Config):
     """The training loop."""
 
-    num_steps: int = Field(2000, ge=0, description="Number of rollouts, each with its updates. 0: evaluation only")
+    num_steps: int = Field(
+        2000, ge=0, le=MAX_STEPS, description="Number of rollouts, each with its updates. 0: evaluation only"
+    )
     updates_per_rollout: int = Field(
-        1, ge=1, description="Optimiser steps for each rollout (the paper's text: 8; its code: 1)"
+        1, ge=1, le=MAX_COUNT, description="Optimiser steps for each rollout (the paper's text: 8; its code: 1)"
     )
     microbatch_tokens: int = Field(
         24_000,
         ge=1,
+        le=100 * MAX_TOKENS,
         description="Tokens of one forward and backward pass. It changes at most the last digits of a gradient",
     )
     activation_checkpointing: bool = Field(
@@ -220,20 +250,26 @@ class SuiteConfig(Config):
         "name",
     )
     num_problems: int | None = Field(
-        None, ge=1, description="Number of problems: for each category of a generated set, or the first rows of a file"
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="Number of problems: for each category of a generated set, or the first rows of a file",
     )
     samples: int | None = Field(
         None,
         ge=1,
+        le=MAX_COUNT,
         description="Completions a problem (k of avg@k and pass@k). Absent: the number of the built-in suite, else 1",
     )
     temperature: float | None = Field(
         None, ge=0, le=10, description="Sampling temperature. 0: greedy. Absent: that of the built-in suite, else 0"
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="Largest number of tokens in a completion. Absent: rollout.max_tokens"
+        None, ge=1, le=MAX_TOKENS, description="Largest number of tokens in a completion. Absent: rollout.max_tokens"
     )
-    every_steps: int | None = Field(None, ge=1, description="Steps between evaluations. Absent: eval.every_steps")
+    every_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Steps between evaluations. Absent: eval.every_steps"
+    )
     suffix: str | None = Field(None, description="Text added to its problems. Absent: prompt.eval_suffix")
     template: Template | None = Field(
         None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"
@@ -246,8 +282,10 @@ SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
 class EvalConfig(Config):
     """The steps and suites of evaluations. Every suite is also evaluated after the last step."""
 
-    every_steps: int = Field(20, ge=1, description="Steps between evaluations, for suites that do not set it")
-    also_at: list[int] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
+    every_steps: int = Field(
+        20, ge=1, le=MAX_STEPS, description="Steps between evaluations, for suites that do not set it"
+    )
+    also_at: list[Step] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
     at_start: bool = Field(True, description="Evaluate before step 1. `gain` is measured from this evaluation")
     graders: list[GraderName] = Field(
         default_factory=lambda: list(get_args(GraderName)),
@@ -267,10 +305,13 @@ class EvalConfig(Config):
 class CheckpointConfig(Config):
     """When a trial writes checkpoints, and what it keeps on disk."""
 
-    every_steps: int = Field(20, ge=1, description="Steps between checkpoints, from which an interrupted trial resumes")
+    every_steps: int = Field(
+        20, ge=1, le=MAX_STEPS, description="Steps between checkpoints, from which an interrupted trial resumes"
+    )
     every_s: float | None = Field(
         None,
         gt=0,
+        le=MAX_S,
         description="Also write a checkpoint when the last is this many seconds old. It bounds the loss on a spot "
         "machine",
     )
@@ -292,9 +333,11 @@ class SetExamples(Config):
     """All rows of a set, or a seeded draw of them, with a share of wrong labels."""
 
     set: str = Field(min_length=1, description="Set: dsr_sub, arithmetic, a path, ...")
-    random: int | None = Field(None, ge=1, description="Number of rows to draw without replacement. Absent: all rows")
+    random: int | None = Field(
+        None, ge=1, le=MAX_ROWS, description="Number of rows to draw without replacement. Absent: all rows"
+    )
     wrong: float = Field(0.0, ge=0, le=1, description="Share of rows that get a wrong label, by the paper's method")
-    seed: int = Field(0, ge=0, description="Seed of the draw and of the wrong labels, not of the trial")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the draw and of the wrong labels, not of the trial")
 
 
 class WrittenExample(Config):
@@ -338,29 +381,32 @@ def _read_example(value: Any) -> Any:
 class ScriptFaultConfig(Config):
     """A fault of a scripted trial."""
 
-    at: int = Field(ge=1, description="Step before whose report the fault happens")
+    at: int = Field(ge=1, le=MAX_STEPS, description="Step before whose report the fault happens")
     do: Literal["crash", "exit", "hang", "oom", "nan", "config", "data", "leak"] = Field(
         description="Kind of fault: raise an error, end the process, stop reporting, run out of memory, report a loss "
         "of NaN, fail on wrong settings or on wrong data, or leak memory"
     )
-    code: int = Field(1, description="`exit`: status of the process. Below 0: the signal that kills it")
-    mib: int = Field(64, ge=1, description="`leak`: MiB that are kept from this step on")
+    code: int = Field(1, ge=-64, le=255, description="`exit`: status of the process. Below 0: the signal that kills it")
+    mib: int = Field(64, ge=1, le=1024 * MAX_GIB, description="`leak`: MiB that are kept from this step on")
     attempts: int | None = Field(
-        None, ge=1, description="Number of first attempts in which the fault happens. Absent: all attempts"
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Number of first attempts in which the fault happens. Absent: all attempts",
     )
 
 
 class ScriptConfig(Config):
     """A trial that reports steps and faults without training. It tests a cluster without a model."""
 
-    step_s: float = Field(0.0, ge=0, description="Seconds a step")
-    metrics: int = Field(1, ge=1, description="Metrics a step")
-    bowl: dict[str, float] = Field(
+    step_s: float = Field(0.0, ge=0, le=MAX_S, description="Seconds a step")
+    metrics: int = Field(1, ge=1, le=MAX_COUNT, description="Metrics a step")
+    bowl: dict[str, Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR)]] = Field(
         default_factory=dict,
         description="Path of a setting -> its best value. `script/bowl` is 1 minus the squared distance from these "
         "values in powers of ten",
     )
-    noise: float = Field(0.0, ge=0, description="Standard deviation of script/bowl between seeds")
+    noise: float = Field(0.0, ge=0, le=MAX_FACTOR, description="Standard deviation of script/bowl between seeds")
     faults: list[ScriptFaultConfig] = Field(default_factory=list, description="Faults of the trial")
 
 

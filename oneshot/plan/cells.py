@@ -75,7 +75,9 @@ def read_axes(sweep: PinnedSweep) -> Axes:
             named = (_named(sweep, name, cell, config).items() for cell, config in axis.items())
             axes[name] = dict(chain.from_iterable(named))
         if not axes[name]:
-            raise SettingError(where, "the axis has no cells; add one, or remove the axis")
+            raise SettingError(
+                where, "the axis has no cells; write a list of values or named cells, or remove the axis"
+            )
     return axes
 
 
@@ -131,12 +133,17 @@ def rank_names(config: FromRankConfig) -> list[str]:
 def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
     cells: dict[str, AxisCell] = {}
     for index, value in enumerate(values):
-        name = str(value)
+        name = cell_name(value)
         if name in cells:
             raise SettingError((*where, index), f"{name} appears twice; each value is one cell")
         settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
         cells[name] = AxisCell(settings=settings)
     return cells
+
+
+def cell_name(value: Any) -> str:
+    """Return the name of a value's cell, also as a selector writes it: `null` for null."""
+    return "null" if value is None else str(value)
 
 
 def _table(table: TableConfig, where: Where) -> dict[str, AxisCell]:
@@ -196,21 +203,19 @@ def _select(block: GridBlock, axes: Axes, where: Where) -> Iterator[dict[str, st
     for name in selectors:
         if name not in axes:
             raise SettingError((*where, name), f"unknown axis{nearest(name, [*axes, 'set'])}")
-    chosen = [matches(selectors.get(name), list(cells), (*where, name)) for name, cells in axes.items()]
+    chosen = [matches(selectors.get(name, list(cells)), list(cells), (*where, name)) for name, cells in axes.items()]
     for names in product(*chosen):
         yield dict(zip(axes, names, strict=True))
 
 
 def matches(selector: Any, names: list[str], where: Where) -> list[str]:
-    """Return the names that a selector means: None (all), a cell, a list of cells, or `{not: ...}`."""
-    if selector is None:
-        return names
+    """Return the names that a selector means: a cell, a list of cells, or `{not: ...}`."""
     if isinstance(selector, dict):
         if list(selector) != ["not"]:
             raise SettingError(where, "a selector must be a cell, a list of cells, or {not: ...}")
         excluded = matches(selector["not"], names, (*where, "not"))
         return [name for name in names if name not in excluded]
-    wanted = [str(item) for item in (selector if isinstance(selector, list) else [selector])]
+    wanted = [cell_name(item) for item in (selector if isinstance(selector, list) else [selector])]
     for name in wanted:
         if name not in {*names, *(each.partition("#")[0] for each in names)}:
             raise SettingError(where, f"unknown cell {name!r}{nearest(name, names)}")

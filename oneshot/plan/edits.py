@@ -144,10 +144,11 @@ def _trial_change(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
         changes = _differences(was.config, now.config, besides=())
         return ", ".join(changes) or "its model, examples or data changed"
     last = was.config.train.num_steps
-    lost = due_evaluations(was.config) - due_evaluations(now.config)
-    if now.config.train.num_steps > last:
-        lost = {(suite, step) for suite, step in lost if step != last}
-    return "some of its evaluations would be removed" if lost else ""
+    due, may_go = due_evaluations(now.config), now.config.train.num_steps > last
+    is_lost = any(
+        evaluation not in due and not (may_go and evaluation[1] == last) for evaluation in due_evaluations(was.config)
+    )
+    return "some of its evaluations would be removed" if is_lost else ""
 
 
 def _differences(was: TrialConfig, now: TrialConfig, *, besides: Collection[str]) -> list[str]:

@@ -21,7 +21,7 @@ from oneshot.plan.leakage import check_choices
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
-from oneshot.plan.warnings import coinciding, inert_settings, odd_resources, too_large, unsatisfiable_labels
+from oneshot.plan.warnings import coinciding, inert_settings, odd_resources, odd_rows, too_large
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
 
@@ -105,8 +105,6 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     except SettingError as error:
         raise sweep.source.error(error.where, error.message) from error
     every = [*cells, *(place.cell for place in searched)]
-    for cell in every:
-        check_positions(cell.config)
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
@@ -126,7 +124,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     check_choices(sweep, grid=cells, searched=studied)
     warnings += coinciding([trial for trial in trials if trial.phase == "grid"])
     warnings += odd_resources(every)
-    warnings += unsatisfiable_labels(every)
+    warnings += odd_rows(every)
     warnings += too_large(trials)
     if missing := sorted({name for trial in trials for name in trial.provisional}):
         warnings.append(
@@ -234,14 +232,17 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         identify_shots(config.prompt)
     except DataError as error:
         raise sweep.source.error(cell.place("prompt.shots"), str(error)) from error
-    if cell.waits_for is not None:
-        return TrialIdentity(waits_for=cell.waits_for)
     try:
-        return identify_trial(config)
+        identity = TrialIdentity(waits_for=cell.waits_for) if cell.waits_for is not None else identify_trial(config)
     except DataError as error:
         raise sweep.source.error(cell.place("examples"), str(error)) from error
     except ModelError as error:
         raise sweep.source.error(cell.place("model.path"), str(error)) from error
+    try:
+        check_positions(config)
+    except ModelError as error:
+        raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
+    return identity
 
 
 def with_seed(trial: Trial, seed: int) -> Trial:

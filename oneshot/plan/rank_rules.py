@@ -16,6 +16,7 @@ from statistics import fmean, pvariance
 from typing import Literal
 
 from oneshot.errors import DataError, UserError
+from oneshot.text import read_text
 
 By = Literal["historical_variance", "lim", "pass_rate", "random"]
 History = Mapping[str, Sequence[float]]  # example -> its accuracy at each visit; examples in the order of their set
@@ -117,11 +118,13 @@ def read_history(path: Path, *, of: str) -> dict[str, list[float]]:
     Raises DataError: the file cannot be read, or has another form.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        data = json.loads(read_text(path, error=DataError))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read: a number has too many digits, or brackets are nested too deep"
+        ) from error
     if not isinstance(data, dict) or not data:
         raise DataError(f'{path}: not a history; write an object such as {{"124": [0.0, 0.125], ...}}')
     history = {}

@@ -123,7 +123,9 @@ def _check(sweep: PinnedSweep, search: SearchConfig, axes: Axes) -> None:
 
 def _study(sweep: PinnedSweep, search: SearchConfig, axes: Axes, name: str, group: dict[str, str]) -> Study:
     chosen = {
-        axis: [group[axis]] if axis in group else matches(search.on.get(axis), list(cells), ("search", "on", axis))
+        axis: [group[axis]]
+        if axis in group
+        else matches(search.on.get(axis, list(cells)), list(cells), ("search", "on", axis))
         for axis, cells in axes.items()
     }
     for axis, cell_names in chosen.items():

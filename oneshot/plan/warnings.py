@@ -11,9 +11,9 @@ from oneshot.plan.cells import Cell
 from oneshot.plan.keys import inert_paths
 from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
-from oneshot.tasks.benchmarks import GENERATED, due_evaluations, load_suites
+from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
-from oneshot.tasks.labels import label_warnings
+from oneshot.tasks.labels import label_warnings, row_warnings
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -116,29 +116,30 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     return warnings
 
 
-def unsatisfiable_labels(cells: Sequence[Cell]) -> list[str]:
-    """Return a warning for each label that no answer can satisfy, of suites and examples on this machine."""
+def odd_rows(cells: Sequence[Cell]) -> list[str]:
+    """Return warnings for labels that no answer can satisfy, and for repeated problems, as far as they are here."""
     suites = {(suite.source, suite.num_problems): suite for cell in cells for suite in load_suites(cell.config)}
     warnings = []
     for (source, _), suite in suites.items():
         if source not in GENERATED and not sets.is_missing(sets.parts_of(source)[0]):
-            warnings += label_warnings(source, suite.problems)
+            warnings += [*label_warnings(source, suite.problems), *row_warnings(source, suite.problems)]
     named = {
         json.dumps(cell.config.model_dump(mode="json")["examples"]): cell for cell in cells if cell.waits_for is None
     }
     for cell in named.values():
         if cell.config.script is None:
-            warnings += label_warnings("examples", present_examples(cell.config.examples))
+            problems = present_examples(cell.config.examples)
+            warnings += [*label_warnings("examples", problems), *row_warnings("examples", problems)]
     return list(dict.fromkeys(warnings))
 
 
 def coinciding(trials: Sequence[Trial]) -> list[str]:
     """Return a warning for each two cells whose differences have no effect on training or evaluation."""
-    first_trials: dict[tuple[str, frozenset[tuple[str, int]]], Trial] = {}
+    first_trials: dict[tuple[str, DueEvaluations], Trial] = {}
     warnings = []
     for trial in trials:
         if trial.key is not None and trial.seed == trials[0].seed:  # one seed is enough to compare cells
-            earlier = first_trials.setdefault((trial.key, frozenset(due_evaluations(trial.config))), trial)
+            earlier = first_trials.setdefault((trial.key, due_evaluations(trial.config)), trial)
             if earlier is not trial:
                 both = f"{earlier.label} and {trial.label}"
                 warnings.append(f"{both} are the same trial: their differences have no effect")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
 from oneshot.plan.leakage import VAL_SUITES
 from oneshot.plan.plan import Plan
@@ -59,14 +60,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSuite:
-    """A suite with the sampling rule and steps of one run."""
+    """A suite with the sampling rule of one run."""
 
     name: str
     source: str
     digest: str
     samples: int
     num_problems: int | None  # none if the suite's problems are not on this machine
-    steps: tuple[int, ...]  # steps after which an evaluation is due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,12 +261,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         reason = result.reason
     suites = tuple(
         RunSuite(
-            name=suite.name,
-            source=suite.source,
-            digest=suite.digest,
-            samples=suite.samples,
-            num_problems=suite.count,
-            steps=tuple(sorted(due_steps(suite, trial.config))),
+            name=suite.name, source=suite.source, digest=suite.digest, samples=suite.samples, num_problems=suite.count
         )
         for suite in load_suites(trial.config)
     )
@@ -291,7 +286,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         origin=next((attempt["sweep"] for attempt in reversed(attempts) if "sweep" in attempt), ""),
         suites=suites,
         rows=() if folder is None else _rows(trial, folder),
-        measured={} if folder is None else _measured(suites, folder),
+        measured={} if folder is None else _measured(trial.config, folder),
         environments=_environments(attempts),
     )
 
@@ -303,13 +298,14 @@ def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:
     return tuple(Row(step=row.step, time_ms=row.time_ms, metrics=training) for row, training in metrics)
 
 
-def _measured(suites: Sequence[RunSuite], folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:
+def _measured(config: TrialConfig, folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:
     """Return the metrics of each recorded evaluation, under the trial's own names of its suites."""
     recorded = folder.evaluations()
     measured: dict[str, dict[int, dict[str, float]]] = {}
-    for suite in suites:
-        for step in suite.steps:
-            if (suite.digest, step) in recorded and (evaluation := folder.evaluation(suite.digest, step)) is not None:
+    for suite in load_suites(config):
+        due = due_steps(suite, config)
+        for step in sorted(step for digest, step in recorded if digest == suite.digest and step in due):
+            if (evaluation := folder.evaluation(suite.digest, step)) is not None:
                 measured.setdefault(suite.name, {})[step] = evaluation["metrics"]
     return measured
 

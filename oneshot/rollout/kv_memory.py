@@ -78,7 +78,7 @@ class KvLayer(DynamicLayer):
         return 0 if self._layout.prefill is not None else self._layout.written
 
     def move(self, kept_B: Tensor, *, rows: int, length: int) -> None:
-        """Keep these rows, in this order, and lay them out anew."""
+        """Move these rows, in this order, to another layout."""
         written = self._layout.written
         for view, (flat, heads, size) in zip(self._views(), self._buffers, strict=True):
             live = view[kept_B, :, :written]

@@ -7,10 +7,13 @@ needs no data.
 """
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
-from typing import get_args
+from heapq import merge
+from itertools import groupby
+from typing import Any, get_args
 
 from oneshot.config.trial import GraderName, SuiteConfig, Template, TrialConfig
 from oneshot.errors import DataError, nearest
@@ -103,16 +106,70 @@ def load_suites(config: TrialConfig) -> tuple[Suite, ...]:
     return tuple(load_suite(name, suite, config) for name, suite in config.eval.suites.items())
 
 
-def due_steps(suite: Suite, config: TrialConfig) -> set[int]:
+class DueSteps(Set[int]):
+    """Steps after which a suite runs. Only their rule is stored, as there may be a million."""
+
+    def __init__(self, *regular: range, also: Iterable[int]) -> None:
+        self._regular = regular
+        self._also = frozenset(also)
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._also or any(step in steps for steps in self._regular)
+
+    def __iter__(self) -> Iterator[int]:
+        return (step for step, _ in groupby(merge(*self._regular, sorted(self._also))))
+
+    def __len__(self) -> int:
+        if len(self._regular) > 1:  # they may share steps
+            return sum(1 for _ in self)
+        return sum(map(len, self._regular)) + sum(all(step not in r for r in self._regular) for step in self._also)
+
+    def merged(self, other: "DueSteps") -> "DueSteps":
+        """Return the steps of both."""
+        return DueSteps(*self._regular, *other._regular, also=self._also | other._also)
+
+
+class DueEvaluations(Set[tuple[str, int]]):
+    """(suite digest, step) of every evaluation that a trial asks for, of which only the rules are stored."""
+
+    def __init__(self, steps: Mapping[str, DueSteps]) -> None:
+        self._steps = steps
+
+    def __contains__(self, evaluation: object) -> bool:
+        return (
+            isinstance(evaluation, tuple)
+            and evaluation[0] in self._steps
+            and evaluation[1] in self._steps[evaluation[0]]
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return ((digest, step) for digest, steps in self._steps.items() for step in steps)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._steps.values()))
+
+    def __hash__(self) -> int:
+        return hash(frozenset((digest, len(steps)) for digest, steps in self._steps.items()))
+
+    @classmethod
+    def _from_iterable(cls, evaluations: Iterable[Any]) -> Set[Any]:  # the result of `&`, `|` and `-`
+        return frozenset(evaluations)
+
+
+def due_steps(suite: Suite, config: TrialConfig) -> DueSteps:
     """Return the steps after which a suite runs; step 0 is before training, the last step is always due."""
     last = config.train.num_steps
-    also = {step for step in config.eval.also_at if 0 <= step <= last}
-    return {last, *also, *range(suite.every_steps, last, suite.every_steps), *([0] if config.eval.at_start else [])}
+    also = {last, *(step for step in config.eval.also_at if step <= last), *([0] if config.eval.at_start else [])}
+    return DueSteps(range(suite.every_steps, last, suite.every_steps), also=also)
 
 
-def due_evaluations(config: TrialConfig) -> set[tuple[str, int]]:
+def due_evaluations(config: TrialConfig) -> DueEvaluations:
     """Return (suite digest, step) of every evaluation that a trial asks for."""
-    return {(suite.digest, step) for suite in load_suites(config) for step in due_steps(suite, config)}
+    steps: dict[str, DueSteps] = {}
+    for suite in load_suites(config):
+        due = due_steps(suite, config)
+        steps[suite.digest] = steps[suite.digest].merged(due) if suite.digest in steps else due
+    return DueEvaluations(steps)
 
 
 def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:

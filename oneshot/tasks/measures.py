@@ -6,6 +6,7 @@ Where the paper defines no measure, the definition is ours. It must not change, 
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 from hashlib import sha256
 from math import comb
 from statistics import fmean
@@ -77,10 +78,13 @@ def has_metric(metric: str, suites: Collection[str]) -> bool:
 def nearest_metric(metric: str, suites: Collection[str]) -> str:
     """Return a hint for a metric that no trial has."""
     if not metric.startswith("eval"):
-        return nearest(metric, TRAINING)
+        full_names = [f"eval/{name}/{metric}" for name in sorted(suites)] if is_measure(metric) else []
+        return nearest(metric, full_names or TRAINING)
     suite = suite_of(metric)
     if suite in suites:
-        return nearest(metric, [f"eval/{suite}/{measure}" for measure in MEASURES])
+        if close := get_close_matches(measure_of(metric), MEASURES, n=1):
+            return f"; did you mean 'eval/{suite}/{close[0]}'?"
+        return f"; the metrics of eval/{suite}/ are {', '.join(MEASURES)}"
     if not suites:
         return "; it has no suites (eval.suites)"
     return nearest(metric, [f"eval/{name}/pass_at_1" for name in sorted(suites)])

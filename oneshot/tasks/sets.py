@@ -16,6 +16,7 @@ from pathlib import Path
 from oneshot.errors import DataError
 from oneshot.tasks import problems
 from oneshot.tasks.problems import Content, Problem
+from oneshot.tasks.records import FILE_SUFFIXES
 
 FACTS = Path(__file__).parent / "facts"
 URL_PREFIXES = ("hf://", "http://", "https://", "s3://", "gs://", "memory://")
@@ -68,7 +69,7 @@ def local_path(source: str) -> Path | None:
         return next((path for path in paths if path.is_file()), paths[0])
     if is_url(source):
         return data_folder() / "urls" / f"{sha256(source.encode()).hexdigest()[:16]}{Path(source).suffix}"
-    return Path(source).expanduser() if source.endswith(problems.FILE_SUFFIXES) else None
+    return Path(source).expanduser() if source.endswith(FILE_SUFFIXES) else None
 
 
 def is_missing(base: str) -> bool:
@@ -91,7 +92,7 @@ def check_name(source: str) -> None:
         raise DataError("arithmetic: this set is generated; it has no file")
     if base.startswith("hf://") and "@" not in base:
         raise DataError(f"{source}: has no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
-    if local_path(base) is None or not (base in KNOWN or base.endswith(problems.FILE_SUFFIXES)):
+    if local_path(base) is None or not (base in KNOWN or base.endswith(FILE_SUFFIXES)):
         raise DataError(
             f"no set {source!r}; use one of {', '.join(['arithmetic', *KNOWN, *PARTS])}, or the path or URL of a "
             ".jsonl or .parquet file"

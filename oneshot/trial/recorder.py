@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -135,27 +135,30 @@ class _Recorder:
     def steps(self, trainer: Trainer) -> Iterator[StepMetrics]:
         """Run what is left: the rest of the training, or only evaluations of its final weights."""
         config, done = self.training.config, self.folder.evaluations()
-        due = due_evaluations(config) - done
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
             at = self._fetch_checkpoint(Path(local))
-            if at and set(range(1, at + 1)) - self.recorded_rows.keys():
+            if at and any(step not in self.recorded_rows for step in range(1, at + 1)):
                 logger.warning("starts from scratch: metrics before the checkpoint of step %d are damaged", at)
                 at = 0
-            if at == config.train.num_steps and {step for _, step in due} <= {0, at}:
-                logger.info("the training is done; %d evaluations are left", len(due))
+            if at == config.train.num_steps and all(step in (0, at) for step in self._steps_left(done)):
+                logger.info("the training is done; %d evaluations are left", len(list(self._steps_left(done))))
                 self.only_evaluates = True
                 trainer.set_baseline(self._baseline())
                 yield from trainer.evaluate(Path(local) if at else None, done=done)
                 return
             # training cannot resume without the optimiser's state, which a script does not have
             if at and (config.script is not None or Path(local, "optimizer.safetensors").is_file()):
-                if any(step <= at for _, step in due):
+                if any(step <= at for step in self._steps_left(done)):
                     logger.info("starts from scratch: an evaluation is due before the checkpoint of step %d", at)
                 else:
                     trainer.load(Path(local))
                     trainer.set_baseline(self._baseline())
                     logger.info("resumes from step %d", trainer.step)
         yield from trainer.train()
+
+    def _steps_left(self, done: Collection[tuple[str, int]]) -> Iterator[int]:
+        """Yield the step of each evaluation that is due and not done."""
+        return (due[1] for due in due_evaluations(self.training.config) if due not in done)
 
     def _fetch_checkpoint(self, local: Path) -> int:
         """Copy the folder's checkpoint if it has one; return its step, or 0."""
