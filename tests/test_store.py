@@ -397,8 +397,12 @@ def test_a_storage_whose_package_is_missing_says_what_to_install() -> None:
 
 def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written: .*file.*; choose a folder that this user may write"):
-        Store(str(tmp_path / "file")).check_writable()
+    with pytest.raises(UserError, match=r"file is a file; name a folder"):
+        Store(str(tmp_path / "file"))
+    store = Store(str(tmp_path / "later"))
+    (tmp_path / "later").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written: .*later.*; choose a folder that this user may write"):
+        store.check_writable()
 
 
 class Overwriting(MemoryFileSystem):

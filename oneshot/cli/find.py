@@ -100,11 +100,12 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
 
 def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
     """Return a sweep's name, given its file or its name, and its store."""
-    sweep = load_sweep(Path(name)) if Path(name).is_file() else None
-    store = open_store(storage, sweep)
-    if sweep is None:
-        store.check_exists()
-    return sweep_name(name) if sweep is None else sweep.config.name, store
+    if Path(name).is_file():
+        sweep = load_sweep(Path(name))
+        return sweep.config.name, open_store(storage, sweep)
+    chosen, store = sweep_name(name), open_store(storage)
+    store.check_exists()
+    return chosen, store
 
 
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:

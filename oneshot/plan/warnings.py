@@ -121,7 +121,7 @@ def odd_rows(cells: Sequence[Cell]) -> list[str]:
     suites = {(suite.source, suite.num_problems): suite for cell in cells for suite in load_suites(cell.config)}
     warnings = []
     for (source, _), suite in suites.items():
-        if source not in GENERATED and not sets.is_missing(sets.parts_of(source)[0]):
+        if source not in GENERATED and sets.is_here(source):
             warnings += [*label_warnings(source, suite.problems), *row_warnings(source, suite.problems)]
     named = {
         json.dumps(cell.config.model_dump(mode="json")["examples"]): cell for cell in cells if cell.waits_for is None

@@ -104,7 +104,7 @@ def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
 def present_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     """Return those problems of a trial that are on this machine and have their own labels."""
     rows = (row for row in _rows(examples) if row.answer is None and row.wrong_seed is None)
-    return tuple(row.original for row in rows if row.problem is not None or not sets.is_missing(row.source))
+    return tuple(row.original for row in rows if row.problem is not None or sets.is_here(row.source))
 
 
 def load_row(name: str) -> Problem:

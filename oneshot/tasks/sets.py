@@ -72,6 +72,13 @@ def local_path(source: str) -> Path | None:
     return Path(source).expanduser() if source.endswith(FILE_SUFFIXES) else None
 
 
+def is_here(source: str) -> bool:
+    """Return whether the file of a source is on this machine, and no record counts instead of it."""
+    base, _ = parts_of(source)
+    path = local_path(base)
+    return base not in _recorded and path is not None and path.is_file()
+
+
 def is_missing(base: str) -> bool:
     """Return whether a known set or URL has not been fetched."""
     path = local_path(base)
