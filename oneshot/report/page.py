@@ -80,7 +80,7 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
         name="accuracy",
         title="Accuracy before and after",
         about="Strict pass@1 of finished trials. With one seed, or if all seeds agree, the interval is Wilson's over "
-        "problems.",
+        "problems; a gain then has none.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
         rows=tuple(rows),
     )
