@@ -4,10 +4,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from oneshot.cli.tables import plain_table
+from oneshot.cli.tables import Fitted, plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
@@ -28,7 +28,7 @@ def plan_table(plan: Plan) -> Group:
     return Group(*tables)
 
 
-def _cells_table(plan: Plan) -> Table:
+def _cells_table(plan: Plan) -> Fitted:
     axes = list(plan.trials[0].cell) if plan.trials else []
     uses_gpus = any(trial.resources.gpus for trial in plan.trials)
     hours_column = ["GPU-h a trial"] if uses_gpus else []
@@ -41,17 +41,17 @@ def _cells_table(plan: Plan) -> Table:
         hours = first.cost.gpu_hours
         table.add_row(
             *cell,
-            " ".join(str(trial.seed) for trial in (first, *others)),
+            " ".join(dict.fromkeys(str(trial.seed) for trial in (first, *others))),
             str(first.config.train.num_steps),
             f"{first.resources.cpus:g}",
             f"{first.resources.gpus:g}",
             *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
             key + ("?" if first.provisional else "") + (" ..." if others else ""),
         )
-    return table
+    return Fitted(table=table, optional=("cpus", "keys"))
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory_table(plan: Plan) -> Fitted:
     """Return the GiB that each part takes of one GPU; for larger trials, also other placements."""
     table = plain_table((Column("GiB of a GPU", no_wrap=True),), _PARTS, "")
     for trial in _needs(plan):
@@ -66,12 +66,15 @@ def _memory_table(plan: Plan) -> Table:
         for row in rows if chosen in rows else [chosen, *rows]:
             marks = ["does not fit"] * (not row.fits) + ["this sweep"] * (row == chosen)
             table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
-    return table
+    return Fitted(table=table, optional=_LEAST_FIRST)
 
 
 _PARTS = (
     "weights", "AdamW", "reference", "copy", "KV", "logits", "gradients", "gathered", "activations", "head", "peak",
 )  # fmt: skip
+
+
+_LEAST_FIRST = ("copy", "head", "gathered", "reference", "logits", "KV", "gradients", "weights", "activations", "AdamW")
 
 
 def _needs(plan: Plan) -> list[Trial]:
