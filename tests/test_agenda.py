@@ -135,7 +135,7 @@ def training_of(desk: Desk, label: str) -> Training:
 def test_a_driver_that_lost_its_sweep_writes_nothing_in_its_folder(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(seeds="[0, 1]"))
     run = pin_all(load(lab.folder / "s.yaml"), lab.store)
-    lease = drive(run.folder, "s", lambda event: None)
+    lease = drive(run, lambda event: None)
     agenda = Agenda(run, listen=desk.events.append, replanned=lambda plan: None)
     take(lab.store.sweep("s"), sweep="s", metadata={}, stale_holder=known_dead(lease.holder))
     send_request(lab.store.sweep("s"), Request(verb="stop", cell={"seed": "0"}))

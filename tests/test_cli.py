@@ -1,6 +1,7 @@
 """The command line: what is printed where, exit codes, and that nothing heavy is imported for light verbs."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 from conftest import PROJECT
 from test_sweepfile import BASE
 from verbs import oneshot
+
+from oneshot.cli.find import from_here
 
 COMPLETIONS = """\
 {"completion": "So \\\\boxed{12.8}", "answer": "12.8"}
@@ -25,6 +28,15 @@ def sweep(tmp_path: Path) -> Path:
     path = tmp_path / "s.yaml"
     path.write_text(BASE)
     return path
+
+
+def test_the_summary_of_every_verb_fits_on_a_line_of_80_columns() -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    command = [sys.executable, "-m", "oneshot", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
+    summaries = done.stdout.partition("Commands:")[2].splitlines()[1:]
+    assert len(summaries) == 19
+    assert [line for line in summaries if line.endswith("...") or not line.endswith(".")] == []
 
 
 @pytest.mark.parametrize(
@@ -56,6 +68,8 @@ def test_plan_json_lists_every_trial() -> None:
     ("arguments", "message"),
     [
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
+        (["run", "quickstart"], "quickstart: no such file; did you mean sweeps/quickstart.yaml?"),
+        (["plan", "sweeps/quikstart.yaml"], "no such file; did you mean sweeps/quickstart.yaml?"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),
         (["trial", "{sweep}", "--cell", "arm=outcome"], "matches 2 cells; choose one of"),
@@ -159,6 +173,14 @@ def test_a_path_is_not_fetched(tmp_path: Path) -> None:
     done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
     assert done.code == 2
     assert done.err == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
+
+
+def test_what_the_head_prints_is_shown_as_it_is_from_here() -> None:
+    output = "s: watch it with `oneshot status s --storage '/a b/runs'`\nreport: /a b/runs/report.html\n"
+    assert from_here(output, root="/a b/runs", address="http://head:8265") == (
+        "s: watch it with `oneshot status s --address http://head:8265`\n"
+        "report: /a b/runs/report.html (on the cluster; in MLflow it is an artifact)\n"
+    )
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -100,11 +101,12 @@ def find_sweep(name: str, storage: str | None, settings: list[str] | None) -> tu
 
 def find_name(name: str, storage: str | None) -> tuple[str, "Store"]:
     """Return a sweep's name, given its file or its name, and its store."""
-    sweep = load_sweep(Path(name)) if Path(name).is_file() else None
-    store = open_store(storage, sweep)
-    if sweep is None:
-        store.check_exists()
-    return sweep_name(name) if sweep is None else sweep.config.name, store
+    if Path(name).is_file():
+        sweep = load_sweep(Path(name))
+        return sweep.config.name, open_store(storage, sweep)
+    found, store = sweep_name(name), open_store(storage)
+    store.check_exists()
+    return found, store
 
 
 def read_cells(text: str, axes: list[str]) -> dict[str, str]:
@@ -137,16 +139,22 @@ def choose_trial(sweep: "SweepFile", cell: str, seed: int) -> "Trial":
     return with_seed(matching[0], seed)
 
 
-def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, **options: str | bool) -> None:
+def relay(address: str, verb: str, name: str, storage: str | None, **options: str | bool) -> None:
     """Run a verb on the cluster's head, which sees the storage, for a sweep that was submitted to it."""
     stated = {f"--{option}": value for option, value in options.items() if value}
     arguments = [part for option, value in stated.items() for part in (option, value) if isinstance(part, str)]
-    sweep = sweep_name(name)
+    cluster, sweep = cluster_at(address), sweep_name(name)
     root = cluster.last(sweep, storage=far_storage(storage)).storage
     code, output = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(printable(output), end="")
+    print(printable(from_here(output, root=root, address=address)), end="")
     if code:
         raise typer.Exit(code)
+
+
+def from_here(output: str, *, root: str, address: str) -> str:
+    """Return what a verb printed on the cluster's head, with its commands and paths as they are from this machine."""
+    output = output.replace(shlex.join(["--storage", root]), shlex.join(["--address", address]))
+    return re.sub(r"^(report: .*)$", r"\1 (on the cluster; in MLflow it is an artifact)", output, flags=re.MULTILINE)
 
 
 def experiment_path(database: Path, sweep: str | None) -> str:

@@ -316,8 +316,7 @@ class Agenda:
                 self.halt("stopped by hand")
 
     def _retry(self, cell: dict[str, str]) -> None:
-        still_stopped = tuple(stopped for stopped in self._stops.cells if cell and stopped != cell)
-        self._set_stops(replace(self._stops, cells=still_stopped))
+        self._set_stops(self._stops.without(cell))
         busy = {*self._live, *self._elsewhere, *self._queue}
         for key, training in self._trainings.items():
             is_meant = any(covers(cell, trial) for trial in training.trials)
