@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-from oneshot.cli.tables import Fitted, plain_table
+from oneshot.cli.tables import Fitted, duration, plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
@@ -18,6 +18,7 @@ from oneshot.plan.trial import Trial
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits
     from oneshot.plan.wallclock import Schedule
+    from oneshot.sweep.remaining import Remaining
 
 
 def plan_table(plan: Plan) -> Group:
@@ -161,12 +162,28 @@ def schedule_lines(schedule: "Schedule | None", budget: BudgetConfig, *, gpus: f
     return lines
 
 
+def standing_lines(remaining: "Remaining") -> list[str]:
+    """Return how many trials have ended, and how long the others take on CPUs."""
+    lines = []
+    if any(remaining.ended.values()):
+        ended = ", ".join(f"{number} {state}" for state, number in remaining.ended.items() if number)
+        lines.append(f"of {remaining.num_trials} trials: {ended}, {remaining.num_open} to run")
+    if remaining.seconds:
+        at_a_time = f"{remaining.at_a_time} trials at a time" if remaining.at_a_time > 1 else "one trial at a time"
+        lines.append(
+            f"about {duration(remaining.seconds)} on CPUs with {at_a_time}, as finished trainings in the store took"
+        )
+    return lines
+
+
 def edit_lines(edits: "Edits | None") -> list[str]:
     """Return what an edited file changes in a sweep that has begun."""
     if edits is None:
         return []
-    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.changed)} changed, "
-    counts += f"{len(edits.orphaned)} orphaned"
+    num_extended = sum(map(len, edits.extended.values()))
+    counts = f"{len(edits.new)} new, {num_extended} extended, {len(edits.unchanged)} unchanged, "
+    counts += f"{len(edits.changed)} changed, {len(edits.orphaned)} orphaned"
     lines = [f"since the sweep began: {counts} trials"]
+    lines += [f"  extended: {len(trials)} trials get {addition}" for addition, trials in edits.extended.items()]
     lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
     return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]

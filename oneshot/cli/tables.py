@@ -81,6 +81,13 @@ def size(num_bytes: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in the unit in which people say it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def findings_table(findings: Sequence["Finding"]) -> Table:
     """Return what a preflight checked, and what is wrong."""
     table = Table(box=None, pad_edge=False, show_header=False)
