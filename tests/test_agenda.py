@@ -154,6 +154,7 @@ def test_seed_by_seed_and_controls_first(lab: Lab) -> None:
     assert desk.work() == "done"
     assert desk.labels() == ["format seed 0", "outcome seed 0", "format seed 1", "outcome seed 1"]
     assert desk.labels("ended") == desk.labels()
+    assert [event.num_left for event in desk.events if event.kind == "ended"] == [3, 2, 1, 0]
     assert desk.agenda.is_idle()
 
 

@@ -22,7 +22,7 @@ from oneshot.plan.trainings import trainings
 from oneshot.plan.trial import Trial
 from oneshot.store.records import Result
 from oneshot.tasks.benchmarks import due_evaluations
-from oneshot.trial.state import trial_standing
+from oneshot.trial.state import end_accuracies, trial_standing
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -198,6 +198,13 @@ def test_a_plan_says_what_has_ended_and_how_long_the_rest_takes(tmp_path: Path) 
     # of another speed nothing is known
     text = oneshot("plan", "sweep.yaml", "--set", "rollout.max_tokens=40", cwd=tmp_path).out
     assert "on CPUs" not in text and "finished" not in text
+
+
+def test_the_accuracies_at_both_ends_of_a_trial_are_those_on_record(tmp_path: Path) -> None:
+    _, plan, store = make_store(tmp_path, SMALL, accuracy=lambda trial, step, problem: step / 12)
+    (first, *_) = plan.trials
+    assert first.key is not None
+    assert end_accuracies(first, store.trial(first.key)) == {"arithmetic": (0.0, 1.0)}
 
 
 def test_an_evaluation_suffix_makes_another_suite(tiny_config: MakeConfig) -> None:

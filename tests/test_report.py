@@ -82,6 +82,24 @@ def test_piped_a_table_is_neither_wrapped_nor_cut(begun: Path) -> None:
     assert long in oneshot("plan", "s.yaml", cwd=begun).out
 
 
+def test_the_status_of_a_finished_sweep_shows_its_result(tmp_path: Path) -> None:
+    make_store(tmp_path, SMALL + CLAIM)
+    said = oneshot("status", "small", cwd=tmp_path)
+    assert re.search(r"tiny-qwen2 +outcome +arithmetic +3/3 +0\.\d+ +0\.\d+ +\+0\.\d+", said.out), said.out
+    assert said.out.endswith("to judge its claims, use `oneshot report small`\n")
+    assert "attempts" not in said.out  # the table of trials that have not finished
+    judged = oneshot("report", "small", "--no-publish", cwd=tmp_path).out.splitlines()
+    lines = oneshot("status", "small", cwd=tmp_path).out.splitlines()
+    assert lines[1:4] == judged[:3]
+    assert lines[-1] == judged[-1]
+
+
+def test_the_status_of_a_sweep_that_runs_shows_no_result(tmp_path: Path) -> None:
+    make_store(tmp_path, SMALL + CLAIM, missing=["tiny-qwen2/format seed 0"])
+    oneshot("report", "small", "--no-publish", cwd=tmp_path)
+    assert "supported" not in oneshot("status", "small", cwd=tmp_path).out
+
+
 def test_as_json_it_is_a_list_of_verdicts_and_nothing_else(begun: Path) -> None:
     said = oneshot("report", "small", "--json", "--no-publish", cwd=begun)
     found = json.loads(said.out)

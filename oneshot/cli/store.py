@@ -61,9 +61,31 @@ def status(
         return
     counts = ", ".join(f"{number} {state}" for state, number in current.counts.items() if number)
     print(f"{current.name}: {current.phase}; {counts or 'no trials'}; driver: {current.driver or 'none'}")
-    results().print(status_table(current))
+    if any(trial.state != "finished" for trial in current.trials):
+        results().print(status_table(current))
     if current.last_error:
         print(f"last error: {printable(current.last_error)}")
+    if current.phase == "done":
+        _show_result(store, sweep, place=Typed(name=name, storage=storage).place)
+
+
+def _show_result(store: "Store", sweep: str, *, place: str) -> None:
+    """Print the verdicts of the kept report, or else each cell's accuracies."""
+    from oneshot.cli.verdict_tables import cells_table, verdict_table
+    from oneshot.plan.loader import begun_sweep
+    from oneshot.report.cells import cell_lines
+    from oneshot.report.page import kept_report
+    from oneshot.report.runs import read_runs
+
+    if (kept := kept_report(store.sweep(sweep))) is not None and kept.judged:
+        results().print(verdict_table(kept.judged))
+        print(f"report: {kept.path}")
+        return
+    sweep_run = begun_sweep(store, sweep)
+    if lines := cell_lines(read_runs(sweep_run.plan, store)):
+        results().print(cells_table(lines))
+    if sweep_run.sweep.config.claims:
+        print(f"to judge its claims, use `oneshot report {place}`")
 
 
 def _list_sweeps(store: "Store", *, as_json: bool) -> None:

@@ -2,17 +2,15 @@
 
 from oneshot.errors import first_line
 from oneshot.plan.sweep_run import SweepRun
-from oneshot.report.page import Report
-
-FOLDER = "report"
+from oneshot.report.page import KEPT, Report
 
 
 def keep_report(report: Report, sweep_run: SweepRun) -> str:
     """Write the report into the sweep's folder; return the path."""
     folder = sweep_run.folder
     for name, text in report.files.items():
-        folder.write(f"{FOLDER}/{name}", text)
-    return f"{folder.path}/{FOLDER}"
+        folder.write(f"{KEPT}/{name}", text)
+    return f"{folder.path}/{KEPT}"
 
 
 def publish_report(report: Report, sweep_run: SweepRun) -> str:
