@@ -3,8 +3,10 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import PROJECT
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.cli.find import from_here
+from oneshot.cli.find import experiment_path, from_here
 
 COMPLETIONS = """\
 {"completion": "So \\\\boxed{12.8}", "answer": "12.8"}
@@ -105,6 +107,20 @@ def test_a_port_that_is_taken_is_said_before_mlflow_starts(tmp_path: Path) -> No
         done = oneshot("ui", "--storage", str(tmp_path), "--port", str(port), cwd=tmp_path)
     assert done.code == 2
     assert f"--port {port}: Address already in use; choose another, such as --port {port + 1}" in done.err
+
+
+def test_ui_opens_the_charts_of_the_sweep_that_it_is_asked_for(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE runs (run_uuid, experiment_id, lifecycle_stage)")
+        connection.execute("CREATE TABLE tags (run_uuid, key, value)")
+        connection.execute("INSERT INTO runs VALUES ('r', 7, 'active')")
+        connection.execute("INSERT INTO tags VALUES ('r', 'sweep', 's')")
+        connection.commit()
+    query = "workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=oneshot-s-cells"
+    assert experiment_path(database, "s") == f"/#/experiments/7/runs?{query}"
+    assert experiment_path(database, "another") == ""
+    assert experiment_path(database, None) == ""
 
 
 def test_warnings_go_to_stderr_and_do_not_fail(sweep: Path) -> None:

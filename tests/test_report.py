@@ -220,7 +220,6 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     assert "but not in MLflow (the sweep has no run there)" in said.err
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
-    from oneshot.store.store import Store
 
     sweep, store = load(begun / "sweep.yaml"), Store(str(begun / "runs"))
     uri, artifacts = f"sqlite:///{begun}/runs/mlflow.db", (begun / "runs" / "mlartifacts").as_uri()
@@ -234,6 +233,9 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     (parent,) = client.search_runs([experiment.experiment_id], "tags.phase = 'sweep'")
     note = parent.data.tags["mlflow.note.content"]
     assert "| one-shot beats base (model tiny-qwen2) | **supported** |" in note
+    (claim, _) = json.loads(oneshot("report", "small", "--json", "--no-publish", cwd=begun).out)
+    shown = [parent.data.metrics[f"claims/{claim['name']} tiny-qwen2/{name}"] for name in ("effect", "low", "high")]
+    assert shown == [claim["effect"], claim["low"], claim["high"]]
     names = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/report.html", "report/report.json", "report/claims.svg"} <= names
 

@@ -158,7 +158,7 @@ def from_here(output: str, *, root: str, address: str) -> str:
 
 
 def experiment_path(database: Path, sweep: str | None) -> str:
-    """Return the path of MLflow's page of a sweep's experiment, or nothing if there is none."""
+    """Return the path of MLflow's charts of a sweep, or nothing if it has no runs there."""
     if sweep is None:
         return ""
     # MLflow takes seconds to import
@@ -168,4 +168,6 @@ def experiment_path(database: Path, sweep: str | None) -> str:
             "WHERE tags.key = 'sweep' AND tags.value = ? AND lifecycle_stage = 'active' LIMIT 1"
         )
         rows = connection.execute(query, (sweep,)).fetchall()
-    return f"/#/experiments/{rows[0][0]}/runs" if rows else ""
+    from oneshot.sweep.tracking.views import CELLS, chart_page
+
+    return f"/{chart_page(sweep, CELLS, rows[0][0])}" if rows else ""
