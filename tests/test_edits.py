@@ -140,7 +140,7 @@ def test_trials_that_get_more_are_extended_by_what_they_get(store: Store, tmp_pa
     (tmp_path / "s.yaml").write_text(edited("num_steps: 4", "num_steps: 6", SCRIPTED))
     assert oneshot("plan", "s.yaml", cwd=tmp_path).out.splitlines()[-2:] == [
         "since the sweep began: 0 new, 4 extended, 0 unchanged, 0 changed, 0 orphaned trials",
-        "  extended: 4 trials get 2 more steps (4 -> 6)",
+        "  extended: 4 trials, by 2 more steps (4 -> 6)",
     ]
 
 

@@ -453,8 +453,9 @@ NOTHING = "kinds: no failed training and no stopped trial matches"
 )
 def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: list[str], again: set[str]) -> None:
     said = oneshot("retry", "kinds", *options, cwd=tmp_path)
-    counted = f"{len(again)} failed trainings will run again with the next `oneshot run`"
-    assert (said.code, said.out) == (0, f"{counted if again else NOTHING}\n")
+    number = "1 failed training" if len(again) == 1 else f"{len(again)} failed trainings"
+    expected = f"{number} will run again with the next `oneshot run`" if again else NOTHING
+    assert (said.code, said.out) == (0, f"{expected}\n")
     found = states(sweep_status(failed, "kinds"))
     assert found["good seed 0"] == "finished"
     every = {"lost seed 0", "lost seed 1", "wrong seed 0", "wrong seed 1"}
@@ -469,10 +470,12 @@ def test_retry_says_how_many_stopped_trials_resume(failed: Store, tmp_path: Path
     # `good seed 0` has finished, so only `good seed 1` was stopped; it is stopped by its seed too
     assert oneshot("retry", "kinds", "--cell", "kind=good", cwd=tmp_path).out == f"{NOTHING}\n"
     said = oneshot("retry", "kinds", "--cell", "seed=1", cwd=tmp_path)
-    assert said.out == ("2 failed trainings will run again and 4 stopped trials resume with the next `oneshot run`\n")
+    assert said.out == (
+        "2 failed trainings will run again and 4 stopped trials will resume with the next `oneshot run`\n"
+    )
     oneshot("stop", "kinds", "--cell", "kind=crashing", cwd=tmp_path)  # a request that no driver has read yet
     said = oneshot("retry", "kinds", "--cell", "kind=crashing", cwd=tmp_path)
-    assert said.out == "2 stopped trials resume with the next `oneshot run`\n"
+    assert said.out == "2 stopped trials will resume with the next `oneshot run`\n"
 
 
 def test_what_is_retried_has_all_its_retries_again(store: Store, grader: Grader, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from oneshot.cli.tables import Fitted, duration, plain_table
 from oneshot.config.sweep import BudgetConfig
+from oneshot.logs import counted
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
@@ -184,6 +185,8 @@ def edit_lines(edits: "Edits | None") -> list[str]:
     counts = f"{len(edits.new)} new, {num_extended} extended, {len(edits.unchanged)} unchanged, "
     counts += f"{len(edits.changed)} changed, {len(edits.orphaned)} orphaned"
     lines = [f"since the sweep began: {counts} trials"]
-    lines += [f"  extended: {len(trials)} trials get {addition}" for addition, trials in edits.extended.items()]
+    lines += [
+        f"  extended: {counted(len(trials), 'trial')}, by {addition}" for addition, trials in edits.extended.items()
+    ]
     lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
     return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]

@@ -45,6 +45,7 @@ class Progress:
             self._write_json(event)
             return
         if event.kind == "message":
+            self._num_left = event.num_left or self._num_left
             self._print(event.text)
             return
         self._num_left = event.num_left

@@ -22,7 +22,7 @@ from oneshot.cli.find import (
 )
 from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, Typed, app, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
-from oneshot.logs import printable
+from oneshot.logs import counted, printable
 
 if TYPE_CHECKING:
     from oneshot.store.store import Store
@@ -33,7 +33,7 @@ CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; 
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; without it, list all sweeps")
+        str | None, typer.Argument(metavar="NAME", help="A sweep file or name; without it, list all sweeps")
     ] = None,
     storage: StorageOption = None,
     address: ClusterOption = None,
@@ -209,8 +209,8 @@ def retry(
             count += 1
     send_request(sweep_run.folder, Request(verb="retry", cell=cells))
     when = "now" if is_alive(holder(sweep_run.folder)) else "with the next `oneshot run`"
-    parts = [f"{count} failed trainings will run again"] if count else []
-    parts += [f"{len(resumed)} stopped trials resume"] if resumed else []
+    parts = [f"{counted(count, 'failed training')} will run again"] if count else []
+    parts += [f"{counted(len(resumed), 'stopped trial')} will resume"] if resumed else []
     print(f"{' and '.join(parts)} {when}" if parts else f"{sweep}: no failed training and no stopped trial matches")
 
 
@@ -287,7 +287,7 @@ def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
 @app.command()
 def ui(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; shows its storage and experiment")
+        str | None, typer.Argument(metavar="NAME", help="A sweep file or name; shows its storage and experiment")
     ] = None,
     storage: StorageOption = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,

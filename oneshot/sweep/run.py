@@ -105,7 +105,7 @@ def _run(
     # before MLflow hears of this run: without data there is nothing to tell
     check_data([training.config for training in missing] + unkeyed)
     text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
-    listen(Event(kind="message", text=text))
+    listen(Event(kind="message", text=text, num_left=len(missing)))
     tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))
     interrupted = False
     try:
