@@ -108,8 +108,9 @@ class Progress:
             table.add_row(event.label, f"{event.step} of {event.num_steps}", reward)
         failed = f", {self._num_failed} failed" if self._num_failed else ""
         seconds = time.monotonic() - self._start_s
-        standing = self._standing(max(1, len(self._running)))
-        table.add_row(f"{standing}{failed}, {seconds:.0f} s", style="dim")
+        has_trainings = self._num_ended + self._num_left > 0
+        standing = f"{self._standing(max(1, len(self._running)))}{failed}, " if has_trainings else ""
+        table.add_row(f"{standing}{seconds:.0f} s", style="dim")
         return table
 
 

@@ -117,7 +117,9 @@ def ranking_table(ranked: Sequence["Ranked"]) -> Table:
 
 def status_table(status: "SweepStatus") -> Fitted:
     """Return the trials of a sweep that have not finished."""
-    table = plain_table(("trial", Column("state", no_wrap=True)), ("step", "steps/s", "left", "attempts"), "")
+    longest = max((len(trial.label) for trial in status.trials), default=0)
+    label = Column("trial", overflow="fold", min_width=min(longest, 40))
+    table = plain_table((label, Column("state", no_wrap=True)), ("step", "steps/s", "left", "attempts"), "")
     for trial in status.trials:
         if trial.state == "finished":
             continue

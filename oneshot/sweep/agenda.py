@@ -312,7 +312,7 @@ class Agenda:
                 self._retry(request.cell)
             elif request.cell:
                 self._set_stops(replace(self._stops, cells=(*self._stops.cells, request.cell)))
-                self._say(f"stopped by hand: {request.cell}")
+                self._say(f"stopped by hand: {','.join(f'{axis}={name}' for axis, name in request.cell.items())}")
             else:
                 self.kill = self.kill or request.now
                 self.halt("stopped by hand")
