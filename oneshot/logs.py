@@ -41,6 +41,11 @@ class JsonLines(logging.Formatter):
         )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 trial`, `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """Return text of a model, a problem or another machine with control characters escaped for the terminal."""
     return text.translate(_ESCAPED)

@@ -135,7 +135,7 @@ def training_of(desk: Desk, label: str) -> Training:
 def test_a_driver_that_lost_its_sweep_writes_nothing_in_its_folder(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(seeds="[0, 1]"))
     run = pin_all(load(lab.folder / "s.yaml"), lab.store)
-    lease = drive(run.folder, "s", lambda event: None)
+    lease = drive(run, lambda event: None)
     agenda = Agenda(run, listen=desk.events.append, replanned=lambda plan: None)
     take(lab.store.sweep("s"), sweep="s", metadata={}, stale_holder=known_dead(lease.holder))
     send_request(lab.store.sweep("s"), Request(verb="stop", cell={"seed": "0"}))
@@ -154,6 +154,7 @@ def test_seed_by_seed_and_controls_first(lab: Lab) -> None:
     assert desk.work() == "done"
     assert desk.labels() == ["format seed 0", "outcome seed 0", "format seed 1", "outcome seed 1"]
     assert desk.labels("ended") == desk.labels()
+    assert [event.num_left for event in desk.events if event.kind == "ended"] == [3, 2, 1, 0]
     assert desk.agenda.is_idle()
 
 

@@ -1,15 +1,20 @@
 """The command line: what is printed where, exit codes, and that nothing heavy is imported for light verbs."""
 
 import json
+import os
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT
 from test_sweepfile import BASE
 from verbs import oneshot
+
+from oneshot.cli.find import experiment_path, from_here
 
 COMPLETIONS = """\
 {"completion": "So \\\\boxed{12.8}", "answer": "12.8"}
@@ -25,6 +30,15 @@ def sweep(tmp_path: Path) -> Path:
     path = tmp_path / "s.yaml"
     path.write_text(BASE)
     return path
+
+
+def test_the_summary_of_every_verb_fits_on_a_line_of_80_columns() -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    command = [sys.executable, "-m", "oneshot", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
+    summaries = done.stdout.partition("Commands:")[2].splitlines()[1:]
+    assert len(summaries) == 19
+    assert [line for line in summaries if line.endswith("...") or not line.endswith(".")] == []
 
 
 @pytest.mark.parametrize(
@@ -58,6 +72,8 @@ def test_plan_json_lists_every_trial() -> None:
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["plan", "{sweep}", "--set", "optim.lr=[1"], "--set optim.lr=[1:1: not YAML: a list is not closed; add ]"),
         (["trial", "{sweep}", "--set", "train.num_steps=99999999999"], "must be at most 1,000,000, not 99999999999"),
+        (["run", "quickstart"], "quickstart: no such file; did you mean sweeps/quickstart.yaml?"),
+        (["plan", "sweeps/quikstart.yaml"], "no such file; did you mean sweeps/quickstart.yaml?"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),
         (["trial", "{sweep}", "--cell", "arm=outcome"], "matches 2 cells; choose one of"),
@@ -93,6 +109,20 @@ def test_a_port_that_is_taken_is_said_before_mlflow_starts(tmp_path: Path) -> No
         done = oneshot("ui", "--storage", str(tmp_path), "--port", str(port), cwd=tmp_path)
     assert done.code == 2
     assert f"--port {port}: Address already in use; choose another, such as --port {port + 1}" in done.err
+
+
+def test_ui_opens_the_charts_of_the_sweep_that_it_is_asked_for(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE runs (run_uuid, experiment_id, lifecycle_stage)")
+        connection.execute("CREATE TABLE tags (run_uuid, key, value)")
+        connection.execute("INSERT INTO runs VALUES ('r', 7, 'active')")
+        connection.execute("INSERT INTO tags VALUES ('r', 'sweep', 's')")
+        connection.commit()
+    query = "workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=oneshot-s-cells"
+    assert experiment_path(database, "s") == f"/#/experiments/7/runs?{query}"
+    assert experiment_path(database, "another") == ""
+    assert experiment_path(database, None) == ""
 
 
 def test_warnings_go_to_stderr_and_do_not_fail(sweep: Path) -> None:
@@ -161,6 +191,14 @@ def test_a_path_is_not_fetched(tmp_path: Path) -> None:
     done = oneshot("fetch", "here.jsonl", cwd=tmp_path)
     assert done.code == 2
     assert done.err == "oneshot: here.jsonl: a path on this machine; there is nothing to fetch\n"
+
+
+def test_what_the_head_prints_is_shown_as_it_is_from_here() -> None:
+    output = "s: watch it with `oneshot status s --storage '/a b/runs'`\nreport: /a b/runs/report.html\n"
+    assert from_here(output, root="/a b/runs", address="http://head:8265") == (
+        "s: watch it with `oneshot status s --address http://head:8265`\n"
+        "report: /a b/runs/report.html (on the cluster; in MLflow it is an artifact)\n"
+    )
 
 
 def test_a_sweep_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:

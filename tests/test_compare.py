@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import sweep_run
@@ -14,6 +15,7 @@ from synthetic import SMALL, make_store
 from told import gathered, grades, run, suite
 from verbs import oneshot
 
+from oneshot.cli.tables import Fitted, plain_table
 from oneshot.cli.verdict_tables import cells_table, comparison_lines, comparison_table
 from oneshot.report.bundle import read_bundle, write_bundle
 from oneshot.report.cells import cell_lines
@@ -212,6 +214,31 @@ def test_other_environments_are_told_with_their_sides() -> None:
         compare(on("", "2.0"), on("H100", "2.1")).environments == "torch 2.0 in A, 2.1 in B; gpu none in A, H100 in B"
     )
     assert compare(sweep(half), on("H100", "2.1")).environments == ""
+
+
+def shown(table: Any, *, width: int) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, markup=False).print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_narrow_terminal_shows_every_name_and_difference_whole() -> None:
+    arms = [{"model": "a-model-of-a-long-name", "arm": "outcome-of-a-long-name"}]
+    found = compare(sweep(half, cells=arms), sweep(half, cells=arms))
+    table = comparison_table(found, a="one", b="two")
+    wide, narrow = (shown(table, width=width) for width in (200, 80))
+    assert "suite" in wide[0] and "p, Holm" in wide[0]
+    assert "suite" not in narrow[0] and "95% interval" in narrow[0]
+    assert all(len(line) <= 80 and "…" not in line for line in narrow)
+    assert "a-model-of-a-long-name" in narrow[1] and "+0.000" in narrow[1]
+    assert narrow[-2] == "a wider terminal also shows: suite, p, Holm"
+
+
+def test_a_column_without_content_is_the_first_to_go() -> None:
+    table = plain_table(("name", "empty"), ("number",))
+    table.add_row("a" * 70, "", "-1")
+    assert shown(Fitted(table=table), width=80)[1] == f"{'a' * 70}      -1"
+    assert shown(Fitted(table=table), width=100)[0].split() == ["name", "empty", "number"]
 
 
 def test_names_of_cells_are_no_orders_to_the_terminal() -> None:

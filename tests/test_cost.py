@@ -155,10 +155,12 @@ def test_a_larger_known_model_needs_more_time(config: MakeConfig) -> None:
 # what was measured
 
 
-def finished(store: Store, key: str, config: TrialConfig, seconds: list[float], *, gpus: float = 1) -> None:
+def finished(
+    store: Store, key: str, config: TrialConfig, seconds: list[float], *, gpus: float = 1, before_ms: int = 0
+) -> None:
     folder = store.trial(key)
     folder.write_json("trial.json", {"key": key, "seed": 0, "config": config.model_dump(mode="json"), "gpus": gpus})
-    attempt = begin_attempt(folder, {"started_ms": now_ms()})
+    attempt = begin_attempt(folder, {"started_ms": now_ms() - before_ms})
     rows = [Row(step=0, time_ms=now_ms(), metrics={"eval/a/pass_at_1": 0.0})]
     rows += [Row(step=n + 1, time_ms=now_ms(), metrics={"perf/step_s": s}) for n, s in enumerate(seconds)]
     folder.write_segment(attempt, rows)
@@ -178,9 +180,19 @@ def test_what_was_measured_is_the_median_over_finished_trainings_of_one_shape(
     assert measured[training_shape(config(rollout={"max_tokens": 10}), gpus=1)] == 0.5
 
 
-def test_only_finished_trainings_on_gpus_are_measured(config: MakeConfig, tmp_path: Path) -> None:
+def test_on_cpus_the_whole_training_counts_with_its_evaluations(config: MakeConfig, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "runs"))
-    finished(store, "a" * 16, config(), [9.0], gpus=0)
+    # 2 steps of 9 s in a training of 30 s
+    finished(store, "a" * 16, config(), [9.0, 9.0], gpus=0, before_ms=30_000)
+    assert measured_steps(store)[training_shape(config(), gpus=0)] == pytest.approx(15.0, abs=1.0)
+
+
+def test_only_finished_trainings_of_this_version_are_measured(config: MakeConfig, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "runs"))
+    finished(store, "a" * 16, config(), [9.0])
+    old = store.trial("a" * 16).read_json("trial.json")
+    assert old is not None
+    store.trial("a" * 16).write_json("trial.json", {**old, "config": {**old["config"], "an_old_setting": 1}})
     begun = store.trial("b" * 16)
     begun.write_json("trial.json", {"config": config().model_dump(mode="json"), "gpus": 1})
     begun.write_segment(

@@ -59,9 +59,10 @@ def edits(store: Store, text: str, *overrides: str) -> Edits | None:
 
 
 def counts(found: Edits | None) -> tuple[int, int, int, int]:
-    """New, unchanged, changed, orphaned."""
+    """New, unchanged or extended, changed, orphaned."""
     assert found is not None
-    return len(found.new), len(found.unchanged), len(found.changed), len(found.orphaned)
+    num_kept = len(found.unchanged) + sum(map(len, found.extended.values()))
+    return len(found.new), num_kept, len(found.changed), len(found.orphaned)
 
 
 @pytest.fixture
@@ -130,6 +131,21 @@ def test_what_only_adds_is_accepted(store: Store, name: str) -> None:
     assert counts(found) == expected
     assert found is not None and found.refused == ()
     check_edits(sweep_run(*planned(store, text), store))
+
+
+def test_trials_that_get_more_are_extended_by_what_they_get(store: Store, tmp_path: Path) -> None:
+    begin(store, BASE)
+    found = edits(store, edited("train.num_steps: 2", "train.num_steps: 5", BASE))
+    assert found is not None and found.unchanged == ()
+    assert {addition: len(trials) for addition, trials in found.extended.items()} == {"3 more steps (2 -> 5)": 8}
+    found = edits(store, edited(*ADDITIONS["a suite"][:2], BASE))
+    assert found is not None and list(found.extended) == ["more evaluations"]
+    begin(store, SCRIPTED)
+    (tmp_path / "s.yaml").write_text(edited("num_steps: 4", "num_steps: 6", SCRIPTED))
+    assert oneshot("plan", "s.yaml", cwd=tmp_path).out.splitlines()[-2:] == [
+        "since the sweep began: 0 new, 4 extended, 0 unchanged, 0 changed, 0 orphaned trials",
+        "  extended: 4 trials, by 2 more steps (4 -> 6)",
+    ]
 
 
 def test_a_cell_that_is_new_is_new_at_every_seed(store: Store) -> None:
@@ -299,7 +315,7 @@ def test_plan_shows_what_is_new_unchanged_and_orphaned(store: Store, tmp_path: P
     said = oneshot("plan", "s.yaml", cwd=tmp_path)
     assert said.code == 0
     assert said.out.splitlines()[-4:] == [
-        "since the sweep began: 2 new, 2 unchanged, 0 changed, 2 orphaned trials",
+        "since the sweep began: 2 new, 0 extended, 2 unchanged, 0 changed, 2 orphaned trials",
         "  orphaned: small seed 1",
         "  orphaned: large seed 1",
         "  `run` refuses: small seed 1 and 1 more would be removed from the sweep",
@@ -308,6 +324,7 @@ def test_plan_shows_what_is_new_unchanged_and_orphaned(store: Store, tmp_path: P
     assert facts["edits"] == {
         "new": 2,
         "unchanged": 2,
+        "extended": {},
         "changed": 0,
         "orphaned": 2,
         "orphaned_trials": ["small seed 1", "large seed 1"],

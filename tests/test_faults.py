@@ -244,6 +244,7 @@ def test_a_second_driver_is_refused_and_the_first_is_undisturbed(lab: Lab, drive
     until(lambda: "started" in first.stderr, "the first driver does not begin")
     second = run(drive, code=2)
     assert f"s is already running on {socket.gethostname()}:{first.process.pid}" in second.stderr
+    assert "watch it with `oneshot status s --storage " in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert first.wait() == 0, first.stderr
     assert only(lab).last_attempt() == 1

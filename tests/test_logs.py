@@ -9,6 +9,7 @@ from rich.console import Console
 
 from oneshot.cli.progress import Progress
 from oneshot.logs import JsonLines, json_line, printable
+from oneshot.store.records import Result
 from oneshot.sweep.cluster.jobs import _Tail, own_words
 from oneshot.sweep.events import BEGIN, PASSED, Event
 
@@ -55,6 +56,26 @@ def test_a_reason_with_control_characters_does_not_reach_the_terminal() -> None:
     with Progress(Console(file=out, width=200), sweep="s") as progress:
         progress(Event(kind="message", text="\x1b]0;title\x07"))
     assert "\x1b" not in out.getvalue()
+
+
+def test_the_end_of_a_training_shows_accuracy_and_how_long_the_rest_takes() -> None:
+    result = Result(
+        outcome="finished", attempt=1, steps_done=16, evaluations=frozenset(), reason="", traceback="",
+        log_path="", checkpoint="none", started_ms=0, ended_ms=40_000,
+    )  # fmt: skip
+    out = io.StringIO()
+    with Progress(Console(file=out, width=40), sweep="s") as progress:
+        for key in ("a", "b"):
+            progress(Event(kind="started", key=key, label=key, num_steps=16, num_left=4))
+        progress(Event(kind="step", key="b", label="b", step=8, num_steps=16, num_left=4))
+        # b has half of its steps left, and two wait; two run at a time: 2.5 x 40 s / 2
+        ends = {"arithmetic": (0.25, 0.5), "later": (None, 0.125)}
+        progress(Event(kind="ended", key="a", label="a", num_steps=16, num_left=3, result=result, accuracies=ends))
+        progress(Event(kind="ended", key="b", label="b", num_steps=16, num_left=0, result=result))
+    a, b = out.getvalue().splitlines()[2:]
+    expected = "16 steps in 40 s, arithmetic 0.250 -> 0.500, later 0.125  [1 of 4 ended, about 50 s left]"
+    assert a.endswith(f"a  finished: {expected}")
+    assert b.endswith("b  finished: 16 steps in 40 s  [2 of 2 ended]")
 
 
 LOG = ["Ray says this", BEGIN, "one", "Running entrypoint for job s-1: x", "two", "three"]

@@ -110,7 +110,7 @@ def test_a_trials_page_says_what_it_is_and_leads_to_its_sweep(site: Site, browse
 
 
 def test_held_out_accuracy_is_drawn_by_cell(site: Site, browser: Browser) -> None:
-    browser.open(site.page(compareRunsMode="CHART", viewStateShareKey=key(site.plan, CELLS)))
+    browser.open(site.page(compareRunsMode="CHART", viewStateShareKey=key(site.plan.name, CELLS)))
     browser.wait_for("Held-out accuracy (1)")
     paths = browser.until(lambda: _lines(browser, "eval/arithmetic/pass_at_1"), "curves")
     # four evaluations: one move and three lines to; a band of the spread is drawn beside each
@@ -119,7 +119,7 @@ def test_held_out_accuracy_is_drawn_by_cell(site: Site, browser: Browser) -> Non
 
 
 def test_every_trial_has_a_curve_and_a_line_through_its_coordinates(site: Site, browser: Browser) -> None:
-    browser.open(site.page(compareRunsMode="CHART", viewStateShareKey=key(site.plan, TRIALS)))
+    browser.open(site.page(compareRunsMode="CHART", viewStateShareKey=key(site.plan.name, TRIALS)))
     browser.wait_for("Held-out accuracy (2)")
     paths = browser.until(lambda: _lines(browser, "eval/arithmetic/pass_at_1"), "curves")
     assert sum(path.count("L") == 3 for path in paths) >= len(LABELS), paths
@@ -156,7 +156,7 @@ def test_completions_open_as_a_table_and_their_markup_is_text(site: Site, browse
 
 
 def test_completions_of_trials_stand_side_by_side(site: Site, browser: Browser) -> None:
-    browser.open(site.page(compareRunsMode="ARTIFACT", viewStateShareKey=key(site.plan, TRIALS)))
+    browser.open(site.page(compareRunsMode="ARTIFACT", viewStateShareKey=key(site.plan.name, TRIALS)))
     browser.wait_for("eval/arithmetic/step_12.json")
     browser.until(lambda: browser.text.count(HOSTILE.strip()[:40]) >= 2, "a completion of each trial")
     assert browser.driver.title != "taken"

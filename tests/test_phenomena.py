@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from synthetic import make_store
 from told import claim, gathered, run, suite
 
 from oneshot.config.claims import PublishedConfig
+from oneshot.report.cells import cell_lines, gains
 from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.phenomena import (
     category_table,
@@ -187,6 +189,25 @@ def test_measures_of_text_that_are_0_before_and_after_are_left_out() -> None:
         ("reflection words", 0.0, 0.25),
         ("tokens", 30.0, 20.0),
     ]
+
+
+def test_a_share_on_which_seeds_agree_has_wilsons_interval_over_problems() -> None:
+    # 0 of 20 problems: 0 to 0.1611 (Newcombe, Statistics in Medicine 17, 1998, table I), however many completions each
+    suites = (replace(suite(samples=4), num_problems=20),)
+    runs = [run(OUTCOME, seed, suites=suites, measured=measured({"boxed": 0.5}, {"boxed": 0.0})) for seed in (0, 1)]
+    (row,) = made(text_table(gathered(runs), "arithmetic")).rows
+    assert ends(row[3]) == (0.0, pytest.approx(0.0), pytest.approx(0.1611, abs=5e-5))
+    assert gains(runs, "arithmetic", measure="boxed") == Interval(mean=-0.5, low=None, high=None, num=2)
+    (line,) = cell_lines([replace(each, measured=measured({"pass_at_1": 0.0}, {"pass_at_1": 0.0})) for each in runs])
+    assert line.last.high == pytest.approx(0.1611, abs=5e-5)
+
+
+def test_a_share_near_its_end_has_no_interval_beyond_it() -> None:
+    # 0.02, 0.04: 0.03 -+ 12.7062 x 0.01
+    last = [measured({"boxed": 0.5}, {"boxed": share}) for share in (0.02, 0.04)]
+    runs = [run(OUTCOME, seed, measured=each) for seed, each in enumerate(last)]
+    (row,) = made(text_table(gathered(runs), "arithmetic")).rows
+    assert ends(row[3]) == (pytest.approx(0.03), 0.0, pytest.approx(0.157062, abs=1e-6))
 
 
 # labels

@@ -1,5 +1,6 @@
 """Trial keys: what changes them, and what does not; trainings that several trials share."""
 
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import SMALL, make_store
+from verbs import oneshot
 
 from oneshot.config.file import read
 from oneshot.config.paths import flatten, unflatten
@@ -21,7 +24,7 @@ from oneshot.plan.trainings import trainings
 from oneshot.plan.trial import Trial
 from oneshot.store.records import Result
 from oneshot.tasks.benchmarks import DueEvaluations, DueSteps, due_evaluations, load_suite
-from oneshot.trial.state import trial_standing
+from oneshot.trial.state import end_accuracies, trial_standing
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -230,6 +233,29 @@ def test_a_trial_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_c
     assert trial_standing(made, result(config, steps_done=3)) == "missing"
     assert trial_standing(made, result(config, evaluations=frozenset())) == "missing"
     assert trial_standing(made, result(config, outcome="failed", steps_done=3)) == "failed"
+
+
+def test_a_plan_says_what_has_ended_and_how_long_the_rest_takes(tmp_path: Path) -> None:
+    # 12 trials of 12 steps; the finished ones took 4 s a step, and 3 are missing: 3 x 12 x 4 s
+    missing = [f"tiny-qwen2/format seed {seed}" for seed in (0, 1, 2)]
+    text = f"{SMALL}resources: {{max_concurrent: 1}}\n"
+    make_store(tmp_path, text, missing=missing, failed=["tiny-llama/format seed 0"])
+    made = json.loads(oneshot("plan", "sweep.yaml", "--json", cwd=tmp_path).out)
+    assert (made["finished"], made["failed"], made["stopped"]) == (8, 1, 0)
+    assert made["seconds_left"] == pytest.approx(144, rel=0.05)
+    lines = oneshot("plan", "sweep.yaml", cwd=tmp_path).out.splitlines()
+    assert "of 12 trials: 8 finished, 1 failed, 3 to run" in lines
+    assert "about 2 min on CPUs with one trial at a time, as finished trainings in the store took" in lines
+    # of another speed nothing is known
+    text = oneshot("plan", "sweep.yaml", "--set", "rollout.max_tokens=40", cwd=tmp_path).out
+    assert "on CPUs" not in text and "finished" not in text
+
+
+def test_the_accuracies_at_both_ends_of_a_trial_are_those_on_record(tmp_path: Path) -> None:
+    _, plan, store = make_store(tmp_path, SMALL, accuracy=lambda trial, step, problem: step / 12)
+    (first, *_) = plan.trials
+    assert first.key is not None
+    assert end_accuracies(first, store.trial(first.key)) == {"arithmetic": (0.0, 1.0)}
 
 
 def test_an_evaluation_suffix_makes_another_suite(tiny_config: MakeConfig) -> None:

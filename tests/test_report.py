@@ -1,5 +1,6 @@
 """`oneshot report` and `oneshot compare`, as they are called."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -7,12 +8,16 @@ from pathlib import Path
 import pytest
 from builders import located, sweep_run
 from mlflow import MlflowClient
+from rich.console import Console
 from synthetic import SMALL, make_store
 from verbs import oneshot
 
+from oneshot.cli.verdict_tables import verdict_table
 from oneshot.plan.claims import freeze
+from oneshot.plan.loader import begun_sweep
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
+from oneshot.store.store import Store
 from oneshot.sweep.tracking.tracker import Tracker
 
 pytest_plugins = ["labs"]
@@ -48,7 +53,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_report_ends_with_the_verdict_and_where_the_page_is(begun: Path) -> None:
     said = oneshot("report", "small", "--no-publish", cwd=begun)
     assert said.code == 0, said.err
-    assert re.search(r"one-shot beats base +model tiny-qwen2 +supported +\+\d\d\.\d +\[\+", said.out)
+    assert re.search(r"one-shot beats base \(model tiny-qwen2\) +supported +\+\d\d\.\d +\[\+", said.out)
     page = Path(said.out.splitlines()[-1].removeprefix("report: "))
     assert page.name == "report.html" and "one-shot beats base" in page.read_text()
     there = {file.name for file in page.parent.iterdir()}
@@ -56,6 +61,43 @@ def test_a_report_ends_with_the_verdict_and_where_the_page_is(begun: Path) -> No
     facts = json.loads((page.parent / "report.json").read_text())
     assert [one["verdict"] for one in facts["verdicts"]] == ["supported", "supported"]
     assert {"saturation", "strictness", "accuracy"} <= {table["name"] for table in facts["tables"]}
+
+
+def test_a_narrow_terminal_shows_claim_and_verdict_whole(begun: Path) -> None:
+    out = io.StringIO()
+    made = make_report(gather(begun_sweep(Store(str(begun / "runs")), "small")))
+    Console(file=out, width=60).print(verdict_table(made.judged))
+    assert "…" not in out.getvalue()
+    lines = out.getvalue().splitlines()
+    assert "supported" in lines[1] and lines[1].startswith("one-shot")
+    assert lines[-1].strip() == "a wider terminal also shows: p, problems"
+
+
+def test_piped_a_table_is_neither_wrapped_nor_cut(begun: Path) -> None:
+    said = oneshot("report", "small", "--no-publish", cwd=begun)
+    header = re.split("  +", said.out.splitlines()[0])
+    assert header == ["claim", "verdict", "effect", "95% interval", "p", "p, Holm", "seeds", "problems"]
+    long = "a" * 300
+    (begun / "s.yaml").write_text((SMALL + CLAIM).replace("tiny-qwen2", long))
+    assert long in oneshot("plan", "s.yaml", cwd=begun).out
+
+
+def test_the_status_of_a_finished_sweep_shows_its_result(tmp_path: Path) -> None:
+    make_store(tmp_path, SMALL + CLAIM)
+    said = oneshot("status", "small", cwd=tmp_path)
+    assert re.search(r"tiny-qwen2 +outcome +arithmetic +3/3 +0\.\d+ +0\.\d+ +\+0\.\d+", said.out), said.out
+    assert said.out.endswith("to judge its claims, use `oneshot report small`\n")
+    assert "attempts" not in said.out  # the table of trials that have not finished
+    judged = oneshot("report", "small", "--no-publish", cwd=tmp_path).out.splitlines()
+    lines = oneshot("status", "small", cwd=tmp_path).out.splitlines()
+    assert lines[1:4] == judged[:3]
+    assert lines[-1] == judged[-1]
+
+
+def test_the_status_of_a_sweep_that_runs_shows_no_result(tmp_path: Path) -> None:
+    make_store(tmp_path, SMALL + CLAIM, missing=["tiny-qwen2/format seed 0"])
+    oneshot("report", "small", "--no-publish", cwd=tmp_path)
+    assert "supported" not in oneshot("status", "small", cwd=tmp_path).out
 
 
 def test_as_json_it_is_a_list_of_verdicts_and_nothing_else(begun: Path) -> None:
@@ -167,7 +209,7 @@ def test_a_bundle_is_judged_again_to_the_same_list(begun: Path, tmp_path: Path) 
 def test_a_sweep_beside_itself_is_the_same(begun: Path) -> None:
     said = oneshot("compare", "small", "sweep.yaml", cwd=begun)
     assert said.code == 0, said.err
-    assert said.out.count("the same trainings by key") == 4
+    assert said.out.splitlines()[-1] == "the same trainings by key"
     lines = json.loads(oneshot("compare", "small", "sweep.yaml", "--json", cwd=begun).out)["lines"]
     assert [line["difference"]["effect"] for line in lines] == [0.0] * 4
 
@@ -178,7 +220,6 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     assert "but not in MLflow (the sweep has no run there)" in said.err
     from oneshot.config.file import load
     from oneshot.plan.plan import make_plan
-    from oneshot.store.store import Store
 
     sweep, store = load(begun / "sweep.yaml"), Store(str(begun / "runs"))
     uri, artifacts = f"sqlite:///{begun}/runs/mlflow.db", (begun / "runs" / "mlartifacts").as_uri()
@@ -192,6 +233,9 @@ def test_the_verdict_is_shown_in_mlflow(begun: Path, database: Path) -> None:
     (parent,) = client.search_runs([experiment.experiment_id], "tags.phase = 'sweep'")
     note = parent.data.tags["mlflow.note.content"]
     assert "| one-shot beats base (model tiny-qwen2) | **supported** |" in note
+    (claim, _) = json.loads(oneshot("report", "small", "--json", "--no-publish", cwd=begun).out)
+    shown = [parent.data.metrics[f"claims/{claim['name']} tiny-qwen2/{name}"] for name in ("effect", "low", "high")]
+    assert shown == [claim["effect"], claim["low"], claim["high"]]
     names = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/report.html", "report/report.json", "report/claims.svg"} <= names
 

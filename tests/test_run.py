@@ -329,7 +329,7 @@ def test_a_trial_that_fails_is_kept_and_turns_the_exit_code(tmp_path: Path) -> N
     again = made.run("run", "s.yaml")
     assert again.returncode == 1
     assert "0 trainings to run" in again.stderr
-    assert "1 failed trainings will run again" in made.run("retry", "s.yaml").stdout
+    assert "1 failed training will run again" in made.run("retry", "s.yaml").stdout
 
 
 @pytest.mark.slow

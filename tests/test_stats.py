@@ -13,6 +13,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from oneshot.report.decision import holm, judge
 from oneshot.report.stats import (
+    CHANGE,
+    SHARE,
     Array,
     Difference,
     kendall,
@@ -59,9 +61,26 @@ def test_one_replicate_has_a_mean_and_no_interval() -> None:
     assert (interval.mean, interval.low, interval.high, interval.num) == (0.5, None, None, 1)
 
 
-def test_equal_replicates_have_an_interval_of_no_width() -> None:
-    interval = mean_interval([0.25, 0.25])
-    assert (interval.low, interval.high) == (0.25, 0.25)
+def test_equal_replicates_show_no_spread_and_have_no_interval() -> None:
+    interval = mean_interval([0.1, 0.1, 0.1])
+    assert (interval.mean, interval.low, interval.high) == (pytest.approx(0.1), None, None)
+
+
+def test_an_interval_is_cut_at_the_bounds_of_its_quantity_by_hand() -> None:
+    # 0.02, 0.04: mean 0.03, standard error 0.01, t(0.975, 1) = 12.7062: 0.03 -+ 0.127062
+    interval = mean_interval([0.02, 0.04], bounds=SHARE)
+    assert (interval.mean, interval.low) == (pytest.approx(0.03), 0.0)
+    assert interval.high == pytest.approx(0.157062, abs=1e-6)
+    gain = mean_interval([0.8, 1.0], bounds=CHANGE)  # 0.9 -+ 1.27062
+    assert (gain.low, gain.high) == (pytest.approx(-0.37062, abs=1e-5), 1.0)
+
+
+def test_a_difference_of_shares_is_cut_at_1() -> None:
+    # 0.8, 0.9, 1.0: mean 0.9, standard error 0.057735, t(0.975, 2) = 4.302653: 0.9 -+ 0.248414
+    found = seed_difference([0.8, 0.9, 1.0])
+    assert bounds(found) == pytest.approx((0.651586, 1.148414), abs=1e-6)
+    assert bounds(found.within(CHANGE)) == pytest.approx((0.651586, 1.0), abs=1e-6)
+    assert found.within(CHANGE).p_value(0.5) == found.p_value(0.5)
 
 
 def test_no_replicates_is_an_error() -> None:

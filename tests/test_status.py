@@ -336,7 +336,8 @@ def test_stop_leaves_a_request_for_the_driver(store: Store, tmp_path: Path) -> N
     said = oneshot("stop", "kinds", "--now", cwd=tmp_path)
     assert said.code == 0
     assert said.out == f"kinds: sent to {lease.holder}; watch it with `oneshot status kinds`\n"
-    oneshot("stop", "kinds", "--cell", "kind=good,seed=1", cwd=tmp_path)
+    said = oneshot("stop", "kinds", "--cell", "kind=good,seed=1", "--storage", str(tmp_path / "runs"), cwd=tmp_path)
+    assert said.out.endswith(f"watch it with `oneshot status kinds --storage {tmp_path}/runs`\n")
     lease.release()
     assert pop_requests(folder) == [
         Request(verb="stop", now=True),
@@ -433,6 +434,9 @@ def failed(store: Store, grader: Grader) -> Store:
     return store
 
 
+NOTHING = "kinds: no failed training and no stopped trial matches"
+
+
 @pytest.mark.parametrize(
     ("options", "again"),
     [
@@ -449,7 +453,9 @@ def failed(store: Store, grader: Grader) -> Store:
 )
 def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: list[str], again: set[str]) -> None:
     said = oneshot("retry", "kinds", *options, cwd=tmp_path)
-    assert (said.code, said.out) == (0, f"{len(again)} failed trainings will run again with the next `oneshot run`\n")
+    number = "1 failed training" if len(again) == 1 else f"{len(again)} failed trainings"
+    expected = f"{number} will run again with the next `oneshot run`" if again else NOTHING
+    assert (said.code, said.out) == (0, f"{expected}\n")
     found = states(sweep_status(failed, "kinds"))
     assert found["good seed 0"] == "finished"
     every = {"lost seed 0", "lost seed 1", "wrong seed 0", "wrong seed 1"}
@@ -457,6 +463,19 @@ def test_retry_takes_back_what_it_names(failed: Store, tmp_path: Path, options: 
     assert {label for label in every if found[label] == "failed"} == every - again
     (request,) = pop_requests(failed.sweep("kinds"))
     assert request.verb == "retry"
+
+
+def test_retry_says_how_many_stopped_trials_resume(failed: Store, tmp_path: Path) -> None:
+    write_stops(failed.sweep("kinds"), Stops(cells=({"kind": "good"}, {"seed": "1"})))
+    # `good seed 0` has finished, so only `good seed 1` was stopped; it is stopped by its seed too
+    assert oneshot("retry", "kinds", "--cell", "kind=good", cwd=tmp_path).out == f"{NOTHING}\n"
+    said = oneshot("retry", "kinds", "--cell", "seed=1", cwd=tmp_path)
+    assert said.out == (
+        "2 failed trainings will run again and 4 stopped trials will resume with the next `oneshot run`\n"
+    )
+    oneshot("stop", "kinds", "--cell", "kind=crashing", cwd=tmp_path)  # a request that no driver has read yet
+    said = oneshot("retry", "kinds", "--cell", "kind=crashing", cwd=tmp_path)
+    assert said.out == "2 stopped trials will resume with the next `oneshot run`\n"
 
 
 def test_what_is_retried_has_all_its_retries_again(store: Store, grader: Grader, tmp_path: Path) -> None:

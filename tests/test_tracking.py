@@ -23,13 +23,14 @@ from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
 from oneshot.report.runs import gather
+from oneshot.report.verdicts import JudgedClaim
 from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.run import run as run_sweep
 from oneshot.sweep.status import sweep_status
 from oneshot.sweep.tracking.relocate import relocate
-from oneshot.sweep.tracking.run_data import CUT
+from oneshot.sweep.tracking.run_data import CUT, claim_metrics
 from oneshot.sweep.tracking.server import forget
 from oneshot.sweep.tracking.thread import TrackingThread
 from oneshot.sweep.tracking.tracker import NOTE, Tracker
@@ -84,6 +85,12 @@ class Lab:
         assert experiment is not None
         (child,) = self.client.search_runs([experiment.experiment_id], "tags.phase = 'grid'")
         return child
+
+    def parent(self) -> Any:
+        experiment = self.client.get_experiment_by_name("base")
+        assert experiment is not None
+        (run,) = self.client.search_runs([experiment.experiment_id], "tags.phase = 'sweep'")
+        return run
 
     def points(self) -> dict[str, list[int]]:
         child = self.child()
@@ -144,6 +151,54 @@ def test_a_longer_request_and_another_suite_reach_the_same_run_without_gap_or_do
     assert points["eval/two/pass_at_1"] == [0, 4]
     assert all(count == 1 for steps in points.values() for count in Counter(steps).values())
     assert lab.run(longer).num_started == 0
+
+
+def test_the_sweeps_run_shows_counts_gains_and_settings(lab: Lab) -> None:
+    lab.run(lab.sweep())
+    shown = lab.parent().data
+    counts = {name: value for name, value in shown.metrics.items() if name.startswith("trials/")}
+    expected = {"all": 1, "finished": 1, "failed": 0, "stopped": 0, "missing": 0}
+    assert counts == {f"trials/{state}": number for state, number in expected.items()}
+    child = lab.child().data
+    gain = child.metrics["eval/arithmetic/gain"]
+    assert shown.metrics["gains/arithmetic/sum outcome"] == gain
+    assert (child.metrics["last/arithmetic"], child.metrics["gain/arithmetic"]) == (
+        child.metrics["eval/arithmetic/pass_at_1"], gain,
+    )  # fmt: skip
+    assert (shown.params["model.path"], shown.params["rollout.num_groups"]) == ("tiny:qwen2", "4")
+    assert not any(name.startswith(("eval.", "train.num_steps")) for name in shown.params)
+    assert (shown.tags["axis.arm"], shown.tags["seeds"], shown.tags["steps"]) == ("outcome", "0", "2")
+    lab.run(lab.sweep(("train.num_steps: 2", "train.num_steps: 3"), ("seeds: [0]", "seeds: [0, 1]")))
+    longer = lab.parent().data
+    assert (longer.tags["seeds"], longer.tags["steps"], longer.metrics["trials/finished"]) == ("0, 1", "3", 2)
+
+
+def test_a_driver_that_finds_nothing_to_do_makes_the_sweep_no_longer(lab: Lab) -> None:
+    sweep = lab.sweep()
+    lab.run(sweep)
+    before, last = lab.parent().info, lab.child().info
+    assert (before.start_time, before.end_time) == (last.start_time, last.end_time)
+    again = Tracker(make_plan(sweep), lab.store, sweep_run(sweep, make_plan(sweep), lab.store).mlflow())
+    again.open(question="?", sweep_yaml="")
+    again.close("FAILED")
+    assert (lab.parent().info.start_time, lab.parent().info.end_time) == (before.start_time, before.end_time)
+    again.close("KILLED")
+    assert lab.parent().info.end_time > before.end_time
+
+
+def test_names_of_claims_and_cells_give_metrics_that_mlflow_takes(tracker: Tracker) -> None:
+    judged = JudgedClaim(
+        name='../up: "50 %" / é', cells={"model": ".."}, verdict="inconclusive", effect=0.25, low=-0.5,
+        p_value=None, p_holm=None, metric="m", of="value", categories="all", at=("last", "last"), expect="",
+        is_amended=False, notes=(),
+    )  # fmt: skip
+    tracker.measure(claim_metrics([judged]))
+    tracker.measure(claim_metrics([judged]))
+    metrics = parent(tracker).data.metrics
+    assert sorted(metrics.values()) == [-0.5, 0.25]
+    assert all(name.startswith("claims/") and name.endswith(("/effect", "/low")) for name in metrics)
+    (effect,) = [name for name in metrics if name.endswith("effect")]
+    assert len(tracker._client.get_metric_history(tracker._parent_id, effect)) == 1
 
 
 @pytest.mark.slow
@@ -302,6 +357,9 @@ def test_views_of_cells_and_trials_are_offered(tracker: Tracker) -> None:
     assert sorted(view["name"] for view in views) == ["base: cells", "base: trials"]
     states = {view["name"]: json.loads(view["state"]) for view in views}
     assert states["base: cells"]["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "cell"}]
+    columns = [name.removeprefix("metrics.`") for name in states["base: trials"]["selectedColumns"]]
+    assert "last/arithmetic`" in columns and "gain/arithmetic`" in columns
+    assert len({name[:8] for name in columns if not name.startswith("params")}) == 2  # what a header shows
     assert states["base: trials"]["orderByKey"] == "metrics.`eval/arithmetic/pass_at_1`"
     assert all(len(value) < 5000 for value in tags.values())  # what older servers take
 

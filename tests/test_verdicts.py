@@ -90,10 +90,10 @@ def two_way(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 def test_seeds_that_differ_by_hand() -> None:
     # all six problems at two seeds, none at the third: 1, 1, 0; mean 2/3, error sqrt(1/3)/sqrt(3) = 1/3,
-    # t(0.975, 2) = 4.302653: 2/3 -+ 1.434218; against 0 t = 2, two-sided p = 0.183503
+    # t(0.975, 2) = 4.302653: 2/3 -+ 1.434218, cut at 1; against 0 t = 2, two-sided p = 0.183503
     found = judged(told(last([[1] * 6, [1] * 6, [0] * 6]), AGAINST_FORMAT))
     assert found.effect == pytest.approx(2 / 3)
-    assert (found.low, found.high) == (pytest.approx(-0.767551, abs=1e-6), pytest.approx(2.100884, abs=1e-6))
+    assert (found.low, found.high) == (pytest.approx(-0.767551, abs=1e-6), 1.0)
     assert found.p_value == pytest.approx(0.183503, abs=1e-6)
     assert (found.verdict, found.num_seeds, found.num_problems) == ("inconclusive", 3, 6)
     assert found.test == "paired t over 3 seeds"
@@ -121,9 +121,9 @@ def test_the_interval_is_the_wider_of_two_by_another_implementation(
     differences = np.array(outcome) - np.array(control)
     assume(differences.any())
     assert found.effect == pytest.approx(differences.mean())
-    assert found.low is not None
-    assert found.high is not None
-    assert (found.high - found.low) / 2 == pytest.approx(max(two_way(differences)), abs=1e-9)
+    half = max(two_way(differences))
+    assert found.low == pytest.approx(max(-1.0, differences.mean() - half), abs=1e-9)
+    assert found.high == pytest.approx(min(1.0, differences.mean() + half), abs=1e-9)
 
 
 def test_the_p_value_of_t_is_scipys() -> None:
@@ -215,7 +215,7 @@ def test_a_selection_of_several_cells_is_their_mean() -> None:
     asked = claim({"arm": ["outcome", "random"]}, {"arm": "format"})
     found = judged(told(lambda cell, seed, step: right[cell["arm"]], asked, cells=cells))
     assert found.effect == pytest.approx(0.75)
-    assert found.high == pytest.approx(0.75 + max(two_way([[1, 1, 1, 0.5, 0.5, 0.5]] * 3)))
+    assert found.low == pytest.approx(0.75 - max(two_way([[1, 1, 1, 0.5, 0.5, 0.5]] * 3)))
 
 
 def test_matched_pairs_are_averaged_seed_by_seed() -> None:
@@ -310,7 +310,7 @@ def test_problems_that_weigh_otherwise_make_no_spread_of_their_own() -> None:
     asked = claim({"arm": "outcome"}, {"arm": "format"}, categories="untrained")
     found = judged(with_categories(last([[1] * 6, [1] * 6, [0] * 6]), asked, categories=UNEVEN))
     assert found.effect == pytest.approx(2 / 3)
-    assert found.high == pytest.approx(2.100884, abs=1e-6)
+    assert found.low == pytest.approx(-0.767551, abs=1e-6)
 
 
 def test_a_control_is_asked_the_problems_that_the_other_side_did_not_train_on() -> None:

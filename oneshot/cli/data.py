@@ -67,7 +67,10 @@ def grade(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion")] = False,
     timeout_s: Annotated[float, typer.Option(min=0.1, max=60, help="Time limit for one answer in seconds")] = 5.0,
 ) -> None:
-    """Grade completions from a file: strictly (the last box), leniently, and with --both by the released rules."""
+    """Grade completions from a file, strictly and leniently.
+
+    Strictly: the last box is right. Leniently: any answer that can be read is right.
+    """
     from oneshot.tasks.grading import Grader
     from oneshot.tasks.problems import read_completions
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -138,20 +139,26 @@ def choose_trial(sweep: "SweepFile", cell: str, seed: int) -> "Trial":
     return with_seed(matching[0], seed)
 
 
-def relay(cluster: "Cluster", verb: str, name: str, storage: str | None, **options: str | bool) -> None:
+def relay(address: str, verb: str, name: str, storage: str | None, **options: str | bool) -> None:
     """Run a verb on the cluster's head, which sees the storage, for a sweep that was submitted to it."""
     stated = {f"--{option}": value for option, value in options.items() if value}
     arguments = [part for option, value in stated.items() for part in (option, value) if isinstance(part, str)]
-    sweep = sweep_name(name)
+    cluster, sweep = cluster_at(address), sweep_name(name)
     root = cluster.last(sweep, storage=far_storage(storage)).storage
     code, output = cluster.ask([verb, sweep, "--storage", root, *arguments])
-    print(printable(output), end="")
+    print(printable(from_here(output, root=root, address=address)), end="")
     if code:
         raise typer.Exit(code)
 
 
+def from_here(output: str, *, root: str, address: str) -> str:
+    """Return what a verb printed on the cluster's head, with its commands and paths as they are from this machine."""
+    output = output.replace(shlex.join(["--storage", root]), shlex.join(["--address", address]))
+    return re.sub(r"^(report: .*)$", r"\1 (on the cluster; in MLflow it is an artifact)", output, flags=re.MULTILINE)
+
+
 def experiment_path(database: Path, sweep: str | None) -> str:
-    """Return the path of MLflow's page of a sweep's experiment, or nothing if there is none."""
+    """Return the path of MLflow's charts of a sweep, or nothing if it has no runs there."""
     if sweep is None:
         return ""
     # MLflow takes seconds to import
@@ -161,4 +168,6 @@ def experiment_path(database: Path, sweep: str | None) -> str:
             "WHERE tags.key = 'sweep' AND tags.value = ? AND lifecycle_stage = 'active' LIMIT 1"
         )
         rows = connection.execute(query, (sweep,)).fetchall()
-    return f"/#/experiments/{rows[0][0]}/runs" if rows else ""
+    from oneshot.sweep.tracking.views import CELLS, chart_page
+
+    return f"/{chart_page(sweep, CELLS, rows[0][0])}" if rows else ""

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,10 +106,12 @@ class Typed:
 
 
 def results() -> "Console":
-    """Return the console for tables: as wide as the terminal, or 160 columns without one."""
+    """Return the console for tables: as wide as the terminal, or without a terminal as wide as its lines."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+    from oneshot.cli.tables import LARGE
+
+    return Console(width=None if sys.stdout.isatty() else LARGE, markup=False, emoji=False)
 
 
 def warn(text: str) -> None:
@@ -117,7 +120,11 @@ def warn(text: str) -> None:
 
 
 def load_sweep(file: Path, settings: list[str] | None = None) -> "SweepFile":
-    """Read a sweep file with its `--set` values."""
+    """Read a sweep file with its `--set` values. Raises UserError: there is no such file; names one like it."""
     from oneshot.config.file import load
 
+    if not file.exists():
+        files = {path.stem: str(path) for folder in ("sweeps", ".") for path in Path(folder).glob("*.yaml")}
+        if names := get_close_matches(file.stem, files, n=1):
+            raise UserError(f"{file}: no such file; did you mean {files[names[0]]}?")
     return load(file, overrides=tuple(settings or ()))

@@ -4,11 +4,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from oneshot.cli.tables import plain_table
+from oneshot.cli.tables import Fitted, duration, plain_table
 from oneshot.config.sweep import BudgetConfig
+from oneshot.logs import counted
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
@@ -18,6 +19,7 @@ from oneshot.plan.trial import Trial
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits
     from oneshot.plan.wallclock import Schedule
+    from oneshot.sweep.remaining import Remaining
 
 
 def plan_table(plan: Plan) -> Group:
@@ -28,7 +30,7 @@ def plan_table(plan: Plan) -> Group:
     return Group(*tables)
 
 
-def _cells_table(plan: Plan) -> Table:
+def _cells_table(plan: Plan) -> Fitted:
     axes = list(plan.trials[0].cell) if plan.trials else []
     uses_gpus = any(trial.resources.gpus for trial in plan.trials)
     hours_column = ["GPU-h a trial"] if uses_gpus else []
@@ -41,17 +43,17 @@ def _cells_table(plan: Plan) -> Table:
         hours = first.cost.gpu_hours
         table.add_row(
             *cell,
-            " ".join(str(trial.seed) for trial in (first, *others)),
+            " ".join(dict.fromkeys(str(trial.seed) for trial in (first, *others))),
             str(first.config.train.num_steps),
             f"{first.resources.cpus:g}",
             f"{first.resources.gpus:g}",
             *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
             key + ("?" if first.provisional else "") + (" ..." if others else ""),
         )
-    return table
+    return Fitted(table=table, optional=("cpus", "keys"))
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory_table(plan: Plan) -> Fitted:
     """Return the GiB that each part takes of one GPU; for larger trials, also other placements."""
     table = plain_table((Column("GiB of a GPU", no_wrap=True),), _PARTS, "")
     for trial in _needs(plan):
@@ -66,12 +68,15 @@ def _memory_table(plan: Plan) -> Table:
         for row in rows if chosen in rows else [chosen, *rows]:
             marks = ["does not fit"] * (not row.fits) + ["this sweep"] * (row == chosen)
             table.add_row(f"  {_way(row)}", *_memory_cells(row.memory), ", ".join(marks))
-    return table
+    return Fitted(table=table, optional=_LEAST_FIRST)
 
 
 _PARTS = (
     "weights", "AdamW", "reference", "copy", "KV", "logits", "gradients", "gathered", "activations", "head", "peak",
 )  # fmt: skip
+
+
+_LEAST_FIRST = ("copy", "head", "gathered", "reference", "logits", "KV", "gradients", "weights", "activations", "AdamW")
 
 
 def _needs(plan: Plan) -> list[Trial]:
@@ -158,12 +163,30 @@ def schedule_lines(schedule: "Schedule | None", budget: BudgetConfig, *, gpus: f
     return lines
 
 
+def standing_lines(remaining: "Remaining") -> list[str]:
+    """Return how many trials have ended, and how long the others take on CPUs."""
+    lines = []
+    if any(remaining.ended.values()):
+        ended = ", ".join(f"{number} {state}" for state, number in remaining.ended.items() if number)
+        lines.append(f"of {remaining.num_trials} trials: {ended}, {remaining.num_open} to run")
+    if remaining.seconds:
+        at_a_time = f"{remaining.at_a_time} trials at a time" if remaining.at_a_time > 1 else "one trial at a time"
+        lines.append(
+            f"about {duration(remaining.seconds)} on CPUs with {at_a_time}, as finished trainings in the store took"
+        )
+    return lines
+
+
 def edit_lines(edits: "Edits | None") -> list[str]:
     """Return what an edited file changes in a sweep that has begun."""
     if edits is None:
         return []
-    counts = f"{len(edits.new)} new, {len(edits.unchanged)} unchanged, {len(edits.changed)} changed, "
-    counts += f"{len(edits.orphaned)} orphaned"
+    num_extended = sum(map(len, edits.extended.values()))
+    counts = f"{len(edits.new)} new, {num_extended} extended, {len(edits.unchanged)} unchanged, "
+    counts += f"{len(edits.changed)} changed, {len(edits.orphaned)} orphaned"
     lines = [f"since the sweep began: {counts} trials"]
+    lines += [
+        f"  extended: {counted(len(trials), 'trial')}, by {addition}" for addition, trials in edits.extended.items()
+    ]
     lines += [f"  orphaned: {trial.label}" for trial in edits.orphaned]
     return lines + [f"  `run` refuses: {complaint}" for complaint in edits.refused]

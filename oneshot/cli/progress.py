@@ -1,13 +1,14 @@
 """Events of a sweep -> progress: a live table on a terminal, plain lines elsewhere, or JSON lines."""
 
 import time
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from oneshot.cli.tables import plain_table
+from oneshot.cli.tables import duration, plain_table
 from oneshot.logs import json_line, printable, wants_json
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class Progress:
         self._sweep = sweep
         self._running: dict[str, Event] = {}
         self._num_ended = 0
+        self._num_left = 0
+        self._seconds: list[float] = []  # of each finished training
         self._num_failed = 0
         self._start_s = time.monotonic()
         self._live: Live | None = None
@@ -42,8 +45,11 @@ class Progress:
             self._write_json(event)
             return
         if event.kind == "message":
+            self._num_left = event.num_left or self._num_left
             self._print(event.text)
-        elif event.kind == "ended":
+            return
+        self._num_left = event.num_left
+        if event.kind == "ended":
             self._end(event)
         else:
             if event.kind == "started" and event.key not in self._running and self._live is None:
@@ -51,6 +57,7 @@ class Progress:
             self._running[event.key] = event
 
     def _end(self, event: "Event") -> None:
+        at_a_time = max(1, len(self._running))
         self._running.pop(event.key, None)
         self._num_ended += 1
         result = event.result
@@ -61,9 +68,19 @@ class Progress:
             why = f"{result.reason}  log: {result.log_path}" if result else "no result"
             self._print(f"{event.label}  failed: {why}")
             return
-        seconds = (result.ended_ms - result.started_ms) / 1000
-        steps = f"{result.steps_done} steps in {seconds:.0f} s"
-        self._print(f"{event.label}  finished: {steps}  [{self._num_ended} ended]")
+        self._seconds.append((result.ended_ms - result.started_ms) / 1000)
+        parts = [f"{result.steps_done} steps in {self._seconds[-1]:.0f} s"]
+        parts += [f"{suite} {_change(*ends)}" for suite, ends in event.accuracies.items()]
+        self._print(f"{event.label}  finished: {', '.join(parts)}  [{self._standing(at_a_time)}]")
+
+    def _standing(self, at_a_time: int) -> str:
+        """Return how much has ended, and how long the rest takes if it goes on as the trainings that finished."""
+        text = f"{self._num_ended} of {self._num_ended + self._num_left} ended"
+        if not self._num_left or not self._seconds:
+            return text
+        done = sum(event.step / max(1, event.num_steps) for event in self._running.values())
+        left_s = fmean(self._seconds) * (self._num_left - done) / at_a_time
+        return f"{text}, about {duration(max(0.0, left_s))} left"
 
     def _write_json(self, event: "Event") -> None:
         if event.kind == "step":
@@ -91,5 +108,11 @@ class Progress:
             table.add_row(event.label, f"{event.step} of {event.num_steps}", reward)
         failed = f", {self._num_failed} failed" if self._num_failed else ""
         seconds = time.monotonic() - self._start_s
-        table.add_row(f"{self._num_ended} ended{failed}, {seconds:.0f} s", style="dim")
+        has_trainings = self._num_ended + self._num_left > 0
+        standing = f"{self._standing(max(1, len(self._running)))}{failed}, " if has_trainings else ""
+        table.add_row(f"{standing}{seconds:.0f} s", style="dim")
         return table
+
+
+def _change(start: float | None, last: float) -> str:
+    return f"{last:.3f}" if start is None else f"{start:.3f} -> {last:.3f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oneshot.cli.find import cluster_at, find_name, relay, with_mlflow
+from oneshot.cli.find import find_name, relay, with_mlflow
 from oneshot.cli.options import ClusterOption, JsonOption, MlflowOption, StorageOption, app, load_sweep, results, warn
 from oneshot.errors import UserError
 from oneshot.logs import printable
@@ -40,7 +40,7 @@ def report(
             raise UserError(
                 "--out and --bundle write on this machine; leave out --address, or run `oneshot report` there"
             )
-        relay(cluster_at(address), "report", name, storage, json=as_json)
+        relay(address, "report", name, storage, json=as_json)
         return
     from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report

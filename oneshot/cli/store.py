@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ from oneshot.cli.find import (
     relay,
     sweep_name,
 )
-from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, app, results, warn
+from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, Typed, app, results, warn
 from oneshot.errors import OneshotError, UserError, nearest
-from oneshot.logs import printable
+from oneshot.logs import counted, printable
 
 if TYPE_CHECKING:
     from oneshot.store.store import Store
@@ -32,7 +33,7 @@ CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; 
 @app.command()
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; without it, list all sweeps")
+        str | None, typer.Argument(metavar="NAME", help="A sweep file or name; without it, list all sweeps")
     ] = None,
     storage: StorageOption = None,
     address: ClusterOption = None,
@@ -60,9 +61,31 @@ def status(
         return
     counts = ", ".join(f"{number} {state}" for state, number in current.counts.items() if number)
     print(f"{current.name}: {current.phase}; {counts or 'no trials'}; driver: {current.driver or 'none'}")
-    results().print(status_table(current))
+    if any(trial.state != "finished" for trial in current.trials):
+        results().print(status_table(current))
     if current.last_error:
         print(f"last error: {printable(current.last_error)}")
+    if current.phase == "done":
+        _show_result(store, sweep, place=Typed(name=name, storage=storage).place)
+
+
+def _show_result(store: "Store", sweep: str, *, place: str) -> None:
+    """Print the verdicts of the kept report, or else each cell's accuracies."""
+    from oneshot.cli.verdict_tables import cells_table, verdict_table
+    from oneshot.plan.loader import begun_sweep
+    from oneshot.report.cells import cell_lines
+    from oneshot.report.page import kept_report
+    from oneshot.report.runs import read_runs
+
+    if (kept := kept_report(store.sweep(sweep))) is not None and kept.judged:
+        results().print(verdict_table(kept.judged))
+        print(f"report: {kept.path}")
+        return
+    sweep_run = begun_sweep(store, sweep)
+    if lines := cell_lines(read_runs(sweep_run.plan, store)):
+        results().print(cells_table(lines))
+    if sweep_run.sweep.config.claims:
+        print(f"to judge its claims, use `oneshot report {place}`")
 
 
 def _list_sweeps(store: "Store", *, as_json: bool) -> None:
@@ -87,11 +110,10 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
 
     from oneshot.cli.tables import submissions_table
 
-    cluster = cluster_at(address)
     if name is not None:
-        relay(cluster, "status", name, storage, json=as_json)
+        relay(address, "status", name, storage, json=as_json)
         return
-    submissions = cluster.submissions()
+    submissions = cluster_at(address).submissions()
     if as_json:
         print(json.dumps([asdict(submission) for submission in submissions], indent=2))
     else:
@@ -128,16 +150,17 @@ def stop(
         raise UserError(f"{sweep}: no driver is running, so there is nothing to stop")
     send_request(folder, Request(verb="stop", cell=cells, now=now))
     if is_alive(driver):
-        print(f"{sweep}: sent to {driver}; watch it with `oneshot status {sweep}`")
+        place = Typed(name=name, storage=storage).place
+        print(f"{sweep}: sent to {driver}; watch it with `oneshot status {place}`")
     else:
         print(f"{sweep}: no driver is running; the next `oneshot run` leaves out {cell}")
 
 
 def _stop_elsewhere(name: str, cell: str, now: bool, storage: str | None, address: str) -> None:
-    cluster = cluster_at(address)
     if cell or now:
-        relay(cluster, "stop", name, storage, cell=cell, now=now)
+        relay(address, "stop", name, storage, cell=cell, now=now)
         return
+    cluster = cluster_at(address)
     last = cluster.last(sweep_name(name), storage=far_storage(storage))
     if not last.is_live:
         raise UserError(f"{last.sweep}: {last.id} has already ended ({last.status})")
@@ -158,17 +181,26 @@ def retry(
     A running driver does so at once; otherwise the next `oneshot run` does.
     """
     if address is not None:
-        relay(cluster_at(address), "retry", name, storage, cell=cell, reason=reason)
+        relay(address, "retry", name, storage, cell=cell, reason=reason)
         return
     from oneshot.plan.loader import begun_sweep
     from oneshot.plan.trainings import trainings
     from oneshot.store.lease import holder
     from oneshot.sweep.status import is_alive
-    from oneshot.trial.requests import Request, covers, send_request
+    from oneshot.trial.requests import Request, covers, requested_stops, send_request
+    from oneshot.trial.state import TrialState, trial_standing
 
     sweep, store = find_name(name, storage)
     cells = _cells(cell, sweep, store)
     sweep_run = begun_sweep(store, sweep)
+    stops = requested_stops(sweep_run.folder)
+    still_stopped = stops.without(cells)
+    resumed = [
+        trial
+        for trial in sweep_run.plan.trials
+        if stops.reason(trial) and not still_stopped.reason(trial) and trial.key is not None
+        if trial_standing(trial, store.trial(trial.key).result()) is not TrialState.FINISHED
+    ]
     count = 0
     for training in trainings([trial for trial in sweep_run.plan.trials if covers(cells, trial)]):
         result = store.trial(training.key).result()
@@ -177,7 +209,9 @@ def retry(
             count += 1
     send_request(sweep_run.folder, Request(verb="retry", cell=cells))
     when = "now" if is_alive(holder(sweep_run.folder)) else "with the next `oneshot run`"
-    print(f"{count} failed trainings will run again {when}")
+    parts = [f"{counted(count, 'failed training')} will run again"] if count else []
+    parts += [f"{counted(len(resumed), 'stopped trial')} will resume"] if resumed else []
+    print(f"{' and '.join(parts)} {when}" if parts else f"{sweep}: no failed training and no stopped trial matches")
 
 
 @app.command()
@@ -187,7 +221,10 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show disk space by sweep, and remove what no sweep needs, or a whole sweep."""
+    """Show disk space by sweep, and remove what no sweep needs.
+
+    With --sweep, also a whole sweep.
+    """
     from dataclasses import asdict
 
     from oneshot.cli.tables import holdings_table, size
@@ -224,7 +261,8 @@ def _check_at_rest(store: "Store", sweep: str) -> None:
 
     begun_text(store, sweep)
     if is_alive(holder(store.sweep(sweep))):
-        raise UserError(f"--sweep {sweep}: it is running; end it with `oneshot stop {sweep}` first")
+        place = shlex.join([sweep, "--storage", store.root])
+        raise UserError(f"--sweep {sweep}: it is running; end it with `oneshot stop {place}` first")
 
 
 def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
@@ -249,7 +287,7 @@ def _cells(text: str, sweep: str, store: "Store") -> dict[str, str]:
 @app.command()
 def ui(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A sweep file or name; shows its storage and experiment")
+        str | None, typer.Argument(metavar="NAME", help="A sweep file or name; shows its storage and experiment")
     ] = None,
     storage: StorageOption = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine")] = 5000,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from oneshot.report.runs import Gathered
     from oneshot.store.records import Result
     from oneshot.sweep.agenda import Agenda
+    from oneshot.sweep.remaining import Remaining
     from oneshot.sweep.run import Summary
     from oneshot.sweep.tracking.thread import TrackingThread
 
@@ -60,15 +61,16 @@ def plan(
     from oneshot.plan.plan import make_plan
     from oneshot.plan.sweep_run import SweepRun
     from oneshot.plan.wallclock import schedule
+    from oneshot.sweep.remaining import find_remaining
 
     check_ray(address, instead=f"doctor {file}")
     sweep = load_sweep(file, settings)
     store = open_store(storage, sweep)
-    measured = measured_steps(store) if sweep.config.asks_for_gpus else None
     pinned = pin_known(sweep, store)
-    sweep_run = SweepRun.of(pinned, make_plan(pinned, measured=measured), store)
+    sweep_run = SweepRun.of(pinned, make_plan(pinned, measured=measured_steps(store)), store)
     _warn_of_plan(sweep_run.plan)
     edits = find_edits(sweep_run)
+    remaining = find_remaining(sweep_run)
     scheduled = schedule(sweep_run.plan, gpus=gpus) if gpus is not None else None
     prospects: list[Prospect] = []
     if sweep.config.claims:
@@ -80,9 +82,9 @@ def plan(
 
         check_cluster(address, sweep_run.plan.trials)
     if as_json:
-        print(json.dumps(_plan_json(sweep_run, edits, scheduled, prospects), indent=2))
+        print(json.dumps(_plan_json(sweep_run, edits, remaining, scheduled, prospects), indent=2))
     else:
-        _show_plan(sweep_run, edits, scheduled, prospects, gpus=gpus)
+        _show_plan(sweep_run, edits, remaining, scheduled, prospects, gpus=gpus)
 
 
 def _warn_of_plan(plan: "Plan") -> None:
@@ -91,9 +93,13 @@ def _warn_of_plan(plan: "Plan") -> None:
 
 
 def _plan_json(
-    sweep_run: "SweepRun", edits: "Edits | None", scheduled: "Schedule | None", prospects: "list[Prospect]"
+    sweep_run: "SweepRun",
+    edits: "Edits | None",
+    remaining: "Remaining",
+    scheduled: "Schedule | None",
+    prospects: "list[Prospect]",
 ) -> dict[str, Any]:
-    data = sweep_run.plan.to_json()
+    data = {**sweep_run.plan.to_json(), **remaining.ended, "seconds_left": remaining.seconds}
     if prospects:
         data["claims"] = [asdict(prospect) for prospect in prospects]
     if edits is not None:
@@ -107,16 +113,17 @@ def _plan_json(
 def _show_plan(
     sweep_run: "SweepRun",
     edits: "Edits | None",
+    remaining: "Remaining",
     scheduled: "Schedule | None",
     prospects: "list[Prospect]",
     *,
     gpus: float | None,
 ) -> None:
-    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, schedule_lines
+    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, schedule_lines, standing_lines
 
     console = results()
     console.print(plan_table(sweep_run.plan))
-    lines = cost_lines(sweep_run.plan)
+    lines = cost_lines(sweep_run.plan) + standing_lines(remaining)
     if gpus is not None:
         lines += schedule_lines(scheduled, sweep_run.sweep.config.budget, gpus=gpus)
     if prospects:

@@ -5,9 +5,13 @@ Also what all tables of the command line share.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 from oneshot.logs import printable
 
@@ -19,10 +23,52 @@ if TYPE_CHECKING:
     from oneshot.sweep.status import SweepStatus
 
 
+LARGE = 100_000  # columns; nothing is cut to it
+
+
 def plain_table(texts: Sequence[str | Column], numbers: Sequence[str] = (), *last: str) -> Table:
-    """Return an empty table without borders: text columns first, then right-aligned numbers, then text again."""
-    right = (Column(name, justify="right") for name in numbers)
-    return Table(*texts, *right, *last, box=None, pad_edge=False, header_style="dim")
+    """Return an empty table without borders: text columns first, then right-aligned numbers, then text again.
+
+    On a narrow terminal texts get more lines, and numbers stay whole.
+    """
+    columns = [Column(each, overflow="fold") if isinstance(each, str) else each for each in (*texts, *last)]
+    right = [Column(name, justify="right", no_wrap=True) for name in numbers]
+    columns[len(texts) : len(texts)] = right
+    return Table(*columns, box=None, pad_edge=False, header_style="dim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A table that leaves out columns on a terminal that is too narrow for it: empty ones first, then `optional`.
+
+    It says which columns with numbers it left out.
+    """
+
+    table: Table
+    optional: Sequence[str] = ()  # headers, the least important first
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, as rich asks for it."""
+        columns = list(self.table.columns)
+        empty = [column for column in columns if not any(str(cell).strip("-") for cell in column.cells)]
+        named = [column for name in self.optional for column in columns if column.header == name]
+        table = self.table
+        for column in (*empty, *named):
+            if Measurement.get(console, options.update(max_width=LARGE), table).maximum <= options.max_width:
+                break
+            columns = [kept for kept in columns if kept is not column]
+            table = _of(columns)
+        yield table
+        if hidden := [str(column.header) for column in named if column not in (*columns, *empty)]:
+            yield Text(f"a wider terminal also shows: {', '.join(hidden)}", style="dim")
+
+
+def _of(columns: Sequence[Column]) -> Table:
+    """Return a table of another table's columns."""
+    table = Table(*(column.copy() for column in columns), box=None, pad_edge=False, header_style="dim")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table
 
 
 def size(num_bytes: int) -> str:
@@ -33,6 +79,13 @@ def size(num_bytes: int) -> str:
             break
         amount, unit = amount / 1024, bigger
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the unit in which people say it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def findings_table(findings: Sequence["Finding"]) -> Table:
@@ -62,9 +115,11 @@ def ranking_table(ranked: Sequence["Ranked"]) -> Table:
     return table
 
 
-def status_table(status: "SweepStatus") -> Table:
+def status_table(status: "SweepStatus") -> Fitted:
     """Return the trials of a sweep that have not finished."""
-    table = plain_table(("trial", "state", "step", "steps/s", "left", "attempts", ""))
+    longest = max((len(trial.label) for trial in status.trials), default=0)
+    label = Column("trial", overflow="fold", min_width=min(longest, 40))
+    table = plain_table((label, Column("state", no_wrap=True)), ("step", "steps/s", "left", "attempts"), "")
     for trial in status.trials:
         if trial.state == "finished":
             continue
@@ -73,7 +128,7 @@ def status_table(status: "SweepStatus") -> Table:
         steps = f"{trial.step} of {trial.num_steps}"
         note = printable(trial.reason or trial.where)
         table.add_row(trial.label, trial.state, steps, rate, left, str(trial.attempts), note)
-    return table
+    return Fitted(table=table, optional=("steps/s", "attempts"))
 
 
 def sweeps_table(sweeps: Sequence["SweepStatus"]) -> Table:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from pydantic import ValidationError
+
 from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import ModelShape, model_shape
@@ -91,15 +93,25 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
 
 
 def measured_steps(store: Store) -> dict[TrainingShape, float]:
-    """Return the median seconds a step of the store's finished trainings on GPUs, by shape."""
+    """Return the median seconds a step of the store's finished trainings, by shape.
+
+    On CPUs a step's share of the whole training counts, with evaluations and loading.
+    """
     seconds_by_shape: dict[TrainingShape, list[float]] = {}
     for key in store.trainings():
         folder = store.trial(key)
         description, result = folder.read_json("trial.json"), folder.result()
-        if description is None or result is None or result.outcome != "finished" or not description.get("gpus"):
+        if description is None or result is None or result.outcome != "finished" or not result.steps_done:
             continue
-        shape = training_shape(TrialConfig.model_validate(description["config"]), gpus=description["gpus"])
-        seconds_by_shape.setdefault(shape, []).extend(
-            row.metrics["perf/step_s"] for row in folder.rows() if "perf/step_s" in row.metrics
+        try:
+            config = TrialConfig.model_validate(description["config"])
+        except ValidationError:  # an older version wrote it, with other settings
+            continue
+        gpus = description.get("gpus", 0)
+        seconds = (
+            [row.metrics["perf/step_s"] for row in folder.rows() if "perf/step_s" in row.metrics]
+            if gpus
+            else [folder.spent_ms() / 1000 / result.steps_done]
         )
+        seconds_by_shape.setdefault(training_shape(config, gpus=gpus), []).extend(seconds)
     return {shape: median(seconds) for shape, seconds in seconds_by_shape.items() if seconds}

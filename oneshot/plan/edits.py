@@ -35,7 +35,8 @@ class Edits:
     """The trials of an edited sweep, compared with those of the sweep when it began."""
 
     new: tuple[Trial, ...]
-    unchanged: tuple[Trial, ...]  # also trials that only got more steps or evaluations
+    unchanged: tuple[Trial, ...]
+    extended: dict[str, tuple[Trial, ...]]  # what was added -> trials that only got more steps or evaluations
     changed: tuple[Trial, ...]
     orphaned: tuple[Trial, ...]  # trials of the old plan that the new plan does not have
     refused: tuple[str, ...]  # edits that are not additions, one line each
@@ -43,7 +44,13 @@ class Edits:
     def to_json(self) -> dict[str, Any]:
         """Return the edits as `plan --json` prints them."""
         counts = {name: len(getattr(self, name)) for name in ("new", "unchanged", "changed", "orphaned")}
-        return {**counts, "orphaned_trials": [trial.label for trial in self.orphaned], "refused": list(self.refused)}
+        extended = {addition: len(trials) for addition, trials in self.extended.items()}
+        return {
+            **counts,
+            "extended": extended,
+            "orphaned_trials": [trial.label for trial in self.orphaned],
+            "refused": list(self.refused),
+        }
 
 
 def check_edits(run: SweepRun) -> None:
@@ -86,14 +93,20 @@ def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan, *, 
     searched = {path for study in (*before.studies, *plan.studies) for path in study.space}
     unchanged: list[Trial] = []
     changed: dict[str, list[Trial]] = {}
+    extended: dict[str, list[Trial]] = {}
     for identity, trial in now.items():
         if identity in was:
-            change = _trial_change(was[identity], trial, searched=searched)
-            (changed.setdefault(change, []) if change else unchanged).append(trial)
+            if change := _trial_change(was[identity], trial, searched=searched):
+                changed.setdefault(change, []).append(trial)
+            elif addition := _addition(was[identity].config, trial.config):
+                extended.setdefault(addition, []).append(trial)
+            else:
+                unchanged.append(trial)
     refused += [f"{_labels(trials)}: {change}" for change, trials in changed.items() if has_begun]
     return Edits(
         new=tuple(trial for identity, trial in now.items() if identity not in was),
         unchanged=tuple(unchanged),
+        extended={addition: tuple(trials) for addition, trials in extended.items()},
         changed=tuple(trial for trials in changed.values() for trial in trials),
         orphaned=orphaned,
         refused=tuple(refused),
@@ -149,6 +162,17 @@ def _trial_change(was: Trial, now: Trial, *, searched: Collection[str]) -> str:
         evaluation not in due and not (may_go and evaluation[1] == last) for evaluation in due_evaluations(was.config)
     )
     return "some of its evaluations would be removed" if is_lost else ""
+
+
+def _addition(was: TrialConfig, now: TrialConfig) -> str:
+    """Return what a trial got more of, or an empty text."""
+    if was == now:
+        return ""
+    before, after = was.train.num_steps, now.train.num_steps
+    if after > before:
+        return f"{after - before} more steps ({before} -> {after})"
+    recorded = due_evaluations(was)
+    return "more evaluations" if any(evaluation not in recorded for evaluation in due_evaluations(now)) else ""
 
 
 def _differences(was: TrialConfig, now: TrialConfig, *, besides: Collection[str]) -> list[str]:

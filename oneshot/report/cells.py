@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from oneshot.report.runs import Run
-from oneshot.report.stats import Interval, mean_interval, wilson
+from oneshot.report.stats import CHANGE, SHARE, UNBOUNDED, Interval, mean_interval, wilson
+from oneshot.tasks.measures import is_share
 
 COLUMNS = ("suite", "n", "start", "last", "last_low", "last_high", "gain", "gain_low", "gain_high", "num_planned")
 
@@ -54,46 +55,51 @@ def change(run: Run, suite: str, start: int, end: int, *, measure: str = "pass_a
     return None if before is None or after is None else after - before
 
 
-def over_seeds(runs: Sequence[Run], value: OfRun) -> Interval | None:
+def over_seeds(runs: Sequence[Run], value: OfRun, *, bounds: tuple[float, float] = UNBOUNDED) -> Interval | None:
     """Return mean and interval over seeds of one number of each run, or None if no run has the number.
 
-    Cells are averaged at each seed.
+    Cells are averaged at each seed. The interval is cut at the number's bounds.
     """
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         if (number := value(run)) is not None and math.isfinite(number):
             by_seed.setdefault(run.seed, []).append(number)
-    return mean_interval([fmean(numbers) for numbers in by_seed.values()]) if by_seed else None
+    return mean_interval([fmean(numbers) for numbers in by_seed.values()], bounds=bounds) if by_seed else None
 
 
 def gains(runs: Sequence[Run], suite: str, *, measure: str = "pass_at_1") -> Interval | None:
     """Return the mean gain over seeds."""
-    return over_seeds(runs, lambda run: gain(run, suite, measure=measure))
+    bounds = CHANGE if _is_share(measure) else UNBOUNDED
+    return over_seeds(runs, lambda run: gain(run, suite, measure=measure), bounds=bounds)
 
 
 def level(runs: Sequence[Run], suite: str, at: str, *, measure: str = "pass_at_1") -> Interval | None:
     """Return the mean of a measure over seeds at `start` or `last`."""
-    interval = over_seeds(runs, lambda run: run.measure(suite, 0 if at == "start" else run.num_steps, measure))
-    return interval if interval is None or not measure.startswith("pass_at_1") else _by_problems(interval, runs, suite)
+    bounds = SHARE if _is_share(measure) else UNBOUNDED
+
+    def value(run: Run) -> float | None:
+        return run.measure(suite, 0 if at == "start" else run.num_steps, measure)
+
+    interval = over_seeds(runs, value, bounds=bounds)
+    is_over_all = _is_share(measure) and "/" not in measure  # the number of problems of a category is not on record
+    return _by_problems(interval, runs, suite) if interval is not None and is_over_all else interval
+
+
+def _is_share(measure: str) -> bool:
+    return is_share(f"eval/suite/{measure}")
 
 
 def _by_problems(interval: Interval, runs: Sequence[Run], suite: str) -> Interval:
-    """Replace an interval over seeds that has no width by Wilson's interval over problems.
+    """Give a share whose seeds show no spread Wilson's interval over the suite's problems.
 
-    It applies to the accuracy of one cell that has one seed, or whose seeds all agree.
+    Each problem counts once, however many completions and seeds it has: its mean varies at most as one completion does,
+    so the interval may be too wide, but is not too narrow.
     """
-    run_suites = {run.suite(suite) for run in runs}
-    run_suite = run_suites.pop() if len(run_suites) == 1 else None
-    has_width = interval.low is not None and interval.low != interval.high
-    if (
-        has_width
-        or run_suite is None
-        or run_suite.samples > 1
-        or not run_suite.num_problems
-        or len({tuple(run.cell.values()) for run in runs}) > 1
-    ):
+    sizes = {None if run_suite is None else run_suite.num_problems for run_suite in (run.suite(suite) for run in runs)}
+    num_problems = sizes.pop() if len(sizes) == 1 else None
+    if interval.low is not None or not num_problems:
         return interval
-    by_problems = wilson(round(interval.mean * run_suite.num_problems), run_suite.num_problems)
+    by_problems = wilson(round(interval.mean * num_problems), num_problems)
     return replace(by_problems, mean=interval.mean, num=interval.num)
 
 
@@ -125,11 +131,11 @@ def cell_lines(runs: Sequence[Run]) -> list[CellLine]:
 
 
 def _line(runs: Sequence[Run], suite: str, num_planned: int) -> CellLine | None:
-    last = over_seeds(runs, lambda run: run.measure(suite, run.num_steps))
+    last = level(runs, suite, "last")
     if last is None:
         return None
     with_gain = [run for run in runs if gain(run, suite) is not None]
-    start = over_seeds(with_gain, lambda run: run.measure(suite, 0))
+    start = level(with_gain, suite, "start")
     return CellLine(
         cell=runs[0].cell, suite=suite, num_planned=num_planned, start=start, last=last, gain=gains(runs, suite)
     )

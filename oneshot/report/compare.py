@@ -15,7 +15,7 @@ from oneshot.report.cells import by_cell, cell_label, finished, level
 from oneshot.report.decision import holm
 from oneshot.report.environments import differences_of_sides, environments_of
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import Difference, Interval, paired_difference, problem_difference, seed_difference
+from oneshot.report.stats import CHANGE, Difference, Interval, paired_difference, problem_difference, seed_difference
 from oneshot.report.values import over_problems
 
 
@@ -71,6 +71,7 @@ def compare(a: Gathered, b: Gathered) -> SweepComparison:
             level_a, level_b = (level(runs, suite.name, "last") for runs in (runs_a, runs_b))
             if level_a is not None and level_b is not None:
                 difference, note = _difference(a, b, runs_a, runs_b, suite.name)
+                difference = None if difference is None else difference.within(CHANGE)
                 rows.append((cell_label(all_a[0]), suite.name, level_a, level_b, difference, note))
     p_values = [None if difference is None else difference.p_value() for *_, difference, _ in rows]
     return SweepComparison(

@@ -22,10 +22,12 @@ from oneshot.report.runs import Gathered, Run, primary_suite
 from oneshot.report.stats import Interval
 from oneshot.report.table import Table, Value
 from oneshot.report.verdicts import JudgedClaim, verdicts
+from oneshot.store.folder import Folder
 from oneshot.tasks.measures import is_share
 from oneshot.trial.state import TrialState
 
 PAGE, DATA = "report.html", "report.json"
+KEPT = "report"  # folder of the report in the sweep's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,24 @@ class Report:
     def cannot_judge(self) -> list[JudgedClaim]:
         """Return the claims for which no seed has all the runs that they need."""
         return [claim for claim in self.judged if claim.effect is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptReport:
+    """The verdicts of the report that is kept in a sweep's folder, and the path of its page."""
+
+    judged: tuple[JudgedClaim, ...]
+    path: str
+
+
+def kept_report(folder: Folder) -> KeptReport | None:
+    """Return the report that was last kept, or None if there is none that this version can read."""
+    data = folder.read_json(f"{KEPT}/{DATA}")
+    try:
+        judged = tuple(JudgedClaim(**fields) for fields in data["verdicts"]) if data is not None else None
+    except TypeError:  # another version wrote it, with other fields
+        return None
+    return None if judged is None else KeptReport(judged=judged, path=f"{folder.path}/{KEPT}/{PAGE}")
 
 
 def make_report(gathered: Gathered) -> Report:
@@ -80,7 +100,7 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
         name="accuracy",
         title="Accuracy before and after",
         about="Strict pass@1 of finished trials. With one seed, or if all seeds agree, the interval is Wilson's over "
-        "problems.",
+        "problems; a gain then has none.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
         rows=tuple(rows),
     )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from oneshot.logs import printable
 from oneshot.report.cells import by_cell, cell_label, finished
 from oneshot.report.runs import Run
-from oneshot.report.stats import Interval, mean_interval
+from oneshot.report.stats import SHARE, UNBOUNDED, Interval, mean_interval
 from oneshot.report.steps import saturation
 from oneshot.store.records import Row
 
@@ -110,7 +110,8 @@ def _draw_cell(axes: Axes, runs: Sequence[Run], suite: str, *, index: int) -> No
     label = short(" / ".join(list(runs[0].cell.values())[1:]) or "trials")
     measured = [run.measured.get(suite, {}).items() for run in runs]
     accuracies = _by_step(
-        [{step: numbers["pass_at_1"] for step, numbers in steps if "pass_at_1" in numbers} for steps in measured]
+        [{step: numbers["pass_at_1"] for step, numbers in steps if "pass_at_1" in numbers} for steps in measured],
+        bounds=SHARE,
     )
     _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
     if is_faint:
@@ -125,13 +126,13 @@ def _draw_cell(axes: Axes, runs: Sequence[Run], suite: str, *, index: int) -> No
         axes.plot([mean_step], [1.0], color=color, markerfacecolor=fill, marker="v", markersize=6, linestyle="none")
 
 
-def _by_step(series: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
+def _by_step(series: Sequence[Mapping[int, float]], *, bounds: tuple[float, float] = UNBOUNDED) -> dict[int, Interval]:
     """Return mean and interval at each step of several runs' numbers."""
     values: dict[int, list[float]] = {}
     for numbers_by_step in series:
         for step, number in numbers_by_step.items():
             values.setdefault(step, []).append(number)
-    return {step: mean_interval(numbers) for step, numbers in sorted(values.items())}
+    return {step: mean_interval(numbers, bounds=bounds) for step, numbers in sorted(values.items())}
 
 
 def _draw_band(axes: Axes, points: Mapping[int, Interval], *, color: str, label: str, marker: str = "") -> None:

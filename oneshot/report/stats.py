@@ -22,11 +22,13 @@ MIN_SEEDS = 3  # with two seeds the t interval is 12.7 errors to each side, too 
 NUM_RESAMPLES = 9_999
 ROUNDING = 1e-12  # an error smaller than this, relative to the largest difference, counts as zero
 MAX_BATCH = 1_000_000  # resampled differences held in memory at a time
+UNBOUNDED, SHARE, CHANGE = (-math.inf, math.inf), (0.0, 1.0), (-1.0, 1.0)
+"""Bounds of a quantity: any number, a share, and the difference of two shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean and its two-sided interval. `low` and `high` are None for a single replicate."""
+    """A mean and its two-sided interval. `low` and `high` are None if the replicates show no spread."""
 
     mean: float
     low: float | None
@@ -34,15 +36,26 @@ class Interval:
     num: int
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Return the mean of replicates with its t interval. Raises ValueError: no values."""
+def mean_interval(
+    values: Sequence[float], *, confidence: float = 0.95, bounds: tuple[float, float] = UNBOUNDED
+) -> Interval:
+    """Return the mean of replicates with its t interval, cut at the quantity's bounds.
+
+    A single replicate, or replicates that are all equal, have no interval. Raises ValueError: no values.
+    """
     if not values:
         raise ValueError("mean_interval needs at least one value")
     mean = fmean(values)
-    if len(values) < 2:
-        return Interval(mean=mean, low=None, high=None, num=1)
+    if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
+        return Interval(mean=mean, low=None, high=None, num=len(values))
     half = _quantile(len(values) - 1, confidence) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Interval(mean=mean, low=mean - half, high=mean + half, num=len(values))
+    low, high = within((mean - half, mean + half), bounds)
+    return Interval(mean=mean, low=low, high=high, num=len(values))
+
+
+def within(ends: tuple[float, float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return an interval's ends, cut at the bounds of the quantity. A true value is never outside them."""
+    return max(ends[0], bounds[0]), min(ends[1], bounds[1])
 
 
 @cache
@@ -54,8 +67,7 @@ def _quantile(df: int, confidence: float) -> float:
 def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
     """Return the share of right completions with its score interval (Wilson, JASA 22, 1927).
 
-    For one completion a problem. Several completions of one problem are not independent, so the interval would be too
-    narrow.
+    `num` counts problems. Several completions of one problem are not independent, so they count as one.
 
     Raises ValueError: no completions, or `num_right` above `num`.
     """
@@ -152,6 +164,13 @@ class Difference:
         """Return a difference with the interval of `used`, and with p-values of all evidence."""
         low, high = used.interval()
         return cls(low=low, high=high, evidence=(used, *others), **fields)
+
+    def within(self, bounds: tuple[float, float]) -> "Difference":
+        """Return the difference with its interval cut at the bounds of the quantity."""
+        if self.low is None or self.high is None:
+            return self
+        low, high = within((self.low, self.high), bounds)
+        return replace(self, low=low, high=high)
 
     def numbers(self) -> dict[str, Any]:
         """Return what a report says about it: the effect, its interval, the replicates and the test."""

@@ -16,10 +16,18 @@ from oneshot.plan.claims import Comparison, cell_key, comparisons
 from oneshot.report.decision import Verdict, holm, judge
 from oneshot.report.environments import differences, environments_of
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import LEVEL, Array, Difference, paired_difference, problem_difference, seed_difference
+from oneshot.report.stats import (
+    CHANGE,
+    LEVEL,
+    Array,
+    Difference,
+    paired_difference,
+    problem_difference,
+    seed_difference,
+)
 from oneshot.report.steps import saturation
 from oneshot.report.values import Unknown, Values, average, value_of
-from oneshot.tasks.measures import suite_of
+from oneshot.tasks.measures import is_share, suite_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +220,8 @@ def _measure(
         difference = problem_difference(differences_SP.mean(axis=0), num_seeds=len(by_seed))
     else:
         difference = paired_difference(differences_SP)
-    return difference, notes, environments
+    is_of_shares = is_share(comparison.claim.metric) and comparison.claim.of == "value"
+    return difference.within(CHANGE) if is_of_shares else difference, notes, environments
 
 
 def _over_problems(seeds: Sequence[Sequence[tuple[Values, Values]]]) -> Array | None:

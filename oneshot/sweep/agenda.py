@@ -22,7 +22,7 @@ from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.phase import Searching
 from oneshot.trial.requests import Stops, covers, pop_requests, read_stops, write_stops
-from oneshot.trial.state import SHOWN_STATES, TrialState, standing, view
+from oneshot.trial.state import SHOWN_STATES, TrialState, end_accuracies, standing, view
 
 LOOK_S = 1.0  # least time between two looks at requests and at trainings that other processes run
 
@@ -80,6 +80,7 @@ class Agenda:
         self._looked_s = 0.0
         self._first_failures: dict[str, str] = {}  # key -> reason of failure, as long as no training has finished
         self._has_finished = False
+        self._num_unkeyed = 0  # trials that wait for a search
         self._early = EarlyStopping(sweep_run)
         self._searching = Searching(sweep_run, self._early)
         self._take_up(self.plan)
@@ -241,6 +242,7 @@ class Agenda:
     def _take_up(self, plan: Plan) -> None:
         """Queue the trainings of a plan that are open and not running."""
         self.plan = plan
+        self._num_unkeyed = sum(trial.key is None for trial in plan.trials) if self._only is None else 0
         trials = [t for t in plan.trials if not t.is_settled and (self._only is None or t.key in self._only)]
         planned = {training.key: training for training in trainings(trials)}
         busy = {*self._live, *self._elsewhere}
@@ -285,8 +287,8 @@ class Agenda:
         result = folder.result()
         if result is not None and result.outcome == "failed":
             self._count_same_failures(training, result)
-        is_stopped = not self._is_wanted(training)
-        self._listen(Event(kind="ended", key=key, label=training.label, result=result, stopped=is_stopped))
+        ended = replace(self._event("ended", key), result=result, stopped=not self._is_wanted(training))
+        self._listen(replace(ended, accuracies=end_accuracies(training.trials[0], folder)))
         if any(trial.phase == "search" for trial in training.trials):
             self._search_on()
 
@@ -310,14 +312,13 @@ class Agenda:
                 self._retry(request.cell)
             elif request.cell:
                 self._set_stops(replace(self._stops, cells=(*self._stops.cells, request.cell)))
-                self._say(f"stopped by hand: {request.cell}")
+                self._say(f"stopped by hand: {','.join(f'{axis}={name}' for axis, name in request.cell.items())}")
             else:
                 self.kill = self.kill or request.now
                 self.halt("stopped by hand")
 
     def _retry(self, cell: dict[str, str]) -> None:
-        still_stopped = tuple(stopped for stopped in self._stops.cells if cell and stopped != cell)
-        self._set_stops(replace(self._stops, cells=still_stopped))
+        self._set_stops(self._stops.without(cell))
         busy = {*self._live, *self._elsewhere, *self._queue}
         for key, training in self._trainings.items():
             is_meant = any(covers(cell, trial) for trial in training.trials)
@@ -359,9 +360,11 @@ class Agenda:
             self._take_up(self._searching.plan)
             self._replanned(self.plan)
 
-    def _event(self, kind: Literal["started", "step"], key: str) -> Event:
+    def _event(self, kind: Literal["started", "step", "ended"], key: str) -> Event:
         training = self._trainings[key]
-        return Event(kind=kind, key=key, label=training.label, num_steps=training.config.train.num_steps)
+        num_left = len(self._queue) + len(self._live) + len(self._elsewhere) + self._num_unkeyed
+        num_steps = training.config.train.num_steps
+        return Event(kind=kind, key=key, label=training.label, num_steps=num_steps, num_left=num_left)
 
     def _say(self, text: str) -> None:
         self._listen(Event(kind="message", text=text))

@@ -1,7 +1,7 @@
 """Events of a sweep that the driver reports to whoever watches."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from oneshot.store.records import Result
@@ -23,6 +23,8 @@ class Event:
     num_steps: int = 0
     reward: float | None = None
     result: Result | None = None
+    num_left: int = 0  # trainings that run or wait, this one included until it has ended
+    accuracies: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)  # suite -> at start, at the end
     stopped: bool = False  # it ended because nobody wants more of it: early stopping, or by hand
 
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -15,7 +16,7 @@ from oneshot.plan.loader import DATA
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import check_data, data_digests
-from oneshot.store.folder import Folder, now_ms
+from oneshot.store.folder import now_ms
 from oneshot.store.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.events import Event, Listener
@@ -52,7 +53,7 @@ def run(
     """
     sweep_run.store.check_writable()
     sweep_run.mlflow()  # refuses a location that cannot be used
-    lease = drive(sweep_run.folder, sweep_run.name, listen)
+    lease = drive(sweep_run, listen)
     try:
         return _run(sweep_run, launch, listen, only)
     finally:
@@ -60,11 +61,12 @@ def run(
             lease.release()
 
 
-def drive(folder: Folder, name: str, listen: Listener) -> Lease:
+def drive(sweep_run: SweepRun, listen: Listener) -> Lease:
     """Take the sweep's lease for this driver, waiting for a lease that nobody renews to lapse.
 
     Raises UserError: another driver runs the sweep.
     """
+    folder, name = sweep_run.folder, sweep_run.name
     watch, start_s = Watch(), time.monotonic()
     first_holder = None
     while True:
@@ -74,9 +76,10 @@ def drive(folder: Folder, name: str, listen: Listener) -> Lease:
             has_beaten = first_holder is not None and leased.holder != first_holder
             if is_here(leased.holder) or has_beaten or time.monotonic() - start_s > 2 * LAPSE_S:
                 host = f"{leased.holder.host}:{leased.holder.pid}"
+                place = shlex.join([name, "--storage", sweep_run.store.root])
                 raise UserError(
                     f"{name} is already running on {host} (attempt {leased.holder.attempt}); "
-                    f"watch it with `oneshot status {name}`, or end it with `oneshot stop {name}`"
+                    f"watch it with `oneshot status {place}`, or end it with `oneshot stop {place}`"
                 ) from leased
             if first_holder is None:
                 first_holder = leased.holder
@@ -103,7 +106,7 @@ def _run(
     # before MLflow hears of this run: without data there is nothing to tell
     check_data([training.config for training in missing] + unkeyed)
     text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
-    listen(Event(kind="message", text=text))
+    listen(Event(kind="message", text=text, num_left=len(missing)))
     tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))
     interrupted = False
     try:

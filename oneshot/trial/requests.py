@@ -5,8 +5,8 @@ stops.json                  which trials are stopped, and why: written only by t
 """
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from oneshot.plan.trial import Trial
@@ -29,13 +29,16 @@ def send_request(folder: Folder, request: Request) -> None:
 
 def pop_requests(folder: Folder) -> list[Request]:
     """Read and remove the requests, in order."""
-    requests = []
-    for name in folder.list("requests"):
-        fields = folder.read_json(f"requests/{name}")
-        if fields is not None:
-            requests.append(Request(**fields))
+    names = folder.list("requests")
+    requests = _read_requests(folder, names)
+    for name in names:
         folder.remove(f"requests/{name}")
     return requests
+
+
+def _read_requests(folder: Folder, names: Sequence[str]) -> list[Request]:
+    records = (folder.read_json(f"requests/{name}") for name in names)
+    return [Request(**fields) for fields in records if fields is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,10 @@ class Stops:
         if trial.phase == "search" and trial.key in self.early:
             return self.early[trial.key]
         return "stopped by hand" if any(covers(cell, trial) for cell in self.cells) else None
+
+    def without(self, cell: Mapping[str, str]) -> "Stops":
+        """Return what is still stopped after a retry of a cell, as it was stopped; of all cells if none is named."""
+        return replace(self, cells=tuple(stopped for stopped in self.cells if cell and stopped != cell))
 
 
 def covers(cell: Mapping[str, str], trial: Trial) -> bool:
@@ -67,6 +74,17 @@ def read_stops(folder: Folder) -> Stops:
     """Read which trials of a sweep are stopped."""
     fields = folder.read_json("stops.json") or {}
     return Stops(early=fields.get("early", {}), cells=tuple(fields.get("cells", ())))
+
+
+def requested_stops(folder: Folder) -> Stops:
+    """Read which trials are stopped, or will be once the driver reads its requests."""
+    stops = read_stops(folder)
+    for request in _read_requests(folder, folder.list("requests")):
+        if request.verb == "retry":
+            stops = stops.without(request.cell)
+        elif request.cell:
+            stops = replace(stops, cells=(*stops.cells, request.cell))
+    return stops
 
 
 def write_stops(folder: Folder, stops: Stops) -> None:

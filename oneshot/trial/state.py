@@ -118,6 +118,16 @@ def view(trial: Trial, folder: TrialFolder, *, read: dict[str, list[Row]] | None
     return rows
 
 
+def end_accuracies(trial: Trial, folder: TrialFolder) -> dict[str, tuple[float | None, float]]:
+    """Return the accuracy on each suite at the start, if it was measured, and after the trial's last step."""
+    ends = {}
+    for suite in load_suites(trial.config):
+        first, last = (folder.evaluation(suite.digest, step) for step in (0, trial.config.train.num_steps))
+        if last is not None:
+            ends[suite.name] = (first["metrics"]["pass_at_1"] if first else None, last["metrics"]["pass_at_1"])
+    return ends
+
+
 def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> tuple[Plan, list[Trial], list[str]]:
     """Return a plan in which trials with kept final weights also have these suites, at start and end only.
 

@@ -1,20 +1,25 @@
-"""A trial and its record -> the parameters, tags, tables and datasets of its MLflow run."""
+"""A trial or a sweep, and its record -> the parameters, metrics, tags, tables and datasets of its MLflow run."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from oneshot.config.paths import flat
+from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
+from oneshot.report.cells import CellLine
+from oneshot.report.verdicts import JudgedClaim
 from oneshot.store.records import Result, Row
 from oneshot.sweep.cluster.package import commit
+from oneshot.sweep.tracking.views import GAIN, LAST
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import identify
-from oneshot.tasks.measures import measure_of, suite_of
+from oneshot.tasks.measures import category_key, measure_of, suite_of
 from oneshot.trial.state import TrialState, trial_standing
 
 TAG_LENGTH = 7500  # longest tag; MLflow silently cuts tags at 8,000 characters
@@ -68,6 +73,68 @@ def run_identity(trial: Trial) -> str:
     return f"{trial.key} {trial.label}"
 
 
+def end_metrics(trial: Trial, rows: Sequence[Row]) -> dict[str, float]:
+    """Return the accuracy after the last step and the gain of a trial on each suite, under short names."""
+    last = next((row.metrics for row in rows if row.step == trial.config.train.num_steps), {})
+    measures = {LAST: "pass_at_1", GAIN: "gain"}
+    return {
+        f"{end}/{suite}": last[f"eval/{suite}/{measure}"]
+        for suite in trial.config.eval.suites
+        for end, measure in measures.items()
+        if f"eval/{suite}/{measure}" in last
+    }
+
+
+def sweep_tags(plan: Plan) -> dict[str, str]:
+    """Return what an edit of the file can add to: the cells of each axis, the seeds and the numbers of steps."""
+    trials = plan.grid or plan.trials
+    values: dict[str, list[str]] = {}
+    for trial in trials:
+        for axis, name in trial.cell.items():
+            values.setdefault(f"axis.{axis}", []).append(name)
+        values.setdefault("seeds", []).append(str(trial.seed))
+        values.setdefault("steps", []).append(str(trial.config.train.num_steps))
+    return {name: cut(", ".join(dict.fromkeys(each)), TAG_LENGTH) for name, each in values.items()}
+
+
+def sweep_params(plan: Plan) -> list[tuple[str, str]]:
+    """Return the settings that all trials share, without defaults and without what an edit of the file can add to."""
+    dumps = (flat(trial.config.model_dump(mode="json", exclude_defaults=True)) for trial in plan.trials)
+    settings = [{path: _text(value) for path, value in dump.items()} for dump in dumps]
+    return [
+        (path, value)
+        for path, value in (settings[0].items() if settings else ())
+        if all(each.get(path) == value for each in settings)
+        if not path.startswith(("eval.", "checkpoint.", "train.num_steps"))
+    ]
+
+
+def sweep_metrics(states: Iterable[TrialState], lines: Sequence[CellLine]) -> dict[str, float]:
+    """Return the number of trials by state, and the mean gain of each cell on each suite."""
+    counts = Counter(states)
+    shown = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, TrialState.MISSING)
+    gains = {
+        f"gains/{line.suite}/{category_key(' '.join(line.cell.values()))}": line.gain.mean
+        for line in lines
+        if line.gain is not None
+    }
+    return {"trials/all": counts.total(), **{f"trials/{state}": counts[state] for state in shown}, **gains}
+
+
+def claim_metrics(judged: Sequence[JudgedClaim]) -> dict[str, float]:
+    """Return the effect of each claim with its interval."""
+    return {
+        f"claims/{category_key(' '.join([claim.name, *claim.cells.values()]))}/{name}": number
+        for claim in judged
+        for name, number in (("effect", claim.effect), ("low", claim.low), ("high", claim.high))
+        if number is not None
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def run_params(trial: Trial) -> list[tuple[str, str]]:
     """Return the parameters of a trial's run."""
     # `cell` repeats the axes in one name, by which MLflow groups runs better than by several
@@ -76,10 +143,7 @@ def run_params(trial: Trial) -> list[tuple[str, str]]:
     if trial.phase == "search":
         params |= {"study": trial.study, "point": str(trial.point)}
     config = flat(trial.config.model_dump(mode="json"))
-    return [
-        *params.items(),
-        *((path, value if isinstance(value, str) else json.dumps(value)) for path, value in config.items()),
-    ]
+    return [*params.items(), *((path, _text(value)) for path, value in config.items())]
 
 
 def dataset_inputs(trial: Trial) -> list[DatasetInput]:

@@ -7,13 +7,13 @@ points that it has are not sent again, and artifacts are overwritten.
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities import Metric, Param, RunTag, ViewType
 
 from oneshot.plan.plan import Plan
 from oneshot.plan.studies import FOLDER as SEARCH
@@ -33,7 +33,7 @@ from oneshot.sweep.tracking.server import connect, find_experiment
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.trial.requests import read_stops
-from oneshot.trial.state import TrialState, trial_standing, view
+from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_standing, trial_state, view
 
 TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
 """Columns of an evaluation's table in MLflow, which compares runs by the second one; the store has more."""
@@ -74,12 +74,14 @@ class Tracker:
         self._is_open = False
         self._studies: dict[str, Any] = {}  # study -> its record in MLflow
         self._description = ""
+        self._measured: dict[str, float] = {}  # number of the whole sweep -> what was sent last
         self._published: dict[str, str] = {}  # file name -> digest of the contents sent
 
     def replan(self, plan: Plan) -> None:
         """Take a plan with new trials."""
         self._plan = plan
         if self._is_open:
+            self._describe_sweep()
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
             self.refresh_studies()
 
@@ -114,6 +116,7 @@ class Tracker:
         if not self._parent_id:
             run = self._client.create_run(
                 self._experiment_id,
+                start_time=self._start_ms(),
                 run_name=self._plan.name,
                 tags={"sweep": self._plan.name, "phase": "sweep", **run_data.source_tags()},
             )
@@ -121,11 +124,26 @@ class Tracker:
             self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
         else:
             self._client.update_run(self._parent_id, status="RUNNING")
+        self._describe_sweep()
         self._client.log_text(self._parent_id, sweep_yaml, "sweep.yaml")
         self._client.log_dict(self._parent_id, self._plan.to_json(), "plan.json")
         for name, value in views(self._plan, time_ms=now_ms()).items():
             self._client.set_experiment_tag(self._experiment_id, name, value)
         self._is_open = True
+
+    def _start_ms(self) -> int:
+        """Return when the sweep's first trial began, of which MLflow may hear later."""
+        keys = {trial.key for trial in self._plan.trials if trial.key is not None}
+        attempts = (self._store.trial(key).attempt(1) for key in keys)
+        own = [a["started_ms"] for a in attempts if a.get("sweep") == self._plan.name and "started_ms" in a]
+        return min(own, default=now_ms())
+
+    def _describe_sweep(self) -> None:
+        """Send the sweep's settings to the parent run: parameters that cannot change, and tags that can."""
+        known = self._client.get_run(self._parent_id).data.params
+        params = [Param(name, value) for name, value in run_data.sweep_params(self._plan) if name not in known]
+        tags = [RunTag(name, value) for name, value in run_data.sweep_tags(self._plan).items()]
+        self._client.log_batch(self._parent_id, params=params, tags=tags)
 
     @property
     def has_parent(self) -> bool:
@@ -150,6 +168,14 @@ class Tracker:
             run = f"[The sweep's run](#/experiments/{self._experiment_id}/runs/{self._parent_id})."
             self._client.set_experiment_tag(self._experiment_id, NOTE, f"{first} {run} {where}")
         self._description = text
+
+    def measure(self, metrics: Mapping[str, float]) -> None:
+        """Show numbers of the whole sweep on the parent run, except those sent before."""
+        fresh = {name: value for name, value in metrics.items() if self._measured.get(name) != value}
+        points = [Metric(name, value, now_ms(), 0) for name, value in fresh.items()]
+        for start in range(0, len(points), BATCH):
+            self._client.log_batch(self._parent_id, metrics=points[start : start + BATCH])
+        self._measured |= fresh
 
     def publish(self, files: Mapping[str, str | bytes]) -> None:
         """Upload files to `report/` of the parent's artifacts, except those sent before."""
@@ -205,12 +231,16 @@ class Tracker:
         child = self._child(trial, folder, attempt)
         rows = view(trial, folder, read=child.read)
         self._describe(trial, child)
-        fresh = [
+        points = [
             Metric(name, value, row.time_ms, row.step)
             for row in rows
             for name, value in row.metrics.items()
-            if (name, row.step) not in child.sent and run_data.is_curve(name)
+            if run_data.is_curve(name)
         ]
+        if result is not None:
+            step, ends = trial.config.train.num_steps, run_data.end_metrics(trial, rows)
+            points += [Metric(name, value, result.ended_ms, step) for name, value in ends.items()]
+        fresh = [point for point in points if (point.key, point.step) not in child.sent]
         for start in range(0, len(fresh), BATCH):
             batch = fresh[start : start + BATCH]
             self._client.log_batch(child.run_id, metrics=batch)
@@ -329,10 +359,15 @@ class Tracker:
         lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
         self._list_tables(self._parent_id, ["cells.json"])
+        self.measure(run_data.sweep_metrics(self._states(), lines))
         for suite in sorted({line.suite for line in lines}):
             self._client.log_figure(
                 self._parent_id, sweep_curves(runs, suite=suite, name=self._plan.name), f"{suite}.png"
             )
+
+    def _states(self) -> Iterator[TrialState]:
+        stops = read_stops(self._store.sweep(self._plan.name))
+        return (trial_state(trial, self._store, stops, faults=DEFAULT_FAULTS) for trial in self._plan.trials)
 
     def refresh_studies(self) -> None:
         """Write each finished study's points, winner and figures to the parent."""
@@ -364,4 +399,14 @@ class Tracker:
             if child.status == "RUNNING":
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
-        self._client.set_terminated(self._parent_id, status, end_time=now_ms())
+        self._client.set_terminated(self._parent_id, status, end_time=self._end_ms(status))
+
+    def _end_ms(self, status: str) -> int:
+        """Return when the last trial ended, so that a driver that finds nothing to do makes the sweep no longer.
+
+        A driver that was interrupted ends the sweep now.
+        """
+        results = [self._ended(trial) for trial in self._plan.trials if trial.key is not None]
+        ends_ms = [result.ended_ms for result in results if result is not None]
+        start_ms = int(self._client.get_run(self._parent_id).info.start_time)
+        return now_ms() if status == "KILLED" or not ends_ms else max(start_ms, *ends_ms)

@@ -11,12 +11,14 @@ from oneshot.plan.plan import Plan
 
 TAG = "mlflow.sharedViewState."  # Prefix of the tags that are views
 CELLS, TRIALS = "cells", "trials"
+LAST, GAIN = "last", "gain"
+"""Beginnings of a trial's metrics `last/<suite>` and `gain/<suite>`: a column's header shows only its first letters."""
 
 
 def views(plan: Plan, *, time_ms: int) -> dict[str, str]:
     """Return two views by tag: the means of each cell, and every trial."""
     return {
-        f"{TAG}{key(plan, which)}": json.dumps(
+        f"{TAG}{key(plan.name, which)}": json.dumps(
             {
                 "name": f"{plan.name}: {which}",
                 "createdAt": time_ms,
@@ -28,33 +30,39 @@ def views(plan: Plan, *, time_ms: int) -> dict[str, str]:
     }
 
 
-def key(plan: Plan, which: str) -> str:
+def key(sweep: str, which: str) -> str:
     """Return a view's key in a URL."""
-    return f"oneshot-{plan.name}-{which}"
+    return f"oneshot-{sweep}-{which}"
+
+
+def chart_page(sweep: str, which: str, experiment_id: str) -> str:
+    """Return the page of a view as charts, relative to MLflow's address."""
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={key(sweep, which)}"
+    return f"#/experiments/{experiment_id}/runs?{query}"
 
 
 def links(plan: Plan, experiment_id: str) -> str:
     """Return Markdown links to the views as charts, relative to the page that shows them."""
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey="
-    return f"Charts: [cells]({page}{key(plan, CELLS)}), [trials]({page}{key(plan, TRIALS)})."
+    charts = (f"[{which}]({chart_page(plan.name, which, experiment_id)})" for which in (CELLS, TRIALS))
+    return f"Charts: {', '.join(charts)}."
 
 
 def accuracies(plan: Plan) -> list[str]:
     """Return each suite's accuracy metric."""
-    suites = dict.fromkeys(suite for trial in plan.trials for suite in trial.config.eval.suites)
-    return [f"eval/{suite}/pass_at_1" for suite in suites]
+    return [f"eval/{suite}/pass_at_1" for suite in _suites(plan)]
+
+
+def _suites(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(suite for trial in plan.trials for suite in trial.config.eval.suites))
 
 
 def _state(plan: Plan, which: str) -> dict[str, Any]:
     axes = dict.fromkeys(f"cell.{axis}" for trial in plan.trials for axis in trial.cell)
     curves = accuracies(plan)
-    gains = [f"{curve.rpartition('/')[0]}/gain" for curve in curves]
+    ends = [f"{end}/{suite}" for suite in _suites(plan) for end in (LAST, GAIN)]
     state: dict[str, Any] = {
         "searchFilter": f"tags.sweep = '{plan.name}' and tags.phase = 'grid'",
-        "selectedColumns": [
-            *(f"params.`{name}`" for name in (*axes, "seed")),
-            *(f"metrics.`{name}`" for name in (*curves, *gains)),
-        ],
+        "selectedColumns": [*(f"params.`{name}`" for name in (*axes, "seed")), *(f"metrics.`{name}`" for name in ends)],
         "runsHiddenMode": "FIRST_20_RUNS",
     }
     if curves:
