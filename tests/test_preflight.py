@@ -64,6 +64,7 @@ trial:
   model.path: {model}
   examples: [{example}]
   train.num_steps: 1
+  rollout.max_tokens: 56
 seeds: [0]
 """
 
@@ -80,8 +81,9 @@ def test_this_machine_says_what_it_lacks(example: str, bad: dict[str, str], tmp_
 
 def test_a_storage_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
     plan = make_plan(read(SWEEP.format(model="tiny:qwen2", example="'arithmetic:47+38'"), name="s.yaml"))
+    store = Store(str(tmp_path / "runs"))
     (tmp_path / "runs").write_text("a file")
-    (found,) = check_here(plan, Store(str(tmp_path / "runs")), reach=lambda: "")
+    (found,) = check_here(plan, store, reach=lambda: "")
     assert (found.check, found.is_bad) == ("storage", True)
 
 

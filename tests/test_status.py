@@ -61,7 +61,7 @@ def store(tmp_path: Path) -> Store:
 
 def start(store: Store, text: str = KINDS) -> Plan:
     """What a driver leaves that has begun a sweep and no trial of it."""
-    begin(store, text)
+    begin(store, text, has_steps=False)
     sweep = read(text, name="s.yaml")
     folder = store.sweep(sweep.config.name)
     plan = make_plan(frozen_search(sweep, folder))

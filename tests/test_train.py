@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.config.trial import GraderName, ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder
 from oneshot.policy.loading import load_policy
@@ -296,8 +296,8 @@ class Watched(Grader):
 
     has_graded: threading.Event
 
-    def grade(self, completion: str, answer: str) -> Grade:
-        grade = super().grade(completion, answer)
+    def grade(self, completion: str, answer: str, *, graders: Sequence[GraderName] = ("strict",)) -> Grade:
+        grade = super().grade(completion, answer, graders=graders)
         self.has_graded.set()
         return grade
 

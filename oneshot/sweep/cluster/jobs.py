@@ -288,7 +288,7 @@ class _TakenError(Exception):
 class _Tail:
     """A log that is read from its start after every interruption, but passed on only once."""
 
-    def __init__(self, say: Print, until: str | None, num_told: int) -> None:
+    def __init__(self, say: Print, until: str | None, num_told: int = 0) -> None:
         self._say, self._until, self._num_told = say, until, num_told
         self._num_said = 0
         self._num_seen = 0
