@@ -82,6 +82,12 @@ def test_plan_json_lists_every_trial() -> None:
         (["run", "{sweep}", "--storage", "memory://x"], "set mlflow.tracking_uri to a server"),
         (["run", "{sweep}", "--storage", "{folder}/per%20cent"], "MLflow's database cannot be in a path with %"),
         (["run", "{sweep}", "--storage", "{folder}/q?x=1"], "MLflow's database cannot be in a path with ?"),
+        (
+            ["run", "{sweep}", "--mlflow", "localhost:5000"],
+            "--mlflow: 'localhost:5000' is no address of MLflow; name a",
+        ),
+        (["run", "{sweep}", "--mlflow", "./mlruns"], "--mlflow: './mlruns' is no address of MLflow; name a server"),
+        (["plan", "{sweep}", "--set", "loss.kl_coef=x"], "loss.kl_coef: must be a number"),
         (["run", "{sweep}", "--storage", "{sweep}"], "s.yaml is a file; name a folder"),
         (["run", "{sweep}", "--storage", "{sweep}/runs"], "s.yaml is a file; name a folder"),
         (["status", "--storage", "{folder}/none"], "none: no such folder; name the --storage of a sweep that has run"),

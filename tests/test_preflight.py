@@ -7,6 +7,7 @@ import pytest
 from oneshot.config.file import read
 from oneshot.plan.plan import make_plan
 from oneshot.store.store import Store
+from oneshot.sweep.cluster.nodes import SHORT_TEMP_DIR, _short_temp_dir
 from oneshot.sweep.cluster.preflight import check_here, check_versions
 from oneshot.sweep.cluster.probe import Answer, package_digest
 from oneshot.sweep.tracking.server import why_not
@@ -90,3 +91,12 @@ def test_a_storage_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
 def test_an_mlflow_that_is_not_there_says_so_at_once(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9 does not answer" in why_not("http://127.0.0.1:9")
     assert why_not(f"sqlite:///{tmp_path}/mlflow.db") == ""
+
+
+@pytest.mark.parametrize(("length", "expected"), [(20, None), (80, SHORT_TEMP_DIR)])
+def test_a_temporary_folder_too_long_for_sockets_is_not_used_for_them(
+    monkeypatch: pytest.MonkeyPatch, length: int, expected: str | None
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "d" * length)
+    assert _short_temp_dir() == expected

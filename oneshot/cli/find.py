@@ -26,12 +26,12 @@ Sweep = TypeVar("Sweep", bound="SweepFile")
 
 def with_mlflow(sweep: Sweep, uri: str | None) -> Sweep:
     """Return the sweep with another tracking server than the file's, if one is given."""
-    if uri is None:
+    if not uri:  # also an empty MLFLOW_TRACKING_URI
         return sweep
-    from oneshot.config.sweep import MLFLOW_HINT, without_password
+    from oneshot.config.sweep import server_uri
 
     try:
-        without_password(uri, MLFLOW_HINT)
+        server_uri(uri)
     except ValueError as error:
         raise UserError(f"--mlflow: {error}") from error
     mlflow = sweep.config.mlflow.model_copy(update={"tracking_uri": uri})

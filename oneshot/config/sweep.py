@@ -218,11 +218,24 @@ STORAGE_HINT = "set the environment variables of fsspec's driver, such as AWS_AC
 MLFLOW_HINT = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
 
 
+_DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
+
+
 def without_password(url: str | None, hint: str) -> str | None:
     """Return the URL unchanged. Raises ValueError: it contains a password, which would be logged and stored."""
     if url is not None and has_password(url):
         raise ValueError(f"the URL contains a password, and URLs are logged and stored; {hint}")
     return url
+
+
+def server_uri(uri: str | None) -> str | None:
+    """Return a tracking URI unchanged. Raises ValueError: MLflow has no such server, or it has a password."""
+    if uri is not None and not uri.startswith(("http://", "https://", "databricks", *_DATABASES)):
+        raise ValueError(
+            f"{uri!r} is no address of MLflow; name a server, such as http://HOST:5000, or a database, such as "
+            "sqlite:////path/mlflow.db"
+        )
+    return without_password(uri, MLFLOW_HINT)
 
 
 def no_password(*fields: str, hint: str) -> Any:
@@ -288,7 +301,7 @@ class MlflowConfig(Config):
     )
     experiment: str | None = Field(None, min_length=1, description="Experiment's name. Absent: the sweep's name")
 
-    _no_password = no_password("tracking_uri", hint=MLFLOW_HINT)
+    _server_uri = field_validator("tracking_uri")(server_uri)
 
 
 class NotifyConfig(Config):
