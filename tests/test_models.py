@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oneshot.config.trial import ModelConfig, TrialConfig
-from oneshot.errors import ModelError
+from oneshot.errors import ModelError, UserError
 from oneshot.models.source import check_positions, local_folder, max_positions, read_config
 from oneshot.policy.loading import load_policy
 from oneshot.policy.policy import check_ids
@@ -202,7 +202,7 @@ def test_a_model_with_long_rope_is_used_up_to_the_length_where_it_changes(folder
     check_positions(TrialConfig.model_validate(config))
     config["rollout"] = {"max_tokens": 32}
     with pytest.raises(
-        ModelError, match=r"rollout\.max_tokens: 32, but .* has 32 positions for a prompt and its comple"
+        UserError, match=r"rollout\.max_tokens: 32, but .* has 32 positions for a prompt and its comple"
     ):
         check_positions(TrialConfig.model_validate(config))
     # no completion is sampled without training

@@ -281,7 +281,7 @@ BAD = """\
 version: 1
 name: bad
 question: Is it refused?
-trial: {model.path: MODEL, examples: ["arithmetic:47+38"], train.num_steps: 1}
+trial: {model.path: MODEL, examples: ["arithmetic:47+38"], train.num_steps: 1, rollout.max_tokens: 8}
 seeds: [0]
 resources: {gpus: 8}
 """

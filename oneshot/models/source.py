@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import ModelError
+from oneshot.errors import ModelError, UserError
 
 SHIPPED = Path(__file__).parents[1] / "tiny"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,13 +75,13 @@ def max_positions(config: Mapping[str, Any]) -> int:
 def check_positions(config: TrialConfig) -> None:
     """Check that a local model has positions for a completion's tokens and a prompt.
 
-    Raises ModelError: it has not; the worker, which knows the prompt's length, would refuse the trial.
+    Raises UserError: it has not; the worker, which knows the prompt's length, would refuse the trial.
     """
     settings = read_config(config.model.path) if config.train.num_steps else None
     if settings is None or "max_position_embeddings" not in settings:
         return
     if config.rollout.max_tokens >= (most := max_positions(settings)):
-        raise ModelError(
+        raise UserError(
             f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "
             "prompt and its completion; lower rollout.max_tokens"
         )

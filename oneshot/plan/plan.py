@@ -240,7 +240,7 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         raise sweep.source.error(cell.place("model.path"), str(error)) from error
     try:
         check_positions(config)
-    except ModelError as error:
+    except UserError as error:
         raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
     return identity
 
