@@ -311,7 +311,7 @@ def test_another_sweep_reuses_finished_trainings_and_says_from_where(place: Ran)
 @pytest.mark.slow
 def test_a_trial_that_fails_is_kept_and_turns_the_exit_code(tmp_path: Path) -> None:
     axis = '  example:\n    good: {set: {examples: ["arithmetic:47+38"]}}\n'
-    axis += '    bad: {set: {examples: ["arithmetic:47+38"], rollout.max_tokens: 300}}\n'
+    axis += '    bad: {set: {examples: ["arithmetic:47+38"], rollout.max_tokens: 250}}\n'
     text = SWEEP.replace("axes:\n", f"axes:\n{axis}").replace(
         "grid: [{arm: outcome}, {arm: format, model: llama}]\n", ""
     )
