@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import socket
 import sys
 from pathlib import Path
@@ -261,7 +260,7 @@ def _check_at_rest(store: "Store", sweep: str) -> None:
 
     begun_text(store, sweep)
     if is_alive(holder(store.sweep(sweep))):
-        place = shlex.join([sweep, "--storage", store.root])
+        place = Typed(name=sweep, storage=store.root).place
         raise UserError(f"--sweep {sweep}: it is running; end it with `oneshot stop {place}` first")
 
 

@@ -26,7 +26,7 @@ from oneshot.tasks.answer_types import (
 from oneshot.tasks.evaluation import are_equal, are_proportional, order
 from oneshot.tasks.expression import Node
 from oneshot.tasks.normalise import words_of
-from oneshot.tasks.regions import match_regions
+from oneshot.tasks.regions import are_paired, match_regions
 
 _FLOAT_DIGITS = 15
 """A label with so many digits after its point was printed from a float."""
@@ -144,7 +144,7 @@ def _match_many(answer: Answer, label: Answer) -> bool:
     if kinds in ({"set"}, {"list"}, {"set", "list"}):
         if any(_is_dots(item) for item in gold):
             return _in_order(ours, gold)
-        return _in_any_order(list(ours), gold)
+        return are_paired(ours, gold, matches)
     if kinds == {"list", "square"} or "set" in kinds or (kinds == {"tuple", "square"} and len(gold) == 2):
         return False
     return _in_order([_unnamed(item) for item in ours], [_unnamed(item) for item in gold])
@@ -171,15 +171,6 @@ def _distinct(many: Many) -> tuple[Answer, ...]:
 
 def _in_order(ours: Sequence[Answer], gold: Sequence[Answer]) -> bool:
     return all(matches(one, other) for one, other in zip(ours, gold, strict=True))
-
-
-def _in_any_order(ours: list[Answer], gold: tuple[Answer, ...]) -> bool:
-    for item in gold:
-        place = next((place for place, one in enumerate(ours) if matches(one, item)), None)
-        if place is None:
-            return False
-        del ours[place]
-    return True
 
 
 def _as_relation(answer: Answer) -> Relation | None:

@@ -1,8 +1,13 @@
 """Answers -> sets of real numbers, their unions, and whether two of them are equal."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from oneshot.tasks.answer_types import Answer, Many, Piece, Region, Value
 from oneshot.tasks.evaluation import are_equal, order
 from oneshot.tasks.expression import ReadError
+
+Item = TypeVar("Item")
 
 
 def as_region(answer: Answer) -> Region | None:
@@ -61,9 +66,14 @@ def match_regions(answer: Answer, label: Answer) -> bool:
     ours_pieces, gold_pieces = _merged(ours), _merged(gold)
     if len(ours_pieces) != len(gold_pieces):
         return False
-    left = list(ours_pieces)
-    for piece in gold_pieces:
-        place = next((place for place, one in enumerate(left) if _same_piece(one, piece)), None)
+    return are_paired(ours_pieces, gold_pieces, _same_piece)
+
+
+def are_paired(ours: Sequence[Item], gold: Sequence[Item], same: Callable[[Item, Item], bool]) -> bool:
+    """Return whether each item of `gold` has an item of `ours` for itself that is the same, in any order."""
+    left = list(ours)
+    for item in gold:
+        place = next((place for place, one in enumerate(left) if same(one, item)), None)
         if place is None:
             return False
         del left[place]
