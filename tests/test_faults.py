@@ -612,8 +612,8 @@ def test_retry_runs_what_failed_once_more_from_its_checkpoint(lab: Lab, drive: S
     lab.write(sweep_text(script="faults: [{at: 4, do: nan, attempts: 1}]"))
     assert "TrialError: the script says" in run(drive, code=1).stderr
     assert counts(ask) == {"failed": 1}
-    assert "0 failed trainings" in ask("retry", "s", "--reason", "out of memory")
-    assert "1 failed trainings" in ask("retry", "s", "--reason", "not finite")
+    assert "no failed training and no stopped trial matches" in ask("retry", "s", "--reason", "out of memory")
+    assert "1 failed training will run again" in ask("retry", "s", "--reason", "not finite")
     run(drive)
     nothing_lost(lab)
     assert steps_of(only(lab)) == {1: [1, 2, 3], 2: [3, 4, 5, 6]}

@@ -366,7 +366,7 @@ def test_a_sweep_runs_on_when_the_laptop_is_cut_off(site: Site) -> None:
     file = site.lab.write(site.text("follow", script="step_s: 0.8", seeds=seeds(6)), "follow.yaml")
     at_head = ("--address", site.dashboard)
     follower = site.laptop.start("follow", *ONESHOT, "submit", str(file), *at_head, "--follow", env=SECRETS.ray)
-    until(lambda: follower.code is not None or "trainings to run" in follower.stdout, lambda: follower.text)
+    until(lambda: follower.code is not None or "trainings to run" in follower.text, lambda: follower.text)
     site.laptop.cut()
     driver = Driver(site=site, sweep="follow", id="follow-1")
     driver.wait()
