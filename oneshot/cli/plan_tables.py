@@ -10,6 +10,7 @@ from rich.text import Text
 from oneshot.cli.tables import Fitted, duration, plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.logs import counted
+from oneshot.models.engines import has_vllm, would_use_vllm
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
@@ -117,6 +118,7 @@ def cost_lines(plan: Plan) -> list[str]:
         f"{plan.num_cells} cells, {len(plan.trials)} trials, {totals['num_trainings']} trainings; "
         f"about {totals['tokens']:,} completion tokens (training alone: at most {totals['max_tokens']:,})",
     ]
+    lines += _engine_lines(plan)
     on_gpus = [trial for trial in plan.paid() if trial.resources.gpus]
     if not on_gpus:
         return lines
@@ -140,6 +142,18 @@ def cost_lines(plan: Plan) -> list[str]:
             "the peak is the first three columns plus the rollout (copy, KV, logits) or the update (gradients to head)",
         ]
     return lines
+
+
+def _engine_lines(plan: Plan) -> list[str]:
+    """Return which engines sample, unless that is lockstep on CPUs."""
+    trained = [trial for trial in plan.paid() if trial.config.script is None]
+    engines = list(dict.fromkeys(trial.config.rollout.engine for trial in trained))
+    if engines in ([], ["lockstep"]) and not any(trial.resources.gpus for trial in trained):
+        return []
+    hint = ""
+    if not has_vllm() and any(would_use_vllm(trial.config, trial.resources) for trial in trained):
+        hint = "; `rollout.engine: auto` would choose vllm if it were installed here"
+    return [f"rollouts: {', '.join(engines)}{hint}"]
 
 
 def _node(trial: Trial) -> str:

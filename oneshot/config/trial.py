@@ -149,11 +149,43 @@ class RewardConfig(Config):
     )
 
 
+class VllmConfig(Config):
+    """The settings of vLLM, for `rollout.engine: vllm`."""
+
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the GPU that vLLM may use while it samples. Absent: its weights and `rollout.kv_gib`",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Processes of the trial that share one engine; each has a part of its weights"
+    )
+    max_num_seqs: int = Field(1024, ge=1, le=MAX_ROWS, description="Largest number of completions in a batch")
+    enforce_eager: bool = Field(False, description="Sample without CUDA graphs and compilation: slower, starts faster")
+    quantization: Literal["none", "fp8"] = Field(
+        "none", description="Precision of the sampler's weights. `fp8` draws from another distribution than is trained"
+    )
+    deterministic: bool = Field(
+        False,
+        description="Use kernels whose results do not depend on the batch, so that a resumed trial repeats its bits on "
+        "a GPU. Slower; needs a GPU that vLLM supports for this",
+    )
+
+
 class RolloutConfig(Config):
     """The rules that sample a step's completions."""
 
-    engine: Literal["lockstep", "hf"] = Field(
-        "lockstep", description="Sampling engine. `hf`: plain `generate`, which is slower, for comparison"
+    engine: Literal["auto", "lockstep", "vllm", "hf"] = Field(
+        "auto",
+        description="Sampling engine. `auto`: `vllm` for a trial with a GPU, if vLLM is installed where the sweep "
+        "first runs and supports the model; else `lockstep`. `hf`: plain `generate`, which is slower, for comparison",
+    )
+    vllm: VllmConfig = Field(default_factory=VllmConfig, description="Settings of vLLM")
+    correction: Literal["none", "token"] = Field(
+        "none",
+        description="How the loss corrects for a sampler that differs from the trainer. `token`: each token's "
+        "advantage is weighted by their ratio of probabilities, at most 2 (truncated importance sampling)",
     )
     num_groups: int = Field(128, ge=1, le=MAX_COUNT, description="Groups a step. Several examples take turns")
     group_size: int = Field(

@@ -35,7 +35,7 @@ class Memory:
     weights: float  # weights that compute; with fsdp none of them last
     optimiser: float  # master weights if they are separate, and AdamW's two moments
     reference: float
-    decoding: float  # rollout: fsdp's whole copy of the weights
+    decoding: float  # rollout: the copy of the weights that vLLM has, or that fsdp gathers
     kv: float
     sampling: float  # rollout: logits and random numbers, and the activations of prompts and decode steps
     gradients: float
@@ -93,6 +93,7 @@ class _Sizes:
     has_reference: bool
     trains: bool
     on_gpu: bool
+    copy: float  # the engine's own copy of the weights, 0 if it decodes with the trainer's
 
     @property
     def wide(self) -> int:
@@ -142,13 +143,27 @@ def footprint(
         has_reference=trains and config.loss.kl_coef != 0 and adapter is None,
         trains=trains,
         on_gpu=gpu_gib is not None,
+        copy=_copy(config, shape),
     )
     lasting = _lasting(sizes)
     free = None if gpu_gib is None else gpu_gib * 2**30 - sum(lasting.values())
     kv, sampling = _rollout(config, sizes, free, prompt_tokens=prompt_tokens, suites=suites)
+    share = config.rollout.vllm.gpu_memory_utilization
+    if sizes.copy and gpu_gib is not None and share is not None:  # which then counts everything that vLLM has
+        kv = max(share * gpu_gib * 2**30 - sizes.copy, 0.0)
     worst = max(_update(config, sizes, prompt_tokens=prompt_tokens), key=sum) if trains else _Moment()
     num_bytes = {**lasting, "kv": kv, "sampling": sampling, **worst._asdict()}
     return Memory(**{part: size / 2**30 for part, size in num_bytes.items()})
+
+
+def _copy(config: TrialConfig, shape: ModelShape) -> float:
+    """Return the bytes of the weights that vLLM has beside the trainer's; 0 with another engine."""
+    rollout = config.rollout
+    if rollout.engine != "vllm":
+        return 0.0
+    compute = 2 if config.model.mixed_precision == "bf16" else DTYPE_BYTES[config.model.dtype]
+    layers = shape.num_layers * shape.layer_params * (1 if rollout.vllm.quantization == "fp8" else compute)
+    return (layers + compute * shape.root_params) / rollout.vllm.tensor_parallel
 
 
 def _lasting(sizes: _Sizes) -> dict[str, float]:
@@ -159,11 +174,11 @@ def _lasting(sizes: _Sizes) -> dict[str, float]:
     reference = whole if sizes.has_reference else 0
     if sizes.strategy != "fsdp":
         optimiser = moments + (trained if sizes.is_mixed else 0)
-        return {"weights": whole, "optimiser": optimiser, "reference": reference, "decoding": 0.0}
+        return {"weights": whole, "optimiser": optimiser, "reference": reference, "decoding": sizes.copy}
     # computing weights are gathered from the master's shards; untrained ones have no master
     frozen = sizes.compute * (sizes.num_params - sizes.num_trained)
     sharded = {"weights": frozen, "optimiser": trained + moments, "reference": reference}
-    return {**{part: size * sizes.shard for part, size in sharded.items()}, "decoding": whole}
+    return {**{part: size * sizes.shard for part, size in sharded.items()}, "decoding": sizes.copy or whole}
 
 
 def _rollout(
@@ -197,6 +212,10 @@ def _rollout(
         waits = rows * row_bytes > kv_bytes
         prefill = max(prompt_tokens, min(PREFILL_TOKENS, math.inf if waits else prompts * prompt_tokens)) * token_bytes
         graphs = live * token_bytes if sizes.on_gpu else 0
+        if sizes.copy:  # vLLM holds all of its keys and values, and three tables of logits
+            kv = kv_bytes
+            live = min(live, rollout.vllm.max_num_seqs)
+            drawing = 3 * live * sizes.shape.vocabulary * sizes.wide
         waves.append((kv, graphs + max(drawing, prefill)))
     return max(waves, key=sum)
 

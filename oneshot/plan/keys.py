@@ -67,8 +67,15 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     for path in inert_paths(config):
         section, _, name = path.partition(".")
         del dump[section][name]
-    if config.reward.grader == "strict":  # left out, so that a key names it only where it is set
+    # left out at their defaults, so that older keys stay valid
+    if config.reward.grader == "strict":
         del dump["reward"]["grader"]
+    if config.rollout.correction == "none":
+        del dump["rollout"]["correction"]
+    if config.rollout.engine == "auto":  # what it is until a plan chooses
+        dump["rollout"]["engine"] = "lockstep"
+    if config.rollout.engine == "vllm":
+        dump["rollout"]["vllm"] = {name: dump["rollout"]["vllm"][name] for name in ("quantization", "deterministic")}
     hashed = {
         "trial_version": TRIAL_VERSION,
         **contents,
@@ -77,7 +84,7 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
         **{section: dump[section] for section in ("reward", "rollout", "advantage", "loss", "optim")},
         "updates_per_rollout": dump["train"]["updates_per_rollout"],
     }
-    if config.model.adapter is not None:  # left out without an adapter, so that older keys stay valid
+    if config.model.adapter is not None:
         hashed["adapter"] = dump["model"]["adapter"]
     canonical = (json.dumps({**hashed, "seed": seed}, sort_keys=True, separators=(",", ":")) for seed in seeds)
     return [sha256(text.encode()).hexdigest()[:KEY_LENGTH] for text in canonical]
@@ -86,6 +93,8 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
 def inert_paths(config: TrialConfig) -> list[str]:
     """Return settings that have no effect on this trial's training, whatever their value."""
     paths = ["rollout.kv_gib"]
+    if config.rollout.engine != "vllm":
+        paths.append("rollout.vllm")
     if config.train.updates_per_rollout == 1:
         paths += ["loss.clip_low", "loss.clip_high"]  # the ratio is always 1
     if config.reward.kind != "random":

@@ -1,10 +1,12 @@
 """A sweep file, or a sweep in the store -> the pinned sweep and its plan."""
 
+from dataclasses import replace
 from typing import Any
 
 from oneshot.config.file import SweepFile, read
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, SweepFileError, UserError
+from oneshot.models.engines import has_vllm
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
@@ -16,13 +18,16 @@ from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.tasks import sets
 
+ENGINES = "engines.json"
+"""File in a sweep's folder that says whether vLLM was installed where the sweep first ran."""
 DATA = "data.json"
 """File in a sweep's folder with the digests of its data, by set, path or URL."""
 
 
 def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
-    """Return a sweep whose rankings are pinned with its recorded revisions, points and winners."""
-    return frozen_search(frozen_revisions(ranked, folder), folder)
+    """Return a sweep whose rankings are pinned with its recorded revisions, points, winners and engines."""
+    engines = folder.read_json(ENGINES) or {}
+    return replace(frozen_search(frozen_revisions(ranked, folder), folder), has_vllm=engines.get("vllm"))
 
 
 def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
@@ -43,6 +48,9 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     folder = store.sweep(file.config.name)
     sweep = _with_recorded(pin_rankings(file, store), folder)
     plan = make_plan(sweep)
+    if sweep.has_vllm is None and any(trial.resources.gpus for trial in plan.trials):
+        sweep = replace(sweep, has_vllm=has_vllm())
+        folder.write_json(ENGINES, {"vllm": sweep.has_vllm})
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
 

@@ -35,6 +35,8 @@ class PinnedSweep(SweepFile):
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Study -> the settings of each point asked so far."""
     winners: dict[str, Winner] = field(default_factory=dict)  # finished study -> its best point
+    has_vllm: bool | None = None
+    """Whether vLLM was installed where the sweep first ran, for `rollout.engine: auto`; None before that."""
 
     @classmethod
     def of(cls, file: SweepFile) -> "PinnedSweep":

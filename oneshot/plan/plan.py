@@ -12,6 +12,7 @@ from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, flatten
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
+from oneshot.models.engines import check_engine, has_vllm, with_engine
 from oneshot.models.placement import choose_strategy, place_trial
 from oneshot.models.source import check_positions
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
@@ -189,16 +190,17 @@ def _trials(
     """Return one trial of a cell for each seed."""
     cell, gpus = place.cell, place.cell.resources.gpus
     identity = _identify(cell, sweep)
-    step_s = measured.get(training_shape(cell.config, gpus=gpus))
-    cost = estimate(cell.config, load_suites(cell.config), cell.cost, gpus=gpus, measured_s=step_s)
-    placement = place_trial(cell.config, cell.resources)
+    config = with_engine(cell.config, cell.resources, has_vllm=has_vllm() if sweep.has_vllm is None else sweep.has_vllm)
+    step_s = measured.get(training_shape(config, gpus=gpus))
+    cost = estimate(config, load_suites(config), cell.cost, gpus=gpus, measured_s=step_s)
+    placement = place_trial(config, cell.resources)
     return [
         Trial(
             cell=cell.names,
             seed=seed,
             key=key,
             waits_for=identity.waits_for,
-            config=cell.config,
+            config=config,
             resources=cell.resources,
             labels=cell.labels,
             cost=cost,
@@ -210,7 +212,7 @@ def _trials(
             is_settled=place.phase == "search" and place.study in sweep.winners,
             provisional=identity.provisional,
         )
-        for seed, key in zip(seeds, identity.keys(cell.config, seeds), strict=True)
+        for seed, key in zip(seeds, identity.keys(config, seeds), strict=True)
     ]
 
 
@@ -242,6 +244,10 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         check_positions(config)
     except UserError as error:
         raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
+    try:
+        check_engine(config, cell.resources)
+    except UserError as error:
+        raise sweep.source.error(cell.place("rollout.engine"), str(error)) from error
     return identity
 
 
@@ -282,6 +288,7 @@ def _trial_json(trial: Trial) -> dict[str, Any]:
             choose_strategy(trial.config, trial.resources) if trial.placement is None else trial.placement.strategy
         )
         row["num_processes"] = trial.resources.processes
+        row["engine"] = trial.config.rollout.engine
     if trial.placement is not None:
         row["memory_gib"] = trial.placement.memory.peak_gib
     return row

@@ -25,7 +25,10 @@ def inert_settings(config: TrialConfig) -> list[str]:
         "advantage.eps": "without division by a standard deviation",
     }
     reasons["loss.clip_high"] = reasons["loss.clip_low"]
+    reasons["rollout.vllm"] = "unless rollout.engine is vllm"
     inert = set(inert_paths(config)) - {"rollout.kv_gib"}
+    if config.rollout.engine == "auto":
+        inert.discard("rollout.vllm")
     warnings = [f"{path} has no effect {reasons[path]}" for path in sorted(inert) if _is_set(config, path)]
     if config.model.revision is not None and local_folder(config.model.path) is not None:
         warnings.append(

@@ -29,10 +29,14 @@ _PREFIX = "model."  # Prefix of the model's parameter names within `Scored`
 
 
 class Sharded(Weights):
-    """Weights of which this process holds a shard, and a whole model that decodes."""
+    """Weights of which this process holds a shard, and a whole model that decodes unless another engine does."""
 
-    def __init__(self, model: Any, scored: Scored, *, world: World) -> None:
-        """Take the model that decodes, in its compute precision, and the sharded one, both with their first values."""
+    def __init__(self, model: Any, scored: Scored, *, world: World, decodes: bool) -> None:
+        """Take the model that decodes, in its compute precision, and the sharded one, both with their first values.
+
+        Without `decodes` the model that decodes is only a shape: its memory is freed.
+        """
+        self._decodes = decodes
         self._shards = {name.removeprefix(_PREFIX): parameter for name, parameter in scored.named_parameters()}
         super().__init__(
             compute=dict(model.named_parameters()),
@@ -40,18 +44,30 @@ class Sharded(Weights):
             scored=scored,
             loss_scale=float(world.size),  # FSDP averages over processes
         )
+        if not decodes:
+            self._free()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Free the decoding weights, and afterwards gather and round them again, one parameter at a time."""
-        for parameter in self.compute.values():
-            parameter.untyped_storage().resize_(0)
+        self._free()
         yield
+        if not self._decodes:
+            return
         with torch.no_grad():
-            for name, parameter in self.compute.items():
-                whole = self.whole(self._shards[name].detach().to(parameter.dtype).to(parameter.device))
+            for name, whole in self.whole_values():
+                parameter = self.compute[name]
                 parameter.untyped_storage().resize_(parameter.numel() * parameter.itemsize)
                 parameter.copy_(whole)
+
+    def whole_values(self) -> Iterator[tuple[str, Tensor]]:
+        """Gather each weight from all processes, one at a time, and round it to the compute precision."""
+        for name, parameter in self.compute.items():
+            yield name, self.whole(self._shards[name].detach().to(parameter.dtype).to(parameter.device))
+
+    def _free(self) -> None:
+        for parameter in self.compute.values():
+            parameter.untyped_storage().resize_(0)
 
     def collect(self) -> None:
         """Do nothing: the backward pass adds to each shard's gradient."""
@@ -64,6 +80,7 @@ class Sharded(Weights):
 
     def publish(self) -> None:
         """Free weights that a forward pass without a backward pass has left gathered: they are outdated."""
+        self.version += 1
         cast(FSDPModule, self.scored).reshard()
 
     def whole(self, values: Tensor) -> Tensor:
@@ -80,7 +97,7 @@ class Sharded(Weights):
         return placed.to(of.device)
 
 
-def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Sharded:
+def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool, decodes: bool = True) -> Sharded:
     """Turn a loaded model on the CPU into the one that decodes, and shard a copy of it for training."""
     values = {name: parameter.data for name, parameter in model.named_parameters()}
     trained = _twin(model)
@@ -91,7 +108,8 @@ def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload:
     for name, parameter in model.named_parameters():
         parameter.data = values[name].to(world.accelerator.device, narrow or values[name].dtype, copy=True)
     values.clear()  # so that sharding a layer frees its wide weights
-    return Sharded(model, shard(trained, config, world=world, cpu_offload=cpu_offload), world=world)
+    scored = shard(trained, config, world=world, cpu_offload=cpu_offload)
+    return Sharded(model, scored, world=world, decodes=decodes)
 
 
 def shard_reference(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Scored:

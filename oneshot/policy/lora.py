@@ -5,7 +5,7 @@ runs: the policy that samples is the policy that is trained. The reference is th
 off, so that there is no second copy of its weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from torch.nn import Linear
 
 from oneshot.config.trial import AdapterConfig
@@ -67,14 +68,42 @@ def switched_off(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
+def merged(model: Any, values: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a model's weights under their names without an adapter, and add the adapter to them on the way.
+
+    `values` are in the order of the model's parameters, in which a layer's weight comes before its adapter.
+    """
+    layers = _layers(model)
+    plain: dict[str, Tensor] = {}  # weights that wait for their adapter
+    first: dict[str, Tensor] = {}
+    for name, value in values:
+        layer, _, rest = name.partition(".base_layer.")
+        if rest == "weight":
+            plain[layer] = value
+        elif ".lora_A." in name:
+            first[name.partition(".lora_A.")[0]] = value
+        elif ".lora_B." in name:
+            layer = name.partition(".lora_B.")[0]
+            yield f"{layer}.weight", _sum(plain.pop(layer), first.pop(layer), value, layers[layer])
+        else:
+            yield (f"{layer}.{rest}" if rest else name), value
+
+
+def _sum(plain: Tensor, first: Tensor, second: Tensor, layer: Any) -> Tensor:
+    """Return a layer's weight with its adapter's product, added in float32 or wider."""
+    wide = torch.promote_types(plain.dtype, torch.float32)
+    (active,) = layer.active_adapters
+    scaling: float = layer.scaling[active]
+    return (plain.to(wide) + (second.to(wide) @ first.to(wide)) * scaling).to(plain.dtype)
+
+
+@torch.no_grad()
 def merge(model: Any) -> None:
-    """Add the adapter to the weights in float32 or wider, and remove its layers."""
+    """Add the adapter to the weights, and remove its layers."""
     for name, layer in _layers(model).items():
         plain = layer.get_base_layer()
-        wide = torch.promote_types(plain.weight.dtype, torch.float32)
         (active,) = layer.active_adapters
-        delta = layer.get_delta_weight(active)
-        plain.weight.data = (plain.weight.to(wide) + delta.to(wide)).to(plain.weight.dtype)
+        plain.weight.data = _sum(plain.weight, layer.lora_A[active].weight, layer.lora_B[active].weight, layer)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
     del model.peft_config

@@ -8,7 +8,7 @@ decode step, and its update would have a wider residual stream than the rollout.
 `Weights` keeps both in full in each process, `Sharded` (fsdp.py) keeps a part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ class Weights:
     scored: Scored  # the module that the update runs through
     loss_scale: float = 1.0
     """The factor on each process' part of the loss with which `complete` gives the sum of all parts."""
+    version: int = 0  # grows whenever the weights change
 
     def updating(self) -> AbstractContextManager[None]:
         """Wrap the optimiser steps: weights that only decode may be freed, and have the new values at the end."""
@@ -58,9 +59,15 @@ class Weights:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the master's values into the weights that compute, rounded, after an optimiser step."""
+        self.version += 1
         for name, master in self.master.items():
             if self.compute[name] is not master:
                 self.compute[name].copy_(master)
+
+    def whole_values(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of each weight that computes, in full; all processes must iterate."""
+        for name, parameter in self.compute.items():
+            yield name, parameter.detach()
 
     def whole(self, values: Tensor) -> Tensor:
         """Return a master or optimiser tensor in full; all processes must call it."""

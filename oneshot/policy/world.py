@@ -22,6 +22,8 @@ class World:
     """The processes of a trial, as one of them sees them."""
 
     accelerator: Accelerator
+    num_partners: int = 1
+    """Processes that share one rollout engine, and so a share of the completions."""
 
     @property
     def size(self) -> int:
@@ -39,8 +41,12 @@ class World:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Return every `size`-th item: this process' share of the work."""
-        return list(items[self.rank :: self.size])
+        """Return the share of the items that this process' engine generates for: every so many-th."""
+        return list(items[self.rank // self.num_partners :: self.size // self.num_partners])
+
+    def gather_shares(self, items: Iterable[T]) -> list[T]:
+        """Return what the engines made of their shares, each once."""
+        return self.gather(items if self.rank % self.num_partners == 0 else ())
 
     def gather(self, items: Iterable[T]) -> list[T]:
         """Return the items of all processes, in order of rank."""

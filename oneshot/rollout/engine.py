@@ -10,6 +10,7 @@ from typing import Protocol
 
 from oneshot.errors import TrialError
 from oneshot.policy.policy import Policy
+from oneshot.policy.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,13 @@ def ignore(request: int, row: int, completion: Completion) -> None:
 
 
 class Engine(Protocol):
-    """A decoder that uses the policy's own weights and keeps no results between calls."""
+    """A decoder that keeps no results between calls."""
+
+    def wake(self, policy: Policy, weights: Weights) -> None:
+        """Prepare to generate with these weights; all processes of a trial must call it."""
+
+    def rest(self) -> None:
+        """Free what is not needed until the next `wake`."""
 
     def release(self) -> None:
         """Free what lasts between calls."""

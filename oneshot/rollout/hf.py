@@ -7,12 +7,19 @@ from hashlib import sha256
 import torch
 
 from oneshot.policy.policy import Policy
+from oneshot.policy.weights import Weights
 from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HfGenerate:
     """An engine with one `generate` call per request; the request's keys seed torch's generator."""
+
+    def wake(self, policy: Policy, weights: Weights) -> None:
+        """Do nothing: it decodes with the policy's own weights."""
+
+    def rest(self) -> None:
+        """Do nothing: nothing lasts."""
 
     def release(self) -> None:
         """Do nothing: nothing lasts."""

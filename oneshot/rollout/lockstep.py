@@ -17,6 +17,7 @@ from torch import Tensor
 from oneshot.models.memory import LIVE_SHARE
 from oneshot.policy.output_head import Workspace, logits
 from oneshot.policy.policy import Policy
+from oneshot.policy.weights import Weights
 from oneshot.rollout.cuda_graphs import FixedStep, rounded_rows
 from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
 from oneshot.rollout.kv_memory import KvMemory
@@ -81,6 +82,12 @@ class Lockstep:
         return [
             [completions[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)
         ]
+
+    def wake(self, policy: Policy, weights: Weights) -> None:
+        """Do nothing: it decodes with the policy's own weights."""
+
+    def rest(self) -> None:
+        """Do nothing: memory either lasts or is free already."""
 
     def release(self) -> None:
         """Free the memory and the graphs that last between calls."""

@@ -48,15 +48,7 @@ def evaluate(
     share = world.share(list(enumerate(suite.problems)))
     requests = [
         PromptRequest(
-            prompt_ids=tuple(
-                prompts.encode(
-                    problem.prompt,
-                    suffix=suite.suffix,
-                    template=suite.template,
-                    shots=shots,
-                    tokenizer=policy.tokenizer,
-                )
-            ),
+            prompt_ids=prompt_ids(policy, suite, problem, shots=shots),
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
         )
         for index, problem in share
@@ -73,7 +65,7 @@ def evaluate(
         graded = grade_each(partial(_complete, policy, suite, requests, engine), grade, grader=grader)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the evaluation of {suite.name} after step {step}") from error
-    indexed = world.gather((share[request][0], record) for (request, _), record in sorted(graded.items()))
+    indexed = world.gather_shares((share[request][0], record) for (request, _), record in sorted(graded.items()))
     records = [record for _, record in sorted(indexed, key=itemgetter(0))]
     return Evaluation(
         suite=suite.name,
@@ -84,6 +76,15 @@ def evaluate(
             for name, value in summary(records, samples=suite.samples, graders=suite.graders).items()
         },
         records=tuple(records),
+    )
+
+
+def prompt_ids(policy: Policy, suite: Suite, problem: Problem, *, shots: Sequence[Shot]) -> tuple[int, ...]:
+    """Return the token ids of a suite's prompt."""
+    return tuple(
+        prompts.encode(
+            problem.prompt, suffix=suite.suffix, template=suite.template, shots=shots, tokenizer=policy.tokenizer
+        )
     )
 
 

@@ -69,6 +69,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         raise TrialError(f"{error}, in the rollout of step {state.step + 1}") from error
     rollout_s = time.perf_counter() - start_s
     peaks = {"rollout": _pop_gpu_peak_gib()}
+    state.engine.rest()
     metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
     step_s = time.perf_counter() - start_s
     peaks["update"] = _pop_gpu_peak_gib()
@@ -130,10 +131,11 @@ def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
 
 def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
     """Sample and grade the step's groups. Each process takes whole groups, the first rewards, all get the batch."""
+    state.engine.wake(state.policy, state.weights)
     group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
     share = state.world.share(list(enumerate(example_N)))
-    rows = sorted(state.world.gather(_sample(config, state, share)), key=itemgetter(0))
+    rows = sorted(state.world.gather_shares(_sample(config, state, share)), key=itemgetter(0))
     _, completions, graded = zip(*rows, strict=True)
     example_G = tuple(example for example in example_N for _ in range(group_size))
     values = _reward(config, state, example_G, graded) if state.world.is_first else None
@@ -250,6 +252,7 @@ def _evaluate(
     for suite in state.suites:
         if state.step not in due_steps(suite, config) or (suite.digest, state.step) in done:
             continue
+        state.engine.wake(state.policy, state.weights)
         evaluation = evaluate(
             state.policy,
             suite,

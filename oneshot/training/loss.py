@@ -39,6 +39,15 @@ def surrogate(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: 
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
+CORRECTION_CAP = 2.0
+"""Largest weight of a token that corrects for a sampler that differs from the trainer (as in TRL and verl)."""
+
+
+def correction(logprobs: Tensor, sampled_logprobs: Tensor) -> Tensor:
+    """Return truncated importance weights `min(trainer / sampler, 2)` per token, without gradient."""
+    return (logprobs.detach() - sampled_logprobs).exp().clamp(max=CORRECTION_CAP)
+
+
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Return Schulman's k3 estimate of KL(policy | reference) per token (joschu.net/blog/kl-approx.html).
 

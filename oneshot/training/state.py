@@ -35,12 +35,14 @@ from oneshot.policy.world import World
 from oneshot.rollout.engine import Engine
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
+from oneshot.rollout.vllm import Vllm
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
+from oneshot.training.evaluate import prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
 
@@ -78,7 +80,7 @@ class TrainingState:
     def limit_kv(self, kv_gib: float) -> None:
         """Set `kv_gib`, also the engine's."""
         self.kv_gib = kv_gib
-        if isinstance(self.engine, Lockstep):
+        if isinstance(self.engine, Lockstep | Vllm):
             self.engine.kv_gib = kv_gib
 
 
@@ -117,10 +119,9 @@ def new_state(
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    trains = config.train.num_steps > 0
-    kv_gib = config.rollout.kv_gib or _kv_gib(weights, reference, world, trains=trains, share=gpu_share)
+    kv_gib = config.rollout.kv_gib or _kv_gib(config, weights, reference, world, share=gpu_share)
     lasts = keeps_kv and strategy != "fsdp"
-    return TrainingState(
+    state = TrainingState(
         seed=seed,
         step=0,
         baseline={},
@@ -139,6 +140,15 @@ def new_state(
         floor=Floor(policy.model),
         engine=HfGenerate() if config.rollout.engine == "hf" else Lockstep(kv_gib=kv_gib, lasts=lasts),
     )
+    if config.rollout.engine == "vllm":
+        state.engine = Vllm(
+            model=config.model,
+            settings=config.rollout.vllm,
+            max_positions=_longest(config, state),
+            kv_gib=kv_gib,
+            num_processes=world.size,
+        )
+    return state
 
 
 def _new_world(config: TrialConfig) -> World:
@@ -148,7 +158,17 @@ def _new_world(config: TrialConfig) -> World:
         raise UserError("model.device: cuda, but torch sees no GPU here; use auto or cpu")
     # accelerate's state is global, and keeps the device of this process' previous trial
     AcceleratorState._reset_state(reset_partial_state=True)
-    return World(Accelerator(cpu=use_cpu))
+    num_partners = config.rollout.vllm.tensor_parallel if config.rollout.engine == "vllm" else 1
+    return World(Accelerator(cpu=use_cpu), num_partners)
+
+
+def _longest(config: TrialConfig, state: TrainingState) -> int:
+    """Return the largest length of a prompt and its completion, in training and evaluation."""
+    lengths = [len(ids) + config.rollout.max_tokens for ids in state.prompts]
+    for suite in state.suites:
+        prompts = (prompt_ids(state.policy, suite, problem, shots=state.shots) for problem in suite.problems)
+        lengths.append(max(map(len, prompts)) + suite.max_tokens)
+    return min(max(lengths), state.policy.max_positions)
 
 
 def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequence[Shot]) -> tuple[int, ...]:
@@ -185,7 +205,8 @@ def _place(
         lora.attach(model, config.model.adapter, seed=seed)
     weights: Weights
     if strategy == "fsdp":
-        weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload)
+        decodes = config.rollout.engine != "vllm"
+        weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload, decodes=decodes)
     else:
         weights = split_weights(model, config.model)
         for parameter in weights.master.values():
@@ -214,12 +235,15 @@ def _without_adapter(weights: Weights) -> Reference:
     return reference
 
 
-def _kv_gib(weights: Weights, reference: Reference | None, world: World, *, trains: bool, share: float) -> float:
+def _kv_gib(config: TrialConfig, weights: Weights, reference: Reference | None, world: World, *, share: float) -> float:
     """Return half of what weights and optimiser leave of the trial's share of the GPU; a constant on a CPU."""
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
+    trains = config.train.num_steps > 0
     left = most_gib(device, share=share) - lasting_gib(weights, reference, device=device, trains=trains)
+    if config.rollout.engine == "vllm":  # which has weights of its own
+        left -= sum(value.nbytes for value in weights.compute.values()) / 2**30 / world.num_partners
     return -world.largest(-max(left, 0) / 2)  # the smallest number of all processes
 
 
@@ -229,7 +253,8 @@ def lasting_gib(weights: Weights, reference: Reference | None, *, device: torch.
     held = {*weights.compute.values(), *weights.master.values(), *weights.scored.parameters(), *frozen}
     moments = 2 * list(weights.master.values()) if trains else []
     parts = [p.to_local() if isinstance(p, DTensor) else p for p in (*held, *moments)]
-    return sum(part.nbytes for part in parts if part.device == device) / 2**30
+    # an engine of its own leaves fsdp's decoding weights without memory
+    return sum(part.nbytes for part in parts if part.device == device and part.untyped_storage().nbytes()) / 2**30
 
 
 def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> None:

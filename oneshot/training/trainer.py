@@ -51,7 +51,8 @@ class GrpoTrainer:
             # on a CPU the first process waits for the memory of all, since they share the host's
             count, part = (1, share) if device.type == "cuda" else (resources.processes, 1.0)
             most = most_gib(device, share=part)
-            keeps_kv = device.type == "cuda" and not halvings and need.kept_gib <= most
+            can_keep = device.type == "cuda" and config.rollout.engine != "vllm" and not halvings
+            keeps_kv = can_keep and need.kept_gib <= most
             # waiting cannot help if the estimate exceeds the whole device; the plan has warned of that
             least = min(max(need.peak_gib, need.kept_gib if keeps_kv else 0.0) * count, most)
             wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))

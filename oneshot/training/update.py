@@ -19,7 +19,7 @@ from oneshot.errors import TrialError
 from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack, in_order, micro_batches, pack
 from oneshot.rollout.engine import Completion
-from oneshot.training.loss import BatchTotals, token_loss, token_weights
+from oneshot.training.loss import BatchTotals, correction, token_loss, token_weights
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState
 
@@ -105,8 +105,9 @@ def accumulate(
             advantages_M=micro_batch.spread(batch.advantages_G[members]),
             weights_M=micro_batch.spread(weights_G[members]) * counts,
             old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
+            sampler=batch.mismatch,
             # after an update, the policy is no longer the one that sampled
-            mismatch=batch.mismatch if counts and old_logprobs is None else None,
+            compares=counts and old_logprobs is None,
         )
         state.world.accelerator.backward(output.loss * state.weights.loss_scale)
         for name, value in output.metrics.items():
@@ -126,21 +127,27 @@ def _loss(
     advantages_M: Tensor,
     weights_M: Tensor,
     old_M: Tensor | None,
-    mismatch: Mismatch | None,
+    sampler: Mismatch,
+    compares: bool,
 ) -> LossOutput:
-    """Return one micro-batch's part of the loss."""
+    """Return one micro-batch's part of the loss; with `compares`, measure its distance to the sampler."""
     temperature = config.rollout.temperature
-    sampled_M = None if mismatch is None else mismatch.sampled(batch, like=weights_M)
+    corrects = config.rollout.correction == "token"
+    sampled_M = sampler.sampled(batch, like=weights_M) if corrects or compares else None
     ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
 
     def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
-        if mismatch is not None and sampled_M is not None:
-            mismatch.add(sampled_M[where], logprobs_n)
+        old_n = None if old_M is None else old_M[where]
+        advantages_n = advantages_M[where]
+        if sampled_M is not None and compares:
+            sampler.add(sampled_M[where], logprobs_n)
+        if sampled_M is not None and corrects:
+            advantages_n = advantages_n * correction(logprobs_n if old_n is None else old_n, sampled_M[where])
         return token_loss(
             logprobs_n,
-            None if old_M is None else old_M[where],
+            old_n,
             None if ref_M is None else ref_M[where],
-            advantages_M[where],
+            advantages_n,
             weights_M[where],
             config.loss,
             entropy=entropy_n,

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from oneshot.errors import UserError
+from oneshot.models.engines import has_vllm, vllm_version
 from oneshot.models.placement import choose_strategy
 from oneshot.plan.trainings import Training
 
@@ -28,7 +29,7 @@ def describe(training: Training) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Return where an attempt runs, and the versions of its packages with their digest."""
-    versions = _versions()
+    versions = _versions() | ({"vllm": vllm_version()} if has_vllm() else {})
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -64,14 +65,15 @@ def gpu_is_broken() -> bool:
 
 
 def distribution(training: Training) -> dict[str, Any]:
-    """Return a training's number of processes and strategy."""
+    """Return a training's number of processes, strategy and rollout engine."""
     if training.config.script is not None:
-        return {"num_processes": 1, "strategy": "single"}
+        return {"num_processes": 1, "strategy": "single", "engine": "script"}
     try:
         strategy: str = choose_strategy(training.config, training.resources)
     except UserError:  # a missing model or suite is reported and recorded when it is loaded
         strategy = "unknown"
-    return {"num_processes": training.resources.processes, "strategy": strategy}
+    engine = training.config.rollout.engine
+    return {"num_processes": training.resources.processes, "strategy": strategy, "engine": engine}
 
 
 @cache

@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oneshot.errors import UserError
+from oneshot.models.engines import version_fault
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
@@ -126,6 +127,7 @@ def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: s
         models=tuple(dict.fromkeys((trial.config.model.path, trial.config.model.revision) for trial in trained)),
         configs=tuple(config.model_dump(mode="json") for config in configs.values()),
         needs_libraries=bool(trained),
+        needs_vllm=any(trial.config.rollout.engine == "vllm" for trial in trained),
     )
 
 
@@ -150,13 +152,17 @@ def _mlflow(why: str) -> Finding:
 
 
 def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
-    """Check that all nodes have the same Python, Ray and oneshot; warn if other libraries differ."""
+    """Check that all nodes have the same Python, Ray and oneshot, and a usable vLLM; warn if other libraries differ."""
     findings = []
+    faults = {a.host: version_fault(a.versions["vllm"]) for a in answers.values() if "vllm" in a.versions}
+    for fault in dict.fromkeys(fault for fault in faults.values() if fault):
+        hosts = ", ".join(sorted(host for host, text in faults.items() if text == fault))
+        findings.append(Finding(check="versions", text=f"on {hosts}: {fault}", is_bad=True))
     for name in dict.fromkeys(name for answer in answers.values() for name in answer.versions):
         most = 2 if name == "python" else None  # only major and minor must agree
         has = {a.host: ".".join(a.versions[name].split(".")[:most]) for a in answers.values() if name in a.versions}
         missing = sorted(host for host, text in has.items() if text == "missing")
-        if missing:
+        if missing and name != "vllm":
             text = f"{name} is not installed on {', '.join(missing)}; install it there, or use one image for all nodes"
             findings.append(Finding(check="versions", text=text, is_bad=True))
         elif len(set(has.values())) > 1:

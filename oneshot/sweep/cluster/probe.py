@@ -29,6 +29,7 @@ class Question:
     models: tuple[tuple[str, str | None], ...] = ()  # (path, revision) of the models that trials on this node load
     configs: tuple[dict[str, Any], ...] = ()  # trials whose examples and suites this node reads
     needs_libraries: bool = True
+    needs_vllm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,10 @@ def answer(question: Question) -> Answer:
     host = socket.gethostname()
     if versions["oneshot"] == "missing":
         return Answer(host=host, versions=versions)
+    if question.needs_vllm:
+        from oneshot.models.engines import vllm_version
+
+        versions["vllm"] = vllm_version()
     return Answer(
         host=host,
         versions=versions,

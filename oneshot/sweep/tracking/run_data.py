@@ -169,8 +169,9 @@ def dataset_inputs(trial: Trial) -> list[DatasetInput]:
 
 
 def placement_tags(attempt: Mapping[str, Any]) -> dict[str, str]:
-    """Return how an attempt was placed on processes; attempts recorded before that was possible had one."""
-    return {"num_processes": str(attempt.get("num_processes", 1)), "strategy": str(attempt.get("strategy", "single"))}
+    """Return an attempt's processes and rollout engine; attempts recorded before there was a choice have defaults."""
+    usual = {"num_processes": 1, "strategy": "single", "engine": "lockstep"}
+    return {name: str(attempt.get(name, value)) for name, value in usual.items()}
 
 
 def source_tags() -> dict[str, str]:

@@ -1,0 +1,279 @@
+"""Prompts -> completions by vLLM in this process, with the policy's weights pushed before each rollout.
+
+Trainer and engine share the device: the engine gives its memory back while the weights are trained. Token ids go in and
+come out, so nothing is tokenised twice. A completion's key seeds its draws, so that they depend neither on the order of
+requests nor on their number; log-probabilities may differ in their last digits.
+
+vLLM is imported when the engine starts: it takes seconds, and is an extra (`pip install 'oneshot[vllm]'`).
+"""
+
+import gc
+import logging
+import math
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oneshot.config.trial import ModelConfig, VllmConfig
+from oneshot.errors import TrialError, UserError, first_line
+from oneshot.models.engines import version_fault, vllm_version
+from oneshot.models.source import local_folder
+from oneshot.policy.lora import merged
+from oneshot.policy.policy import Policy
+from oneshot.policy.weights import Weights
+from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
+
+log = logging.getLogger(__name__)
+
+SEED_BITS = {"cpu": 32, "cuda": 63}
+"""Bits of a seed that vLLM reads, by device."""
+BLOCK_TOKENS = 32
+"""Positions in a block of keys and values on a CPU, where 128 is the default: short prompts fill no block of that size,
+and only whole blocks are shared between completions."""
+NUM_CHECKED = 64
+"""Numbers of each tensor that are compared after a push."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Vllm:
+    """An engine that samples from its own copy of the policy's weights."""
+
+    model: ModelConfig
+    settings: VllmConfig
+    max_positions: int
+    """Largest length of a prompt and its completion."""
+    kv_gib: float
+    num_processes: int = 1
+    _llm: Any = None
+    _version: int | None = None  # of the weights that it has
+    _is_asleep: bool = False
+    _num_requests: int = 0
+    _made_group: bool = field(default=False)
+
+    def wake(self, policy: Policy, weights: Weights) -> None:
+        """Take memory back, and the policy's weights if they have changed; all processes of the trial must call it.
+
+        Raises UserError: vLLM is missing, has an unsupported version, or cannot run the model or fit into the memory.
+        """
+        if self._llm is None:
+            self._start(policy)
+        elif self._is_asleep:
+            self._llm.wake_up(tags=["weights"])
+        if self._version != weights.version:
+            self._push(policy, weights)
+            self._version = weights.version
+        if self._is_asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._is_asleep = False
+
+    def rest(self) -> None:
+        """Give the memory of weights, keys and values back; on a CPU vLLM keeps it."""
+        if self._llm is not None and self._sleeps:
+            self._llm.sleep(level=2)  # forgets the weights: the next ones are pushed
+            self._is_asleep, self._version = True, None
+
+    def release(self) -> None:
+        """Close the engine and free what it has, so that the next trial of this process can start its own."""
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+        from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm, self._version, self._is_asleep = None, None, False
+        LAYERWISE_INFO.clear()  # holds every layer with its weights after a push
+        gc.unfreeze()  # vLLM freezes what there is when it has started
+        destroy_model_parallel()
+        if self._made_group:
+            destroy_distributed_environment()
+        gc.collect()
+
+    def generate(
+        self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
+    ) -> list[list[Completion]]:
+        """Return the completions of each request, in the order of its keys. Raises NotFiniteError."""
+        assert self._llm is not None and not self._is_asleep, "the engine is awake"
+        from vllm.inputs import TokensPrompt
+
+        engine = self._llm.llm_engine
+        engine.reset_prefix_cache()  # so that numbers do not depend on earlier calls
+        places: dict[str, tuple[int, int]] = {}
+        found: dict[tuple[int, int], Completion] = {}
+        try:
+            for index, request in enumerate(requests):
+                prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+                for row, key in enumerate(request.row_keys):
+                    name = str(self._num_requests)
+                    self._num_requests += 1
+                    places[name] = (index, row)
+                    engine.add_request(name, prompt, _parameters(policy, sampling, key))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        place = places.pop(output.request_id)
+                        found[place] = _completion(output)
+                        ended(*place, found[place])
+        finally:
+            if places:  # an error leaves nothing for the next call
+                engine.abort_request(list(places))
+        return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
+
+    @property
+    def _sleeps(self) -> bool:
+        return bool(self._llm.llm_engine.vllm_config.model_config.enable_sleep_mode)
+
+    def _start(self, policy: Policy) -> None:
+        if fault := version_fault(vllm_version()):
+            raise UserError(f"rollout.engine: vllm: {fault}")
+        on_gpu = policy.device.type == "cuda"
+        parallel = self.settings.tensor_parallel
+        options: dict[str, Any] = {
+            "model": str(local_folder(self.model.path) or self.model.path),
+            "revision": None if local_folder(self.model.path) else self.model.revision,
+            "dtype": str(policy.model.dtype).removeprefix("torch."),
+            "load_format": "dummy",  # weights are pushed before the first token
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # without top_p and penalties of the model's authors
+            "logprobs_mode": "processed_logprobs",
+            "max_model_len": self.max_positions,
+            "max_num_seqs": self.settings.max_num_seqs,
+            "enforce_eager": self.settings.enforce_eager or not on_gpu,
+            "enable_prefix_caching": True,
+            "async_scheduling": False,
+            "enable_sleep_mode": on_gpu,
+            "quantization": None if self.settings.quantization == "none" else self.settings.quantization,
+            "tensor_parallel_size": parallel,
+            "distributed_executor_backend": "external_launcher" if self.num_processes > 1 else "uni",
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if on_gpu and self.settings.gpu_memory_utilization is not None:
+            options["gpu_memory_utilization"] = self.settings.gpu_memory_utilization
+        else:
+            options["kv_cache_memory_bytes"] = int(self.kv_gib * 2**30)
+        if not on_gpu:
+            options["block_size"] = BLOCK_TOKENS
+        self._made_group = not torch.distributed.is_initialized()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, beside the trainer
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ["VLLM_BATCH_INVARIANT"] = "1" if self.settings.deterministic else "0"
+        with _process_restored():
+            from vllm import LLM
+
+            try:
+                self._llm = LLM(**options)
+            except (ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"rollout.engine: vllm: {self.model.path}: {first_line(error)}; change rollout.kv_gib or "
+                    "rollout.vllm, or set rollout.engine: lockstep"
+                ) from error
+        log.info("rollouts by vLLM %s, %s", vllm_version(), "asleep during updates" if on_gpu else "without sleep")
+
+    def _push(self, policy: Policy, weights: Weights) -> None:
+        """Replace the engine's weights, and check a sample of each tensor that it keeps as it was sent."""
+        sent: dict[str, _Sent] = {}
+
+        def checkpoint() -> Iterator[tuple[str, Tensor]]:
+            for name, value in merged(policy.model, weights.whole_values()):
+                sent[name] = _Sent(shape=tuple(value.shape), sample=_sample(value))
+                yield name, value
+                if is_tied and name.endswith("embed_tokens.weight"):
+                    # on a CPU the head has a packed copy of its own, which only a tensor of its name replaces
+                    yield "lm_head.weight", value
+
+        is_tied = policy.model.config.tie_word_embeddings
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint()})
+        ((wrong, num_checked),) = self._llm.collective_rpc(_compare, args=(sent,))
+        if wrong or not num_checked:
+            raise TrialError(
+                f"vLLM has not taken the trainer's weights: {len(wrong)} of {num_checked} tensors differ "
+                f"({', '.join(wrong[:3])})"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """What is compared of a tensor after a push."""
+
+    shape: tuple[int, ...]
+    sample: Tensor
+
+
+def _sample(value: Tensor) -> Tensor:
+    """Return some numbers of a tensor, evenly spread over it."""
+    flat = value.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // NUM_CHECKED)].clone()
+
+
+def _compare(worker: Any, sent: dict[str, _Sent]) -> tuple[list[str], int]:
+    """Return which of the sent tensors the worker's model has differently, and how many could be compared.
+
+    Left out are tensors in another form: packed for a CPU's products, quantised, or divided between processes.
+    """
+    model = worker.get_model()
+    held = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for fused, parts in getattr(model, "packed_modules_mapping", {}).items():
+        for name in [name for name in held if f".{fused}." in name]:
+            names = [name.replace(f".{fused}.", f".{part}.") for part in parts]
+            rows = [sent[part].shape[0] for part in names if part in sent]
+            if sum(rows) == len(held[name]):
+                held |= dict(zip(names, held[name].split(rows), strict=True))
+    both = {name: held[name] for name in sent if name in held and tuple(held[name].shape) == sent[name].shape}
+    wrong = [name for name, value in both.items() if not torch.equal(_sample(value), sent[name].sample)]
+    return wrong, len(both)
+
+
+def _parameters(policy: Policy, sampling: Sampling, key: tuple[int, ...]) -> Any:
+    """Return a request's own parameters: requests that share one share its noise."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    digest = int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big")
+    return SamplingParams(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        seed=digest >> (64 - SEED_BITS[policy.device.type]) if sampling.temperature else None,
+        stop_token_ids=[token for token in policy.eos_ids if token >= 0],
+        ignore_eos=True,  # the policy says what ends a completion; so the end token is kept
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def _completion(output: Any) -> Completion:
+    (sampled,) = output.outputs
+    tokens = tuple(sampled.token_ids)
+    logprobs = tuple(at[token].logprob for token, at in zip(tokens, sampled.logprobs, strict=True))
+    if not all(map(math.isfinite, logprobs)):
+        raise NotFiniteError("vLLM's log-probabilities are NaN or infinite")
+    return Completion(token_ids=tokens, logprobs=logprobs, truncated=sampled.finish_reason == "length")
+
+
+@contextmanager
+def _process_restored() -> Iterator[None]:
+    """Undo what vLLM's start changes of this process: random states, torch's threads, variables, log levels."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    variables, threads, set_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads = set_threads  # on a CPU vLLM replaces it by a warning
+        torch.set_num_threads(threads)
+        for name in set(os.environ) - set(variables):
+            if not name.startswith("VLLM_"):
+                del os.environ[name]
+        os.environ.update(variables)
