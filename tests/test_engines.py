@@ -1,9 +1,7 @@
-"""One behaviour suite over every rollout engine; `hf`, plain `generate`, is the oracle."""
+"""The lockstep engine: waves, memory, fixed shapes, kernels; the laws of all engines are in test_engine_contract.py."""
 
 import gc
 import weakref
-from collections import Counter
-from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from engines import ENGINES, PROMPTS, by_key, in_waves, prompt, requests
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -19,59 +18,23 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from oneshot.config.trial import ModelConfig
 from oneshot.policy import attention, kernels
-from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.loading import load_policy
-from oneshot.policy.output_head import Workspace, logits
-from oneshot.policy.packing import pack
+from oneshot.policy.output_head import logits
 from oneshot.policy.policy import Policy
 from oneshot.rollout import kv_memory, lockstep, rows, wave
 from oneshot.rollout.cuda_graphs import rounded_rows
-from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.rollout.sampling import below_one, likeliest, sample, uniforms
-from oneshot.tasks.prompts import encode
 from oneshot.training.free_memory import release
 from oneshot.trial.environment import gpu_is_broken
-
-
-def in_waves(policy: Policy, rows: int) -> Lockstep:
-    """Of so many rows of up to 64 positions (the prompts here have up to 8 tokens, the completions up to 56)."""
-    return Lockstep(kv_gib=(rows + 0.5) * policy.kv_bytes * 64 / 2**30)
-
-
-ENGINES: dict[str, Callable[[Policy], Engine]] = {
-    "lockstep": lambda _: Lockstep(kv_gib=1.0),
-    "lockstep in small waves": lambda policy: in_waves(policy, 5),
-    "lockstep at fixed shapes": lambda _: Lockstep(kv_gib=1.0, fixed_shapes=True),
-    "hf": lambda _: HfGenerate(),
-}
-PROMPTS = ("47+38=?", "12*7=?", "9-3=?", "85+37=?")
 
 
 @pytest.fixture(scope="module", params=["tiny:qwen2", "tiny:llama"])
 def policy(request: pytest.FixtureRequest) -> Policy:
     """A shipped organism in float64, where two ways of computing agree to the last token."""
     return load_policy(ModelConfig(path=request.param, dtype="float64"))
-
-
-def prompt(policy: Policy, text: str) -> tuple[int, ...]:
-    return tuple(encode(text, suffix="", template="plain", tokenizer=policy.tokenizer))
-
-
-def requests(policy: Policy, *, rows: int) -> list[PromptRequest]:
-    return [
-        PromptRequest(prompt_ids=prompt(policy, text), row_keys=tuple((7, index, row) for row in range(rows)))
-        for index, text in enumerate(PROMPTS)
-    ]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_greedy_equals_plain_generate(policy: Policy, engine: str) -> None:
-    sampling = Sampling(temperature=0.0, max_tokens=56)
-    expected = HfGenerate().generate(policy, requests(policy, rows=2), sampling)
-    found = ENGINES[engine](policy).generate(policy, requests(policy, rows=2), sampling)
-    assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -89,53 +52,6 @@ def test_other_families_decode_as_plain_generate_does(kind: str, engine: str) ->
     expected = HfGenerate().generate(policy, asked, sampling)
     found = ENGINES[engine](policy).generate(policy, asked, sampling)
     assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_logprobs_are_those_of_the_trainers_forward(policy: Policy, engine: str) -> None:
-    asked = requests(policy, rows=3)
-    found = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=0.7, max_tokens=20))
-    pairs = [(request.prompt_ids, c) for request, row in zip(asked, found, strict=True) for c in row]
-    batch = pack([p for p, _ in pairs], range(len(pairs)), [c.token_ids for _, c in pairs], range(len(pairs)),
-                 device=policy.device)  # fmt: skip
-    space = Workspace.for_chunks(policy.model.get_output_embeddings(), num_tokens=len(batch.targets_M))
-    logprobs_M = completion_logprobs(policy.model, batch, temperature=0.7, space=space)
-    for logprobs_T, (_, completion) in zip(logprobs_M.split(batch.lengths), pairs, strict=True):
-        expected = logprobs_T.tolist()
-        # generate gives its logits in float32, whatever the model's dtype
-        assert list(completion.logprobs) == pytest.approx(expected, abs=1e-5 if engine == "hf" else 1e-9)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_end_token_is_counted_once_and_a_cut_is_said(policy: Policy, engine: str) -> None:
-    for completions in ENGINES[engine](policy).generate(
-        policy, requests(policy, rows=8), Sampling(temperature=1.0, max_tokens=24)
-    ):
-        for completion in completions:
-            ends = [position for position, token in enumerate(completion.token_ids) if token in policy.eos_ids]
-            assert len(completion.logprobs) == len(completion.token_ids) <= 24
-            if completion.truncated:
-                assert not ends
-                assert len(completion.token_ids) == 24
-            else:
-                assert ends == [len(completion.token_ids) - 1]
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_first_tokens_have_the_models_distribution(policy: Policy, engine: str) -> None:
-    """Chi-square of 2,000 first tokens against the softmax; p below 1e-4 would be one false alarm in 10,000."""
-    ids = prompt(policy, "47+38=?")
-    asked = [PromptRequest(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)))]
-    (completions,) = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=1.0, max_tokens=1))
-    with torch.no_grad():
-        expected = policy.model(torch.tensor([ids])).logits[0, -1].softmax(dim=-1) * 2000
-    counts = Counter(completion.token_ids[0] for completion in completions)
-    common = [token for token in range(len(expected)) if expected[token] >= 5]
-    observed = [counts[token] for token in common]
-    rest = 2000 - sum(observed)
-    expected_counts = [expected[token].item() for token in common]
-    chi_square = stats.chisquare([*observed, rest], [*expected_counts, 2000 - sum(expected_counts)])
-    assert chi_square.pvalue > 1e-4
 
 
 def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Policy) -> None:
@@ -158,14 +74,6 @@ def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Poli
         hook.remove()
     assert len(handed_after) == 16 * len(PROMPTS)
     assert sum(after < num_forwards for after in handed_after) > len(handed_after) / 2
-
-
-def by_key(asked: list[PromptRequest], found: list[list[Completion]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    return {
-        key: completion.token_ids
-        for request, row in zip(asked, found, strict=True)
-        for key, completion in zip(request.row_keys, row, strict=True)
-    }
 
 
 @pytest.mark.parametrize("rows", [1024, 16, 5])
@@ -223,37 +131,6 @@ def test_in_float32_order_and_waves_move_logprobs_by_their_last_digits_only() ->
             same = [a == b for a, b in zip(one.token_ids, other.token_ids, strict=False)]
             length = same.index(False) if False in same else len(same)
             assert one.logprobs[:length] == pytest.approx(other.logprobs[:length], abs=1e-5)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_each_completion_is_handed_over_once(policy: Policy, engine: str) -> None:
-    asked = requests(policy, rows=7)
-    handed: dict[tuple[int, int], Completion] = {}
-
-    def ended(request: int, row: int, completion: Completion) -> None:
-        assert (request, row) not in handed
-        handed[request, row] = completion
-
-    found = ENGINES[engine](policy).generate(policy, asked, Sampling(temperature=1.0, max_tokens=40), ended)
-    assert [[handed[request, row] for row in range(7)] for request in range(len(asked))] == found
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_weight_update_is_seen_at_once(policy: Policy, engine: str) -> None:
-    sampling = Sampling(temperature=1.0, max_tokens=8)
-    built = ENGINES[engine](policy)
-    asked = requests(policy, rows=2)
-    before = built.generate(policy, asked, sampling)
-    head = policy.model.get_output_embeddings().weight
-    with torch.no_grad():
-        head.mul_(1.5)
-        try:
-            after = built.generate(policy, asked, sampling)
-            fresh = ENGINES[engine](policy).generate(policy, asked, sampling)
-        finally:
-            head.div_(1.5)
-    assert after == fresh
-    assert after != before
 
 
 def draw(logits: torch.Tensor, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
