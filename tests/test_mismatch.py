@@ -11,9 +11,10 @@ from oneshot.policy.packing import pack
 from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
 from oneshot.training.grpo import roll_out, train_step
+from oneshot.training.loss import correction
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import new_state
-from oneshot.training.update import update
+from oneshot.training.update import _old_logprobs, accumulate, update
 
 MakeConfig = Callable[..., TrialConfig]
 EXACT = {"model": {"path": "tiny:qwen2", "dtype": "float64"}}
@@ -64,3 +65,51 @@ def test_a_step_that_computes_nothing_has_no_mismatch(tiny_config: MakeConfig, g
     batch = roll_out(config, state)
     batch.advantages_G.zero_()
     assert not any("mismatch" in name for name in update(config, state, batch))
+
+
+def test_the_correction_by_hand() -> None:
+    trained, sampled = (torch.tensor(values).log() for values in ([0.5, 0.25, 0.9], [0.5, 0.5, 0.1]))
+    trained.requires_grad_()
+    weights = correction(trained, sampled)
+    assert weights.tolist() == pytest.approx([1.0, 0.5, 2.0])  # 9 is cut
+    assert not weights.requires_grad
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_correction_weights_the_gradient_of_a_sampler_that_differs(
+    tiny_config: MakeConfig, grader: Grader, updates: int
+) -> None:
+    """All probabilities of the sampler are twice too large: every token's weight, and so the gradient, is a half."""
+    gradients = {}
+    for kind in ("none", "token"):
+        config = tiny_config(
+            **EXACT,
+            rollout={"correction": kind},
+            train={"updates_per_rollout": updates},
+            loss={"kl_coef": 0.0, "entropy_coef": 0.0},
+            reward={"kind": "random"},
+            eval={"suites": {}},
+        )
+        state = new_state(config, seed=0, grader=grader)
+        batch = roll_out(config, state)
+        for completion in batch.completions:
+            object.__setattr__(completion, "logprobs", tuple(p + math.log(2) for p in completion.logprobs))
+        whole = state.policy.model.get_output_embeddings().weight
+        accumulate(
+            config,
+            state,
+            batch,
+            range(len(batch.completions)),
+            _old_logprobs(config, state, batch) if updates > 1 else None,
+        )
+        gradients[kind] = whole.grad.clone()
+    torch.testing.assert_close(gradients["token"], gradients["none"] / 2)
+
+
+def test_without_a_difference_the_correction_changes_nothing(tiny_config: MakeConfig, grader: Grader) -> None:
+    losses = []
+    for kind in ("none", "token"):
+        config = tiny_config(**EXACT, rollout={"correction": kind}, eval={"suites": {}})
+        losses.append(train_step(config, new_state(config, seed=0, grader=grader)).metrics)
+    names = [name for name in losses[0] if name.startswith("loss/")]
+    assert [losses[1][name] for name in names] == pytest.approx([losses[0][name] for name in names], rel=1e-9)

@@ -36,6 +36,7 @@ from oneshot.trial.state import is_retried, standing
 
 Metrics = dict[str, float]
 MakeConfig = Callable[..., TrialConfig]
+SCRIPTED = TrialConfig.model_validate({"script": {}})
 
 
 def scripted(
@@ -339,7 +340,7 @@ def test_a_guard_that_holds_or_finds_no_metric_fails_nothing(grader: Grader, fol
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_not_a_number_is_what_is_not_finite(value: float) -> None:
     with pytest.raises(GuardError, match="not a finite number"):
-        Guards((guard(**{"is": "nan"}),)).check({"script/m1": value})
+        Guards((guard(**{"is": "nan"}),), SCRIPTED).check({"script/m1": value})
 
 
 @given(st.lists(st.sampled_from([None, 0.0, 1.0]), max_size=12), st.integers(1, 4))
@@ -347,7 +348,7 @@ def test_a_guard_breaks_after_so_many_steps_one_after_another(values: list[float
     # a step without the metric neither counts nor ends the row
     known = [value for value in values if value is not None]
     is_broken = any(set(known[at : at + for_steps]) == {1.0} for at in range(len(known) - for_steps + 1))
-    guards = Guards((guard(above=0.5, for_steps=for_steps),))
+    guards = Guards((guard(above=0.5, for_steps=for_steps),), SCRIPTED)
     try:
         for value in values:
             guards.check({} if value is None else {"script/m1": value})
@@ -358,9 +359,16 @@ def test_a_guard_breaks_after_so_many_steps_one_after_another(values: list[float
 
 
 def test_a_sampler_far_from_the_trainer_fails_the_trial_unless_the_sweep_says_otherwise() -> None:
+    wide, narrow = (
+        TrialConfig.model_validate({"script": {}, "model": {"path": "script", "mixed_precision": precision}})
+        for precision in ("no", "bf16")
+    )
+    with pytest.raises(GuardError, match=r"rollout/mismatch_kl is 0\.001, above 0\.0001"):
+        Guards((), wide).check({"rollout/mismatch_kl": 0.001})
+    Guards((), narrow).check({"rollout/mismatch_kl": 0.001})
     with pytest.raises(GuardError, match=r"rollout/mismatch_kl is 0\.2, above 0\.1"):
-        Guards(()).check({"rollout/mismatch_kl": 0.2})
-    Guards((guard(metric="rollout/mismatch_kl", above=0.5),)).check({"rollout/mismatch_kl": 0.2})
+        Guards((), narrow).check({"rollout/mismatch_kl": 0.2})
+    Guards((guard(metric="rollout/mismatch_kl", above=0.5),), wide).check({"rollout/mismatch_kl": 0.2})
 
 
 # out of memory

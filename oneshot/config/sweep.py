@@ -333,7 +333,8 @@ class SweepConfig(Config):
     search: SearchConfig | None = Field(None, description="A phase before the grid, whose winners set the grid")
     early_stop: EarlyStopConfig | None = Field(None, description="When to end search trials early")
     guards: list[GuardConfig] = Field(
-        default_factory=list, description="Bounds that fail a trial; by default, `rollout/mismatch_kl` above 0.1"
+        default_factory=list,
+        description="Bounds that fail a trial; by default, `rollout/mismatch_kl` above 1e-4, or 0.1 in bfloat16",
     )
     claims: list[ClaimConfig] = Field(
         default_factory=list, description="Expected results, written before the sweep runs"

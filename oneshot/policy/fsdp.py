@@ -29,14 +29,11 @@ _PREFIX = "model."  # Prefix of the model's parameter names within `Scored`
 
 
 class Sharded(Weights):
-    """Weights of which this process holds a shard, and a whole model that decodes unless another engine does."""
+    """Weights of which this process holds a shard, and a whole model that decodes."""
 
-    def __init__(self, model: Any, scored: Scored, *, world: World, decodes: bool) -> None:
-        """Take the model that decodes, in its compute precision, and the sharded one, both with their first values.
-
-        Without `decodes` the model that decodes is only a shape: its memory is freed.
-        """
-        self._decodes = decodes
+    def __init__(self, model: Any, scored: Scored, *, world: World) -> None:
+        """Take the model that decodes, in its compute precision, and the sharded one, both with their first values."""
+        self._decodes = True
         self._shards = {name.removeprefix(_PREFIX): parameter for name, parameter in scored.named_parameters()}
         super().__init__(
             compute=dict(model.named_parameters()),
@@ -44,8 +41,11 @@ class Sharded(Weights):
             scored=scored,
             loss_scale=float(world.size),  # FSDP averages over processes
         )
-        if not decodes:
-            self._free()
+
+    def stop_decoding(self) -> None:
+        """Free the whole model for good, because an engine has weights of its own; its parameters keep their shapes."""
+        self._decodes = False
+        self._free()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ class Sharded(Weights):
         return placed.to(of.device)
 
 
-def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool, decodes: bool = True) -> Sharded:
+def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Sharded:
     """Turn a loaded model on the CPU into the one that decodes, and shard a copy of it for training."""
     values = {name: parameter.data for name, parameter in model.named_parameters()}
     trained = _twin(model)
@@ -108,8 +108,7 @@ def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload:
     for name, parameter in model.named_parameters():
         parameter.data = values[name].to(world.accelerator.device, narrow or values[name].dtype, copy=True)
     values.clear()  # so that sharding a layer frees its wide weights
-    scored = shard(trained, config, world=world, cpu_offload=cpu_offload)
-    return Sharded(model, scored, world=world, decodes=decodes)
+    return Sharded(model, shard(trained, config, world=world, cpu_offload=cpu_offload), world=world)
 
 
 def shard_reference(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Scored:

@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -107,7 +108,8 @@ class Vllm:
         engine.reset_prefix_cache()  # so that numbers do not depend on earlier calls
         places: dict[str, tuple[int, int]] = {}
         found: dict[tuple[int, int], Completion] = {}
-        try:
+        devices = [policy.device] if policy.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self._cleared(places):
             for index, request in enumerate(requests):
                 prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
                 for row, key in enumerate(request.row_keys):
@@ -121,10 +123,16 @@ class Vllm:
                         place = places.pop(output.request_id)
                         found[place] = _completion(output)
                         ended(*place, found[place])
-        finally:
-            if places:  # an error leaves nothing for the next call
-                engine.abort_request(list(places))
         return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
+
+    @contextmanager
+    def _cleared(self, waiting: Mapping[str, object]) -> Iterator[None]:
+        """Abort the requests that still wait when an error ends the call, which leaves nothing for the next one."""
+        try:
+            yield
+        finally:
+            if waiting:
+                self._llm.llm_engine.abort_request(list(waiting))
 
     @property
     def _sleeps(self) -> bool:
@@ -266,7 +274,8 @@ def _process_restored() -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     variables, threads, set_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])

@@ -79,9 +79,10 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         "perf/rollout_s": rollout_s,
         "perf/update_s": step_s - rollout_s,
         "perf/tokens_per_s": batch.num_tokens / step_s,
-        "perf/efficiency": _floor_s(config, state, batch) / step_s,
         "system/rss_gib": sum(state.world.gather([psutil.Process().memory_info().rss / 2**30])),
     }
+    if state.floor.can_measure:
+        metrics["perf/efficiency"] = _floor_s(config, state, batch) / step_s
     if torch.cuda.is_available():
         metrics |= {f"system/gpu_peak_{phase}_gib": state.world.largest(peak) for phase, peak in peaks.items()}
     evaluations = _evaluate(config, state)

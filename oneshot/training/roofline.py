@@ -29,6 +29,11 @@ class Floor:
         self._body = [p for p in model.parameters() if p.dim() == 2 and p is not embedding and p is not self._head]
         self._seconds: dict[tuple[Phase, int], tuple[float, float]] = {}
 
+    @property
+    def can_measure(self) -> bool:
+        """Return whether this process has the weights: with fsdp and an engine of its own, none has."""
+        return self._head.untyped_storage().nbytes() > 0
+
     def flops(self, *, body_tokens: int, head_tokens: int) -> float:
         """Return the operations of the forward products; those of the backward products are twice as many."""
         body: int = sum(p.numel() for p in self._body)

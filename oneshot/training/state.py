@@ -25,7 +25,7 @@ from oneshot.errors import DataError, UserError
 from oneshot.models.memory import CPU_KV_GIB, Strategy
 from oneshot.policy import lora
 from oneshot.policy.forward import Scored
-from oneshot.policy.fsdp import shard_reference, shard_weights
+from oneshot.policy.fsdp import Sharded, shard_reference, shard_weights
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace
 from oneshot.policy.packing import Pack
@@ -205,8 +205,7 @@ def _place(
         lora.attach(model, config.model.adapter, seed=seed)
     weights: Weights
     if strategy == "fsdp":
-        decodes = config.rollout.engine != "vllm"
-        weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload, decodes=decodes)
+        weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload)
     else:
         weights = split_weights(model, config.model)
         for parameter in weights.master.values():
@@ -219,6 +218,8 @@ def _place(
         reference = shard_reference(model, config.model, world=world, cpu_offload=cpu_offload)
     elif has_reference:
         reference = Scored(deepcopy(model).requires_grad_(False))
+    if isinstance(weights, Sharded) and config.rollout.engine == "vllm":
+        weights.stop_decoding()
     if config.train.activation_checkpointing:
         weights.scored.checkpoint_activations()
     return weights, reference

@@ -5,19 +5,25 @@ import math
 from collections import Counter
 
 from oneshot.config.sweep import GuardConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, DeadProcessError, GuardError, OneshotError, TrialError, UserError
 from oneshot.store.records import FailureKind
 
-SAMPLER = GuardConfig(metric="rollout/mismatch_kl", above=0.1)
-"""A sampler this far from the trainer is broken. A guard of the sweep on the same metric replaces it."""
+SAMPLER = "rollout/mismatch_kl"
+FARTHEST, FARTHEST_NARROW = 1e-4, 0.1
+"""A sampler this far from the trainer is broken. In float32, two correct ones agree to 1e-8, and one with the weights
+of an earlier step or another temperature does not (docs/rollout.md); in bfloat16 or with fp8 rounding adds to it."""
 
 
 class Guards:
     """The sweep's `guards` and the default ones, and for how many steps each has been broken."""
 
-    def __init__(self, guards: tuple[GuardConfig, ...]) -> None:
-        is_set = any(guard.metric == SAMPLER.metric for guard in guards)
-        self._guards = guards if is_set else (*guards, SAMPLER)
+    def __init__(self, guards: tuple[GuardConfig, ...], config: TrialConfig) -> None:
+        is_set = any(guard.metric == SAMPLER for guard in guards)
+        precisions = (config.model.dtype, config.model.mixed_precision, config.rollout.vllm.quantization)
+        is_narrow = any(name in precisions for name in ("bfloat16", "bf16", "fp8"))
+        farthest = GuardConfig(metric=SAMPLER, above=FARTHEST_NARROW if is_narrow else FARTHEST)
+        self._guards = guards if is_set else (*guards, farthest)
         self._broken: Counter[int] = Counter()
 
     def check(self, metrics: dict[str, float]) -> None:

@@ -114,7 +114,7 @@ class _Recorder:
         self.lease = lease
         self.attempt = lease.attempt
         self.log = _Log(sweep=lease.holder.sweep, key=training.key, attempt=lease.attempt)
-        self.guards = Guards(training.guards)
+        self.guards = Guards(training.guards, training.config)
         self.pending: list[Row] = []
         self.last_segment_s = self.last_checkpoint_s = time.monotonic()
         self.trainer: Trainer | None = None
