@@ -123,4 +123,4 @@ gpu:
 	PYTHONPATH=build/gpu-packages:. $(PYTHON) bench/gpu.py $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv .venv-vllm runs build site
+	rm -rf .venv .venv-vllm* runs build site
