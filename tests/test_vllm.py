@@ -220,30 +220,22 @@ def test_one_process_runs_trials_on_different_models_one_after_another(
 
 @needs_vllm
 @pytest.mark.vllm
-def test_a_killed_trial_ends_in_the_bits_of_one_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_ends_in_the_bits_of_one_left_alone(folder: Path, begin: Begin, tmp_path: Path) -> None:
     config = config_of(folder, train={"num_steps": 4}, checkpoint={"every_steps": 1}, rollout={"kv_gib": 0.1})
+    store = Store(str(tmp_path))
 
-    def run(name: str, *, dies_at: int | None = None) -> list[Row]:
-        """The rows of the trial's store, after a process that kills itself when it has made a step."""
-        command = [
-            sys.executable,
-            __file__,
-            config.model_dump_json(exclude_unset=True),
-            str(tmp_path / name),
-            str(dies_at),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
+    def run(*, dies_at: int | None) -> list[tuple[int, dict[str, float]]]:
+        """The steps in the trial's store, after a process that kills itself when it has made a step."""
+        arguments = (config.model_dump_json(exclude_unset=True), store.root, str(dies_at))
+        done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
         assert done.returncode == (0 if dies_at is None else -signal.SIGKILL), done.stderr
-        store = Store(str(tmp_path / name))
-        return [row for key in store.trainings() for row in store.trial(key).rows()]
+        return [measured(row) for key in store.trainings() for row in store.trial(key).rows()]
 
-    alone = run("alone")
-    assert len(run("killed", dies_at=3)) < len(alone) == 5
-    killed = run("killed")
-    assert [measured(row) for row in killed] == [measured(row) for row in alone]
+    assert len(run(dies_at=3)) < 5
+    assert run(dies_at=None) == [measured(step) for step in begin(config).train()]
 
 
-def measured(row: Row) -> tuple[int, dict[str, float]]:
+def measured(row: Row | StepMetrics) -> tuple[int, dict[str, float]]:
     """What a step gave, but for its times and its process."""
     kept = {name: value for name, value in row.metrics.items() if not name.startswith(("perf/", "system/"))}
     return row.step, kept
@@ -266,11 +258,10 @@ def run_trial(config: str, root: str, *, dies_at: int | None) -> None:
     ("strategy", "sections"),
     [
         ("ddp", {}),
-        ("fsdp", {}),
         ("fsdp", {"model": {"adapter": {"kind": "lora", "r": 4}}}),
         ("ddp", {"rollout": {"tensor_parallel": 2}}),
     ],
-    ids=["ddp", "fsdp", "fsdp, an adapter", "one engine of two processes"],
+    ids=["ddp", "fsdp, an adapter", "one engine of two processes"],
 )
 def test_two_processes_train_what_one_does(folder: Path, begin: Begin, strategy: str, sections: dict[str, Any]) -> None:
     parallel = sections.pop("rollout", {})

@@ -167,6 +167,8 @@ class Vllm:
             options["gpu_memory_utilization"] = self.settings.gpu_memory_utilization
         else:
             options["kv_cache_memory_bytes"] = int(self.kv_gib * 2**30)
+            # without effect then, but vLLM refuses to start if less than this share of the GPU is free
+            options["gpu_memory_utilization"] = 0.05
         if not on_gpu:
             options["block_size"] = BLOCK_TOKENS
         self._made_group = not torch.distributed.is_initialized()
@@ -179,6 +181,8 @@ class Vllm:
 
             try:
                 self._llm = LLM(**options)
+            except torch.OutOfMemoryError:  # which is tried again with less
+                raise
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"rollout.engine: vllm: {self.model.path}: {first_line(error)}; change rollout.kv_gib or "
