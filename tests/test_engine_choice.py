@@ -16,6 +16,7 @@ from oneshot.plan.plan import make_plan
 from oneshot.plan.trial import Trial
 from oneshot.rollout import vllm
 from oneshot.store.store import Store
+from oneshot.sweep import run
 from oneshot.sweep.cluster.preflight import check_versions
 from oneshot.sweep.cluster.probe import Answer
 from oneshot.training.state import new_state
@@ -41,8 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (engines, plan, loader):
-        monkeypatch.setattr(module, "has_vllm", lambda: True)
+    monkeypatch.setattr(plan, "has_vllm", lambda: True)
 
 
 def sweep(path: object, *, model: str = "", rollout: str = "", resources: str = "{}") -> Any:
@@ -62,7 +62,8 @@ def planned(path: object, **sections: str) -> Trial:
         ({"resources": "{gpus: 1}", "model": ", device: cpu"}, "lockstep"),
         ({"resources": "{gpus: 1}", "model": ", dtype: float64"}, "lockstep"),
         ({"resources": "{gpus: 1}", "rollout": ", engine: lockstep"}, "lockstep"),
-        ({"resources": "{gpus: 1}", "rollout": ", vllm: {tensor_parallel: 2}"}, "lockstep"),
+        ({"resources": "{gpus: 0.5}"}, "lockstep"),
+        ({"resources": "{gpus: 1}", "rollout": ", vllm: {quantization: fp8}"}, "lockstep"),  # of float32
         ({"resources": "{gpus: 2}", "rollout": ", vllm: {tensor_parallel: 2}"}, "vllm"),
         ({"rollout": ", engine: vllm"}, "vllm"),
         ({"rollout": ", engine: hf"}, "hf"),
@@ -86,16 +87,29 @@ def test_auto_is_lockstep_without_vllm_or_for_heads_that_it_cannot_run(
 def test_a_sweep_keeps_the_choice_of_its_first_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    store = Store(str(tmp_path))
-    file = sweep(folder, resources="{gpus: 1}")
-    for module in (plan, loader):
-        monkeypatch.setattr(module, "has_vllm", lambda: True)
-    first = loader.pin_all(file, store)
-    for module in (plan, loader):
-        monkeypatch.setattr(module, "has_vllm", lambda: False)
-    assert loader.pin_all(file, store).plan.trials == first.plan.trials
-    assert first.plan.trials[0].config.rollout.engine == "vllm"
-    assert loader.pin_all(file, Store(str(tmp_path / "other"))).plan.trials[0].config.rollout.engine == "lockstep"
+    store, file = Store(str(tmp_path)), sweep(folder, resources="{gpus: 1}")
+
+    def engine(*, is_here: bool, runs: bool) -> str:
+        for module in (plan, run):
+            monkeypatch.setattr(module, "has_vllm", lambda: is_here)
+        pinned = loader.pin_all(file, store)
+        if runs:
+            run._record_start(pinned)
+        return pinned.plan.trials[0].config.rollout.engine
+
+    assert engine(is_here=False, runs=False) == "lockstep"  # a plan or a check settles nothing
+    assert engine(is_here=True, runs=True) == "vllm"
+    assert engine(is_here=False, runs=True) == "vllm"
+    assert loader.begun_sweep(store, "choice").plan.trials[0].config.rollout.engine == "vllm"
+
+
+def test_a_sweep_that_began_before_there_was_a_choice_stays_with_lockstep(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, file = Store(str(tmp_path)), sweep(folder, resources="{gpus: 1}")
+    store.sweep("choice").write("sweep.yaml", file.source.text)
+    monkeypatch.setattr(plan, "has_vllm", lambda: True)
+    assert loader.pin_all(file, store).plan.trials[0].config.rollout.engine == "lockstep"
 
 
 def keys(folder: Path, rollout: dict[str, Any]) -> str:
@@ -117,23 +131,28 @@ def test_a_key_names_what_changes_the_draws_and_no_more(folder: Path) -> None:
     assert keys(folder, {"engine": "vllm", "vllm": split}) == by_vllm
     others = [
         keys(folder, {"engine": "vllm", "vllm": {"quantization": "fp8"}}),
-        keys(folder, {"engine": "vllm", "vllm": {"deterministic": True}}),
         keys(folder, {"engine": "vllm", "correction": "token"}),
         keys(folder, {"correction": "token"}),
         keys(folder, {"engine": "hf"}),
     ]
-    assert len({plain, by_vllm, *others}) == 7
+    assert len({plain, by_vllm, *others}) == 6
 
 
 @pytest.mark.parametrize(
     ("path", "sections", "message"),
     [
-        ("tiny:qwen2", {}, r"vLLM has no kernels for attention heads of size 24, only for 32, 64, .*, 256; or set"),
-        ("qwen2", {"model": ", dtype: float64"}, r"vLLM has no float64; set model\.dtype: float32; or set"),
+        (
+            "tiny:qwen2",
+            {},
+            r"engine: vllm: tiny:qwen2: vLLM has no kernels for attention heads of size 24, only for 32, .*, 256;",
+        ),
+        ("qwen2", {"model": ", dtype: float64"}, r"engine: .*: vLLM has no float64; set model\.dtype: float32; or set"),
+        ("qwen2", {"rollout": ", vllm: {quantization: fp8}"}, r"engine: .*: fp8 needs bfloat16; set model"),
+        ("qwen2", {"resources": "{gpus: 0.5}"}, r"engine: .*: vLLM needs a GPU of its own; set resources\.gpus: 1; or"),
         (
             "qwen2",
             {"rollout": ", vllm: {tensor_parallel: 2}"},
-            r"tensor_parallel: 2 does not divide the trial's 1 proc",
+            r"vllm\.tensor_parallel: 2 does not divide the trial's 1 processes; set resources\.num_processes to a",
         ),
     ],
 )
@@ -141,7 +160,7 @@ def test_a_trial_that_vllm_cannot_run_is_refused_at_its_place(
     folder: Path, path: str, sections: dict[str, str], message: str
 ) -> None:
     sections = {**sections, "rollout": ", engine: vllm" + sections.get("rollout", "")}
-    with pytest.raises(SweepFileError, match=rf"choice\.yaml:10: trial\.rollout\.engine: .*{message}"):
+    with pytest.raises(SweepFileError, match=rf"choice\.yaml:10: trial\.rollout\.{message}"):
         planned(folder if path == "qwen2" else path, **sections)
 
 
@@ -176,6 +195,9 @@ def test_a_node_without_vllm_or_with_another_version_is_named_before_a_trial_beg
     }
     bad = [finding.text for finding in check_versions(answers) if finding.is_bad]
     assert bad == [f"on b: {engines.version_fault('missing')}", f"on c: {engines.version_fault('0.20.0')}"]
+    # their noise differs, too
+    (differs,) = [f.text for f in check_versions({host: answers[host] for host in ("a", "d", "e")}) if f.is_bad]
+    assert differs.startswith("vllm differs between nodes (0.32.0 on a; 0.31.0 on e); install one version")
 
 
 def test_a_worker_without_vllm_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch, grader: Any) -> None:

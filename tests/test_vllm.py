@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -296,11 +297,63 @@ def test_a_model_that_is_only_evaluated_needs_no_training(folder: Path, begin: B
 
 @needs_vllm
 @pytest.mark.vllm
-def test_too_little_memory_is_one_line(folder: Path, begin: Begin) -> None:
+def test_too_little_memory_is_one_line_and_the_next_trial_starts(folder: Path, begin: Begin) -> None:
     trainer = begin(config_of(folder, rollout={"kv_gib": 1e-6}))
-    with pytest.raises(UserError, match=r"rollout\.engine: vllm: .*; change rollout\.kv_gib or") as error:
+    with pytest.raises(UserError, match=r"rollout\.engine: vllm: cannot start with .*; see rollout\.kv_gib") as error:
         list(trainer.train())
     assert len(str(error.value).splitlines()) == 1
+    assert max(mismatches(list(begin(config_of(folder)).train()))) < AGREES
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_an_engine_that_sleeps_during_updates_samples_the_same(
+    folder: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU vLLM keeps its memory, but the order of calls, and what its scheduler makes of it, is that of a GPU."""
+    expected = [measured(step) for step in begin(config_of(folder)).train()]
+    monkeypatch.setattr(vllm.Vllm, "_sleeps", True)
+    trainer = begin(config_of(folder))
+    pushes: list[object] = []
+    push = vllm.Vllm._push
+    monkeypatch.setattr(vllm.Vllm, "_push", lambda *args: (pushes.append(args), push(*args)))
+    assert [measured(step) for step in trainer.train()] == expected
+    assert len(pushes) == 4  # before the start's evaluation, each of steps 2 and 3, and the last evaluation
+    engine = trainer._state.engine
+    assert isinstance(engine, vllm.Vllm)
+    engine.rest()
+    assert engine._is_asleep
+    begin(config_of(folder))  # closes it asleep
+    assert engine._llm is None
+
+
+def test_a_tensor_in_another_form_is_not_compared() -> None:
+    """As fp8 weights, which have the name and, if square, the shape of those that were sent."""
+
+    class Model(torch.nn.Module):
+        packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}  # noqa: RUF012 (as in vLLM)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = torch.nn.ModuleDict({
+                "qkv_proj": torch.nn.Linear(4, 8, bias=False), "o_proj": torch.nn.Linear(4, 4, bias=False),
+            })  # fmt: skip
+            self.norm = torch.nn.Parameter(torch.ones(4))
+
+    model = Model()
+    fused = model.attn["qkv_proj"].weight.detach()
+    tensors = {
+        "attn.q_proj.weight": fused[:4], "attn.k_proj.weight": fused[4:6], "attn.v_proj.weight": fused[6:],
+        "attn.o_proj.weight": torch.zeros(4, 4, dtype=torch.bfloat16), "norm": torch.ones(4),
+    }  # fmt: skip
+
+    def compare() -> tuple[list[str], int]:
+        sent = {n: vllm._Sent(shape=tuple(v.shape), sample=vllm._sample(v)) for n, v in tensors.items()}
+        return vllm._compare(SimpleNamespace(get_model=lambda: model), sent)
+
+    assert compare() == ([], 4)
+    tensors["attn.k_proj.weight"] = tensors["attn.k_proj.weight"] + 1
+    assert compare() == (["attn.k_proj.weight"], 4)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from rich.text import Text
 from oneshot.cli.tables import Fitted, duration, plain_table
 from oneshot.config.sweep import BudgetConfig
 from oneshot.logs import counted
-from oneshot.models.engines import has_vllm, would_use_vllm
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
@@ -150,10 +149,7 @@ def _engine_lines(plan: Plan) -> list[str]:
     engines = list(dict.fromkeys(trial.config.rollout.engine for trial in trained))
     if engines in ([], ["lockstep"]) and not any(trial.resources.gpus for trial in trained):
         return []
-    hint = ""
-    if not has_vllm() and any(would_use_vllm(trial.config, trial.resources) for trial in trained):
-        hint = "; `rollout.engine: auto` would choose vllm if it were installed here"
-    return [f"rollouts: {', '.join(engines)}{hint}"]
+    return [f"rollouts: {', '.join(engines)} (docs/rollout.md says when `rollout.engine: auto` is vllm)"]
 
 
 def _node(trial: Trial) -> str:

@@ -166,11 +166,6 @@ class VllmConfig(Config):
     quantization: Literal["none", "fp8"] = Field(
         "none", description="Precision of the sampler's weights. `fp8` draws from another distribution than is trained"
     )
-    deterministic: bool = Field(
-        False,
-        description="Use kernels whose results do not depend on the batch, so that a resumed trial repeats its bits on "
-        "a GPU. Slower; needs a GPU that vLLM supports for this",
-    )
 
 
 class RolloutConfig(Config):

@@ -3,12 +3,10 @@
 `rollout.engine: auto` is settled where a sweep first runs; the sweep's folder records whether vLLM was there.
 """
 
-import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import UserError
 from oneshot.models.shapes import model_shape
 from oneshot.models.source import read_config
 
@@ -28,8 +26,8 @@ ARCHITECTURES = (
 
 
 def has_vllm() -> bool:
-    """Return whether vLLM is installed here."""
-    return importlib.util.find_spec("vllm") is not None
+    """Return whether a supported version of vLLM is installed here."""
+    return not version_fault(vllm_version())
 
 
 def vllm_version() -> str:
@@ -53,8 +51,10 @@ def version_fault(installed: str) -> str:
     return f"vLLM {installed} is not supported; install one from {lowest} to below {highest}"
 
 
-def unsupported(config: TrialConfig) -> str:
-    """Return why vLLM cannot sample from the trial's model, as far as that is known here; an empty text if it can."""
+def unsupported(config: TrialConfig, resources: ResourceConfig) -> str:
+    """Return why vLLM cannot sample for the trial, as far as that is known here; an empty text if it can."""
+    if 0 < resources.gpus < 1:
+        return "vLLM needs a GPU of its own; set resources.gpus: 1"
     if config.model.dtype == "float64":
         return "vLLM has no float64; set model.dtype: float32"
     if config.model.trust_remote_code:
@@ -63,6 +63,9 @@ def unsupported(config: TrialConfig) -> str:
     names = (settings or {}).get("architectures") or []
     if names and not set(names) & set(ARCHITECTURES):
         return f"vLLM is used for {', '.join(ARCHITECTURES)}, not for {', '.join(names)}"
+    computes = config.model.dtype if config.model.mixed_precision == "no" else "bfloat16"
+    if config.rollout.vllm.quantization == "fp8" and computes != "bfloat16":
+        return "fp8 needs bfloat16; set model.mixed_precision: bf16, or rollout.vllm.quantization: none"
     shape = model_shape(config)
     if shape is not None and shape.head_dim not in HEAD_DIMS:
         sizes = ", ".join(map(str, HEAD_DIMS))
@@ -70,30 +73,26 @@ def unsupported(config: TrialConfig) -> str:
     return ""
 
 
-def check_engine(config: TrialConfig, resources: ResourceConfig) -> None:
-    """Check that vLLM can run the trial if its file asks for it. Raises UserError: names the setting."""
-    if config.script is not None or config.rollout.engine != "vllm":
-        return
-    if why := unsupported(config):
-        raise UserError(f"rollout.engine: vllm: {config.model.path}: {why}; or set rollout.engine: lockstep")
-    parallel = config.rollout.vllm.tensor_parallel
-    if resources.processes % parallel:
-        raise UserError(
-            f"rollout.vllm.tensor_parallel: {parallel} does not divide the trial's {resources.processes} processes; "
-            "set resources.gpus to a multiple of it"
+def engine_fault(config: TrialConfig, resources: ResourceConfig) -> tuple[str, str] | None:
+    """Return the path of a setting with which the trial cannot sample, and why."""
+    rollout = config.rollout
+    if config.script is not None or rollout.engine in ("lockstep", "hf"):
+        return None
+    if resources.processes % rollout.vllm.tensor_parallel:
+        count = "gpus" if resources.gpus else "num_processes"
+        return "rollout.vllm.tensor_parallel", (
+            f"{rollout.vllm.tensor_parallel} does not divide the trial's {resources.processes} processes; set "
+            f"resources.{count} to a multiple of it"
         )
+    if rollout.engine == "vllm" and (why := unsupported(config, resources)):
+        return "rollout.engine", f"vllm: {config.model.path}: {why}; or set rollout.engine: lockstep"
+    return None
 
 
 def with_engine(config: TrialConfig, resources: ResourceConfig, *, has_vllm: bool) -> TrialConfig:
     """Return the trial with an engine in place of `auto`: vLLM where there is a GPU and it can be used."""
     if config.script is not None or config.rollout.engine != "auto":
         return config
-    engine = "vllm" if has_vllm and would_use_vllm(config, resources) else "lockstep"
-    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
-
-
-def would_use_vllm(config: TrialConfig, resources: ResourceConfig) -> bool:
-    """Return whether `auto` is vLLM for the trial where vLLM is installed."""
     on_gpu = resources.gpus > 0 and config.model.device != "cpu"
-    fits = resources.processes % config.rollout.vllm.tensor_parallel == 0
-    return on_gpu and fits and not unsupported(config)
+    engine = "vllm" if has_vllm and on_gpu and not unsupported(config, resources) else "lockstep"
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})

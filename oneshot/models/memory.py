@@ -152,6 +152,9 @@ def footprint(
     if sizes.copy and gpu_gib is not None and share is not None:  # which then counts everything that vLLM has
         kv = max(share * gpu_gib * 2**30 - sizes.copy, 0.0)
     worst = max(_update(config, sizes, prompt_tokens=prompt_tokens), key=sum) if trains else _Moment()
+    if sizes.copy and gpu_gib is None:  # where vLLM cannot sleep
+        lasting["weights"] += lasting["decoding"] + kv
+        lasting["decoding"] = kv = 0.0
     num_bytes = {**lasting, "kv": kv, "sampling": sampling, **worst._asdict()}
     return Memory(**{part: size / 2**30 for part, size in num_bytes.items()})
 

@@ -89,7 +89,7 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
     sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
     adapter = None if model.adapter is None else model.adapter.model_dump_json()
     trained = (adapter, config.train.activation_checkpointing, config.loss.kl_coef != 0)
-    return (model.path, model.dtype, model.mixed_precision, *sampled, *trained, gpus)
+    return (model.path, model.dtype, model.mixed_precision, rollout.engine, *sampled, *trained, gpus)
 
 
 def measured_steps(store: Store) -> dict[TrainingShape, float]:

@@ -75,7 +75,7 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     if config.rollout.engine == "auto":  # what it is until a plan chooses
         dump["rollout"]["engine"] = "lockstep"
     if config.rollout.engine == "vllm":
-        dump["rollout"]["vllm"] = {name: dump["rollout"]["vllm"][name] for name in ("quantization", "deterministic")}
+        dump["rollout"]["vllm"] = {"quantization": config.rollout.vllm.quantization}
     hashed = {
         "trial_version": TRIAL_VERSION,
         **contents,

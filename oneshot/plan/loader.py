@@ -6,7 +6,6 @@ from typing import Any
 from oneshot.config.file import SweepFile, read
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, SweepFileError, UserError
-from oneshot.models.engines import has_vllm
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
@@ -26,8 +25,10 @@ DATA = "data.json"
 
 def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
     """Return a sweep whose rankings are pinned with its recorded revisions, points, winners and engines."""
-    engines = folder.read_json(ENGINES) or {}
-    return replace(frozen_search(frozen_revisions(ranked, folder), folder), has_vllm=engines.get("vllm"))
+    engines = folder.read_json(ENGINES)
+    # a sweep that began without this file had no choice
+    was_there = engines["vllm"] if engines else None if folder.read("sweep.yaml") is None else False
+    return replace(frozen_search(frozen_revisions(ranked, folder), folder), has_vllm=was_there)
 
 
 def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
@@ -48,9 +49,6 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     folder = store.sweep(file.config.name)
     sweep = _with_recorded(pin_rankings(file, store), folder)
     plan = make_plan(sweep)
-    if sweep.has_vllm is None and any(trial.resources.gpus for trial in plan.trials):
-        sweep = replace(sweep, has_vllm=has_vllm())
-        folder.write_json(ENGINES, {"vllm": sweep.has_vllm})
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
 

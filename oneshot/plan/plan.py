@@ -12,7 +12,7 @@ from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, flatten
 from oneshot.config.trial import RowExample, SetExamples, TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
-from oneshot.models.engines import check_engine, has_vllm, with_engine
+from oneshot.models.engines import engine_fault, has_vllm, with_engine
 from oneshot.models.placement import choose_strategy, place_trial
 from oneshot.models.source import check_positions
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
@@ -244,10 +244,9 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         check_positions(config)
     except UserError as error:
         raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
-    try:
-        check_engine(config, cell.resources)
-    except UserError as error:
-        raise sweep.source.error(cell.place("rollout.engine"), str(error)) from error
+    if fault := engine_fault(config, cell.resources):
+        path, why = fault
+        raise sweep.source.error(cell.place(path), why)
     return identity
 
 

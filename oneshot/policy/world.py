@@ -44,9 +44,10 @@ class World:
         """Return the share of the items that this process' engine generates for: every so many-th."""
         return list(items[self.rank // self.num_partners :: self.size // self.num_partners])
 
-    def gather_shares(self, items: Iterable[T]) -> list[T]:
-        """Return what the engines made of their shares, each once."""
-        return self.gather(items if self.rank % self.num_partners == 0 else ())
+    @property
+    def reports(self) -> bool:
+        """Return whether this process' completions count; its partners have the same."""
+        return self.rank % self.num_partners == 0
 
     def gather(self, items: Iterable[T]) -> list[T]:
         """Return the items of all processes, in order of rank."""

@@ -15,7 +15,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -57,7 +57,6 @@ class Vllm:
     _version: int | None = None  # of the weights that it has
     _is_asleep: bool = False
     _num_requests: int = 0
-    _made_group: bool = field(default=False)
 
     def wake(self, policy: Policy, weights: Weights) -> None:
         """Take memory back, and the policy's weights if they have changed; all processes of the trial must call it.
@@ -85,16 +84,14 @@ class Vllm:
         """Close the engine and free what it has, so that the next trial of this process can start its own."""
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
         from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 
+        if self._is_asleep:  # memory can only be freed while it is mapped
+            self._llm.wake_up()
+        LAYERWISE_INFO.clear()  # holds every layer with its weights after a push
+        # ends vLLM's process groups, and torch's default one: the trial is over
         self._llm.llm_engine.engine_core.shutdown()
         self._llm, self._version, self._is_asleep = None, None, False
-        LAYERWISE_INFO.clear()  # holds every layer with its weights after a push
-        gc.unfreeze()  # vLLM freezes what there is when it has started
-        destroy_model_parallel()
-        if self._made_group:
-            destroy_distributed_environment()
         gc.collect()
 
     def generate(
@@ -105,11 +102,11 @@ class Vllm:
         from vllm.inputs import TokensPrompt
 
         engine = self._llm.llm_engine
-        engine.reset_prefix_cache()  # so that numbers do not depend on earlier calls
+        is_reset = engine.reset_prefix_cache()  # so that numbers do not depend on earlier calls
+        assert is_reset, "no earlier request is left"
         places: dict[str, tuple[int, int]] = {}
         found: dict[tuple[int, int], Completion] = {}
-        devices = [policy.device] if policy.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._cleared(places):
+        with torch.random.fork_rng(devices=_devices(policy.device)), self._cleared(places):
             for index, request in enumerate(requests):
                 prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
                 for row, key in enumerate(request.row_keys):
@@ -157,7 +154,7 @@ class Vllm:
             "enable_prefix_caching": True,
             "async_scheduling": False,
             "enable_sleep_mode": on_gpu,
-            "quantization": None if self.settings.quantization == "none" else self.settings.quantization,
+            "quantization": {"none": None, "fp8": "fp8_per_tensor"}[self.settings.quantization],
             "tensor_parallel_size": parallel,
             "distributed_executor_backend": "external_launcher" if self.num_processes > 1 else "uni",
             "disable_log_stats": True,
@@ -168,25 +165,33 @@ class Vllm:
         else:
             options["kv_cache_memory_bytes"] = int(self.kv_gib * 2**30)
             # without effect then, but vLLM refuses to start if less than this share of the GPU is free
-            options["gpu_memory_utilization"] = 0.05
+            options["gpu_memory_utilization"] = 0.01
         if not on_gpu:
             options["block_size"] = BLOCK_TOKENS
-        self._made_group = not torch.distributed.is_initialized()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, beside the trainer
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ["VLLM_BATCH_INVARIANT"] = "1" if self.settings.deterministic else "0"
-        with _process_restored():
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        with _process_restored(policy.device):
             from vllm import LLM
+            from vllm.platforms import current_platform
 
+            if current_platform.device_type != policy.device.type:
+                raise UserError(
+                    f"rollout.engine: vllm: the trial is on {policy.device.type}, but this vLLM is built for "
+                    f"{current_platform.device_type or 'a device that is not here'}; install the other build, or set "
+                    "rollout.engine: lockstep"
+                )
             try:
                 self._llm = LLM(**options)
             except torch.OutOfMemoryError:  # which is tried again with less
+                _clear_failed_start()
                 raise
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, AssertionError) as error:
+                _clear_failed_start()
                 raise UserError(
-                    f"rollout.engine: vllm: {self.model.path}: {first_line(error)}; change rollout.kv_gib or "
-                    "rollout.vllm, or set rollout.engine: lockstep"
+                    f"rollout.engine: vllm: cannot start with {self.model.path}: {_reason(error)}; see rollout.kv_gib "
+                    "and rollout.vllm, or set rollout.engine: lockstep"
                 ) from error
         log.info("rollouts by vLLM %s, %s", vllm_version(), "asleep during updates" if on_gpu else "without sleep")
 
@@ -205,7 +210,8 @@ class Vllm:
         is_tied = policy.model.config.tie_word_embeddings
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint()})
         ((wrong, num_checked),) = self._llm.collective_rpc(_compare, args=(sent,))
-        if wrong or not num_checked:
+        assert num_checked, "norms have the same form in every build"
+        if wrong:
             raise TrialError(
                 f"vLLM has not taken the trainer's weights: {len(wrong)} of {num_checked} tensors differ "
                 f"({', '.join(wrong[:3])})"
@@ -239,7 +245,11 @@ def _compare(worker: Any, sent: dict[str, _Sent]) -> tuple[list[str], int]:
             rows = [sent[part].shape[0] for part in names if part in sent]
             if sum(rows) == len(held[name]):
                 held |= dict(zip(names, held[name].split(rows), strict=True))
-    both = {name: held[name] for name in sent if name in held and tuple(held[name].shape) == sent[name].shape}
+    both = {
+        name: held[name]
+        for name, tensor in sent.items()
+        if name in held and (tuple(held[name].shape), held[name].dtype) == (tensor.shape, tensor.sample.dtype)
+    }
     wrong = [name for name, value in both.items() if not torch.equal(_sample(value), sent[name].sample)]
     return wrong, len(both)
 
@@ -272,18 +282,35 @@ def _completion(output: Any) -> Completion:
     return Completion(token_ids=tokens, logprobs=logprobs, truncated=sampled.finish_reason == "length")
 
 
+def _clear_failed_start() -> None:
+    """Free what a start that failed has left in this process."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's own words, which pydantic puts on its third line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return lines[2] if len(lines) > 2 and "validation error" in lines[0] else first_line(error)
+
+
+def _devices(device: torch.device) -> list[torch.device]:
+    """Return the devices whose random states are kept, besides the CPU."""
+    return [device] if device.type == "cuda" else []
+
+
 @contextmanager
-def _process_restored() -> Iterator[None]:
-    """Undo what vLLM's start changes of this process: random states, torch's threads, variables, log levels."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _process_restored(device: torch.device) -> Iterator[None]:
+    """Undo what vLLM's start changes of this process: random states, torch's threads, environment variables."""
+    states = random.getstate(), np.random.get_state()
     variables, threads, set_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=_devices(device)):
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
         torch.set_num_threads = set_threads  # on a CPU vLLM replaces it by a warning
         torch.set_num_threads(threads)
         for name in set(os.environ) - set(variables):

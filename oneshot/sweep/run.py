@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from oneshot.errors import UserError
+from oneshot.models.engines import has_vllm
 from oneshot.plan.claims import cell_key, freeze
-from oneshot.plan.loader import DATA
+from oneshot.plan.loader import DATA, ENGINES
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import check_data, data_digests
@@ -123,6 +124,8 @@ def _run(
 def _record_start(sweep_run: SweepRun) -> None:
     """Record the file, the `--set` values, the plan and the claims before any trial begins."""
     sweep, plan, folder = sweep_run.sweep, sweep_run.plan, sweep_run.folder
+    if sweep.has_vllm is None and any(trial.resources.gpus for trial in plan.trials):
+        folder.write_json(ENGINES, {"vllm": has_vllm()})
     folder.write("sweep.yaml", sweep.source.text)
     folder.write_json("settings.json", sweep.override_values())
     folder.write_json("plan.json", plan.to_json())

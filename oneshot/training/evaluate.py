@@ -17,7 +17,7 @@ from oneshot.config.trial import GraderName
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
-from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling
+from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling, ignore
 from oneshot.tasks import prompts
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grade, Grader
@@ -61,11 +61,16 @@ def evaluate(
         problem, text = share[request][1], decode(policy, completion.token_ids)
         return _record(problem, completion, text, grader.grade(text, problem.answer, graders=suite.graders))
 
+    complete = partial(_complete, policy, suite, requests, engine)
+    graded: dict[tuple[int, int], EvaluatedCompletion] = {}
     try:
-        graded = grade_each(partial(_complete, policy, suite, requests, engine), grade, grader=grader)
+        if world.reports:
+            graded = grade_each(complete, grade, grader=grader)
+        else:
+            complete(ignore)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the evaluation of {suite.name} after step {step}") from error
-    indexed = world.gather_shares((share[request][0], record) for (request, _), record in sorted(graded.items()))
+    indexed = world.gather((share[request][0], record) for (request, _), record in sorted(graded.items()))
     records = [record for _, record in sorted(indexed, key=itemgetter(0))]
     return Evaluation(
         suite=suite.name,

@@ -84,6 +84,8 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     if state.floor.can_measure:
         metrics["perf/efficiency"] = _floor_s(config, state, batch) / step_s
     if torch.cuda.is_available():
+        if config.rollout.engine == "vllm":  # torch counts what vLLM has given back
+            del peaks["update"]
         metrics |= {f"system/gpu_peak_{phase}_gib": state.world.largest(peak) for phase, peak in peaks.items()}
     evaluations = _evaluate(config, state)
     return StepMetrics(
@@ -136,7 +138,7 @@ def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
     group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
     share = state.world.share(list(enumerate(example_N)))
-    rows = sorted(state.world.gather_shares(_sample(config, state, share)), key=itemgetter(0))
+    rows = sorted(state.world.gather(_sample(config, state, share)), key=itemgetter(0))
     _, completions, graded = zip(*rows, strict=True)
     example_G = tuple(example for example in example_N for _ in range(group_size))
     values = _reward(config, state, example_G, graded) if state.world.is_first else None
@@ -178,6 +180,9 @@ def _sample(
 
     sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
     generate = partial(state.engine.generate, state.policy, requests, sampling)
+    if not state.world.reports:
+        generate()
+        return []
     graded = grade_each(generate, grade, grader=state.grader)
     return [(places[examples[request]][row], *result) for (request, row), result in graded.items()]
 

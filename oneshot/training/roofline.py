@@ -32,7 +32,8 @@ class Floor:
     @property
     def can_measure(self) -> bool:
         """Return whether this process has the weights: with fsdp and an engine of its own, none has."""
-        return self._head.untyped_storage().nbytes() > 0
+        size: int = self._head.untyped_storage().nbytes()
+        return size > 0
 
     def flops(self, *, body_tokens: int, head_tokens: int) -> float:
         """Return the operations of the forward products; those of the backward products are twice as many."""

@@ -162,11 +162,13 @@ def check_versions(answers: Mapping[str, Answer]) -> list[Finding]:
         most = 2 if name == "python" else None  # only major and minor must agree
         has = {a.host: ".".join(a.versions[name].split(".")[:most]) for a in answers.values() if name in a.versions}
         missing = sorted(host for host, text in has.items() if text == "missing")
-        if missing and name != "vllm":
+        if name == "vllm" and any(faults.values()):
+            continue
+        if missing:
             text = f"{name} is not installed on {', '.join(missing)}; install it there, or use one image for all nodes"
             findings.append(Finding(check="versions", text=text, is_bad=True))
         elif len(set(has.values())) > 1:
-            must = name in ("python", "ray", "oneshot")
+            must = name in ("python", "ray", "oneshot", "vllm")
             text = f"{name} differs between nodes ({_tell(has)}); install one version, or use one image for all nodes"
             findings.append(Finding(check="versions", text=text, is_bad=must, is_warning=not must))
     return findings or [Finding(check="versions", text="equal", is_bad=False)]
