@@ -72,7 +72,7 @@ laptop: models/SmolLM2-135M-Instruct/model.safetensors
 	$(BIN)/oneshot run sweeps/laptop.yaml
 
 test: .venv/ready-dev
-	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu"
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu and not vllm"
 
 # Tests on Ray have deadlines, so nothing runs beside them.
 test-all: .venv/ready-dev
@@ -85,7 +85,7 @@ test-vllm: $(VLLM_ENV)/ready
 # Replaces vLLM alone, and puts it back: another environment would take minutes to install.
 test-vllm-oldest: $(VLLM_ENV)/ready
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM_OLDEST)"
-	$(VLLM_ENV)/bin/pytest -q -m vllm tests/test_engine_contract.py -k qwen2
+	$(VLLM_ENV)/bin/pytest -q -m vllm tests/test_engine_contract.py tests/test_vllm.py -k "qwen2 and (contract or agree or sleeps)"
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM)"
 
 check: .venv/ready-dev
