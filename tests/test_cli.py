@@ -61,7 +61,16 @@ def test_plan_json_lists_every_trial() -> None:
     assert done.code == 0, done.err
     made = json.loads(done.out)
     assert (made["num_cells"], made["num_trials"]) == (6, 18)
-    assert set(made["trials"][0]) == {"key", "cell", "seed", "num_steps", "strategy", "num_processes", "memory_gib"}
+    assert set(made["trials"][0]) == {
+        "key",
+        "cell",
+        "seed",
+        "num_steps",
+        "strategy",
+        "num_processes",
+        "engine",
+        "memory_gib",
+    }
     assert {tuple(trial["cell"]) for trial in made["trials"]} == {("model", "example", "arm")}
     assert len({trial["key"] for trial in made["trials"]}) == 18
 
