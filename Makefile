@@ -45,9 +45,9 @@ $(VLLM_ENV)/ready: pyproject.toml constraints.txt
 	test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
 	@echo "installing into $(VLLM_ENV): some minutes the first time"
 	$(VLLM_ENV)/bin/pip install --quiet "$(TORCH)"
-	$(VLLM_ENV)/bin/pip install --quiet "$(VLLM)" "transformers<5.20"
+	$(VLLM_ENV)/bin/pip install --quiet --no-compile "$(VLLM)" "transformers<5.20"
 	grep -vE "^(numpy|tokenizers|torch|transformers)[=>]" constraints.txt > $(VLLM_ENV)/constraints.txt
-	$(VLLM_ENV)/bin/pip install --quiet --constraint $(VLLM_ENV)/constraints.txt --editable . hypothesis pytest
+	$(VLLM_ENV)/bin/pip install --quiet --constraint $(VLLM_ENV)/constraints.txt --editable . hypothesis pytest pytest-xdist
 	$(VLLM_ENV)/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
 	touch $@
 
@@ -81,7 +81,7 @@ test-all: .venv/ready-dev
 	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
 
 test-vllm: $(VLLM_ENV)/ready
-	$(VLLM_ENV)/bin/pytest -q --durations 10 -m vllm $(VLLM_TESTS)
+	$(VLLM_ENV)/bin/pytest -q --numprocesses 2 --dist worksteal --durations 10 -m vllm $(VLLM_TESTS)
 
 # Replaces vLLM alone, and puts it back: another environment would take minutes to install.
 test-vllm-oldest: $(VLLM_ENV)/ready
