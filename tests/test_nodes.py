@@ -102,8 +102,8 @@ def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
 ) -> None:
     first, second = nodes.add(), nodes.add()
-    # its first steps come on record after ten seconds, and half a minute is left then to be moved in
-    text = sweep_text(seeds="[0, 1]", **{**SLOW, "trial": "  train.num_steps: 60\n"})
+    # its first steps come on record after ten seconds, and 35 seconds are left then to be moved in
+    text = sweep_text(seeds="[0, 1]", **{**SLOW, "trial": "  train.num_steps: 90\n"})
     text = text.replace("checkpoint.every_steps: 2", "checkpoint.every_steps: 100")
     lab.write(text.replace("resources: {gpus: 1}", "resources: {gpus: 2}\nfaults: {retries: 0, node_retries: 0}"))
     driver = drive()
@@ -116,7 +116,7 @@ def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     (moved,) = (label for label, each in where(lab).items() if len(each) > 1)
     assert where(lab)[moved] == [first, second]
     steps = steps_of(lab.trainings()[moved])
-    assert sorted([*steps[1], *steps[2]]) == list(range(1, 61)), "no step was made twice"
+    assert sorted([*steps[1], *steps[2]]) == list(range(1, 91)), "no step was made twice"
     assert "its node is being drained; resumes elsewhere" in driver.stderr
     nodes.kill(second)
 
