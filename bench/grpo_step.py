@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from peers import NUM_WARMUPS, trl_steps_s
+from peers import NUM_WARMUPS, generated_tokens, trl_steps_s
 from stopwatch import Stopwatch, peak_gib
 from words import write_tokenizer
 
@@ -230,8 +230,6 @@ def measure_trl(case: Case, folder: Path, steps: int) -> dict[str, Any]:
 def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed: bool) -> dict[str, Any]:
     """Measure useful tokens per second; with `skewed` each token ends its completion with probability 4 /
     `max_tokens`."""
-    import torch
-
     from oneshot.rollout.engine import PromptRequest, Sampling
 
     _, state = our_state(case, folder)
@@ -247,17 +245,10 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
         (completions,) = state.engine.generate(policy, [request], sampling)
         return sum(len(completion.token_ids) for completion in completions)
 
-    @torch.no_grad()
     def their_length(step: int) -> int:
-        torch.manual_seed(step)
-        ids = torch.tensor([prompt_ids], device=policy.device)
-        ends = {"eos_token_id": list(policy.eos_ids)} if skewed else {"min_new_tokens": case.max_tokens}
-        output = policy.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
-            num_return_sequences=case.rows, max_new_tokens=case.max_tokens, pad_token_id=policy.pad_id, **ends,
-        )[:, ids.shape[1] :]  # fmt: skip
-        has_ended = torch.isin(output, torch.tensor(policy.eos_ids or (-1,), device=policy.device)).cumsum(dim=1)
-        return int((has_ended == 0).sum() + (has_ended.amax(dim=1) > 0).sum())
+        return generated_tokens(
+            policy, prompt_ids, rows=case.rows, max_tokens=case.max_tokens, temperature=TEMPERATURE, seed=step
+        )
 
     rates, lengths = [], []
     num_warmups = case.num_warmups if ours else NUM_WARMUPS

@@ -1,4 +1,4 @@
-"""TRL's GRPO trainer on a model folder -> the seconds of its steps."""
+"""Other libraries on our weights: TRL's GRPO steps in seconds, and the tokens of transformers' `generate`."""
 
 import time
 from itertools import pairwise
@@ -44,3 +44,21 @@ def trl_steps_s(
     )
     trainer.train()
     return [after - before for before, after in pairwise(ends)][NUM_WARMUPS:], settings
+
+
+def generated_tokens(
+    policy: Any, prompt_ids: tuple[int, ...], *, rows: int, max_tokens: int, temperature: float, seed: int
+) -> int:
+    """Sample by plain `generate`; return the tokens of all completions. Without end tokens none ends early."""
+    import torch
+
+    torch.manual_seed(seed)
+    ids = torch.tensor([prompt_ids], device=policy.device)
+    ends = {"eos_token_id": list(policy.eos_ids)} if policy.eos_ids else {"min_new_tokens": max_tokens}
+    with torch.no_grad():
+        output = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
+            num_return_sequences=rows, max_new_tokens=max_tokens, pad_token_id=policy.pad_id, **ends,
+        )[:, ids.shape[1] :]  # fmt: skip
+    has_ended = torch.isin(output, torch.tensor(policy.eos_ids or (-1,), device=policy.device)).cumsum(dim=1)
+    return int((has_ended == 0).sum() + (has_ended.amax(dim=1) > 0).sum())

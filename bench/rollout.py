@@ -5,8 +5,8 @@ length (each token ends its completion with a probability of 4 / the largest len
 its own. Counted are the tokens of completions a second, in a call after the first one or two. On a CPU the model has
 the shape of SmolLM2-135M; on a GPU that of Qwen2.5-1.5B, in bfloat16.
 
-The last line is `ratio: X`: lockstep's rate by the best of the others', the median over the cases. On 2 cores the small
-cases (64 x 64) take a quarter of an hour, all of them an hour and a half.
+The last line is `ratio: X`: lockstep's rate by the best of the others', the median over the cases. On 2 cores the
+cases of 64 x 64 in float32 take about ten minutes; the others take far longer.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_step import QWEN, SMOLLM2
+from peers import generated_tokens
 from words import write_tokenizer
 
 PROMPT_TOKENS = 64
@@ -116,17 +117,10 @@ def measure(engine: str, case: Case, folder: Path) -> dict[str, float]:
         (completions,) = made.generate(policy, [request], sampling)
         return sum(len(completion.token_ids) for completion in completions)
 
-    @torch.no_grad()
     def by_generate(call: int) -> int:
-        torch.manual_seed(call)
-        ids = torch.tensor([prompt], device=policy.device)
-        ending = {"eos_token_id": list(policy.eos_ids)} if case.skewed else {"min_new_tokens": case.max_tokens}
-        output = policy.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
-            num_return_sequences=case.rows, max_new_tokens=case.max_tokens, pad_token_id=policy.pad_id, **ending,
-        )[:, ids.shape[1] :]  # fmt: skip
-        has_ended = torch.isin(output, torch.tensor(policy.eos_ids or (-1,), device=policy.device)).cumsum(dim=1)
-        return int((has_ended == 0).sum() + (has_ended.amax(dim=1) > 0).sum())
+        return generated_tokens(
+            policy, prompt, rows=case.rows, max_tokens=case.max_tokens, temperature=TEMPERATURE, seed=call
+        )
 
     generate = by_generate if made is None else by_engine
     rates, lengths = [], []

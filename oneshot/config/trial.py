@@ -162,9 +162,13 @@ class VllmConfig(Config):
         1, ge=1, le=64, description="Processes of the trial that share one engine; each has a part of its weights"
     )
     max_num_seqs: int = Field(1024, ge=1, le=MAX_ROWS, description="Largest number of completions in a batch")
-    enforce_eager: bool = Field(False, description="Sample without CUDA graphs and compilation: slower, starts faster")
+    enforce_eager: bool = Field(
+        False, description="Sample without CUDA graphs and compilation. It starts faster and samples slower"
+    )
     quantization: Literal["none", "fp8"] = Field(
-        "none", description="Precision of the sampler's weights. `fp8` draws from another distribution than is trained"
+        "none",
+        description="Precision of the sampler's weights. With `fp8` it draws from another distribution than the "
+        "trained one",
     )
 
 

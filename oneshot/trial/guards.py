@@ -11,8 +11,8 @@ from oneshot.store.records import FailureKind
 
 SAMPLER = "rollout/mismatch_kl"
 FARTHEST, FARTHEST_NARROW = 1e-4, 0.1
-"""A sampler this far from the trainer is broken. In float32, two correct ones agree to 1e-8, and one with the weights
-of an earlier step or another temperature does not (docs/rollout.md); in bfloat16 or with fp8 rounding adds to it."""
+"""A sampler this far from the trainer is broken. In float32, two correct ones agree to 1e-7, and one with the weights
+of an earlier step or another temperature does not (docs/rollout.md). In bfloat16 and fp8, rounding adds to it."""
 
 
 class Guards:
