@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from oneshot.config.examples import Example, RowExample, SetExamples, WrittenExample
 from oneshot.config.file import read
-from oneshot.config.trial import Example, RowExample, SetExamples, ShotConfig, TrialConfig, WrittenExample
+from oneshot.config.trial import ShotConfig, TrialConfig
 from oneshot.errors import DataError, SweepFileError, UserError
 from oneshot.plan.keys import identify_trial
 from oneshot.plan.plan import make_plan

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from synthetic import SMALL, make_store
 from verbs import oneshot
 
+from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.file import read
 from oneshot.config.paths import flatten, unflatten
 from oneshot.config.sweep import CostConfig, ResourceConfig
-from oneshot.config.trial import SuiteConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.models.source import folder_digest
 from oneshot.plan.cost import estimate
 from oneshot.plan.keys import identify_trial, trial_keys

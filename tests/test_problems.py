@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config.trial import TRAIN_SUFFIX, SuiteConfig, TrialConfig
+from oneshot.config.evaluation import SuiteConfig
+from oneshot.config.trial import TRAIN_SUFFIX, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks.benchmarks import load_suite
 from oneshot.tasks.columns import ANSWER, CATEGORY, CHOICES, CONTEXT, QUESTION, RowError, read_row

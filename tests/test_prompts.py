@@ -4,7 +4,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from oneshot.config.trial import TRAIN_SUFFIX, Template
+from oneshot.config.evaluation import Template
+from oneshot.config.trial import TRAIN_SUFFIX
 from oneshot.errors import ModelError
 from oneshot.tasks.prompts import FAMILIES, Shot, encode, turn_ends
 from oneshot.tiny.make import make_tokenizer

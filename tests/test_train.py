@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
+from oneshot.config.evaluation import GraderName
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import GraderName, ModelConfig, TrialConfig
+from oneshot.config.trial import ModelConfig, TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder
 from oneshot.policy.loading import load_policy

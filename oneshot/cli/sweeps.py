@@ -280,7 +280,7 @@ def evaluate(
 
     Trials that kept their weights are evaluated before and after training, without training again.
     """
-    from oneshot.config.trial import SuiteConfig
+    from oneshot.config.evaluation import SuiteConfig
     from oneshot.plan.loader import pin_all
     from oneshot.trial.state import with_suites
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from oneshot.config.trial import MAX_FACTOR, Config, exactly_one
+from oneshot.config.fields import MAX_FACTOR, Config, exactly_one
 
 
 class ExpectConfig(Config):

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from oneshot.config.fields import Config
 from oneshot.config.paths import Setting, SettingError, Where, flatten
 from oneshot.config.search import RangeConfig
 from oneshot.config.source import Source, parse_yaml
 from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
-from oneshot.config.trial import Config
 from oneshot.errors import SweepFileError, nearest
 from oneshot.text import read_text
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from oneshot.config.trial import MAX_FACTOR, MAX_STEPS, Config, Seed, exactly_one
+from oneshot.config.fields import MAX_FACTOR, MAX_STEPS, Config, Seed, exactly_one
 
 MAX_POINTS = 10_000  # points of a study, each with its trials in the plan
 

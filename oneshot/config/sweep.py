@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
-from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
-from oneshot.config.trial import (
+from oneshot.config.fields import (
     MAX_COUNT,
     MAX_FACTOR,
     MAX_GIB,
@@ -27,6 +26,7 @@ from oneshot.config.trial import (
     Seed,
     exactly_one,
 )
+from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,44 +5,28 @@ differ, the default is the code's value, and the description of the field says s
 `model.mixed_precision` is `no`, which works on every machine; sweeps on GPUs set bf16.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from oneshot.config.evaluation import EvalConfig, GraderName, Template
+from oneshot.config.examples import Example, read_example
+from oneshot.config.fields import (
+    MAX_COUNT,
+    MAX_FACTOR,
+    MAX_GIB,
+    MAX_ROWS,
+    MAX_S,
+    MAX_STEPS,
+    MAX_TOKENS,
+    Config,
+    exactly_one,
+)
 
 TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
-
-# bounds of the settings, above all that anybody means and below what would fill the memory
-MAX_STEPS = 1_000_000
-MAX_TOKENS = 10_000_000
-MAX_COUNT = 100_000
-MAX_ROWS = 10_000_000
-MAX_GIB = 1_000_000
-MAX_S = 10_000_000
-MAX_FACTOR = 1_000_000_000
-MAX_SEED = 2**63 - 1
-
-Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-
-
-class Config(BaseModel):
-    """The base of all configuration classes: frozen, strict about types, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def exactly_one(names: tuple[str, ...], message: str) -> Any:
-    """Return a validator of a model that sets exactly one of the fields; its error has this message."""
-
-    def check(config: Config) -> Config:
-        if sum(getattr(config, name) is not None for name in names) != 1:
-            raise ValueError(message)
-        return config
-
-    return model_validator(mode="after")(check)
 
 
 class AdapterConfig(Config):
@@ -87,9 +71,6 @@ class ModelConfig(Config):
     )
 
 
-Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
-
-
 class ShotConfig(Config):
     """A worked problem before the problem in the prompt, as a turn of the chat or as text."""
 
@@ -125,9 +106,6 @@ class PromptConfig(Config):
         description="Tokens that end a completion. `eos`: the end tokens of generation config and tokenizer. `turn`: "
         "also the tokens that end an answer in the chat template of the tokenizer or family",
     )
-
-
-GraderName = Literal["strict", "released"]
 
 
 class RewardConfig(Config):
@@ -272,67 +250,6 @@ class TrainConfig(Config):
     )
 
 
-class SuiteConfig(Config):
-    """An evaluation suite and its sampling rule."""
-
-    source: str | None = Field(
-        None,
-        description="A known set, or the path or URL of a .jsonl or .parquet file. Absent: the built-in suite of that "
-        "name",
-    )
-    num_problems: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_ROWS,
-        description="Number of problems: for each category of a generated set, or the first rows of a file",
-    )
-    samples: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_COUNT,
-        description="Completions a problem (k of avg@k and pass@k). Absent: the number of the built-in suite, else 1",
-    )
-    temperature: float | None = Field(
-        None, ge=0, le=10, description="Sampling temperature. 0: greedy. Absent: that of the built-in suite, else 0"
-    )
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="Largest number of tokens in a completion. Absent: rollout.max_tokens"
-    )
-    every_steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="Steps between evaluations. Absent: eval.every_steps"
-    )
-    suffix: str | None = Field(None, description="Text added to its problems. Absent: prompt.eval_suffix")
-    template: Template | None = Field(
-        None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"
-    )
-
-
-SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
-
-
-class EvalConfig(Config):
-    """The steps and suites of evaluations. Every suite is also evaluated after the last step."""
-
-    every_steps: int = Field(
-        20, ge=1, le=MAX_STEPS, description="Steps between evaluations, for suites that do not set it"
-    )
-    also_at: list[Step] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
-    at_start: bool = Field(True, description="Evaluate before step 1. `gain` is measured from this evaluation")
-    graders: list[GraderName] = Field(
-        default_factory=lambda: list(get_args(GraderName)),
-        description="Graders whose verdicts are recorded. `strict` is always one of them, since `pass_at_1` is its "
-        "accuracy; with `released`, reports show how often the two disagree",
-    )
-    suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="Suite name -> its sampling rule")
-
-    @field_validator("graders")
-    @classmethod
-    def _with_strict(cls, graders: list[GraderName]) -> list[GraderName]:
-        if "strict" not in graders:
-            raise ValueError("strict is missing; pass_at_1 is its accuracy, so add it")
-        return [name for name in get_args(GraderName) if name in graders]  # the order has no meaning
-
-
 class CheckpointConfig(Config):
     """When a trial writes checkpoints, and what it keeps on disk."""
 
@@ -351,62 +268,6 @@ class CheckpointConfig(Config):
         description="What a finished trial keeps: nothing, its weights, or also its optimiser, with which a longer run "
         "can continue",
     )
-
-
-class RowExample(Config):
-    """A row with a label other than its own."""
-
-    row: str = Field(min_length=1, description="Row, such as `dsr_sub:124`")
-    answer: str = Field(min_length=1, description="Label to train with. Both graders must judge it wrong")
-
-
-class SetExamples(Config):
-    """All rows of a set, or a seeded draw of them, with a share of wrong labels."""
-
-    set: str = Field(min_length=1, description="Set: dsr_sub, arithmetic, a path, ...")
-    random: int | None = Field(
-        None, ge=1, le=MAX_ROWS, description="Number of rows to draw without replacement. Absent: all rows"
-    )
-    wrong: float = Field(0.0, ge=0, le=1, description="Share of rows that get a wrong label, by the paper's method")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the draw and of the wrong labels, not of the trial")
-
-
-class WrittenExample(Config):
-    """A problem that belongs to no set."""
-
-    problem: str = Field(min_length=1, description="Text of the problem")
-    answer: str = Field(min_length=1, description="Label of the problem")
-
-
-Example = str | RowExample | SetExamples | WrittenExample
-_EXAMPLE_KEYS: dict[str, type[Config]] = {"row": RowExample, "set": SetExamples, "problem": WrittenExample}
-
-
-def _read_example(value: Any) -> Any:
-    """Read one item of `examples` in the form that its keys show.
-
-    Raises ValueError: it has none of the forms; lists them.
-    """
-    if isinstance(value, str | Config):
-        return value
-    kind = next((k for name, k in _EXAMPLE_KEYS.items() if isinstance(value, dict) and name in value), None)
-    if kind is None:
-        raise ValueError(
-            f'{value!r} is not an example; write "set:row", "set", {{row: set:row, answer: ...}}, '
-            "{set: ..., random: ..., seed: ...} or {problem: ..., answer: ...}"
-        )
-    unknown = [name for name in value if name not in kind.model_fields]
-    if unknown:
-        raise ValueError(f"{value}: unknown key {unknown[0]!r}; choose one of {', '.join(kind.model_fields)}")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        finding = error.errors()[0]
-        name = ".".join(str(part) for part in finding["loc"])
-        if name == "answer" and finding["type"] == "string_type":
-            answer = finding["input"]
-            raise ValueError(f'{value}: an answer must be text, not {answer!r}; write answer: "{answer}"') from error
-        raise ValueError(f"{value}: {name}: {finding['msg'].lower()}") from error
 
 
 class ScriptFaultConfig(Config):
@@ -476,7 +337,7 @@ class TrialConfig(Config):
     def _examples_have_a_form(cls, examples: Any) -> Any:
         if not isinstance(examples, list):
             raise ValueError(f"examples must be a list, such as [dsr_sub:124], not {examples!r}")
-        read = [_read_example(example) for example in examples]
+        read = [read_example(example) for example in examples]
         if any(example in read[:index] for index, example in enumerate(read)):
             raise ValueError("an example appears twice; keep one, as the examples share the groups evenly")
         return read

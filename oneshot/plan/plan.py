@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from oneshot.config.examples import RowExample, SetExamples
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, flatten
-from oneshot.config.trial import RowExample, SetExamples, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models.engines import engine_fault, has_vllm, with_engine
 from oneshot.models.placement import choose_strategy, place_trial

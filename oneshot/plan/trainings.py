@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import chain, count
 from math import gcd
 
+from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.sweep import GuardConfig, ResourceConfig
-from oneshot.config.trial import SuiteConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites

@@ -15,7 +15,8 @@ from heapq import merge
 from itertools import groupby
 from typing import Any, get_args
 
-from oneshot.config.trial import GraderName, SuiteConfig, Template, TrialConfig
+from oneshot.config.evaluation import GraderName, SuiteConfig, Template
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.examples import identify_shots

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 
-from oneshot.config.trial import Example, PromptConfig, RowExample, SetExamples, TrialConfig, WrittenExample
+from oneshot.config.examples import Example, RowExample, SetExamples, WrittenExample
+from oneshot.config.trial import PromptConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.grading import Grader

@@ -22,7 +22,7 @@ from functools import cache
 from typing import IO, Literal
 
 from oneshot.children import command
-from oneshot.config.trial import GraderName
+from oneshot.config.evaluation import GraderName
 from oneshot.errors import TrialError
 from oneshot.tasks.answers import extract_boxed
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.trial import Template
+from oneshot.config.evaluation import Template
 from oneshot.errors import ModelError, first_line
 
 Shot = tuple[str, str]  # A worked problem: prompt and answer

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oneshot.config.trial import GraderName, RewardConfig
+from oneshot.config.evaluation import GraderName
+from oneshot.config.trial import RewardConfig
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.grading import Grader, Verdict
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from accelerate.accelerator import Accelerator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, SuiteConfig, TrialConfig
+from oneshot.config.evaluation import SuiteConfig
+from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, TrialConfig
 from oneshot.models.source import SHIPPED
 from oneshot.policy.loading import load_policy
 from oneshot.policy.world import World

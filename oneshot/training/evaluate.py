@@ -13,7 +13,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import TypeVar
 
-from oneshot.config.trial import GraderName
+from oneshot.config.evaluation import GraderName
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World

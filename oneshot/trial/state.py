@@ -6,8 +6,9 @@ from enum import StrEnum
 
 from pydantic import ValidationError
 
+from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.sweep import FaultsConfig
-from oneshot.config.trial import SuiteConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.leakage import trains_on
 from oneshot.plan.plan import Plan

@@ -1,0 +1,71 @@
+"""Settings of evaluations: suites, their sampling rules, and when they run."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step
+
+Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
+GraderName = Literal["strict", "released"]
+
+
+class SuiteConfig(Config):
+    """An evaluation suite and its sampling rule."""
+
+    source: str | None = Field(
+        None,
+        description="A known set, or the path or URL of a .jsonl or .parquet file. Absent: the built-in suite of that "
+        "name",
+    )
+    num_problems: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="Number of problems: for each category of a generated set, or the first rows of a file",
+    )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Completions a problem (k of avg@k and pass@k). Absent: the number of the built-in suite, else 1",
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=10, description="Sampling temperature. 0: greedy. Absent: that of the built-in suite, else 0"
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Largest number of tokens in a completion. Absent: rollout.max_tokens"
+    )
+    every_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Steps between evaluations. Absent: eval.every_steps"
+    )
+    suffix: str | None = Field(None, description="Text added to its problems. Absent: prompt.eval_suffix")
+    template: Template | None = Field(
+        None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"
+    )
+
+
+SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
+
+
+class EvalConfig(Config):
+    """The steps and suites of evaluations. Every suite is also evaluated after the last step."""
+
+    every_steps: int = Field(
+        20, ge=1, le=MAX_STEPS, description="Steps between evaluations, for suites that do not set it"
+    )
+    also_at: list[Step] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
+    at_start: bool = Field(True, description="Evaluate before step 1. `gain` is measured from this evaluation")
+    graders: list[GraderName] = Field(
+        default_factory=lambda: list(get_args(GraderName)),
+        description="Graders whose verdicts are recorded. `strict` is always one of them, since `pass_at_1` is its "
+        "accuracy; with `released`, reports show how often the two disagree",
+    )
+    suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="Suite name -> its sampling rule")
+
+    @field_validator("graders")
+    @classmethod
+    def _with_strict(cls, graders: list[GraderName]) -> list[GraderName]:
+        if "strict" not in graders:
+            raise ValueError("strict is missing; pass_at_1 is its accuracy, so add it")
+        return [name for name in get_args(GraderName) if name in graders]  # the order has no meaning
