@@ -194,7 +194,7 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
     from oneshot.policy.attention import reason_against
     from oneshot.rollout.engine import Sampling
     from oneshot.training.grpo import roll_out
-    from oneshot.training.update import accumulate
+    from oneshot.training.update import add_gradient
 
     config = tiny(sizes, model={"mixed_precision": "bf16"})
     state = state_of(config)
@@ -204,7 +204,7 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
 
     def update() -> None:
         with state.weights.updating():
-            accumulate(config, state, roll_out(config, state), range(16), None)
+            add_gradient(config, state, roll_out(config, state), range(16), None)
 
     activities = [ProfilerActivity.CPU] if sizes.is_cpu else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     for name, work in (("padded prefill and decode", padded), ("packed forward and backward", update)):
@@ -239,7 +239,7 @@ def against_cpu(sizes: Sizes) -> Iterator[Check]:
 
     from oneshot.rollout.engine import Sampling
     from oneshot.training.grpo import roll_out
-    from oneshot.training.update import accumulate
+    from oneshot.training.update import add_gradient
 
     for dtype, bar in (("float32", 1e-4), ("float64", 1e-9)):
         here, there = (state_of(tiny(sizes, device=device, model={"dtype": dtype})) for device in (sizes.device, "cpu"))
@@ -264,7 +264,7 @@ def against_cpu(sizes: Sizes) -> Iterator[Check]:
             device = state.policy.device
             moved = replace(batch, rewards_G=batch.rewards_G.to(device), advantages_G=batch.advantages_G.to(device))
             with state.weights.updating():
-                losses.append(accumulate(config, state, moved, range(16), None)[0]["loss/total"])
+                losses.append(add_gradient(config, state, moved, range(16), None)[0]["loss/total"])
             gradients.append(torch.cat([p.grad.cpu().flatten() for p in state.weights.master.values()]))
         relative = ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
         yield Check(
@@ -321,7 +321,7 @@ def memory(sizes: Sizes) -> Iterator[Check]:
     from oneshot.rollout.kv_memory import KvLayer
     from oneshot.rollout.lockstep import Lockstep
     from oneshot.tasks.grading import Grader
-    from oneshot.training.trainer import GrpoTrainer
+    from oneshot.training.trainer import LocalTrainer
 
     def held_mib() -> float:
         return 0.0 if sizes.is_cpu else torch.cuda.memory_allocated() / 2**20
@@ -348,7 +348,7 @@ def memory(sizes: Sizes) -> Iterator[Check]:
     resources = ResourceConfig() if sizes.is_cpu else ResourceConfig(gpus=1)
     left = []
     for _ in range(2):
-        trainer = GrpoTrainer(tiny(sizes, train={"num_steps": 1}), seed=0, resources=resources, grader=Grader())
+        trainer = LocalTrainer(tiny(sizes, train={"num_steps": 1}), seed=0, resources=resources, grader=Grader())
         for _ in trainer.train():
             pass
         trainer.close()
@@ -642,7 +642,7 @@ def update_in_packs(sizes: Sizes, config: Any, state: Any, batch: Any, *, max_pa
 
 def learning(sizes: Sizes) -> Iterator[Check]:
     """Train the quickstart's cell (tiny:qwen2, outcome, 47+38) in bfloat16."""
-    from oneshot.training.grpo import train
+    from oneshot.training.loop import train
 
     num_steps = 2 if sizes.is_cpu else 32
     config = tiny(

@@ -41,13 +41,13 @@ def start_trainers(config: Any, num_processes: int) -> dict[str, Any]:
     from oneshot.config.sweep import ResourceConfig
     from oneshot.tasks.grading import Grader
     from oneshot.training.launcher import Processes
-    from oneshot.training.trainer import GrpoTrainer
+    from oneshot.training.trainer import LocalTrainer
 
     def several(strategy: Literal["ddp", "fsdp"]) -> Processes:
         resources = ResourceConfig(cpus=num_processes, num_processes=num_processes, strategy=strategy)
         return Processes(config, seed=0, resources=resources, grader_timeout_s=5.0)
 
-    alone = GrpoTrainer(config, seed=0, resources=ResourceConfig(cpus=num_processes), grader=Grader())
+    alone = LocalTrainer(config, seed=0, resources=ResourceConfig(cpus=num_processes), grader=Grader())
     return {"one process": alone, "ddp": several("ddp"), "fsdp": several("fsdp")}
 
 

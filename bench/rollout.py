@@ -81,7 +81,8 @@ def measure(engine: str, case: Case, folder: Path) -> dict[str, float]:
     """Return an engine's tokens a second, and the mean length of its completions."""
     import torch
 
-    from oneshot.config.trial import ModelConfig, VllmConfig
+    from oneshot.config.model import ModelConfig
+    from oneshot.config.trial import VllmConfig
     from oneshot.policy.loading import load_policy
     from oneshot.policy.policy import use_cpus
     from oneshot.policy.weights import split_weights

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 from test_processes import of_training
 
-from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.config.model import AdapterConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError
 from oneshot.plan.keys import identify_trial
 from oneshot.policy.loading import load_policy
 from oneshot.policy.lora import attach, merge, switched_off
 from oneshot.tasks.grading import Grader
-from oneshot.training.grpo import train
+from oneshot.training.loop import train
 from oneshot.training.state import TrainingState, load_state, new_state, save_state
 
 MakeConfig = Callable[..., TrialConfig]

@@ -11,7 +11,8 @@ import pytest
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks.grading import Grader
-from oneshot.training.grpo import StepMetrics, train
+from oneshot.training.loop import train
+from oneshot.training.metrics import StepMetrics
 from oneshot.training.state import new_state
 
 MakeConfig = Callable[..., TrialConfig]

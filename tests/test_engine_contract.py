@@ -13,7 +13,8 @@ import torch
 from engines import ENGINES, by_key, headed_model, requests
 from scipy import stats
 
-from oneshot.config.trial import ModelConfig, VllmConfig
+from oneshot.config.model import ModelConfig
+from oneshot.config.trial import VllmConfig
 from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace

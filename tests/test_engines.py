@@ -16,7 +16,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from oneshot.config.trial import ModelConfig
+from oneshot.config.model import ModelConfig
 from oneshot.policy import attention, kernels
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import logits

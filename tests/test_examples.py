@@ -33,7 +33,7 @@ from oneshot.tasks.examples import (
     mislabel,
 )
 from oneshot.tasks.grading import Grader
-from oneshot.training.grpo import train
+from oneshot.training.loop import train
 from oneshot.training.state import new_state
 
 MakeConfig = Callable[..., TrialConfig]
@@ -354,7 +354,7 @@ def test_a_whole_set_is_no_row(no_data: Path) -> None:
         ([{"problem": "p", "answer": "1", "id": "a"}], "unknown key 'id'; choose one of problem, answer"),
         ([{"set": "dsr_sub", "wrong": 60}], "wrong: input should be less than or equal to 1"),
         ([{"set": "dsr_sub", "random": 0}], "random: input should be greater than or equal to 1"),
-        ([{"row": "dsr_sub:124"}], "answer: field required"),
+        ([{"row": "dsr_sub:124"}], "it has neither `answer` nor `solution`; add one, or write the row alone"),
         ([{"example": "dsr_sub:124"}], 'is not an example; write "set:row", "set", {row: set:row, answer: ...}'),
         ([124], '124 is not an example; write "set:row"'),
         ("dsr_sub:124", "examples must be a list, such as [dsr_sub:124], not 'dsr_sub:124'"),

@@ -323,7 +323,7 @@ def test_a_hubs_tokenizer_and_licence_come_from_the_commit_that_was_trained(tmp_
     (snapshot / "LICENSE").write_text("mine")
     (snapshot / "pytorch_model.bin").write_text("")
     code = f"""if True:
-        from oneshot.config.trial import ModelConfig
+        from oneshot.config.model import ModelConfig
         from oneshot.export.source import source_model
         found = source_model(ModelConfig(path="me/base", revision="{commit}"))
         print(found.copied, found.licence, found.generation["eos_token_id"])"""

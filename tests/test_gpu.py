@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_processes import of_training, processes
 
+from oneshot.config.model import ModelConfig
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace, head_loss
 from oneshot.rollout.engine import PromptRequest, Sampling
@@ -16,10 +17,10 @@ from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import encode
-from oneshot.training.grpo import train
+from oneshot.training.loop import train
 from oneshot.training.loss import LossOutput
 from oneshot.training.state import new_state
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 
@@ -121,7 +122,7 @@ def test_two_gpus_train_as_one_does(
     tiny_config: Callable[..., TrialConfig], grader: Grader, tmp_path: Path, strategy: str
 ) -> None:
     config = tiny_config(model={"path": "tiny:llama", "dtype": "float64", "device": "cuda"}, train={"num_steps": 3})
-    wanted = list(GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
+    wanted = list(LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     work = processes(config, strategy=strategy.split(",")[0], cpu_offload="host" in strategy)
     steps = work.train()
     found = [next(steps) for _ in range(3)]

@@ -19,8 +19,9 @@ from weighing import Weighed, small_model, weigh, weigh_several
 
 from oneshot.cli.plan_tables import plan_table
 from oneshot.config.file import read
+from oneshot.config.model import AdapterConfig
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.models.activations import MicroBatch, model_bytes
 from oneshot.models.memory import Memory, Strategy, footprint
 from oneshot.models.placement import alternatives, choose_strategy, place_trial, trial_memory, usable_gib

@@ -14,7 +14,7 @@ from oneshot.training.grpo import roll_out, train_step
 from oneshot.training.loss import correction
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import new_state
-from oneshot.training.update import _old_logprobs, accumulate, update
+from oneshot.training.update import _old_logprobs, add_gradient, update
 
 MakeConfig = Callable[..., TrialConfig]
 EXACT = {"model": {"path": "tiny:qwen2", "dtype": "float64"}}
@@ -95,7 +95,7 @@ def test_the_correction_weights_the_gradient_of_a_sampler_that_differs(
         for completion in batch.completions:
             object.__setattr__(completion, "logprobs", tuple(p + math.log(2) for p in completion.logprobs))
         whole = state.policy.model.get_output_embeddings().weight
-        accumulate(
+        add_gradient(
             config,
             state,
             batch,

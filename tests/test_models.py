@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.config.model import ModelConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError, UserError
 from oneshot.models.source import check_positions, local_folder, max_positions, read_config
 from oneshot.policy.loading import load_policy

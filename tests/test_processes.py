@@ -25,7 +25,7 @@ from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Processes
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 from oneshot.trial.recorder import record
 
 MakeConfig = Callable[..., TrialConfig]
@@ -164,14 +164,14 @@ def test_a_trial_is_the_same_in_shards_and_goes_on_in_one_process_from_their_che
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path
 ) -> None:
     config = tiny_config(**EXACT)
-    wanted = list(GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
+    wanted = list(LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     work = processes(config, strategy="fsdp")
     steps = work.train()
     found = [next(steps) for _ in range(3)]  # the evaluation at the start and two steps
     work.save(tmp_path, with_optimizer=True)
     assert work.step == 2
     work.close()
-    resumed = GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader)
+    resumed = LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader)
     resumed.load(tmp_path)
     found += resumed.train()
     assert [step.step for step in found] == [0, 1, 2, 3]
@@ -191,7 +191,7 @@ def test_a_trial_is_the_same_in_copies_from_the_checkpoint_of_one_process(
 ) -> None:
     # 5 groups: one process samples more than the other; majority: what is paid depends on all completions
     config = tiny_config(**EXACT, rollout={"num_groups": 5}, reward={"kind": "majority"})
-    begun = GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader)
+    begun = LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader)
     steps = begun.train()
     wanted = [next(steps) for _ in range(2)]
     begun.save(tmp_path, with_optimizer=True)
@@ -211,7 +211,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_shards(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path, first: int, second: int
 ) -> None:
     config = tiny_config(**EXACT)
-    wanted = list(GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
+    wanted = list(LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader).train())
     before = processes(config, first, strategy="fsdp")
     steps = before.train()
     for _ in range(3):

@@ -11,7 +11,7 @@ from oneshot.config.trial import AdvantageConfig, RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
 from oneshot.tasks.rewards import elect, judge, rewards
 from oneshot.training.advantage import advantages, group_advantages
-from oneshot.training.grpo import groups_of_step
+from oneshot.training.order import groups_of_step
 
 Key = tuple[int, ...]
 

@@ -28,7 +28,7 @@ from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
 from oneshot.training.free_memory import NoRoomError, wait_for_room
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.recorder import record
 from oneshot.trial.scripted import ScriptedTrainer
@@ -394,23 +394,23 @@ def test_a_crash_halves_nothing(grader: Grader, folder: TrialFolder) -> None:
 
 
 @pytest.fixture
-def works(tiny_config: MakeConfig, grader: Grader) -> Callable[[int], GrpoTrainer]:
+def works(tiny_config: MakeConfig, grader: Grader) -> Callable[[int], LocalTrainer]:
     config = tiny_config(train={"num_steps": 1, "microbatch_tokens": 400}, rollout={"kv_gib": 1.0})
 
-    def make(halvings: int) -> GrpoTrainer:
-        return GrpoTrainer(config, seed=0, resources=ResourceConfig(), grader=grader, halvings=halvings)
+    def make(halvings: int) -> LocalTrainer:
+        return LocalTrainer(config, seed=0, resources=ResourceConfig(), grader=grader, halvings=halvings)
 
     return make
 
 
-def kv_gib(work: GrpoTrainer, folder: Path) -> float:
+def kv_gib(work: LocalTrainer, folder: Path) -> float:
     folder.mkdir()
     work.save(folder, with_optimizer=False)
     return float(json.loads((folder / "state.json").read_text())["kv_gib"])
 
 
 def test_halvings_halve_the_micro_batch_and_the_cache_and_nothing_else(
-    works: Callable[[int], GrpoTrainer], tmp_path: Path
+    works: Callable[[int], LocalTrainer], tmp_path: Path
 ) -> None:
     configs = {halvings: works(halvings)._config for halvings in (0, 1, 3, 20)}
     assert {n: one.train.microbatch_tokens for n, one in configs.items()} == {0: 400, 1: 200, 3: 50, 20: 1}
@@ -422,7 +422,7 @@ def test_halvings_halve_the_micro_batch_and_the_cache_and_nothing_else(
 
 
 def test_a_cache_that_did_not_fit_does_not_come_back_with_a_checkpoint(
-    works: Callable[[int], GrpoTrainer], tmp_path: Path
+    works: Callable[[int], LocalTrainer], tmp_path: Path
 ) -> None:
     (tmp_path / "kept").mkdir()
     works(0).save(tmp_path / "kept", with_optimizer=True)
@@ -431,7 +431,7 @@ def test_a_cache_that_did_not_fit_does_not_come_back_with_a_checkpoint(
     assert kv_gib(smaller, tmp_path / "after") == 0.25
 
 
-def test_a_step_in_smaller_portions_is_the_same_step(works: Callable[[int], GrpoTrainer]) -> None:
+def test_a_step_in_smaller_portions_is_the_same_step(works: Callable[[int], LocalTrainer]) -> None:
     whole, halved = ([step.metrics for step in works(halvings).train()][-1] for halvings in (0, 3))
     for name in whole:
         if name.startswith(("reward/", "loss/", "rollout/")):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.config.model import ModelConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError
 from oneshot.models.source import SHIPPED
 from oneshot.plan.keys import identify_trial

@@ -8,7 +8,8 @@ import pytest
 from conftest import PROJECT
 from transformers import AutoModelForCausalLM
 
-from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.config.model import AdapterConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import KNOWN_SHAPES, ModelShape, model_shape
 from oneshot.policy.lora import attach
 

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from oneshot.config.evaluation import GraderName
+from oneshot.config.model import ModelConfig
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import ModelConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder
 from oneshot.policy.loading import load_policy
@@ -22,9 +23,11 @@ from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grade, Grader
 from oneshot.tiny.make import make_tokenizer
 from oneshot.training.evaluate import evaluate
-from oneshot.training.grpo import StepMetrics, train, train_step
+from oneshot.training.grpo import train_step
+from oneshot.training.loop import train
+from oneshot.training.metrics import StepMetrics
 from oneshot.training.state import TrainingState, lasting_gib, load_state, new_state, save_state
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 
 MakeConfig = Callable[..., TrialConfig]
 
@@ -256,7 +259,7 @@ def test_completions_without_any_text_are_counted(tiny_config: MakeConfig, grade
 
 
 def test_a_trainer_that_is_closed_leaves_no_model_in_memory(tiny_config: MakeConfig, grader: Grader) -> None:
-    trainer = GrpoTrainer(tiny_config(), seed=0, resources=ResourceConfig(), grader=grader)
+    trainer = LocalTrainer(tiny_config(), seed=0, resources=ResourceConfig(), grader=grader)
     model = weakref.ref(trainer._state.policy.model)
     for _ in trainer.train():
         pass

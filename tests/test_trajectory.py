@@ -11,7 +11,7 @@ import pytest
 
 from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.tasks.grading import Grader
-from oneshot.training.grpo import train
+from oneshot.training.loop import train
 from oneshot.training.state import new_state
 
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"

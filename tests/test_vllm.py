@@ -29,7 +29,7 @@ from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Processes
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 from oneshot.trial.guards import Guards
 from oneshot.trial.recorder import record
 
@@ -67,14 +67,14 @@ def config_of(folder: Path, **sections: Any) -> TrialConfig:
 
 
 @pytest.fixture
-def begin(grader: Grader) -> Iterator[Callable[[TrialConfig], GrpoTrainer]]:
+def begin(grader: Grader) -> Iterator[Callable[[TrialConfig], LocalTrainer]]:
     """Starts trials in this process, one after another, and closes the last one."""
-    trainers: list[GrpoTrainer] = []
+    trainers: list[LocalTrainer] = []
 
-    def start(config: TrialConfig) -> GrpoTrainer:
+    def start(config: TrialConfig) -> LocalTrainer:
         if trainers:
             trainers.pop().close()
-        trainers.append(GrpoTrainer(config, seed=0, resources=ALONE, grader=grader))
+        trainers.append(LocalTrainer(config, seed=0, resources=ALONE, grader=grader))
         return trainers[-1]
 
     yield start
@@ -82,7 +82,7 @@ def begin(grader: Grader) -> Iterator[Callable[[TrialConfig], GrpoTrainer]]:
         trainer.close()
 
 
-Begin = Callable[[TrialConfig], GrpoTrainer]
+Begin = Callable[[TrialConfig], LocalTrainer]
 
 
 def mismatches(steps: list[StepMetrics]) -> list[float]:

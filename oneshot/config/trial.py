@@ -22,53 +22,12 @@ from oneshot.config.fields import (
     Config,
     exactly_one,
 )
+from oneshot.config.model import ModelConfig
 
 TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
-
-
-class AdapterConfig(Config):
-    """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained while the model's weights are frozen."""
-
-    kind: Literal["lora"] = Field("lora", description="Kind of adapter; `lora` is the only one")
-    r: int = Field(32, ge=1, le=65_536, description="Rank")
-    alpha: float = Field(64.0, gt=0, le=MAX_FACTOR, description="The adapter's output is scaled by alpha / r")
-    targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear",
-        description="Names of the layers that get an adapter, such as [q_proj, v_proj]. `all-linear`: every linear "
-        "layer except the head",
-    )
-
-    @field_validator("targets")
-    @classmethod
-    def _names_some(cls, targets: list[str] | str) -> list[str] | str:
-        if not targets:
-            raise ValueError("targets: the list is empty; name layers, such as [q_proj, v_proj], or use all-linear")
-        return sorted(set(targets)) if isinstance(targets, list) else targets  # the order has no meaning
-
-
-class ModelConfig(Config):
-    """The policy to train, which is also the reference."""
-
-    path: str = Field(
-        min_length=1, description="`tiny:qwen2` or `tiny:llama` (shipped), a local folder, or the id of a hub model"
-    )
-    trust_remote_code: bool = Field(
-        False, description="Run the Python code in the model's folder or repository. Its author can run anything"
-    )
-    revision: str | None = Field(
-        None, description="Commit hash of a hub model. `run` replaces a branch, a tag or an absent value by its commit"
-    )
-    dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="Data type of the master weights")
-    mixed_precision: Literal["no", "bf16"] = Field(
-        "no", description="`bf16`: compute in bfloat16, and optimise weights of type `dtype`"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device. `auto`: a GPU if torch sees one")
-    adapter: AdapterConfig | None = Field(
-        None, description="Train a low-rank adapter instead of the weights. The reference is the model without it"
-    )
 
 
 class ShotConfig(Config):
@@ -100,6 +59,11 @@ class PromptConfig(Config):
     eval_suffix: str = Field("", description="Text added to evaluation problems (released: none)")
     shots: list[ShotConfig] = Field(
         default_factory=list, description="Worked problems before the problem, in training and evaluation"
+    )
+    thinking: Literal["auto", "tags", "turns"] = Field(
+        "auto",
+        description="How a solution with thinking is written. `tags`: <think>...</think> before the solution. `turns`: "
+        "s1's think and answer turns. `auto`: `turns` with the template qwen2.5, else `tags`",
     )
     stop: Literal["turn", "eos"] = Field(
         "turn",
@@ -219,10 +183,30 @@ class LossConfig(Config):
     pg_coef: float = Field(1.0, ge=0, le=MAX_FACTOR, description="Weight of the policy gradient; 0 in the ablations")
 
 
-class OptimConfig(Config):
-    """The optimiser: AdamW with a constant learning rate."""
+class ScheduleConfig(Config):
+    """How the learning rate changes over the optimiser steps of a training."""
 
-    lr: float = Field(1e-6, gt=0, le=1, description="Learning rate, constant and without warm-up")
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Course after the warm-up, from `optim.lr` to `final` times it"
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="Share of the optimiser steps in which the learning rate rises from 0"
+    )
+    final: float = Field(0.0, ge=0, le=1, description="Learning rate at the end, as a share of `optim.lr`")
+
+    @property
+    def has_length(self) -> bool:
+        """Return whether the learning rate depends on the number of steps."""
+        return self.kind != "constant" or self.warmup > 0
+
+
+class OptimConfig(Config):
+    """The optimiser: AdamW."""
+
+    lr: float = Field(1e-6, gt=0, le=1, description="Learning rate, or its peak with a schedule")
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="Schedule of the learning rate. The default keeps it constant"
+    )
     weight_decay: float = Field(0.01, ge=0, le=MAX_FACTOR, description="Decoupled weight decay")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment")
@@ -233,8 +217,30 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """The training loop."""
 
+    method: Literal["grpo", "sft"] = Field(
+        "grpo",
+        description="`grpo`: reinforcement learning on sampled completions. `sft`: supervised fine-tuning on solutions",
+    )
     num_steps: int = Field(
-        2000, ge=0, le=MAX_STEPS, description="Number of rollouts, each with its updates. 0: evaluation only"
+        2000,
+        ge=0,
+        le=MAX_STEPS,
+        description="Number of rollouts, each with its updates; with sft, of optimiser steps. 0: evaluation only",
+    )
+    num_epochs: float | None = Field(
+        None, gt=0, le=MAX_STEPS, description="sft: passes over all solutions, in place of num_steps"
+    )
+    batch_size: int = Field(
+        16, ge=1, le=MAX_COUNT, description="sft: solutions in an optimiser step. An epoch's last step may have fewer"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_TOKENS,
+        description="sft: largest number of tokens of a prompt and its solution. Absent: the model's positions",
+    )
+    too_long: Literal["refuse", "cut"] = Field(
+        "refuse", description="sft: what happens to longer solutions. `cut`: their end is not learned"
     )
     updates_per_rollout: int = Field(
         1, ge=1, le=MAX_COUNT, description="Optimiser steps for each rollout (the paper's text: 8; its code: 1)"
@@ -313,7 +319,7 @@ class TrialConfig(Config):
     examples: list[Example] = Field(
         default_factory=list,
         description="Examples to train on: `set:row`, such as dsr_sub:124 or arithmetic:47+38; `set`, for all its "
-        "rows; {row, answer}; {set, random, wrong, seed}; or {problem, answer}",
+        "rows; {row, answer}; {set, random, wrong, seed}; or {problem, answer}; each mapping may have a `solution`",
     )
     reward: RewardConfig = Field(default_factory=RewardConfig, description="What is rewarded")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How completions are sampled")
@@ -348,10 +354,32 @@ class TrialConfig(Config):
             raise ValueError("script: a scripted trial has no model, examples or suites; remove them")
         if not self.examples and self.train.num_steps and self.script is None:
             raise ValueError("examples: there are none; name at least one to train on, or set train.num_steps: 0")
-        num_groups, num_updates = self.rollout.num_groups, self.train.updates_per_rollout
+        self._check_method()
+        return self
+
+    def _check_method(self) -> None:
+        train, num_groups = self.train, self.rollout.num_groups
+        if self.optim.schedule.has_length and train.num_epochs is None and "num_steps" not in train.model_fields_set:
+            raise ValueError(
+                f"optim.schedule: {self.optim.schedule.kind} needs the length of the training; set train.num_steps or "
+                "train.num_epochs"
+            )
+        if train.method == "sft":
+            if train.num_epochs is not None and "num_steps" in train.model_fields_set:
+                raise ValueError("train.num_epochs: train.num_steps is set, too; keep one of them")
+            if self.loss.aggregation == "constant":
+                raise ValueError("loss.aggregation: constant is for grpo; use token_mean or sequence_mean with sft")
+            return
+        if train.num_epochs is not None:
+            raise ValueError("train.num_epochs: grpo has no epochs; set train.num_steps, or train.method: sft")
+        num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(
                 f"train.updates_per_rollout: {num_updates} does not divide rollout.num_groups ({num_groups}); change "
                 "one of them, as groups are not split"
             )
-        return self
+
+    @property
+    def has_reference(self) -> bool:
+        """Return whether the loss compares with the frozen start."""
+        return self.train.method == "grpo" and self.train.num_steps > 0 and self.loss.kl_coef != 0

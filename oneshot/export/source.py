@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from oneshot.config.trial import ModelConfig
+from oneshot.config.model import ModelConfig
 from oneshot.errors import ModelError
 from oneshot.models.source import local_folder
 from oneshot.plan.revisions import UNREACHABLE

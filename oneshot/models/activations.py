@@ -28,9 +28,27 @@ class MicroBatch:
         return self.num_rows * (self.width + 1)
 
 
-def micro_batch(config: TrialConfig, *, num_rows: int, prompt_tokens: int) -> MicroBatch:
-    """Return the largest micro-batch of an optimiser step on `num_rows` completions."""
-    width = config.rollout.max_tokens - 1
+SFT_TOKENS = 4096
+"""Assumed length of the longest solution where `train.max_length` is absent: a plan has no tokenizer to count with."""
+
+
+def update_rows(config: TrialConfig) -> tuple[int, int]:
+    """Return how many completions or solutions an optimiser step learns from, and how long they can be."""
+    train, rollout = config.train, config.rollout
+    if train.method == "sft":
+        return train.batch_size, train.max_length or config.model.max_positions or SFT_TOKENS
+    return rollout.num_groups * rollout.group_size // train.updates_per_rollout, rollout.max_tokens
+
+
+def micro_batch(config: TrialConfig, *, num_rows: int, max_tokens: int, prompt_tokens: int) -> MicroBatch:
+    """Return the largest micro-batch of an optimiser step on `num_rows` completions.
+
+    A step of SFT has a prompt for each solution, of which the longest leave the least room to others: its pack is one
+    of the longest solutions.
+    """
+    if config.train.method == "sft":
+        return _of_solutions(config, num_rows=num_rows, max_tokens=max_tokens, prompt_tokens=prompt_tokens)
+    width = max_tokens - 1
     all_tokens = prompt_tokens + num_rows * width
     num_tokens = max(min(all_tokens, config.train.microbatch_tokens), prompt_tokens + width)
     return MicroBatch(
@@ -39,6 +57,15 @@ def micro_batch(config: TrialConfig, *, num_rows: int, prompt_tokens: int) -> Mi
         prompt=prompt_tokens,
         width=width,
         is_only=num_tokens == all_tokens,
+    )
+
+
+def _of_solutions(config: TrialConfig, *, num_rows: int, max_tokens: int, prompt_tokens: int) -> MicroBatch:
+    prompt = min(prompt_tokens, max_tokens - 1)
+    width = max_tokens - prompt - 1
+    rows = max(1, min(num_rows, config.train.microbatch_tokens // max_tokens))
+    return MicroBatch(
+        num_tokens=rows * (prompt + width), num_rows=rows, prompt=prompt, width=width, is_only=rows == num_rows
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from oneshot.config.trial import TrialConfig
-from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes
+from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes, update_rows
 from oneshot.models.shapes import ModelShape
 from oneshot.tasks.benchmarks import Suite
 
@@ -140,7 +140,7 @@ def footprint(
         master=master,
         num_params=shape.num_params + added,
         num_trained=shape.num_params if adapter is None else added,
-        has_reference=trains and config.loss.kl_coef != 0 and adapter is None,
+        has_reference=config.has_reference and adapter is None,
         trains=trains,
         on_gpu=gpu_gib is not None,
         copy=_copy(config, shape),
@@ -193,7 +193,8 @@ def _rollout(
     if rollout.kv_gib is not None:
         kv_bytes = rollout.kv_gib * 2**30
     groups = math.ceil(rollout.num_groups / sizes.num_processes)
-    calls = [(groups, rollout.group_size, rollout.max_tokens)] if sizes.trains else []
+    has_rollout = sizes.trains and config.train.method == "grpo"
+    calls = [(groups, rollout.group_size, rollout.max_tokens)] if has_rollout else []
     calls += [
         (math.ceil((suite.count or 0) / sizes.num_processes), suite.samples, suite.max_tokens) for suite in suites
     ]
@@ -225,15 +226,15 @@ def _rollout(
 
 def _update(config: TrialConfig, sizes: _Sizes, *, prompt_tokens: int) -> Iterator[_Moment]:
     """Yield the moments at which an update's memory may peak."""
-    rollout, shape = config.rollout, sizes.shape
-    num_rows = rollout.num_groups * rollout.group_size // config.train.updates_per_rollout
+    shape = sizes.shape
+    num_rows, max_tokens = update_rows(config)
     rows_per_process = math.ceil(num_rows / sizes.num_processes)
-    batch = micro_batch(config, num_rows=rows_per_process, prompt_tokens=prompt_tokens)
+    batch = micro_batch(config, num_rows=rows_per_process, max_tokens=max_tokens, prompt_tokens=prompt_tokens)
     kept = model_bytes(config, shape, batch, compute_bytes=sizes.compute, on_gpu=sizes.on_gpu)
     # gradients of an optimiser step's earlier micro-batches
     summed = 0.0 if batch.is_only else sizes.master * sizes.num_trained * sizes.shard
     most = CHUNK_LOGITS["cuda" if sizes.on_gpu else "cpu"] // shape.vocabulary
-    chunk = min(num_rows * rollout.max_tokens, max(1, most))
+    chunk = min(num_rows * max_tokens, max(1, most))
     logits = 2 * chunk * shape.vocabulary * sizes.wide
     root = sizes.compute * shape.root_params if sizes.strategy == "fsdp" else 0
     yield _Moment(

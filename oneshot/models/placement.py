@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from oneshot.config.model import AdapterConfig
 from oneshot.config.sweep import ResourceConfig
-from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.models.shapes import model_shape
 from oneshot.tasks.benchmarks import load_suites

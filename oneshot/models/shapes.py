@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.trial import AdapterConfig, TrialConfig
+from oneshot.config.model import AdapterConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.models.source import read_config
 
 

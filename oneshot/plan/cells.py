@@ -4,6 +4,7 @@ Precedence: `trial` < axis cell < grid block < `--set`. It is an error if two ax
 the grid block sets that path.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
@@ -17,8 +18,9 @@ from oneshot.config.paths import Setting, SettingError, Where, flatten, unflatte
 from oneshot.config.search import RangeConfig
 from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlock, ResourceConfig, TableConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import nearest
+from oneshot.errors import DataError, nearest
 from oneshot.plan.pinned import PinnedSweep
+from oneshot.tasks.solutions import num_demonstrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +246,7 @@ def resolve(
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
+    config = _in_steps(config, flat)
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
         config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
     return Cell(
@@ -255,6 +258,31 @@ def resolve(
         waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), None),
         places={path: setting.where for path, setting in flat.items()},
     )
+
+
+def _in_steps(config: TrialConfig, flat: Mapping[str, Setting]) -> TrialConfig:
+    """Return a trial with the number of steps that its epochs have.
+
+    Raises SettingError: an example does not exist, or a model samples the solutions, whose number is not known before.
+    """
+    num_epochs = config.train.num_epochs
+    if num_epochs is None:
+        return config
+    try:
+        # until a ranking is known its examples are placeholders, each with one solution
+        is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
+        number = len(config.examples) if is_ranked else num_demonstrations(config.examples)
+    except DataError as error:
+        place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
+        raise SettingError(place, str(error)) from error
+    if number is None:
+        raise SettingError(
+            flat["train.num_epochs"].where,
+            "train.num_epochs: the number of solutions is unknown before they are sampled; set train.num_steps",
+        )
+    num_steps = math.ceil(num_epochs * math.ceil(number / config.train.batch_size))
+    train = config.train.model_copy(update={"num_steps": num_steps, "num_epochs": None})
+    return config.model_copy(update={"train": train})
 
 
 def _union(

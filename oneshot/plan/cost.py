@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
+from oneshot.errors import DataError
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.store.store import Store
 from oneshot.tasks.benchmarks import Suite, due_steps
+from oneshot.tasks.solutions import num_demonstrations
 
 PEAK_FLOPS = 989e12  # peak of an H100 SXM in bfloat16, dense
 EFFICIENCY = 0.2  # assumed share of the peak, for rollout and update together, and for evaluation
@@ -38,9 +40,11 @@ def estimate(
     config: TrialConfig, suites: tuple[Suite, ...], cost: CostConfig, *, gpus: float, measured_s: float | None
 ) -> Cost:
     """Return the cost of one trial on `gpus` GPUs, which are assumed to share its work evenly."""
-    rollout, steps = config.rollout, config.train.num_steps
-    length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
-    step_tokens = rollout.num_groups * rollout.group_size * length
+    rollout, train, steps = config.rollout, config.train, config.train.num_steps
+    longest = train.max_length or MEAN_TOKENS if train.method == "sft" else rollout.max_tokens
+    length = cost.mean_tokens or min(MEAN_TOKENS, longest)
+    num_rows = _solutions_a_step(config) if train.method == "sft" else rollout.num_groups * rollout.group_size
+    step_tokens = num_rows * length
     eval_tokens = sum(
         (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * len(due_steps(suite, config))
         for suite in suites
@@ -70,9 +74,20 @@ def _step_s(
     if shape is None or not gpus:
         return None, "unknown"
     # rollout 2N a token, update 6N; reference and old log-probabilities 2N each, where they are computed
-    passes = 8 + 2 * (config.loss.kl_coef != 0) + 2 * (config.train.updates_per_rollout > 1)
+    passes = 6
+    if config.train.method == "grpo":
+        passes += 2 + 2 * config.has_reference + 2 * (config.train.updates_per_rollout > 1)
     passes += 2 * config.train.activation_checkpointing  # each layer's forward again
     return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
+
+
+def _solutions_a_step(config: TrialConfig) -> int:
+    """Return how many solutions a step of SFT learns: the batch size, or all if there are fewer."""
+    try:
+        number = num_demonstrations(config.examples)
+    except DataError:  # a ranking is not known yet
+        number = len(config.examples)
+    return min(config.train.batch_size, number or config.train.batch_size)
 
 
 def _seconds(operations: float, gpus: float) -> float:
@@ -87,8 +102,10 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
     """Return the model, its precision, its trained part, and the amount sampled and updated each step."""
     model, rollout = config.model, config.rollout
     sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
+    if config.train.method == "sft":
+        sampled = (config.train.batch_size, len(config.examples), config.train.max_length or 0, 0)
     adapter = None if model.adapter is None else model.adapter.model_dump_json()
-    trained = (adapter, config.train.activation_checkpointing, config.loss.kl_coef != 0)
+    trained = (adapter, config.train.activation_checkpointing, config.has_reference)
     return (model.path, model.dtype, model.mixed_precision, rollout.engine, *sampled, *trained, gpus)
 
 

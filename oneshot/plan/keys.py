@@ -7,8 +7,10 @@ from hashlib import sha256
 from typing import Any
 
 from oneshot.config.trial import TRIAL_VERSION, TrialConfig
+from oneshot.errors import DataError, ModelError
 from oneshot.models.source import folder_digest, is_commit, local_folder
 from oneshot.tasks.examples import check_fit, identify, identify_shots
+from oneshot.tasks.solutions import identify_solutions, sampling_models, to_sample
 
 KEY_LENGTH = 16
 
@@ -33,10 +35,9 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     """
     if config.script is not None:
         return TrialIdentity(contents={"script": config.script.model_dump(mode="json")})
-    examples = identify(config.examples)
-    check_fit(config, len(examples.ids))
     shots = identify_shots(config.prompt)
-    contents: dict[str, Any] = {"examples": examples.digests, "shots": shots.digests}
+    digests, provisional = _identify_examples(config)
+    contents: dict[str, Any] = {"examples": digests, "shots": shots.digests}
     folder = local_folder(config.model.path)
     if config.model.trust_remote_code:
         contents["trust_remote_code"] = True
@@ -47,7 +48,32 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     else:
         revision = config.model.revision or "main"
         return TrialIdentity(waits_for=f"the commit of {config.model.path}@{revision}, which `run` resolves")
-    return TrialIdentity(contents=contents, provisional=(*examples.provisional, *shots.provisional))
+    return TrialIdentity(contents=contents, provisional=(*provisional, *shots.provisional))
+
+
+def _identify_examples(config: TrialConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the digests of what a trial trains on, and the sets that are not fetched yet."""
+    if config.train.method == "grpo":
+        examples = identify(config.examples)
+        check_fit(config, len(examples.ids))
+        return examples.digests, examples.provisional
+    models = {path: _sampling_model(path) for path in sampling_models(config.examples)}
+    demonstrated = identify_solutions(config.examples, models)
+    return demonstrated.digests, demonstrated.provisional
+
+
+def _sampling_model(path: str) -> str:
+    """Return the digest of a model that samples solutions. Raises DataError: it is neither here nor a hub commit."""
+    name, _, revision = path.partition("@")
+    if is_commit(revision):
+        return path
+    try:
+        folder = local_folder(name)
+    except ModelError as error:
+        raise DataError(f"examples: solution.from: {path}: {str(error).partition(': ')[2]}") from error
+    if folder is None:
+        raise DataError(f"examples: solution.from: {path}: write owner/name@COMMIT, since a branch can move")
+    return folder_digest(folder)
 
 
 def needs_commit(config: TrialConfig) -> bool:
@@ -59,8 +85,8 @@ def needs_commit(config: TrialConfig) -> bool:
 def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, Any]) -> list[str]:
     """Return the key for each seed: 16 hex digits of sha256 over canonical JSON of everything that changes training.
 
-    A key leaves out names, resources, storage and evaluation; the number of steps, as the learning rate is constant;
-    how work is split (`microbatch_tokens`, `kv_gib`), which may change last digits; and settings without effect on
+    A key leaves out names, resources, storage and evaluation; the number of steps if the learning rate is constant; how
+    work is split (`microbatch_tokens`, `kv_gib`), which may change last digits; and settings without effect on
     this trial.
     """
     dump = config.model_dump(mode="json")
@@ -76,18 +102,39 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
         dump["rollout"]["engine"] = "lockstep"
     if config.rollout.engine == "vllm":
         dump["rollout"]["vllm"] = {"quantization": config.rollout.vllm.quantization}
+    if not config.optim.schedule.has_length:
+        del dump["optim"]["schedule"]
     hashed = {
         "trial_version": TRIAL_VERSION,
         **contents,
         "precision": [dump["model"]["dtype"], dump["model"]["mixed_precision"]],
         "prompt": [dump["prompt"]["template"], dump["prompt"]["train_suffix"], dump["prompt"]["stop"]],
-        **{section: dump[section] for section in ("reward", "rollout", "advantage", "loss", "optim")},
-        "updates_per_rollout": dump["train"]["updates_per_rollout"],
+        "optim": dump["optim"],
+        **(_of_sft(config, dump) if config.train.method == "sft" else _of_grpo(dump)),
     }
     if config.model.adapter is not None:
         hashed["adapter"] = dump["model"]["adapter"]
+    if config.model.max_positions is not None:
+        hashed["positions"] = [config.model.max_positions, config.model.rope_scaling]
+    if config.optim.schedule.has_length:
+        hashed["num_steps"] = config.train.num_steps
     canonical = (json.dumps({**hashed, "seed": seed}, sort_keys=True, separators=(",", ":")) for seed in seeds)
     return [sha256(text.encode()).hexdigest()[:KEY_LENGTH] for text in canonical]
+
+
+def _of_grpo(dump: dict[str, Any]) -> dict[str, Any]:
+    sections = {section: dump[section] for section in ("reward", "rollout", "advantage", "loss")}
+    return {**sections, "updates_per_rollout": dump["train"]["updates_per_rollout"]}
+
+
+def _of_sft(config: TrialConfig, dump: dict[str, Any]) -> dict[str, Any]:
+    """Return what changes SFT besides prompts and optimiser; how solutions are sampled if a model samples them."""
+    train = [dump["train"][name] for name in ("batch_size", "max_length", "too_long")]
+    settings = {"sft": [dump["prompt"]["thinking"], dump["loss"]["aggregation"], *train]}
+    if to_sample(config.examples):
+        rollout = [dump["rollout"][name] for name in ("temperature", "max_tokens")]
+        settings["sampled"] = [*rollout, config.reward.grader]
+    return settings
 
 
 def inert_paths(config: TrialConfig) -> list[str]:

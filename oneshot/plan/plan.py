@@ -219,8 +219,12 @@ def _trials(
 
 def is_control(config: TrialConfig) -> bool:
     """Return whether a trial is not rewarded for matching right labels, or not trained at all."""
-    relabelled = any(isinstance(e, RowExample) or (isinstance(e, SetExamples) and e.wrong) for e in config.examples)
-    return relabelled or config.reward.kind != "outcome" or config.loss.pg_coef == 0 or config.train.num_steps == 0
+    relabelled = any(
+        (isinstance(e, RowExample) and e.answer is not None) or (isinstance(e, SetExamples) and e.wrong)
+        for e in config.examples
+    )
+    is_unrewarded = config.reward.kind != "outcome" or config.loss.pg_coef == 0
+    return relabelled or config.train.num_steps == 0 or (config.train.method == "grpo" and is_unrewarded)
 
 
 def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
@@ -268,7 +272,9 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 
 def max_tokens(config: TrialConfig) -> int:
-    """Return the completion tokens of a trial's training if every completion has the full length."""
+    """Return the completion tokens of a trial's training if every completion has the full length; 0 for SFT."""
+    if config.train.method == "sft":
+        return 0
     return config.train.num_steps * config.rollout.num_groups * config.rollout.group_size * config.rollout.max_tokens
 
 

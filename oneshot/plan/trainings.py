@@ -14,7 +14,7 @@ from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites
 from oneshot.tasks.examples import check_labels, load_examples, load_shots, sources
 from oneshot.tasks.grading import Grader
-from oneshot.tasks.problems import Content
+from oneshot.tasks.solutions import column_digests, recorded_name, solution_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +87,20 @@ def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig
     return suite.model_copy(update={field: getattr(loaded, field) for field in fields})
 
 
-def data_digests(configs: Iterable[TrialConfig]) -> dict[str, tuple[Content, ...]]:
-    """Return the digests of the rows of every set that the trials use and whose digests are not shipped."""
+def data_digests(configs: Iterable[TrialConfig]) -> dict[str, Sequence[Sequence[str]]]:
+    """Return the digests of the rows of every set that the trials use and whose digests are not shipped.
+
+    Also those of the solutions that SFT learns.
+    """
+    configs = list(configs)
     used = {
         source
         for config in configs
         for source in (*sources(config.examples), *(suite.source for suite in load_suites(config)))
     }
-    return sets.unshipped(used - GENERATED.keys())
+    columns = {pair for config in configs if config.train.method == "sft" for pair in solution_columns(config.examples)}
+    learned = {recorded_name(*pair): digests for pair in columns if (digests := column_digests(*pair)) is not None}
+    return {**sets.unshipped(used - GENERATED.keys()), **{name: [[d] for d in each] for name, each in learned.items()}}
 
 
 def check_data(configs: Sequence[TrialConfig]) -> None:
@@ -115,10 +121,14 @@ def read_data(configs: Sequence[TrialConfig]) -> list[TrialConfig]:
     seen: dict[str, TrialConfig] = {}
     for config in configs:
         data = json.dumps([config.model_dump(mode="json")[name] for name in ("examples", "prompt", "eval")])
+        data += config.train.method
         if config.script is not None or data in seen:
             continue
         seen[data] = config
         load_examples(config.examples)
+        if config.train.method == "sft":
+            for source, column in solution_columns(config.examples):
+                column_digests(source, column)
         load_shots(config.prompt)
         for suite in load_suites(config):
             _ = suite.problems

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from oneshot.config.trial import ModelConfig
+from oneshot.config.model import ModelConfig
 from oneshot.policy.forward import Scored
 from oneshot.policy.weights import Weights
 from oneshot.policy.world import World

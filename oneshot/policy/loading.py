@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from oneshot.config.trial import ModelConfig
+from oneshot.config.model import ModelConfig
 from oneshot.errors import ModelError
 from oneshot.models.source import local_folder, max_positions, read_config
 from oneshot.models.weight_files import check_weight_files

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import Linear
 
-from oneshot.config.trial import AdapterConfig
+from oneshot.config.model import AdapterConfig
 from oneshot.errors import ModelError
 
 _START = 0xADA  # separates the random stream of an adapter's first values from the completions' random table

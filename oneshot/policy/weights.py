@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from oneshot.config.trial import ModelConfig
+from oneshot.config.model import ModelConfig
 from oneshot.policy.forward import Scored
 from oneshot.policy.world import World
 

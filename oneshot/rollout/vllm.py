@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshot.config.trial import ModelConfig, VllmConfig
+from oneshot.config.model import ModelConfig
+from oneshot.config.trial import VllmConfig
 from oneshot.errors import TrialError, UserError, first_line
 from oneshot.models.engines import version_fault, vllm_version
 from oneshot.models.source import local_folder

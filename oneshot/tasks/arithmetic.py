@@ -48,6 +48,26 @@ def problem(expression: str) -> Problem:
     )
 
 
+def steps(expression: str) -> str:
+    """Return the calculation in one to three steps: `47+38` -> `47+30=77. 77+8=85.`"""
+    left, operator, right = parse(expression)
+    if operator == "*":
+        low, high = sorted((left, right))
+        if high <= 10:
+            return f"{low}*{high}={low * high}."
+        ones = high - 10
+        return f"{low}*10={low * 10}. {low}*{ones}={low * ones}. {low * 10}+{low * ones}={low * high}."
+    tens, ones = right - right % 10, right % 10
+    sign = 1 if operator == "+" else -1
+    middle, end = left + sign * tens, left + sign * right
+    return f"{left}{operator}{tens}={middle}. {middle}{operator}{ones}={end}."
+
+
+def worked(expression: str) -> str:
+    """Return a worked answer in a box: `Work: 47+30=77. 77+8=85. So \\boxed{85}`."""
+    return f"Work: {steps(expression)} So \\boxed{{{problem(expression).answer}}}"
+
+
 def _hash(text: str) -> float:
     """Return a pseudo-random number in [0, 1) that depends only on the text."""
     return int.from_bytes(sha256(f"oneshot arithmetic {text}".encode()).digest()[:8], "big") / 2**64

@@ -19,6 +19,7 @@ QUESTION = ("problem", "question")
 CONTEXT = ("body", "context", "passage")  # texts that go before the question
 CHOICES = ("choices", "options")
 ANSWER = ("answerKey", "final_answer", "answer")
+MESSAGES = "messages"
 CATEGORY = ("category", "subfield", "subject", "type")  # `subfield` before `subject`, which OlympiadBench has as Math
 
 
@@ -35,13 +36,15 @@ class Row(NamedTuple):
     level: str
 
 
-def read_row(record: Record) -> Row:
-    """Return a row's problem, by the columns that it has.
+def read_row(record: Record, *, needs_label: bool = True) -> Row:
+    """Return a row's problem, by the columns that it has. Without `needs_label` its answer may be empty.
 
     Raises RowError: a column is missing or wrong, or part of the problem would be left out.
     """
     if "reward_model" in record:
         return _read_released(record)
+    if not _is_missing(record.get(MESSAGES)) and not _present(record, QUESTION):
+        return _read_messages(record)
     questions = {name: _text(record, name) for name in _present(record, QUESTION)}
     if not questions:
         raise RowError(
@@ -54,7 +57,7 @@ def read_row(record: Record) -> Row:
         parts += [*(f"({label}) {text}" for label, text in choices.items()), "Answer with the letter of the choice."]
     return Row(
         prompt="\n".join(parts),
-        answer=_label(record, choices),
+        answer=_label(record, choices, needs_label=needs_label),
         category=_name(record, CATEGORY),
         level=_name(record, ("level",)),
     )
@@ -75,6 +78,44 @@ def _read_released(record: Record) -> Row:
         category=_name(extra, CATEGORY),
         level=_name(extra, ("level",)),
     )
+
+
+def _read_messages(record: Record) -> Row:
+    """Return the problem of a chat: the label is that of other columns, else the last box of the answer, else empty."""
+    problem, solution = read_turns(record[MESSAGES])
+    named = _present(record, ANSWER)
+    return Row(
+        prompt=problem,
+        answer=_label(record, {}) if named else extract_boxed(solution) or "",
+        category=_name(record, CATEGORY),
+        level=_name(record, ("level",)),
+    )
+
+
+def read_turns(turns: object) -> tuple[str, str]:
+    """Return the texts of a chat of one user turn and one assistant turn. Raises RowError: it has other turns."""
+    roles = [turn.get("role") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    if roles != ["user", "assistant"] or not isinstance(turns, list):
+        hint = "; a system turn is part of prompt.template" if "system" in roles else ""
+        raise RowError(f"`{MESSAGES}` is not a user turn and an assistant turn; write it as two turns{hint}")
+    return _text(turns[0], "content"), _text(turns[1], "content")
+
+
+def read_solution(record: Record, column: str) -> str:
+    """Return the text to learn in a column: a text, a list of texts, or the assistant's turn of `messages`.
+
+    Raises RowError: the column is missing or empty; lists the columns.
+    """
+    if column not in record:
+        raise RowError(f"it has no column `{column}`; its columns are {', '.join(record)}")
+    value = record[column]
+    if column == MESSAGES:
+        return read_turns(value)[1]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = "\n".join(value)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"`{column}` is {value!r}, not a text to learn; choose another column, or remove the row")
+    return value
 
 
 def check_characters(name: str, text: str) -> None:
@@ -109,8 +150,8 @@ def read_answer(record: Mapping[str, Any], name: str) -> str:
     return str(int(value)) if float(value).is_integer() else f"{Decimal(repr(value)):f}"
 
 
-def _label(record: Record, choices: Mapping[str, str]) -> str:
-    """Return the label, on which all columns with an answer must agree."""
+def _label(record: Record, choices: Mapping[str, str], *, needs_label: bool = True) -> str:
+    """Return the label, on which all columns with an answer must agree; empty if there is none and none is needed."""
     columns = _present(record, ANSWER) or [name for name in ANSWER if name in record]
     if choices and columns:
         return _agreed({name: _chosen(record, name, choices) for name in columns})
@@ -119,6 +160,8 @@ def _label(record: Record, choices: Mapping[str, str]) -> str:
     if columns:
         return _agreed({name: _final(record, name) for name in columns})
     boxed = None if _is_missing(record.get("solution")) else extract_boxed(_text(record, "solution"))
+    if boxed is None and not needs_label:
+        return ""
     if boxed is None:
         raise RowError(
             "it has no `answer`, and no \\boxed{} in `solution`; add one of them (its columns are "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 
-from oneshot.config.examples import Example, RowExample, SetExamples, WrittenExample
+from oneshot.config.examples import Example, RowExample, SetExamples, Solution, SolutionColumn, WrittenExample
 from oneshot.config.trial import PromptConfig, TrialConfig
 from oneshot.errors import DataError
 from oneshot.tasks import arithmetic, sets
@@ -26,7 +26,7 @@ MAX_SHIFT = 10  # largest change of a number in a wrong label (One-Shot-RLVR, Ta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class ExampleRow:
     """One example: a row of a set, or a generated or written problem."""
 
     source: str
@@ -34,9 +34,11 @@ class _Row:
     problem: Problem | None = None  # A generated or written problem, which needs no file
     answer: str | None = None  # the label that replaces the row's own
     wrong_seed: str | None = None  # seed of a wrong label
+    solution: Solution | None = None
 
     @property
     def id(self) -> str:
+        """Return its name, with the label if that is not its own."""
         name = self.problem.id if self.problem is not None else f"{self.source}:{self.row}"
         return name if self.answer is None else f"{name}={self.answer}"
 
@@ -69,8 +71,8 @@ def identify(examples: Sequence[Example]) -> Identity:
 
     Raises DataError: there is no such set, file or row; the message lists what exists.
     """
-    rows = _rows(examples)
-    contents = [_content(row) for row in rows]
+    rows = example_rows(examples)
+    contents = [row_content(row) for row in rows]
     return Identity(
         ids=tuple(row.id for row in rows),
         digests=tuple(_digest(row, content) for row, content in zip(rows, contents, strict=True)),
@@ -79,14 +81,14 @@ def identify(examples: Sequence[Example]) -> Identity:
     )
 
 
-def _unknown(rows: Sequence[_Row]) -> tuple[str, ...]:
+def _unknown(rows: Sequence[ExampleRow]) -> tuple[str, ...]:
     """Return the sets of these rows whose contents are unknown."""
     return tuple(sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None}))
 
 
 def sources(examples: Sequence[Example]) -> set[str]:
     """Return the sets, paths and URLs that have rows among the examples."""
-    return {row.source for row in _rows(examples) if row.problem is None}
+    return {row.source for row in example_rows(examples) if row.problem is None}
 
 
 def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
@@ -94,17 +96,19 @@ def load_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
 
     Raises DataError: a set, file or row does not exist.
     """
-    return tuple(
-        row.original
-        if row.answer is None and row.wrong_seed is None
-        else replace(row.original, id=row.id, answer=row.label)
-        for row in _rows(examples)
-    )
+    return tuple(train_problem(row) for row in example_rows(examples))
+
+
+def train_problem(row: ExampleRow) -> Problem:
+    """Return the problem of a row with the label that a trial trains with."""
+    if row.answer is None and row.wrong_seed is None:
+        return row.original
+    return replace(row.original, id=row.id, answer=row.label)
 
 
 def present_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     """Return those problems of a trial that are on this machine and have their own labels."""
-    rows = (row for row in _rows(examples) if row.answer is None and row.wrong_seed is None)
+    rows = (row for row in example_rows(examples) if row.answer is None and row.wrong_seed is None)
     return tuple(row.original for row in rows if row.problem is not None or sets.is_here(row.source))
 
 
@@ -127,7 +131,7 @@ def load_shots(config: PromptConfig) -> tuple[tuple[str, str], ...]:
 def identify_shots(config: PromptConfig) -> Identity:
     """Return the names and digests of worked problems; a digest is of the problem and its completion."""
     named = [_row(shot.row) for shot in config.shots if shot.row is not None]
-    contents = iter(_content(row)[0] for row in named)
+    contents = iter(row_content(row)[0] for row in named)
     prompts = [next(contents) if shot.problem is None else text_digest(shot.problem) for shot in config.shots]
     return Identity(
         ids=tuple(shot.row or "written" for shot in config.shots),
@@ -152,7 +156,7 @@ def check_labels(examples: Sequence[Example], grader: Grader) -> None:
 
     Raises DataError: a grader accepts a label or cannot judge it; names the row, the label and the grader.
     """
-    for row in _rows(examples):
+    for row in example_rows(examples):
         if row.answer is None and row.wrong_seed is None:
             continue
         original, label = row.original, row.label
@@ -183,7 +187,8 @@ def mislabel(answer: str, rng: random.Random) -> str:
     return f"{answer[:start]}{rng.choice(near)}{answer[end:]}"
 
 
-def _rows(examples: Sequence[Example]) -> list[_Row]:
+def example_rows(examples: Sequence[Example]) -> list[ExampleRow]:
+    """Return the rows that examples name, in order. Raises DataError: one does not exist, or appears twice."""
     rows = [row for example in examples for row in _rows_of(example)]
     times = Counter(row.id for row in rows)
     if twice := next((name for name in times if times[name] > 1), None):
@@ -191,13 +196,13 @@ def _rows(examples: Sequence[Example]) -> list[_Row]:
     return rows
 
 
-def _rows_of(example: Example) -> list[_Row]:
+def _rows_of(example: Example) -> list[ExampleRow]:
     if isinstance(example, WrittenExample):
         digest = text_digest(json.dumps([example.problem, example.answer]))
         problem = Problem(id=f"written:{digest[:8]}", prompt=example.problem, answer=example.answer)
-        return [_Row(source="written", problem=problem)]
+        return [ExampleRow(source="written", problem=problem, solution=example.solution)]
     if isinstance(example, RowExample):
-        return [replace(_row(example.row), answer=example.answer)]
+        return [replace(_row(example.row), answer=example.answer, solution=example.solution)]
     if isinstance(example, SetExamples):
         return _rows_of_set(example)
     return [_row(example)] if _names_a_row(example) else _rows_of_set(SetExamples(set=example))
@@ -208,10 +213,10 @@ def _names_a_row(name: str) -> bool:
     return bool(source) and (row.isdecimal() or not sets.is_url(name))
 
 
-def _row(name: str) -> _Row:
+def _row(name: str) -> ExampleRow:
     source, _, row = name.rpartition(":")
     if source == "arithmetic":
-        return _Row(source=source, problem=arithmetic.problem(row))
+        return ExampleRow(source=source, problem=arithmetic.problem(row))
     if not _names_a_row(name):
         raise DataError(f"{name}: names no row; write set:row, such as dsr_sub:124{_rank_hint(name)}")
     if source in sets.PARTS:
@@ -223,12 +228,12 @@ def _row(name: str) -> _Row:
         raise DataError(f"{name}: row {row!r} is not a number{hint}")
     if count is not None and int(row) >= count:
         raise DataError(f"{name}: no row {row}{hint}")
-    return _Row(source=source, row=int(row))
+    return ExampleRow(source=source, row=int(row))
 
 
-def _rows_of_set(example: SetExamples) -> list[_Row]:
+def _rows_of_set(example: SetExamples) -> list[ExampleRow]:
     if example.set == "arithmetic":
-        rows = [_Row(source="arithmetic", problem=p) for p in arithmetic.draw(example.random, seed=example.seed)]
+        rows = [ExampleRow(source="arithmetic", problem=p) for p in arithmetic.draw(example.random, seed=example.seed)]
     else:
         if hint := _rank_hint(example.set):
             raise DataError(f"{example.set}: is not a set{hint}")
@@ -241,15 +246,17 @@ def _rows_of_set(example: SetExamples) -> list[_Row]:
             if example.random > count:
                 raise DataError(f"{example.set}: random: {example.random} rows, but the set has {count}")
             indices = tuple(random.Random(f"{example.seed}").sample(indices, example.random))
-        rows = [_Row(source=base, row=index) for index in indices]
+        rows = [ExampleRow(source=base, row=index) for index in indices]
+    solution = SolutionColumn(column=example.solution) if isinstance(example.solution, str) else example.solution
     num_wrong = round(example.wrong * len(rows))
     wrong = set(random.Random(f"{example.seed} wrong").sample(range(len(rows)), num_wrong))
     return [
-        replace(row, wrong_seed=f"{example.seed} {row.id}") if index in wrong else row for index, row in enumerate(rows)
+        replace(row, solution=solution, wrong_seed=f"{example.seed} {row.id}" if index in wrong else None)
+        for index, row in enumerate(rows)
     ]
 
 
-def _content(row: _Row) -> Content:
+def row_content(row: ExampleRow) -> Content:
     """Return the sha256 (hex) of an example's prompt and label, or of its name while the contents are unknown."""
     if row.problem is not None:
         prompt, answer = row.problem.content
@@ -259,7 +266,7 @@ def _content(row: _Row) -> Content:
     return prompt, answer if row.answer is None else text_digest(row.answer)
 
 
-def _digest(row: _Row, content: Content) -> str:
+def _digest(row: ExampleRow, content: Content) -> str:
     digest = content_digest(content)
     return digest if row.wrong_seed is None else text_digest(f"{digest} wrong {row.wrong_seed}")
 

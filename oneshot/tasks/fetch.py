@@ -44,7 +44,7 @@ def fetch(source: str) -> tuple[Path, int]:
                 f"{source}: cannot be fetched from {url}: {first_line(error)}; download the file by hand to {target}"
             ) from error
         try:
-            problems = load_file(str(partial))
+            problems = load_file(str(partial), needs_labels=sets.has_labels(base))
         except DataError as error:
             raise DataError(str(error).replace(str(partial), url)) from error
         sets.check_contents(base, partial, problems)

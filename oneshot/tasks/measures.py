@@ -40,6 +40,8 @@ OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "box
 _TRAINING = {
     "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded"),
     "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed"),
+    "sft": ("epoch", "num_tokens", "cut"),
+    "optim": ("lr",),
     "loss": ("total", "pg", "kl", "entropy", "grad_norm", "clip_fraction", "frac_skipped"),
     "perf": ("step_s", "rollout_s", "update_s", "tokens_per_s", "efficiency"),
     "system": ("rss_gib", "gpu_peak_rollout_gib", "gpu_peak_update_gib"),

@@ -44,8 +44,8 @@ def content_digest(content: Content) -> str:
     return text_digest("".join(content))
 
 
-def load_file(path: str) -> tuple[Problem, ...]:
-    """Return every problem of a .jsonl or .parquet file, in row order.
+def load_file(path: str, *, needs_labels: bool = True) -> tuple[Problem, ...]:
+    """Return every problem of a .jsonl or .parquet file, in row order. Without `needs_labels` answers may be empty.
 
     Raises DataError: there is no such file, or a row cannot be asked or graded; names the row and the column.
     """
@@ -54,15 +54,15 @@ def load_file(path: str) -> tuple[Problem, ...]:
         names = sorted(p.name for p in file.parent.glob("*") if p.suffix in FILE_SUFFIXES)
         hint = f"; {file.parent} has {', '.join(names)}" if names else ""
         raise DataError(f"{path}: no such file (paths are relative to {Path.cwd()}){hint}")
-    return _load_file(file, file.stat().st_mtime_ns)
+    return _load_file(file, file.stat().st_mtime_ns, needs_labels)
 
 
 @cache
-def _load_file(path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
+def _load_file(path: Path, _mtime_ns: int, needs_labels: bool) -> tuple[Problem, ...]:
     problems = []
     for number, record in enumerate(read_records(path)):
         try:
-            row = read_row(record)
+            row = read_row(record, needs_label=needs_labels)
             if path.suffix == ".jsonl":  # published parquet files have such characters, which nobody can edit
                 check_characters("the problem", row.prompt)
                 check_characters("the answer", row.answer)

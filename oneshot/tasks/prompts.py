@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from oneshot.config.evaluation import Template
 from oneshot.errors import ModelError, first_line
@@ -89,6 +89,32 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> str:
     return rendered
 
 
+def end_id(*, template: Template, tokenizer: Any) -> int:
+    """Return the token that ends an answer after a prompt of this template: what a solution ends with in training."""
+    kind = _resolved(template, tokenizer)
+    if kind == "plain":
+        return int(tokenizer.eos_token_id)
+    after = FAMILIES[kind].end if kind != "chat" else _after_answer(tokenizer)
+    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
+    return int(ids[0]) if ids and ids[0] in _special_ids(tokenizer) else int(tokenizer.eos_token_id)
+
+
+ThinkingStyle = Literal["auto", "tags", "turns"]
+
+
+def with_thinking(thinking: str, solution: str, *, style: ThinkingStyle, template: Template, is_open: bool) -> str:
+    """Return the text that thinks first. `is_open`: the prompt has opened the thinking already, as R1's does.
+
+    `turns` is the form of s1 (arXiv 2501.19393), in which special tokens begin the thinking and the answer.
+    """
+    if not thinking:
+        return solution
+    if style == "turns" or (style == "auto" and template == "qwen2.5"):
+        return f"<|im_start|>think\n{thinking.strip()}\n<|im_start|>answer\n{solution.strip()}"
+    opening = "" if is_open else "<think>\n"
+    return f"{opening}{thinking.strip()}\n</think>\n\n{solution.strip()}"
+
+
 def turn_ends(tokenizer: Any) -> set[int]:
     """Return the special tokens that end an answer in the tokenizer's chat template or in a family's.
 
@@ -96,11 +122,20 @@ def turn_ends(tokenizer: Any) -> set[int]:
     """
     after = [family.end for family in FAMILIES.values()]
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-        after.append(_apply(tokenizer, turns).rpartition("ANSWER")[2])
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
+        after.append(_after_answer(tokenizer))
+    special = _special_ids(tokenizer)
     firsts = (tokenizer.encode(text.lstrip(), add_special_tokens=False)[:1] for text in after)
     return {int(ids[0]) for ids in firsts if ids and ids[0] in special}
+
+
+def _after_answer(tokenizer: Any) -> str:
+    """Return the text after an answer in the tokenizer's own chat template."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
+    return _apply(tokenizer, turns).rpartition("ANSWER")[2]
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
 
 
 def _resolved(template: Template, tokenizer: Any) -> Template:

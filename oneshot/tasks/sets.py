@@ -30,6 +30,9 @@ class KnownSet:
     url: str
     num_rows: int
     about: str
+    solution: str = ""  # column with the solutions, empty if there is none
+    thinking: str = ""  # column with the thinking before each solution
+    has_labels: bool = True
 
 
 KNOWN = {name: KnownSet(**fields) for name, fields in json.loads((FACTS / "sets.json").read_text()).items()}
@@ -115,13 +118,18 @@ def shipped_contents(name: str) -> tuple[Content, ...] | None:
     return tuple((line[:64], line[65:]) for line in path.read_text().splitlines())
 
 
-_recorded: dict[str, tuple[Content, ...]] = {}
+_recorded: dict[str, tuple[tuple[str, ...], ...]] = {}
 
 
 def remember(recorded: Mapping[str, Sequence[Sequence[str]]]) -> None:
     """Take the digests of sets' rows as a sweep's store has them, whatever files are here now; forget earlier ones."""
     _recorded.clear()
-    _recorded.update({name: tuple((prompt, answer) for prompt, answer in rows) for name, rows in recorded.items()})
+    _recorded.update({name: tuple(map(tuple, rows)) for name, rows in recorded.items()})
+
+
+def recorded(name: str) -> tuple[tuple[str, ...], ...] | None:
+    """Return the remembered digests of a set, or of a set's solutions."""
+    return _recorded.get(name)
 
 
 def version(source: str) -> object:
@@ -145,7 +153,9 @@ def contents(source: str) -> tuple[Content, ...] | None:
     """
     check_name(source)
     base, subset = parts_of(source)
-    rows = shipped_contents(base) or _recorded.get(base)
+    rows = shipped_contents(base)
+    if rows is None and base in _recorded:
+        rows = tuple((prompt, answer) for prompt, answer in _recorded[base])
     if rows is None:
         if is_missing(base):
             return None
@@ -185,9 +195,15 @@ def load(source: str) -> tuple[Problem, ...]:
 
 @cache
 def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
-    rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(problems.load_file(str(path))))
+    found = problems.load_file(str(path), needs_labels=has_labels(name))
+    rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(found))
     check_contents(name, path, rows)
     return rows
+
+
+def has_labels(name: str) -> bool:
+    """Return whether every row of a set has a label."""
+    return name not in KNOWN or KNOWN[name].has_labels
 
 
 def check_contents(name: str, path: Path, rows: tuple[Problem, ...]) -> None:

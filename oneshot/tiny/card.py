@@ -7,7 +7,8 @@ from accelerate.accelerator import Accelerator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from oneshot.config.evaluation import SuiteConfig
-from oneshot.config.trial import ModelConfig, PromptConfig, RolloutConfig, TrialConfig
+from oneshot.config.model import ModelConfig
+from oneshot.config.trial import PromptConfig, RolloutConfig, TrialConfig
 from oneshot.models.source import SHIPPED
 from oneshot.policy.loading import load_policy
 from oneshot.policy.world import World

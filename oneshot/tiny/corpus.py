@@ -31,30 +31,15 @@ class Text:
     completion: str
 
 
-def steps(expression: str) -> str:
-    """Return the calculation in one to three steps: `47+38` -> `47+30=77. 77+8=85.`"""
-    left, operator, right = arithmetic.parse(expression)
-    if operator == "*":
-        low, high = sorted((left, right))
-        if high <= 10:
-            return f"{low}*{high}={low * high}."
-        ones = high - 10
-        return f"{low}*10={low * 10}. {low}*{ones}={low * ones}. {low * 10}+{low * ones}={low * high}."
-    tens, ones = right - right % 10, right % 10
-    sign = 1 if operator == "+" else -1
-    middle, end = left + sign * tens, left + sign * right
-    return f"{left}{operator}{tens}={middle}. {middle}{operator}{ones}={end}."
-
-
 def completion(expression: str, mixture: Mixture, rng: random.Random) -> str:
     """Return an answer to the problem in a style drawn from the mixture."""
     answer = arithmetic.problem(expression).answer
     draw = rng.random()
     if draw < mixture.worked_boxed:
-        return f"Work: {steps(expression)} So \\boxed{{{answer}}}"
+        return arithmetic.worked(expression)
     draw -= mixture.worked_boxed
     if draw < mixture.worked_words:
-        return f"Work: {steps(expression)} So it is {answer}."
+        return f"Work: {arithmetic.steps(expression)} So it is {answer}."
     draw -= mixture.worked_words
     if draw < mixture.guess:
         guess = answer if rng.random() < mixture.guess_right else str(rng.randrange(2, 199))

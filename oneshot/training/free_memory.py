@@ -76,3 +76,12 @@ def memory_holders(device: torch.device) -> str:
     sizes = {pid: memory.rss for pid, memory in memories.items() if memory is not None}
     largest = sorted(sizes, key=lambda pid: -sizes[pid])[:3]
     return ", ".join(f"pid {pid} {sizes[pid] / 2**30:.1f} GiB" for pid in largest)
+
+
+def pop_gpu_peak_gib() -> float:
+    """Return the most GPU memory that tensors have held since the last call, and begin a new measurement."""
+    if not torch.cuda.is_available():
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak

@@ -9,14 +9,11 @@ Shapes: G completions of the step, group after group; N groups of K.
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-import psutil
 import torch
 
 from oneshot.config.trial import TrialConfig
@@ -24,62 +21,36 @@ from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks.answers import extract_boxed
-from oneshot.tasks.benchmarks import due_steps
 from oneshot.tasks.rewards import GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
-from oneshot.training.evaluate import evaluate, grade_each
-from oneshot.training.metrics import Evaluation, Sampled, StepMetrics
+from oneshot.training.evaluate import grade_each
+from oneshot.training.free_memory import pop_gpu_peak_gib
+from oneshot.training.metrics import Sampled, StepMetrics
 from oneshot.training.mismatch import Mismatch
-from oneshot.training.state import TrainingState, load_weights
+from oneshot.training.order import groups_of_step
+from oneshot.training.state import TrainingState
 from oneshot.training.update import Batch, update
 
 
-def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
-    """Run the trial from `state` to its last step, and yield after each step.
-
-    Raises TrialError: logits, the loss or its gradient are not finite.
-    """
-    if not state.started:
-        evaluations = _evaluate(config, state)
-        state.started = True
-        if evaluations:
-            yield StepMetrics(step=0, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
-    while state.step < config.train.num_steps:
-        yield train_step(config, state)
-
-
-def evaluate_kept(
-    config: TrialConfig, state: TrainingState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
-) -> Iterator[StepMetrics]:
-    """Run the evaluations due at step 0 and after the last step, except those in `done`, with the final weights."""
-    for step in sorted({0, config.train.num_steps}):
-        if step and checkpoint is not None:
-            load_weights(state, checkpoint)
-        evaluations = _evaluate(config, state, done=done)
-        if evaluations:
-            yield StepMetrics(step=step, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})
-
-
 def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
-    """Make one rollout, its updates, and the evaluations due after it."""
+    """Make one rollout and its updates."""
     start_s = time.perf_counter()
     try:
         batch = roll_out(config, state)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the rollout of step {state.step + 1}") from error
     rollout_s = time.perf_counter() - start_s
-    peaks = {"rollout": _pop_gpu_peak_gib()}
+    peaks = {"rollout": pop_gpu_peak_gib()}
     state.engine.rest()
     metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
     step_s = time.perf_counter() - start_s
-    peaks["update"] = _pop_gpu_peak_gib()
+    peaks["update"] = pop_gpu_peak_gib()
     state.step += 1
     metrics |= {
         "perf/step_s": step_s,
         "perf/rollout_s": rollout_s,
         "perf/update_s": step_s - rollout_s,
         "perf/tokens_per_s": batch.num_tokens / step_s,
-        "system/rss_gib": sum(state.world.gather([psutil.Process().memory_info().rss / 2**30])),
     }
     if state.floor.can_measure:
         metrics["perf/efficiency"] = _floor_s(config, state, batch) / step_s
@@ -87,11 +58,10 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         if config.rollout.engine == "vllm":  # torch counts what vLLM has given back
             del peaks["update"]
         metrics |= {f"system/gpu_peak_{phase}_gib": state.world.largest(peak) for phase, peak in peaks.items()}
-    evaluations = _evaluate(config, state)
     return StepMetrics(
         step=state.step,
-        metrics=metrics | _merged(evaluations),
-        evaluations=evaluations,
+        metrics=metrics,
+        evaluations=(),
         sampled=tuple(
             Sampled(
                 example_id=state.examples[example].id,
@@ -106,15 +76,6 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         ),
         visits={state.examples[example].id: accuracy for example, accuracy in _accuracies(batch).items()},
     )
-
-
-def _pop_gpu_peak_gib() -> float:
-    """Return the most GPU memory that tensors have held since the last call, and begin a new measurement."""
-    if not torch.cuda.is_available():
-        return 0.0
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    torch.cuda.reset_peak_memory_stats()
-    return peak
 
 
 def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
@@ -206,25 +167,6 @@ def _key(state: TrainingState, place: int) -> tuple[int, ...]:
     return state.seed, state.step, place
 
 
-_SHUFFLE = 0x5E7  # separates the random stream of the examples' order from the completions' random table
-
-
-def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) -> list[int]:
-    """Return the example of each of a step's groups.
-
-    If there are at most as many examples as groups, they take turns, so that an update on some of the groups sees them
-    all. With more examples, each step takes the next ones of a shuffled order. The order is drawn again when too few
-    are left for a step, as with the released dataloader's `drop_last`.
-    """
-    if num_examples <= num_groups:
-        return [group % num_examples for group in range(num_groups)]
-    epoch, position = divmod(step, num_examples // num_groups)
-    order = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, _SHUFFLE)))).permutation(
-        num_examples
-    )
-    return [int(example) for example in order[position * num_groups : (position + 1) * num_groups]]
-
-
 def _accuracies(batch: Batch) -> dict[int, float]:
     """Return, for each example, the share of its graded completions that are right."""
     verdicts: dict[int, list[bool]] = {}
@@ -248,35 +190,3 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
         "rollout/empty": fmean(not text.strip() for text in batch.texts),
         "rollout/boxed": fmean(extract_boxed(text) is not None for text in batch.texts),
     }
-
-
-def _evaluate(
-    config: TrialConfig, state: TrainingState, *, done: Collection[tuple[str, int]] = ()
-) -> tuple[Evaluation, ...]:
-    """Run the suites that are due after this step; accuracies at step 0 become the baseline of `gain`."""
-    evaluations = []
-    for suite in state.suites:
-        if state.step not in due_steps(suite, config) or (suite.digest, state.step) in done:
-            continue
-        state.engine.wake(state.policy, state.weights)
-        evaluation = evaluate(
-            state.policy,
-            suite,
-            engine=state.engine,
-            grader=state.grader,
-            shots=state.shots,
-            seed=state.seed,
-            step=state.step,
-            world=state.world,
-        )
-        accuracy = evaluation.metrics[f"eval/{suite.name}/pass_at_1"]
-        if state.step == 0:
-            state.baseline[suite.name] = accuracy
-        if suite.name in state.baseline:
-            evaluation.metrics[f"eval/{suite.name}/gain"] = accuracy - state.baseline[suite.name]
-        evaluations.append(evaluation)
-    return tuple(evaluations)
-
-
-def _merged(evaluations: tuple[Evaluation, ...]) -> dict[str, float]:
-    return {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}

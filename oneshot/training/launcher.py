@@ -24,6 +24,7 @@ from oneshot.children import command
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DeadProcessError
+from oneshot.tasks.solutions import Sampled
 from oneshot.training.metrics import StepMetrics
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -43,13 +44,21 @@ class Begin:
     halvings: int
     store: str  # path of the file through which the children find each other
     rank: int
+    sampled: Sampled | None  # solutions of an earlier attempt
 
 
 class Processes:
     """A trainer whose trial runs in child processes; the first one's answers count."""
 
     def __init__(
-        self, config: TrialConfig, *, seed: int, resources: ResourceConfig, grader_timeout_s: float, halvings: int = 0
+        self,
+        config: TrialConfig,
+        *,
+        seed: int,
+        resources: ResourceConfig,
+        grader_timeout_s: float,
+        halvings: int = 0,
+        sampled: Sampled | None = None,
     ) -> None:
         """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
         self.step = 0
@@ -67,10 +76,11 @@ class Processes:
                     halvings=halvings,
                     store=str(Path(self._folder.name) / "store"),
                     rank=rank,
+                    sampled=sampled,
                 )
                 group = self._children[0].pid if self._children else 0
                 self._children.append(_Child(begin, life=life, group=group))
-            self._wait_for_answers()
+            self.sampled: Sampled = self._wait_for_answers()
         except BaseException:
             self.close()
             raise

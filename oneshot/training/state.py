@@ -6,10 +6,12 @@ The position in the random table is (seed, step): there is no other generator to
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,10 +43,14 @@ from oneshot.tasks.benchmarks import Suite, load_suites
 from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_shots
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
-from oneshot.tasks.prompts import Shot
+from oneshot.tasks.prompts import Shot, end_id
+from oneshot.tasks.solutions import Demonstration, Sampled, load_demonstrations
+from oneshot.training.demonstrations import encode_demonstrations
 from oneshot.training.evaluate import prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 2
 PART_BYTES = 4 * 2**30  # largest size of a checkpoint's file, and so the additional memory for writing it
@@ -69,6 +75,9 @@ class TrainingState:
     optimizer: Any
     examples: tuple[Problem, ...]
     prompts: tuple[tuple[int, ...], ...]  # token ids of each example's prompt
+    prompt_of: tuple[int, ...] = ()  # SFT: the prompt of each solution
+    solutions: tuple[tuple[int, ...], ...] = ()  # SFT: token ids of each solution
+    num_cut: int = 0  # SFT: solutions whose end is cut off
     shots: tuple[Shot, ...]
     suites: tuple[Suite, ...]
     kv_gib: float
@@ -93,21 +102,26 @@ def new_state(
     cpu_offload: bool = False,
     gpu_share: float = 1.0,
     keeps_kv: bool = False,
+    sampled: Sampled = MappingProxyType({}),
 ) -> TrainingState:
     """Load everything that a trial needs, at step 0; each of its processes calls this.
 
     `gpu_share` is the part of its GPU that the trial may use. With `keeps_kv`, memory for keys and values and CUDA
-    graphs last as long as the trial, except with `fsdp`, whose decoding weights move in every step.
+    graphs last as long as the trial, except with `fsdp`, whose decoding weights move in every step. `sampled` has the
+    solutions of SFT examples that a model samples.
 
     Raises UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
     """
     suites = load_suites(config)
     for suite in suites:
         _ = suite.problems  # report missing data before a model is loaded
+    trains_sft = config.train.method == "sft" and config.train.num_steps > 0
+    demonstrations = load_demonstrations(config.examples, sampled) if trains_sft else ()
     examples, shots = load_examples(config.examples), load_shots(config.prompt)
-    check_fit(config, len(examples))
+    if not trains_sft:
+        check_fit(config, len(examples))
     check_labels(config.examples, grader)
-    world = _new_world(config)
+    world = new_world(config)
     policy = load_policy(config.model)
     end_turns(policy, config.prompt)
     weights, reference = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
@@ -132,7 +146,7 @@ def new_state(
         reference=reference,
         optimizer=world.accelerator.prepare(optimizer),
         examples=examples,
-        prompts=tuple(_encode(config, policy, example, shots) for example in examples),
+        prompts=() if trains_sft else tuple(_encode(config, policy, example, shots) for example in examples),
         shots=shots,
         suites=suites,
         kv_gib=kv_gib,
@@ -140,6 +154,8 @@ def new_state(
         floor=Floor(policy.model),
         engine=HfGenerate() if config.rollout.engine == "hf" else Lockstep(kv_gib=kv_gib, lasts=lasts),
     )
+    if trains_sft:
+        _take_demonstrations(config, state, demonstrations)
     if config.rollout.engine == "vllm":
         state.engine = Vllm(
             model=config.model,
@@ -151,7 +167,27 @@ def new_state(
     return state
 
 
-def _new_world(config: TrialConfig) -> World:
+def _take_demonstrations(config: TrialConfig, state: TrainingState, demonstrations: Sequence[Demonstration]) -> None:
+    """Encode what SFT learns. Raises UserError: it is too long, or its end would not end completions."""
+    policy = state.policy
+    encoded = encode_demonstrations(
+        config, demonstrations, shots=state.shots, tokenizer=policy.tokenizer, max_positions=policy.max_positions
+    )
+    for ids in (*encoded.prompts, *encoded.solutions):
+        check_ids(policy, ids)
+    state.prompts, state.prompt_of = encoded.prompts, encoded.prompt_of
+    state.solutions, state.num_cut = encoded.solutions, encoded.num_cut
+    if encoded.num_cut:
+        log.warning("%d of %d solutions are cut: their end is not learned", encoded.num_cut, len(encoded.solutions))
+    end = end_id(template=config.prompt.template, tokenizer=policy.tokenizer)
+    if end not in policy.eos_ids:
+        raise DataError(
+            f"prompt.stop: eos: solutions end with {policy.tokenizer.decode([end])}, which would not end completions; "
+            "use stop: turn"
+        )
+
+
+def new_world(config: TrialConfig) -> World:
     """Choose the trial's device and join its processes."""
     use_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if config.model.device == "cuda" and use_cpu:
@@ -164,11 +200,11 @@ def _new_world(config: TrialConfig) -> World:
 
 def _longest(config: TrialConfig, state: TrainingState) -> int:
     """Return the largest length of a prompt and its completion, in training and evaluation."""
-    lengths = [len(ids) + config.rollout.max_tokens for ids in state.prompts]
+    lengths = [] if state.solutions else [len(ids) + config.rollout.max_tokens for ids in state.prompts]
     for suite in state.suites:
         prompts = (prompt_ids(state.policy, suite, problem, shots=state.shots) for problem in suite.problems)
         lengths.append(max(map(len, prompts)) + suite.max_tokens)
-    return min(max(lengths), state.policy.max_positions)
+    return min(max(lengths, default=1), state.policy.max_positions)
 
 
 def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequence[Shot]) -> tuple[int, ...]:
@@ -199,7 +235,7 @@ def _place(
 ) -> tuple[Weights, Reference | None]:
     """Move a loaded policy to its device, whole or in shards; return its weights and the reference if there is one."""
     device, model = world.accelerator.device, policy.model
-    has_reference = config.train.num_steps > 0 and config.loss.kl_coef != 0
+    has_reference = config.has_reference
     if config.model.adapter is not None:
         model.requires_grad_(False)
         lora.attach(model, config.model.adapter, seed=seed)

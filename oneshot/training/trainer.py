@@ -10,14 +10,16 @@ from oneshot.config.trial import TrialConfig
 from oneshot.models.placement import choose_strategy, trial_memory
 from oneshot.policy.policy import use_cpus
 from oneshot.tasks.grading import Grader
+from oneshot.tasks.solutions import Sampled, to_sample
 from oneshot.training.free_memory import free_gib, memory_holders, most_gib, release, wait_for_room
-from oneshot.training.grpo import evaluate_kept, train
+from oneshot.training.loop import evaluate_kept, train
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.state import load_state, new_state, save_state
+from oneshot.training.sampled import sample_solutions
+from oneshot.training.state import load_state, new_state, new_world, save_state
 
 
-class GrpoTrainer:
-    """A GRPO trial in this process.
+class LocalTrainer:
+    """A trial in this process.
 
     After attempts that ran out of memory, each of `halvings` halves how much is computed and decoded at a time; the
     effective batch stays the same.
@@ -32,8 +34,12 @@ class GrpoTrainer:
         grader: Grader,
         halvings: int = 0,
         rank: int = 0,
+        sampled: Sampled | None = None,
     ) -> None:
-        """Wait for free memory and load everything; `rank` is this process' number among the trial's."""
+        """Wait for free memory and load everything; `rank` is this process' number among the trial's.
+
+        `sampled` has the solutions that an earlier attempt sampled; if it is None they are sampled first.
+        """
         strategy = choose_strategy(config, resources)
         if halvings:
             tokens = max(1, config.train.microbatch_tokens >> halvings)
@@ -56,6 +62,7 @@ class GrpoTrainer:
             # waiting cannot help if the estimate exceeds the whole device; the plan has warned of that
             least = min(max(need.peak_gib, need.kept_gib if keeps_kv else 0.0) * count, most)
             wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))
+        self.sampled = sampled if sampled is not None else _sample(config, device, grader)
         self._state = new_state(
             config,
             seed=seed,
@@ -64,6 +71,7 @@ class GrpoTrainer:
             cpu_offload=resources.cpu_offload,
             gpu_share=share,
             keeps_kv=keeps_kv,
+            sampled=self.sampled,
         )
         self._state.limit_kv(self._state.kv_gib / 2**halvings)
 
@@ -101,3 +109,12 @@ class GrpoTrainer:
         self._state.engine.release()
         del self._state
         release(device)
+
+
+def _sample(config: TrialConfig, device: torch.device, grader: Grader) -> Sampled:
+    """Sample the solutions that the examples ask for; the first of the trial's processes decides them for all."""
+    if config.train.method != "sft" or not config.train.num_steps or not to_sample(config.examples):
+        return {}
+    world = new_world(config)
+    solutions = sample_solutions(config, device=device, grader=grader) if world.is_first else None
+    return world.broadcast(solutions)

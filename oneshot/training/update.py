@@ -7,7 +7,6 @@ Shapes: G completions of the step, group after group; M completion tokens of a m
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import TrialError
 from oneshot.policy.output_head import LossOutput, Workspace
-from oneshot.policy.packing import Pack, in_order, micro_batches, pack
+from oneshot.policy.packing import Pack
 from oneshot.rollout.engine import Completion
 from oneshot.training.loss import BatchTotals, correction, token_loss, token_weights
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState
+from oneshot.training.step import accumulate, packs, take_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +34,11 @@ class Batch:
     rewards_G: Tensor
     advantages_G: Tensor
     mismatch: Mismatch  # between sampler and trainer; the update fills it
+
+    @property
+    def token_ids(self) -> list[tuple[int, ...]]:
+        """Return the tokens of each completion."""
+        return [completion.token_ids for completion in self.completions]
 
     @property
     def num_tokens(self) -> int:
@@ -63,27 +67,15 @@ def optimizer_step(
     config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> dict[str, float]:
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
-    metrics, num_trained = accumulate(config, state, batch, chosen, old_logprobs)
-    norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
-    metrics |= {"loss/grad_norm": state.weights.whole(norm).item(), "loss/frac_skipped": 1 - num_trained / len(chosen)}
-    for name in ("loss/total", "loss/grad_norm"):
-        if not torch.isfinite(torch.tensor(metrics[name])):
-            raise TrialError(
-                f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
-            )
-    state.optimizer.step()
-    state.optimizer.zero_grad()  # frees memory for the next rollout
-    state.weights.publish()
-    return metrics
+    metrics, num_trained = add_gradient(config, state, batch, chosen, old_logprobs)
+    take_step(config, state, metrics, update=chosen.start // len(chosen))
+    return metrics | {"loss/frac_skipped": 1 - num_trained / len(chosen)}
 
 
-def accumulate(
+def add_gradient(
     config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
 ) -> tuple[dict[str, float], int]:
-    """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient.
-
-    Each process computes its own packs; sums and denominators are those of all processes.
-    """
+    """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient."""
     device = state.policy.device
     lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
     chosen_lengths = lengths_G[list(chosen)]
@@ -92,12 +84,11 @@ def accumulate(
     )
     weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
     trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
-    # a step that skips every completion has these metrics, too
-    metrics = {name: torch.zeros((), device=device) for name in ("loss/total", "loss/pg", "loss/clip_fraction")}
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
-    for micro_batch, counts in _packs(config, state, batch, trained):
+
+    def loss(micro_batch: Pack, counts: bool) -> LossOutput:
         members = torch.tensor(micro_batch.members, device=device)
-        output = _loss(
+        return _loss(
             config,
             state,
             micro_batch,
@@ -109,13 +100,11 @@ def accumulate(
             # after an update, the policy is no longer the one that sampled
             compares=counts and old_logprobs is None,
         )
-        state.world.accelerator.backward(output.loss * state.weights.loss_scale)
-        for name, value in output.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
-        del output  # free the graph before the next one
-        state.weights.collect()
-    state.weights.complete(state.world)
-    return state.world.sums({name: value.item() for name, value in metrics.items()}), len(trained)
+
+    # a step that skips every completion has these metrics, too
+    names = ("loss/total", "loss/pg", "loss/clip_fraction")
+    packed = packs(config, state, batch.example_G, batch.token_ids, trained)
+    return accumulate(state, packed, loss, names=names), len(trained)
 
 
 def _loss(
@@ -164,35 +153,12 @@ def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
 
 
-def _packs(
-    config: TrialConfig, state: TrainingState, batch: Batch, members: Sequence[int]
-) -> Iterator[tuple[Pack, bool]]:
-    """Yield this process' share of the completions in packs of at most `microbatch_tokens` tokens, and if they count.
-
-    All processes need the same number of packs, because FSDP gathers shards from all at once. A process with fewer
-    packs repeats one, which does not count.
-    """
-    completions = [completion.token_ids for completion in batch.completions]
-    limit, size = config.train.microbatch_tokens, state.world.size
-    # dealt out by length, so that all processes have about the same number of tokens
-    members = in_order(batch.example_G, completions, members)
-    shares = [
-        micro_batches(state.prompts, batch.example_G, completions, members[rank::size], max_tokens=limit)
-        for rank in range(size)
-    ]
-    share = shares[state.world.rank]
-    spare = share[-1] if share else members[:1]
-    for number in range(max(map(len, shares))):
-        counts = number < len(share)
-        chosen = share[number] if counts else spare
-        yield pack(state.prompts, batch.example_G, completions, chosen, device=state.policy.device), counts
-
-
 def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, Tensor]:
     """Return each completion's log-probabilities before the step's first update, by its index."""
     own: dict[int, Tensor] = {}
+    everything = range(len(batch.completions))
     space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=batch.num_tokens)
-    for micro_batch, counts in _packs(config, state, batch, range(len(batch.completions))):
+    for micro_batch, counts in packs(config, state, batch.example_G, batch.token_ids, everything):
         logprobs_M = state.weights.scored(micro_batch, temperature=config.rollout.temperature, space=space)
         if counts:
             batch.mismatch.add(batch.mismatch.sampled(micro_batch, like=logprobs_M), logprobs_M)

@@ -27,7 +27,7 @@ from oneshot.errors import UserError
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Begin
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.trainer import GrpoTrainer
+from oneshot.training.trainer import LocalTrainer
 
 STUCK = timedelta(hours=6)
 """Time-out of a collective. Rollouts may differ much in length; the sweep's watchdog finds trials that hang."""
@@ -93,15 +93,16 @@ def _serve(begin: Begin, connection: Connection, sender: _Sender) -> None:
     Only the first process sends whole steps; the others send True. After the last step, all send None.
     """
     _join(begin)
-    trainer = GrpoTrainer(
+    trainer = LocalTrainer(
         begin.config,
         seed=begin.seed,
         resources=begin.resources,
         grader=Grader(timeout_s=begin.grader_timeout_s),
         halvings=begin.halvings,
         rank=begin.rank,
+        sampled=begin.sampled,
     )
-    sender.send("done", trainer.step)
+    sender.send("done", dict(trainer.sampled))
     steps: Iterator[StepMetrics] = iter(())
     while True:
         name, arguments, options = connection.recv()

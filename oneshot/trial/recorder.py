@@ -27,6 +27,7 @@ from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
+from oneshot.tasks.solutions import Sampled
 from oneshot.training.launcher import Processes
 from oneshot.training.metrics import Evaluation, StepMetrics
 from oneshot.trial.environment import describe, distribution, environment
@@ -34,10 +35,12 @@ from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.scripted import ScriptedTrainer
 
 if TYPE_CHECKING:
-    from oneshot.training.trainer import GrpoTrainer
+    from oneshot.training.trainer import LocalTrainer
 
-Trainer: TypeAlias = "GrpoTrainer | Processes | ScriptedTrainer"
+Trainer: TypeAlias = "LocalTrainer | Processes | ScriptedTrainer"
 SEGMENT_S = 10.0
+SOLUTIONS = "solutions.json"
+"""File in a trial's folder with the solutions that a model sampled, by example."""
 MAX_SAMPLED = 64  # largest number of training completions recorded per step
 LOST = "stops without writing: %s"
 _SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
@@ -87,7 +90,7 @@ def record(
         recorder.close()
 
 
-def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -> Trainer:
+def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int, sampled: Sampled | None) -> Trainer:
     """Load what the training needs, at step 0. Raises UserError: a model, example or suite cannot be used."""
     if training.config.script is not None:
         return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)
@@ -99,10 +102,13 @@ def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int) -
             resources=resources,
             grader_timeout_s=grader.timeout_s,
             halvings=halvings,
+            sampled=sampled,
         )
-    from oneshot.training.trainer import GrpoTrainer
+    from oneshot.training.trainer import LocalTrainer
 
-    return GrpoTrainer(training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings)
+    return LocalTrainer(
+        training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings, sampled=sampled
+    )
 
 
 class _Recorder:
@@ -129,7 +135,10 @@ class _Recorder:
         halvings = previous.failures.get("oom", 0) if previous is not None else 0
         if halvings:
             logger.info("computes in portions of 1/%d: an earlier attempt ran out of memory", 2**halvings)
-        self.trainer = _begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings)
+        sampled = self.folder.read_json(SOLUTIONS)
+        self.trainer = _begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings, sampled=sampled)
+        if sampled is None and not isinstance(self.trainer, ScriptedTrainer) and self.trainer.sampled:
+            self.folder.write_json(SOLUTIONS, dict(self.trainer.sampled))  # every later attempt learns these
         return self.trainer
 
     def steps(self, trainer: Trainer) -> Iterator[StepMetrics]:

@@ -1,0 +1,58 @@
+"""Settings of the model to train."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config
+
+
+class AdapterConfig(Config):
+    """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained while the model's weights are frozen."""
+
+    kind: Literal["lora"] = Field("lora", description="Kind of adapter; `lora` is the only one")
+    r: int = Field(32, ge=1, le=65_536, description="Rank")
+    alpha: float = Field(64.0, gt=0, le=MAX_FACTOR, description="The adapter's output is scaled by alpha / r")
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear",
+        description="Names of the layers that get an adapter, such as [q_proj, v_proj]. `all-linear`: every linear "
+        "layer except the head",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _names_some(cls, targets: list[str] | str) -> list[str] | str:
+        if not targets:
+            raise ValueError("targets: the list is empty; name layers, such as [q_proj, v_proj], or use all-linear")
+        return sorted(set(targets)) if isinstance(targets, list) else targets  # the order has no meaning
+
+
+class ModelConfig(Config):
+    """The policy to train, which is also the reference."""
+
+    path: str = Field(
+        min_length=1, description="`tiny:qwen2` or `tiny:llama` (shipped), a local folder, or the id of a hub model"
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code in the model's folder or repository. Its author can run anything"
+    )
+    revision: str | None = Field(
+        None, description="Commit hash of a hub model. `run` replaces a branch, a tag or an absent value by its commit"
+    )
+    dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="Data type of the master weights")
+    max_positions: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_TOKENS,
+        description="Largest number of tokens of a prompt and its completion. Absent: the model's own",
+    )
+    rope_scaling: Literal["none", "yarn"] = Field(
+        "none", description="How positions beyond the model's own are reached. `yarn`: YaRN (arXiv 2309.00071)"
+    )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="`bf16`: compute in bfloat16, and optimise weights of type `dtype`"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device. `auto`: a GPU if torch sees one")
+    adapter: AdapterConfig | None = Field(
+        None, description="Train a low-rank adapter instead of the weights. The reference is the model without it"
+    )

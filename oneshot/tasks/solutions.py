@@ -1,0 +1,203 @@
+"""`examples` of an SFT trial -> demonstrations: each problem with a text to learn, and the digest of each.
+
+A row has at most one source of solutions: what the sweep file gives, else the column that its set is known for, else
+`messages`, else `solution`. Generated problems have a worked text. Completions that a model samples (`from`) are drawn
+when the trial begins; until then only what decides them has a digest.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from oneshot.config.examples import POLICY, Example, SampledSolutions, SolutionColumn, SolutionTexts
+from oneshot.errors import DataError
+from oneshot.tasks import arithmetic, sets
+from oneshot.tasks.columns import MESSAGES, RowError, read_solution
+from oneshot.tasks.examples import ExampleRow, example_rows, row_content, train_problem
+from oneshot.tasks.problems import Problem, content_digest, text_digest
+from oneshot.tasks.records import Record, read_records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A problem with a text to learn: a solution, and the thinking before it, which may be empty."""
+
+    problem: Problem
+    solution: str
+    thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstrated:
+    """What is known of an SFT trial's examples before it runs."""
+
+    digests: tuple[str, ...]  # of each demonstration, or of what decides sampled ones
+    num_sampled: int  # rows whose solutions a model samples
+    provisional: tuple[str, ...]  # sets that are not fetched, so that only names have digests
+
+
+Sampled = Mapping[str, Sequence[str]]
+"""Id of an example -> the completions that were sampled and kept as its solutions."""
+
+
+def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -> Demonstrated:
+    """Return the digests of an SFT trial's demonstrations; `models` has the digest of each sampling model.
+
+    Raises DataError: a row has no solution, or an empty one; says which columns it has.
+    """
+    digests: list[str] = []
+    provisional: set[str] = set()
+    num_sampled = 0
+    for row in example_rows(examples):
+        content, source = content_digest(row_content(row)), _source(row)
+        if isinstance(source, SampledSolutions):
+            num_sampled += 1
+            rule = [source.from_, source.keep, source.samples, source.seed, models.get(source.from_, "")]
+            digests.append(text_digest(json.dumps([content, rule])))
+        elif isinstance(source, SolutionTexts):
+            digests += [text_digest(json.dumps([content, "", text])) for text in source.texts]
+        else:
+            known = column_digests(row.source, source)
+            if known is None:
+                provisional.add(row.source)
+            digests.append(text_digest(json.dumps([content, source.column if known is None else known[row.row]])))
+    return Demonstrated(digests=tuple(digests), num_sampled=num_sampled, provisional=tuple(sorted(provisional)))
+
+
+def num_demonstrations(examples: Sequence[Example]) -> int | None:
+    """Return the number of demonstrations; None if a model samples some of them.
+
+    Raises DataError: an example or its solution does not exist.
+    """
+    sources = [_source(row) for row in example_rows(examples)]
+    if any(isinstance(source, SampledSolutions) for source in sources):
+        return None
+    return sum(len(source.texts) if isinstance(source, SolutionTexts) else 1 for source in sources)
+
+
+def sampling_models(examples: Sequence[Example]) -> set[str]:
+    """Return `from` of every example whose solutions a model samples, without the trial's own model."""
+    found = {row.solution.from_ for row in example_rows(examples) if isinstance(row.solution, SampledSolutions)}
+    return found - {POLICY}
+
+
+def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutions]]:
+    """Return each problem whose solutions a model samples, with the label that the trial trains with."""
+    rows = example_rows(examples)
+    return [(train_problem(row), row.solution) for row in rows if isinstance(row.solution, SampledSolutions)]
+
+
+def load_demonstrations(examples: Sequence[Example], sampled: Sampled) -> tuple[Demonstration, ...]:
+    """Return the demonstrations of an SFT trial, in the order of its examples.
+
+    Raises DataError: a row or its solution does not exist, or no sampled completion was kept for an example.
+    """
+    demonstrations: list[Demonstration] = []
+    for row in example_rows(examples):
+        problem, source = train_problem(row), _source(row)
+        if isinstance(source, SolutionColumn):
+            thinking, text = _columns(row.source, source)[row.row]
+            demonstrations.append(Demonstration(problem=problem, solution=text, thinking=thinking))
+            continue
+        texts = source.texts if isinstance(source, SolutionTexts) else sampled.get(problem.id, ())
+        if not texts and isinstance(source, SampledSolutions):
+            raise DataError(
+                f"examples: {problem.id}: none of {source.samples} completions of {source.from_} is right; raise "
+                "`samples`, set `keep: any`, or choose another example"
+            )
+        demonstrations += [Demonstration(problem=problem, solution=text) for text in texts]
+    return tuple(demonstrations)
+
+
+def column_digests(source: str, column: SolutionColumn) -> tuple[str, ...] | None:
+    """Return the digest of each row's text in a set's columns; None if the set is not here and none are recorded."""
+    recorded = sets.recorded(recorded_name(source, column))
+    if recorded is not None:
+        return tuple(digest for (digest,) in recorded)
+    base, _ = sets.parts_of(source)
+    if sets.is_missing(base):
+        return None
+    return tuple(text_digest(json.dumps(texts)) for texts in _columns(source, column))
+
+
+def recorded_name(source: str, column: SolutionColumn) -> str:
+    """Return the name under which a sweep records the digests of a set's solutions."""
+    return f"{source}#{column.column}#{column.thinking or ''}"
+
+
+def solution_columns(examples: Sequence[Example]) -> set[tuple[str, SolutionColumn]]:
+    """Return each set whose columns an SFT trial learns, with the columns."""
+    pairs = ((row.source, _source(row)) for row in example_rows(examples))
+    return {(source, column) for source, column in pairs if isinstance(column, SolutionColumn)}
+
+
+def _source(row: ExampleRow) -> SolutionTexts | SolutionColumn | SampledSolutions:
+    """Return where a row's solution comes from. Raises DataError: it has none."""
+    given = row.solution
+    if isinstance(given, str):
+        return SolutionTexts(texts=[given])
+    if isinstance(given, SolutionTexts | SampledSolutions):
+        return given
+    if row.answer is not None or row.wrong_seed is not None:
+        raise DataError(f"{row.id}: a row with another label needs a `solution` of its own; write its text")
+    if row.source == "arithmetic" and row.problem is not None:
+        if given is not None:
+            raise DataError(f"{row.id}: generated problems have no columns; leave `solution` out for the worked text")
+        return SolutionTexts(texts=[arithmetic.worked(row.problem.id.partition(":")[2])])
+    if row.problem is not None:
+        raise DataError(
+            f"{row.id}: it has no solution, which train.method: sft learns; write its text, or sample it "
+            "by solution: {from: policy}"
+        )
+    return given or _default_column(row)
+
+
+def _default_column(row: ExampleRow) -> SolutionColumn:
+    base, _ = sets.parts_of(row.source)
+    known = sets.KNOWN.get(base)
+    if known is not None and known.solution:
+        return SolutionColumn(column=known.solution, thinking=known.thinking or None)
+    if known is None and sets.is_missing(base):
+        return SolutionColumn(column="solution")
+    columns = list(_records(base, *_version(base))[row.row]) if known is None else []
+    for column in (MESSAGES, "solution"):
+        if column in columns:
+            return SolutionColumn(column=column)
+    has = f"; its columns are {', '.join(columns)}" if columns else ""
+    raise DataError(
+        f"{row.id}: it has no solution, which train.method: sft learns{has}; name a column by {{set: {row.source}, "
+        f"solution: COLUMN}}, write {{row: {row.id}, solution: TEXT}}, or sample it by solution: {{from: policy}}"
+    )
+
+
+def _columns(source: str, column: SolutionColumn) -> tuple[tuple[str, str], ...]:
+    """Return (thinking, solution) of each row of a set. Raises DataError: names the set, the row and the column."""
+    base, _ = sets.parts_of(source)
+    if sets.is_missing(base):
+        raise DataError(f"{source}: not in {sets.data_folder().absolute()}; run `oneshot fetch {base}`")
+    return _read_columns(base, *_version(base), column)
+
+
+@lru_cache(maxsize=16)
+def _read_columns(base: str, path: Path, mtime_ns: int, column: SolutionColumn) -> tuple[tuple[str, str], ...]:
+    texts = []
+    for number, record in enumerate(_records(base, path, mtime_ns)):
+        try:
+            thinking = "" if column.thinking is None else read_solution(record, column.thinking)
+            texts.append((thinking, read_solution(record, column.column)))
+        except RowError as error:
+            raise DataError(f"{base}:{number}: {error}") from error
+    return tuple(texts)
+
+
+@lru_cache(maxsize=2)  # rows with traces are large
+def _records(_base: str, path: Path, _mtime_ns: int) -> list[Record]:
+    return read_records(path)
+
+
+def _version(base: str) -> tuple[Path, int]:
+    path = sets.local_path(base)
+    assert path is not None, "example_rows refuses such a source"
+    return path, path.stat().st_mtime_ns

@@ -1,0 +1,83 @@
+"""Examples with `solution: {from: MODEL}` -> the model's completions that are kept as solutions.
+
+They are sampled once for each training, before its first step, as rollouts sample: with the same prompts, temperature
+and lengths. The trial's folder keeps them, so that an attempt that resumes learns the same texts.
+"""
+
+import gc
+import logging
+from functools import partial
+
+import torch
+
+from oneshot.config.examples import POLICY, SampledSolutions
+from oneshot.config.trial import TrialConfig
+from oneshot.models.memory import CPU_KV_GIB
+from oneshot.policy.loading import load_policy
+from oneshot.policy.policy import Policy, decode, end_turns
+from oneshot.rollout.engine import Completion, PromptRequest, Sampling
+from oneshot.rollout.lockstep import Lockstep
+from oneshot.tasks import prompts
+from oneshot.tasks.examples import load_shots
+from oneshot.tasks.grading import Grader
+from oneshot.tasks.problems import Problem
+from oneshot.tasks.rewards import judge
+from oneshot.tasks.solutions import to_sample
+from oneshot.training.evaluate import grade_each
+
+log = logging.getLogger(__name__)
+
+_STREAM = 0x501  # separates these completions from those of rollouts and evaluations
+
+
+def sample_solutions(config: TrialConfig, *, device: torch.device, grader: Grader) -> dict[str, list[str]]:
+    """Return the completions that are kept for each example that asks for some, by its id."""
+    kept: dict[str, list[str]] = {}
+    wanted = to_sample(config.examples)
+    for path in dict.fromkeys(rule.from_ for _, rule in wanted):
+        policy = _load(config, path)
+        policy.model.to(device)
+        for problem, rule in wanted:
+            if rule.from_ == path:
+                kept[problem.id] = _sample(config, policy, problem, rule, grader)
+                log.info("%s: kept %d of %d completions of %s", problem.id, len(kept[problem.id]), rule.samples, path)
+        del policy
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return kept
+
+
+def _load(config: TrialConfig, path: str) -> Policy:
+    """Load a sampling model in the precision that rollouts compute in."""
+    name, _, revision = path.partition("@")
+    narrow = {"dtype": "bfloat16"} if config.model.mixed_precision == "bf16" else {}
+    other = {} if path == POLICY else {"path": name, "revision": revision or None, "trust_remote_code": False}
+    policy = load_policy(config.model.model_copy(update=narrow | other))
+    end_turns(policy, config.prompt)
+    return policy
+
+
+def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: SampledSolutions, grader: Grader) -> list[str]:
+    """Return the texts of a problem's completions that have ended, and are right unless the rule keeps any."""
+    ids = prompts.encode(
+        problem.prompt,
+        suffix=config.prompt.train_suffix,
+        template=config.prompt.template,
+        shots=load_shots(config.prompt),
+        tokenizer=policy.tokenizer,
+    )
+    place = int(problem.digest[:8], 16)
+    request = PromptRequest(
+        prompt_ids=tuple(ids), row_keys=tuple((rule.seed, _STREAM, place, sample) for sample in range(rule.samples))
+    )
+    sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+
+    def grade(_request: int, completion: Completion) -> str | None:
+        text = decode(policy, completion.token_ids)
+        is_kept = rule.keep == "any" or judge(text, problem.answer, config.reward, grader).correct is True
+        return text if is_kept and not completion.truncated and text.strip() else None
+
+    engine = Lockstep(kv_gib=config.rollout.kv_gib or CPU_KV_GIB)
+    graded = grade_each(partial(engine.generate, policy, [request], sampling), grade, grader=grader)
+    return [text for _, text in sorted(graded.items()) if text is not None]

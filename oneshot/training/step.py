@@ -1,0 +1,87 @@
+"""Packs of completions and a loss -> one optimiser step. Every training method takes its steps here.
+
+A completion is what the model learns from: a sampled completion, or a written solution.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from oneshot.config.trial import TrialConfig
+from oneshot.errors import TrialError
+from oneshot.policy.output_head import LossOutput
+from oneshot.policy.packing import Pack, in_order, micro_batches, pack
+from oneshot.training.schedule import learning_rate
+from oneshot.training.state import TrainingState
+
+PackLoss = Callable[[Pack, bool], LossOutput]
+"""A pack, and whether it counts -> its part of the step's loss, 0 if it does not count."""
+
+
+def packs(
+    config: TrialConfig,
+    state: TrainingState,
+    prompt_of: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    members: Sequence[int],
+) -> Iterator[tuple[Pack, bool]]:
+    """Yield this process' share of the completions in packs of at most `microbatch_tokens` tokens, and if they count.
+
+    All processes need the same number of packs, because FSDP gathers shards from all at once. A process with fewer
+    packs repeats one, which does not count.
+    """
+    limit, size = config.train.microbatch_tokens, state.world.size
+    # dealt out by length, so that all processes have about the same number of tokens
+    members = in_order(prompt_of, completions, members)
+    shares = [
+        micro_batches(state.prompts, prompt_of, completions, members[rank::size], max_tokens=limit)
+        for rank in range(size)
+    ]
+    share = shares[state.world.rank]
+    spare = share[-1] if share else members[:1]
+    for number in range(max(map(len, shares))):
+        counts = number < len(share)
+        chosen = share[number] if counts else spare
+        yield pack(state.prompts, prompt_of, completions, chosen, device=state.policy.device), counts
+
+
+def accumulate(
+    state: TrainingState, packed: Iterable[tuple[Pack, bool]], loss: PackLoss, *, names: Iterable[str]
+) -> dict[str, float]:
+    """Add the packs' gradient to the master weights; return the metrics, with 0 for those of `names` without a pack.
+
+    Each process computes its own packs; sums are over all processes.
+    """
+    metrics = {name: torch.zeros((), device=state.policy.device) for name in names}
+    for micro_batch, counts in packed:
+        output = loss(micro_batch, counts)
+        state.world.accelerator.backward(output.loss * state.weights.loss_scale)
+        for name, value in output.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+        del output  # free the graph before the next one
+        state.weights.collect()
+    state.weights.complete(state.world)
+    return state.world.sums({name: value.item() for name, value in metrics.items()})
+
+
+def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, float], *, update: int = 0) -> None:
+    """Take an optimiser step with the accumulated gradient, and add its norm to the metrics.
+
+    `update` counts the optimiser steps of this step, from 0.
+
+    Raises TrialError: the loss or its gradient is not finite; the weights stay as they were.
+    """
+    norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
+    metrics["loss/grad_norm"] = state.weights.whole(norm).item()
+    for name in ("loss/total", "loss/grad_norm"):
+        if not torch.isfinite(torch.tensor(metrics[name])):
+            raise TrialError(
+                f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
+            )
+    if config.optim.schedule.has_length:
+        metrics["optim/lr"] = rate = learning_rate(config, step=state.step, update=update)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()  # frees memory for the next rollout
+    state.weights.publish()
