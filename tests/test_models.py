@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from oneshot.config.model import ModelConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError, UserError
-from oneshot.models.source import check_positions, local_folder, max_positions, read_config
+from oneshot.models.shapes import check_positions
+from oneshot.models.source import local_folder, max_positions, read_config
 from oneshot.policy.loading import load_policy
 from oneshot.policy.policy import check_ids
 from oneshot.tasks.prompts import encode, turn_ends

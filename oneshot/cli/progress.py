@@ -102,10 +102,11 @@ class Progress:
         self._console.print(f"{seconds:6.0f} s  {printable(text)}", highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = plain_table(("running", "step", "reward"))
+        table = plain_table(("running", "step", "reward or loss"))
         for event in self._running.values():
-            reward = "" if event.reward is None else f"{event.reward:.2f}"
-            table.add_row(event.label, f"{event.step} of {event.num_steps}", reward)
+            value = event.loss if event.reward is None else event.reward
+            shown = "" if value is None else f"{value:.2f}"
+            table.add_row(event.label, f"{event.step} of {event.num_steps}", shown)
         failed = f", {self._num_failed} failed" if self._num_failed else ""
         seconds = time.monotonic() - self._start_s
         has_trainings = self._num_ended + self._num_left > 0

@@ -350,6 +350,7 @@ def trial(
 def _step_line(step: int, metrics: dict[str, float]) -> str:
     shown: dict[str, Any] = {
         "reward": metrics.get("reward/mean"),
+        "loss": None if "reward/mean" in metrics else metrics.get("loss/total"),
         "zero-std groups": metrics.get("reward/frac_groups_zero_std"),
         "entropy": metrics.get("rollout/entropy"),
         "length": metrics.get("rollout/length_mean"),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config
 
@@ -56,3 +56,9 @@ class ModelConfig(Config):
     adapter: AdapterConfig | None = Field(
         None, description="Train a low-rank adapter instead of the weights. The reference is the model without it"
     )
+
+    @model_validator(mode="after")
+    def _scaling_has_a_length(self) -> "ModelConfig":
+        if self.rope_scaling == "yarn" and self.max_positions is None:
+            raise ValueError("model.rope_scaling: yarn needs model.max_positions, the length to reach")
+        return self

@@ -7,7 +7,8 @@ from typing import Any
 
 from oneshot.config.model import AdapterConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.models.source import read_config
+from oneshot.errors import UserError
+from oneshot.models.source import max_positions, reached_positions, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     is_tied: bool  # whether the head shares the embeddings' weights
+    max_positions: int | None = None  # None if its config does not say
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -107,6 +109,29 @@ def _shape_of(settings: dict[str, Any]) -> ModelShape | None:
             head_dim=settings.get("head_dim") or hidden // heads,
             vocabulary=settings["vocab_size"],
             is_tied=bool(settings.get("tie_word_embeddings")),
+            max_positions=max_positions(settings) if "max_position_embeddings" in settings else None,
         )
     except KeyError:
         return None
+
+
+def check_positions(config: TrialConfig) -> None:
+    """Check that a model has positions for a prompt and what a trial samples or learns, as far as its config is known.
+
+    Raises UserError: it has not; the worker, which knows the prompt's length, would refuse the trial.
+    """
+    shape = model_shape(config)
+    if shape is None or shape.max_positions is None or not config.train.num_steps:
+        return
+    most = reached_positions(config.model, shape.max_positions)
+    if config.train.method == "sft":
+        if (config.train.max_length or 0) > most:
+            raise UserError(
+                f"train.max_length: {config.train.max_length}, but {config.model.path} has {most} positions; lower it, "
+                "or set model.max_positions and model.rope_scaling: yarn"
+            )
+    elif config.rollout.max_tokens >= most:
+        raise UserError(
+            f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "
+            "prompt and its completion; lower rollout.max_tokens"
+        )

@@ -8,8 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.trial import TrialConfig
-from oneshot.errors import ModelError, UserError
+from oneshot.config.model import ModelConfig
+from oneshot.errors import ModelError
 
 SHIPPED = Path(__file__).parents[1] / "tiny"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -72,19 +72,40 @@ def max_positions(config: Mapping[str, Any]) -> int:
     return most
 
 
-def check_positions(config: TrialConfig) -> None:
-    """Check that a local model has positions for a completion's tokens and a prompt.
+def reached_positions(config: ModelConfig, own: int) -> int:
+    """Return the largest number of tokens that a trial may use of a model with `own` positions.
 
-    Raises UserError: it has not; the worker, which knows the prompt's length, would refuse the trial.
+    Raises ModelError: `model.max_positions` is beyond them without scaling.
     """
-    settings = read_config(config.model.path) if config.train.num_steps else None
-    if settings is None or "max_position_embeddings" not in settings:
-        return
-    if config.rollout.max_tokens >= (most := max_positions(settings)):
-        raise UserError(
-            f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "
-            "prompt and its completion; lower rollout.max_tokens"
+    wanted = config.max_positions
+    if wanted is None or wanted <= own or config.rope_scaling == "yarn":
+        return wanted or own
+    raise ModelError(
+        f"model.max_positions: {wanted}, but {config.path} has {own}; set model.rope_scaling: yarn to reach more"
+    )
+
+
+def scaled(config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what YaRN (arXiv 2309.00071) changes of a model's config, so that it reaches `model.max_positions`.
+
+    Raises ModelError: the model scales its positions already.
+    """
+    own = max_positions(settings)
+    if reached_positions(config, own) <= own:
+        return {}
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ModelError(
+            f"model.rope_scaling: yarn, but {config.path} scales its positions already ({kind}); leave it out"
         )
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0,
+        "factor": reached_positions(config, own) / own,
+        "original_max_position_embeddings": own,
+    }
+    return {"max_position_embeddings": config.max_positions, "rope_parameters": yarn}
 
 
 def is_commit(revision: str | None) -> bool:

@@ -20,6 +20,7 @@ from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlo
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.pinned import PinnedSweep
+from oneshot.plan.recorded_solutions import with_solutions
 from oneshot.tasks.solutions import num_demonstrations
 
 
@@ -246,7 +247,12 @@ def resolve(
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
-    config = _in_steps(config, flat)
+    place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
+    try:
+        config, awaited = with_solutions(sweep, config, place)
+        config = _in_steps(config, flat)
+    except DataError as error:
+        raise SettingError(place, str(error)) from error
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
         config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
     return Cell(
@@ -255,7 +261,7 @@ def resolve(
         resources=_validated(ResourceConfig, merged, resources, label, ("resources",)),
         labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
         cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
-        waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), None),
+        waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), awaited),
         places={path: setting.where for path, setting in flat.items()},
     )
 
@@ -263,18 +269,14 @@ def resolve(
 def _in_steps(config: TrialConfig, flat: Mapping[str, Setting]) -> TrialConfig:
     """Return a trial with the number of steps that its epochs have.
 
-    Raises SettingError: an example does not exist, or a model samples the solutions, whose number is not known before.
+    Raises SettingError: a model samples the solutions, whose number is not known before. DataError: there is none.
     """
     num_epochs = config.train.num_epochs
     if num_epochs is None:
         return config
-    try:
-        # until a ranking is known its examples are placeholders, each with one solution
-        is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
-        number = len(config.examples) if is_ranked else num_demonstrations(config.examples)
-    except DataError as error:
-        place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
-        raise SettingError(place, str(error)) from error
+    # until a ranking is known its examples are placeholders, each with one solution
+    is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
+    number = len(config.examples) if is_ranked else num_demonstrations(config.examples)
     if number is None:
         raise SettingError(
             flat["train.num_epochs"].where,

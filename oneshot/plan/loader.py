@@ -9,6 +9,7 @@ from oneshot.errors import DataError, ModelError, SweepFileError, UserError
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
+from oneshot.plan.recorded_solutions import AWAITS, asks, find_solutions, frozen_solutions, keep_solutions
 from oneshot.plan.revisions import frozen_revisions, pin_revisions
 from oneshot.plan.studies import frozen_search
 from oneshot.plan.sweep_run import SweepRun
@@ -28,14 +29,20 @@ def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
     engines = folder.read_json(ENGINES)
     # a sweep that began without this file had no choice
     was_there = engines["vllm"] if engines else None if folder.read("sweep.yaml") is None else False
-    return replace(frozen_search(frozen_revisions(ranked, folder), folder), has_vllm=was_there)
+    pinned = frozen_solutions(frozen_search(frozen_revisions(ranked, folder), folder), folder)
+    return replace(pinned, has_vllm=was_there)
 
 
 def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
     """Return the sweep with its recorded pins, and every ranking that can be made now. Writes nothing."""
     sets.remember({})  # a file's sweep is of the data that are here
     ranked, _ = known_rankings(file, store)
-    return _with_recorded(ranked, store.sweep(file.config.name))
+    return _with_found(_with_recorded(ranked, store.sweep(file.config.name)), store)
+
+
+def _with_found(sweep: PinnedSweep, store: Store) -> PinnedSweep:
+    """Return the sweep with the completions of other sweeps that its examples ask for, as far as they are recorded."""
+    return find_solutions(sweep, [trial.config for trial in make_plan(sweep).trials], store) if asks(sweep) else sweep
 
 
 def pin_all(file: SweepFile, store: Store) -> SweepRun:
@@ -47,8 +54,12 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     """
     sets.remember({})
     folder = store.sweep(file.config.name)
-    sweep = _with_recorded(pin_rankings(file, store), folder)
+    sweep = _with_found(_with_recorded(pin_rankings(file, store), folder), store)
+    keep_solutions(sweep, folder)
     plan = make_plan(sweep)
+    for trial in plan.trials:
+        if trial.waits_for is not None and trial.waits_for.startswith(AWAITS):
+            raise UserError(f"{trial.label} waits for {trial.waits_for}, with the same storage; or use `from: policy`")
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
 

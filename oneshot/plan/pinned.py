@@ -32,6 +32,8 @@ class PinnedSweep(SweepFile):
     """(hub model, revision as written) -> its commit."""
     rankings: dict[tuple[str, str], dict[str, Chosen]] = field(default_factory=dict)
     """(axis, cell with `from_rank`) -> its examples, by the suffix of their cell's name."""
+    solutions: dict[tuple[str, str], dict[str, list[list[Any]]]] = field(default_factory=dict)
+    """(sweep of `solution.from`, model) -> that model's recorded completions (text, right) by sha256 of the prompt."""
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Study -> the settings of each point asked so far."""
     winners: dict[str, Winner] = field(default_factory=dict)  # finished study -> its best point

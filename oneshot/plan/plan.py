@@ -15,15 +15,16 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models.engines import engine_fault, has_vllm, with_engine
 from oneshot.models.placement import choose_strategy, place_trial
-from oneshot.models.source import check_positions
+from oneshot.models.shapes import check_positions
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial
 from oneshot.plan.leakage import check_choices
 from oneshot.plan.pinned import PinnedSweep
+from oneshot.plan.recorded_solutions import AWAITS
 from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
-from oneshot.plan.warnings import coinciding, inert_settings, odd_resources, odd_rows, too_large
+from oneshot.plan.warnings import coinciding, inert_settings, odd_resources, odd_rows, of_other_method, too_large
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
 
@@ -110,6 +111,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings = [f"{sweep.source.at(where)}: {why}" for where, why in unused(sweep, axes, every, besides=set(named))]
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
+    warnings += of_other_method([cell.config for cell in every])
     awaited = {study.name: study for study in studies}
     # point by point over all studies, so that all of them progress; then the grid seed by seed, controls first, so that
     # a sweep that is stopped early leaves a balanced matrix
@@ -248,7 +250,8 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
     try:
         check_positions(config)
     except UserError as error:
-        raise sweep.source.error(cell.place("rollout.max_tokens"), str(error)) from error
+        path = str(error).partition(":")[0]  # which setting asks for too much
+        raise sweep.source.error(cell.place(path), str(error)) from error
     if fault := engine_fault(config, cell.resources):
         path, why = fault
         raise sweep.source.error(cell.place(path), why)
@@ -260,7 +263,7 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
     Raises UserError: the cell waits for something, so that its trials cannot run yet.
     """
-    if trial.waits_for is not None and trial.waits_for.startswith("the history"):
+    if trial.waits_for is not None and trial.waits_for.startswith(("the history", AWAITS)):
         raise UserError(f"{trial.label} waits for {trial.waits_for}")
     identity = identify_trial(trial.config)
     if identity.contents is None:

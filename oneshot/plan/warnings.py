@@ -14,6 +14,7 @@ from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
 from oneshot.tasks.labels import label_warnings, row_warnings
+from oneshot.tasks.solutions import to_sample
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -39,8 +40,34 @@ def inert_settings(config: TrialConfig) -> list[str]:
     return warnings
 
 
+_OF_GRPO: tuple[str, ...] = (
+    "advantage",
+    "reward",
+    *(f"loss.{name}" for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "pg_coef")),
+    "rollout.num_groups",
+    "rollout.group_size",
+    "train.updates_per_rollout",
+)
+_OF_SFT: tuple[str, ...] = ("train.batch_size", "train.max_length", "train.too_long", "prompt.thinking")
+
+
+def of_other_method(configs: Sequence[TrialConfig]) -> list[str]:
+    """Return a warning for each stated setting of a training method that no trial uses."""
+    methods = {config.train.method for config in configs if config.script is None}
+    if len(methods) != 1:
+        return []
+    (method,) = methods
+    paths = _OF_GRPO if method == "sft" else _OF_SFT
+    if method == "sft" and any(to_sample(config.examples) for config in configs):
+        paths = tuple(path for path in paths if path != "reward")  # the grader chooses what is kept
+    stated = [path for path in paths if any(_is_set(config, path) for config in configs)]
+    return [f"{path} has no effect with train.method {method}" for path in stated]
+
+
 def _is_set(config: TrialConfig, path: str) -> bool:
     section, _, name = path.partition(".")
+    if not name:
+        return section in config.model_fields_set
     return name in getattr(config, section).model_fields_set
 
 
@@ -127,12 +154,16 @@ def odd_rows(cells: Sequence[Cell]) -> list[str]:
         if source not in GENERATED and sets.is_here(source):
             warnings += [*label_warnings(source, suite.problems), *row_warnings(source, suite.problems)]
     named = {
-        json.dumps(cell.config.model_dump(mode="json")["examples"]): cell for cell in cells if cell.waits_for is None
+        json.dumps([cell.config.train.method, cell.config.model_dump(mode="json")["examples"]]): cell
+        for cell in cells
+        if cell.waits_for is None
     }
     for cell in named.values():
         if cell.config.script is None:
             problems = present_examples(cell.config.examples)
-            warnings += [*label_warnings("examples", problems), *row_warnings("examples", problems)]
+            warnings += row_warnings("examples", problems)
+            if cell.config.train.method == "grpo":  # SFT learns texts, whatever the labels
+                warnings += label_warnings("examples", problems)
     return list(dict.fromkeys(warnings))
 
 

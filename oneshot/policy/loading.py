@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from oneshot.config.model import ModelConfig
 from oneshot.errors import ModelError
-from oneshot.models.source import local_folder, max_positions, read_config
+from oneshot.models.source import local_folder, max_positions, reached_positions, read_config, scaled
 from oneshot.models.weight_files import check_weight_files
 from oneshot.policy.forward import use_packs
 from oneshot.policy.policy import Policy
@@ -60,9 +60,35 @@ def load_policy(config: ModelConfig) -> Policy:
         tokenizer=tokenizer,
         eos_ids=eos_ids,
         pad_id=pad_id,
-        max_positions=max_positions(model.config.to_dict()),
+        max_positions=reached_positions(config, max_positions(model.config.to_dict())),
         num_kv=num_kv,
     )
+
+
+def load_tokenizer(config: ModelConfig) -> tuple[Any, int]:
+    """Return a model's tokenizer and the largest number of tokens that a trial may use, without its weights.
+
+    Raises ModelError: they cannot be loaded.
+    """
+    try:
+        tokenizer, settings = _load_settings(config)
+    except (MemoryError, ModelError):
+        raise
+    except Exception as error:  # as for the model
+        raise ModelError(f"model.path: {config.path}: cannot be loaded: {_reason(error)}") from error
+    return tokenizer, reached_positions(config, max_positions(settings.to_dict()))
+
+
+def _load_settings(config: ModelConfig) -> tuple[Any, Any]:
+    """Return the tokenizer and the config, which reaches `max_positions`."""
+    folder = local_folder(config.path)
+    source, revision = (str(folder), None) if folder else (config.path, config.revision)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    settings = AutoConfig.from_pretrained(source, **options)
+    for name, value in scaled(config, settings.to_dict()).items():
+        setattr(settings, name, value)
+    return tokenizer, settings
 
 
 def _load(config: ModelConfig) -> tuple[Any, Any]:
@@ -70,8 +96,7 @@ def _load(config: ModelConfig) -> tuple[Any, Any]:
     folder = local_folder(config.path)
     source, revision = (str(folder), None) if folder else (config.path, config.revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    settings = AutoConfig.from_pretrained(source, **options)
+    tokenizer, settings = _load_settings(config)
     if getattr(settings, "quantization_config", None) is not None:
         raise ModelError(f"model.path: {config.path}: its weights are quantised; use the model's plain weights")
     if settings._attn_implementation not in OUR_KERNELS:

@@ -190,6 +190,9 @@ class Vllm:
             "disable_log_stats": True,
             "seed": 0,
         }
+        if self.model.rope_scaling != "none":
+            names = ("max_position_embeddings", "rope_parameters")
+            options["hf_overrides"] = {name: getattr(policy.model.config, name) for name in names}
         if on_gpu and self.settings.gpu_memory_utilization is not None:
             options["gpu_memory_utilization"] = self.settings.gpu_memory_utilization
         else:

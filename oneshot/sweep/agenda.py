@@ -195,7 +195,8 @@ class Agenda:
         training = self._trainings[key]
         share = step / max(1, training.config.train.num_steps)
         self._progress[key] = min(1.0, share), metrics.get("perf/tokens_per_s", 0.0)
-        self._listen(replace(self._event("step", key), step=step, reward=metrics.get("reward/mean")))
+        reward, loss = metrics.get("reward/mean"), metrics.get("loss/total")
+        self._listen(replace(self._event("step", key), step=step, reward=reward, loss=loss))
         for trial in training.trials:
             self._judge(trial, step, metrics)
         return not self._is_wanted(training)

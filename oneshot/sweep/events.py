@@ -22,6 +22,7 @@ class Event:
     step: int = 0
     num_steps: int = 0
     reward: float | None = None
+    loss: float | None = None
     result: Result | None = None
     num_left: int = 0  # trainings that run or wait, this one included until it has ended
     accuracies: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)  # suite -> at start, at the end

@@ -105,7 +105,12 @@ def _run(
     missing = agenda.outstanding()
     unkeyed = [trial.config for trial in plan.trials if trial.key is None]
     # before MLflow hears of this run: without data there is nothing to tell
-    check_data([training.config for training in missing] + unkeyed)
+    configs = [training.config for training in missing] + unkeyed
+    check_data(configs)
+    if any(config.train.method == "sft" for config in configs):
+        from oneshot.training.demonstrations import check_lengths  # imports torch, which other sweeps' drivers lack
+
+        check_lengths(configs)
     text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
     listen(Event(kind="message", text=text, num_left=len(missing)))
     tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))

@@ -89,8 +89,8 @@ def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutio
     return [(train_problem(row), row.solution) for row in rows if isinstance(row.solution, SampledSolutions)]
 
 
-def load_demonstrations(examples: Sequence[Example], sampled: Sampled) -> tuple[Demonstration, ...]:
-    """Return the demonstrations of an SFT trial, in the order of its examples.
+def load_demonstrations(examples: Sequence[Example], sampled: Sampled | None) -> tuple[Demonstration, ...]:
+    """Return the demonstrations of an SFT trial, in the order of its examples; None leaves out what is not sampled yet.
 
     Raises DataError: a row or its solution does not exist, or no sampled completion was kept for an example.
     """
@@ -101,8 +101,8 @@ def load_demonstrations(examples: Sequence[Example], sampled: Sampled) -> tuple[
             thinking, text = _columns(row.source, source)[row.row]
             demonstrations.append(Demonstration(problem=problem, solution=text, thinking=thinking))
             continue
-        texts = source.texts if isinstance(source, SolutionTexts) else sampled.get(problem.id, ())
-        if not texts and isinstance(source, SampledSolutions):
+        texts = source.texts if isinstance(source, SolutionTexts) else (sampled or {}).get(problem.id, ())
+        if not texts and sampled is not None and isinstance(source, SampledSolutions):
             raise DataError(
                 f"examples: {problem.id}: none of {source.samples} completions of {source.from_} is right; raise "
                 "`samples`, set `keep: any`, or choose another example"

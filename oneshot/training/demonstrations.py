@@ -1,14 +1,16 @@
 """Demonstrations and a tokenizer -> the token ids that SFT learns, each within the largest length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
+from oneshot.policy.loading import load_tokenizer
 from oneshot.tasks import prompts
+from oneshot.tasks.examples import load_shots
 from oneshot.tasks.prompts import Shot
-from oneshot.tasks.solutions import Demonstration
+from oneshot.tasks.solutions import Demonstration, load_demonstrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,27 @@ def encode_demonstrations(
             "train.too_long: cut"
         )
     return Encoded(prompts=tuple(places), prompt_of=tuple(prompt_of), solutions=tuple(solutions), num_cut=num_cut)
+
+
+def check_lengths(configs: Iterable[TrialConfig]) -> None:
+    """Encode what SFT trials learn, before anything runs.
+
+    Raises UserError: a solution does not fit; says what to do.
+    """
+    seen = set()
+    for config in configs:
+        parts = config.model_dump_json(include={"model", "prompt", "examples", "train"})
+        if config.train.method != "sft" or not config.train.num_steps or parts in seen:
+            continue
+        seen.add(parts)
+        tokenizer, max_positions = load_tokenizer(config.model)
+        encode_demonstrations(
+            config,
+            load_demonstrations(config.examples, None),
+            shots=load_shots(config.prompt),
+            tokenizer=tokenizer,
+            max_positions=max_positions,
+        )
 
 
 def _hint(config: TrialConfig, limit: int) -> str:
