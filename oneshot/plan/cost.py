@@ -6,7 +6,7 @@ efficiency, which was not measured (docs/log.md).
 """
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Literal
 
 from pydantic import ValidationError
@@ -17,11 +17,12 @@ from oneshot.errors import DataError
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.store.store import Store
 from oneshot.tasks.benchmarks import Suite, due_steps
-from oneshot.tasks.solutions import num_demonstrations
+from oneshot.tasks.solutions import load_demonstrations, num_demonstrations
 
 PEAK_FLOPS = 989e12  # peak of an H100 SXM in bfloat16, dense
 EFFICIENCY = 0.2  # assumed share of the peak, for rollout and update together, and for evaluation
 MEAN_TOKENS = 900  # expected length of a completion (arXiv 2504.20571, Table 19: about 1,000 on six suites)
+CHARACTERS_A_TOKEN = 3  # assumed of written solutions: a plan has no tokenizer to count with
 Basis = Literal["stated", "measured", "estimated", "unknown"]
 
 
@@ -40,11 +41,11 @@ def estimate(
     config: TrialConfig, suites: tuple[Suite, ...], cost: CostConfig, *, gpus: float, measured_s: float | None
 ) -> Cost:
     """Return the cost of one trial on `gpus` GPUs, which are assumed to share its work evenly."""
-    rollout, train, steps = config.rollout, config.train, config.train.num_steps
-    longest = train.max_length or MEAN_TOKENS if train.method == "sft" else rollout.max_tokens
-    length = cost.mean_tokens or min(MEAN_TOKENS, longest)
-    num_rows = _solutions_a_step(config) if train.method == "sft" else rollout.num_groups * rollout.group_size
-    step_tokens = num_rows * length
+    rollout, steps = config.rollout, config.train.num_steps
+    length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
+    step_tokens = rollout.num_groups * rollout.group_size * length
+    if config.train.method == "sft":
+        step_tokens = _learned_tokens(config, cost)
     eval_tokens = sum(
         (suite.count or 0) * suite.samples * min(length, suite.max_tokens) * len(due_steps(suite, config))
         for suite in suites
@@ -81,13 +82,18 @@ def _step_s(
     return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
 
 
-def _solutions_a_step(config: TrialConfig) -> int:
-    """Return how many solutions a step of SFT learns: the batch size, or all if there are fewer."""
+def _learned_tokens(config: TrialConfig, cost: CostConfig) -> int:
+    """Return the tokens of the solutions that a step of SFT learns: a batch of them, or all if there are fewer."""
     try:
         number = num_demonstrations(config.examples)
-    except DataError:  # a ranking is not known yet
-        number = len(config.examples)
-    return min(config.train.batch_size, number or config.train.batch_size)
+        texts = load_demonstrations(config.examples, None)
+    except DataError:  # a ranking is not known yet, or data are not here
+        number, texts = len(config.examples), ()
+    characters = [len(each.thinking) + len(each.solution) for each in texts]
+    mean = fmean(characters) / CHARACTERS_A_TOKEN if characters else MEAN_TOKENS
+    longest = config.train.max_length or config.model.max_positions or mean
+    batch = min(config.train.batch_size, number or config.train.batch_size)
+    return int(batch * (cost.mean_tokens or min(mean, longest)))
 
 
 def _seconds(operations: float, gpus: float) -> float:
