@@ -90,16 +90,20 @@ def scaled(config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ModelError: the model scales its positions already.
     """
+    if config.max_positions is None:
+        return {}
     own = max_positions(settings)
     if reached_positions(config, own) <= own:
         return {}
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    by_layer = any(isinstance(value, Mapping) for value in rope.values())
+    kind = "by layer" if by_layer else rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ModelError(
             f"model.rope_scaling: yarn, but {config.path} scales its positions already ({kind}); leave it out"
         )
     yarn = {
+        **rope,  # such as the share of a head's numbers that are rotated
         "rope_type": "yarn",
         "rope_theta": rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0,
         "factor": reached_positions(config, own) / own,

@@ -10,7 +10,7 @@ from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.errors import DataError, ModelError
 from oneshot.models.source import folder_digest, is_commit, local_folder
 from oneshot.tasks.examples import check_fit, identify, identify_shots
-from oneshot.tasks.solutions import identify_solutions, sampling_models, to_sample
+from oneshot.tasks.solutions import identify_solutions, is_sampled, sampling_models
 
 KEY_LENGTH = 16
 
@@ -131,7 +131,7 @@ def _of_sft(config: TrialConfig, dump: dict[str, Any]) -> dict[str, Any]:
     """Return what changes SFT besides prompts and optimiser; how solutions are sampled if a model samples them."""
     train = [dump["train"][name] for name in ("batch_size", "max_length", "too_long")]
     settings = {"sft": [dump["prompt"]["thinking"], dump["loss"]["aggregation"], *train]}
-    if to_sample(config.examples):
+    if is_sampled(config.examples):
         rollout = [dump["rollout"][name] for name in ("temperature", "max_tokens")]
         settings["sampled"] = [*rollout, config.reward.grader]
     return settings

@@ -108,6 +108,10 @@ def _with_texts(
     single: tuple[str, str, RowExample | WrittenExample], recorded: Recorded, rule: SampledSolutions, where: Where
 ) -> Example:
     name, prompt, example = single
+    if rule.keep == "right" and isinstance(example, RowExample) and example.answer is not None:
+        raise SettingError(
+            where, f"{name}: {rule.from_} has judged completions by the row's own label; remove `answer` or set keep: any"
+        )
     kept = [text for text, is_right in recorded.get(prompt, ()) if is_right or rule.keep == "any"][: rule.samples]
     if not kept:
         what = "no right completion" if rule.keep == "right" else "no completion"
@@ -124,7 +128,7 @@ def _sweeps_of(config: TrialConfig) -> set[str]:
 
 
 def _recorded(store: Store, name: str, model: str) -> Recorded:
-    """Return the base model's completions in the trials of a sweep; empty if it has not run."""
+    """Return the base model's distinct completions in the trials of a sweep; empty if it has not run."""
     plan = store.sweep(name).read_json("plan.json")
     found: Recorded = {}
     for key in dict.fromkeys(trial["key"] for trial in (plan or {"trials": []})["trials"] if trial["key"]):
@@ -136,7 +140,9 @@ def _recorded(store: Store, name: str, model: str) -> Recorded:
             continue
         if config is not None and config.model.path == model:
             for prompt, text, is_right in (*_evaluated(folder), *_rolled_out(folder, config)):
-                found.setdefault(prompt, []).append([text, is_right])
+                texts = found.setdefault(prompt, [])
+                if [text, is_right] not in texts:  # trials with one seed have the same completions
+                    texts.append([text, is_right])
     return found
 
 
@@ -150,13 +156,16 @@ def _evaluated(folder: TrialFolder) -> Iterator[tuple[str, str, bool]]:
 def _rolled_out(folder: TrialFolder, config: TrialConfig) -> Iterator[tuple[str, str, bool]]:
     try:
         examples = identify(config.examples)
+        # a reward says nothing about the right answer if the label is another one
+        labelled = {row.id for row in example_rows(config.examples) if row.answer is None and row.wrong_seed is None}
     except UserError:  # its data are not here
         return
     prompts = dict(zip(examples.ids, examples.prompts, strict=True))
     is_outcome = config.reward.kind == "outcome"
     for row in _rows(folder.completions("step-000001")):
         if not row["truncated"] and row["example"] in prompts:
-            yield prompts[row["example"]], row["completion"], is_outcome and row["reward"] == 1
+            is_right = is_outcome and row["example"] in labelled and row["reward"] == 1
+            yield prompts[row["example"]], row["completion"], is_right
 
 
 def _rows(table: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
 from oneshot.tasks.labels import label_warnings, row_warnings
-from oneshot.tasks.solutions import to_sample
+from oneshot.tasks.solutions import is_sampled
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -58,7 +58,7 @@ def of_other_method(configs: Sequence[TrialConfig]) -> list[str]:
         return []
     (method,) = methods
     paths = _OF_GRPO if method == "sft" else _OF_SFT
-    if method == "sft" and any(to_sample(config.examples) for config in configs):
+    if method == "sft" and any(is_sampled(config.examples) for config in configs):
         paths = tuple(path for path in paths if path != "reward")  # the grader chooses what is kept
     stated = [path for path in paths if any(_is_set(config, path) for config in configs)]
     return [f"{path} has no effect with train.method {method}" for path in stated]

@@ -62,7 +62,8 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
             known = column_digests(row.source, source)
             if known is None:
                 provisional.add(row.source)
-            digests.append(text_digest(json.dumps([content, source.column if known is None else known[row.row]])))
+            name = recorded_name(row.source, source)
+            digests.append(text_digest(json.dumps([content, name if known is None else known[row.row]])))
     return Demonstrated(digests=tuple(digests), num_sampled=num_sampled, provisional=tuple(sorted(provisional)))
 
 
@@ -81,6 +82,11 @@ def sampling_models(examples: Sequence[Example]) -> set[str]:
     """Return `from` of every example whose solutions a model samples, without the trial's own model."""
     found = {row.solution.from_ for row in example_rows(examples) if isinstance(row.solution, SampledSolutions)}
     return found - {POLICY}
+
+
+def is_sampled(examples: Sequence[Example]) -> bool:
+    """Return whether a model samples the solutions of an example. Needs no data."""
+    return any(isinstance(row.solution, SampledSolutions) for row in example_rows(examples))
 
 
 def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutions]]:

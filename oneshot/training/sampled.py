@@ -12,6 +12,7 @@ import torch
 
 from oneshot.config.examples import POLICY, SampledSolutions
 from oneshot.config.trial import TrialConfig
+from oneshot.errors import DataError
 from oneshot.models.memory import CPU_KV_GIB
 from oneshot.policy.loading import load_policy
 from oneshot.policy.policy import Policy, decode, end_turns
@@ -59,7 +60,10 @@ def _load(config: TrialConfig, path: str) -> Policy:
 
 
 def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: SampledSolutions, grader: Grader) -> list[str]:
-    """Return the texts of a problem's completions that have ended, and are right unless the rule keeps any."""
+    """Return the texts of a problem's completions that have ended, and are right unless the rule keeps any.
+
+    Raises DataError: the prompt leaves too few positions for a completion.
+    """
     ids = prompts.encode(
         problem.prompt,
         suffix=config.prompt.train_suffix,
@@ -67,6 +71,11 @@ def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: Sampled
         shots=load_shots(config.prompt),
         tokenizer=policy.tokenizer,
     )
+    if len(ids) + config.rollout.max_tokens > policy.max_positions:
+        raise DataError(
+            f"examples: {problem.id}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} "
+            f"are longer than the {policy.max_positions} positions of {rule.from_}; lower rollout.max_tokens"
+        )
     place = int(problem.digest[:8], 16)
     request = PromptRequest(
         prompt_ids=tuple(ids), row_keys=tuple((rule.seed, _STREAM, place, sample) for sample in range(rule.samples))
