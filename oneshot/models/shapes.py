@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oneshot.config.examples import POLICY, SampledSolutions
 from oneshot.config.model import AdapterConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
@@ -115,6 +116,13 @@ def _shape_of(settings: dict[str, Any]) -> ModelShape | None:
         return None
 
 
+def _samples(config: TrialConfig) -> bool:
+    """Return whether a training samples from the trial's own model."""
+    given = (example.solution for example in config.examples if not isinstance(example, str))
+    own = any(isinstance(solution, SampledSolutions) and solution.from_ == POLICY for solution in given)
+    return config.train.method == "grpo" or own
+
+
 def check_positions(config: TrialConfig) -> None:
     """Check that a model has positions for a prompt and what a trial samples or learns, as far as its config is known.
 
@@ -130,7 +138,7 @@ def check_positions(config: TrialConfig) -> None:
                 f"train.max_length: {config.train.max_length}, but {config.model.path} has {most} positions; lower it, "
                 "or set model.max_positions and model.rope_scaling: yarn"
             )
-    elif config.rollout.max_tokens >= most:
+    if _samples(config) and config.rollout.max_tokens >= most:
         raise UserError(
             f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "
             "prompt and its completion; lower rollout.max_tokens"

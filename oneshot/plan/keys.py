@@ -70,9 +70,9 @@ def _sampling_model(path: str) -> str:
     try:
         folder = local_folder(name)
     except ModelError as error:
-        raise DataError(f"examples: solution.from: {path}: {str(error).partition(': ')[2]}") from error
+        raise DataError(f"solution.from: {str(error).partition(': ')[2]}") from error
     if folder is None:
-        raise DataError(f"examples: solution.from: {path}: write owner/name@COMMIT, since a branch can move")
+        raise DataError(f"solution.from: {path}: write owner/name@COMMIT, since a branch can move")
     return folder_digest(folder)
 
 

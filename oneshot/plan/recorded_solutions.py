@@ -110,7 +110,8 @@ def _with_texts(
     name, prompt, example = single
     if rule.keep == "right" and isinstance(example, RowExample) and example.answer is not None:
         raise SettingError(
-            where, f"{name}: {rule.from_} has judged completions by the row's own label; remove `answer` or set keep: any"
+            where,
+            f"{name}: {rule.from_} has judged completions by the row's own label; remove `answer` or set keep: any",
         )
     kept = [text for text, is_right in recorded.get(prompt, ()) if is_right or rule.keep == "any"][: rule.samples]
     if not kept:

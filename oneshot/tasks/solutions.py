@@ -85,8 +85,9 @@ def sampling_models(examples: Sequence[Example]) -> set[str]:
 
 
 def is_sampled(examples: Sequence[Example]) -> bool:
-    """Return whether a model samples the solutions of an example. Needs no data."""
-    return any(isinstance(row.solution, SampledSolutions) for row in example_rows(examples))
+    """Return whether a model samples solutions of these examples. Needs neither data nor a ranking."""
+    given = (example.solution for example in examples if not isinstance(example, str))
+    return any(isinstance(solution, SampledSolutions) for solution in given)
 
 
 def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutions]]:
