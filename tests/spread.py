@@ -23,6 +23,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from oneshot.config.trial import TrialConfig
 from oneshot.rollout.engine import Completion
 from oneshot.tasks.grading import Grader
+from oneshot.training import sft
 from oneshot.training.advantage import group_advantages
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, new_state
@@ -43,7 +44,7 @@ def config_of(case: Mapping[str, Any]) -> TrialConfig:
         "optim": {"lr": 1e-3},
     }
     for section, settings in case["sections"].items():
-        data[section] = {**data.get(section, {}), **settings}
+        data[section] = {**data.get(section, {}), **settings} if isinstance(settings, dict) else settings
     return TrialConfig.model_validate(data)
 
 
@@ -97,17 +98,21 @@ def compute(
     weights = state.weights
     if "before" in case:
         update(config, state, judged(state, case["before"]))
-    batch = judged(state, case.get("rewards", REWARDS))
+    is_sft = config.train.method == "sft"
+    batch = None if is_sft else judged(state, case.get("rewards", REWARDS))
     if config.model.adapter is not None:  # at first one matrix of each pair is zero, and so the other's gradient
         with torch.no_grad(), weights.updating():
             for name, master in weights.master.items():
                 filled = torch.full(weights.whole(master.detach()).shape, 0.01 if "lora_B" in name else 0.02)
                 master.copy_(weights.part(filled.to(master.dtype), master))
             weights.publish()
-    if case["do"] == "update":
+    if batch is None:
+        metrics, num_trained = sft.add_gradient(config, state, range(len(state.solutions))), len(state.solutions)
+    elif case["do"] == "update":
         metrics = update(config, state, batch)
         return {name: weights.whole(p.detach()) for name, p in weights.master.items()}, metrics, state
-    metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), None)
+    else:
+        metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), None)
     found = {}
     for name, p in weights.master.items():
         assert p.grad is not None

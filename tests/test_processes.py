@@ -36,7 +36,15 @@ MIXED_REWARDS = [1.0, 0.0, 0.0, 1.0] * 4
 OFF_POLICY = {"train": {"updates_per_rollout": 2}, "optim": {"lr": 1e-5}}
 NOTHING_ELSE = {"kl_coef": 0.0, "entropy_coef": 0.0}
 
+SFT = {"train": {"method": "sft", "microbatch_tokens": 60}}
+SEVEN = {**SFT, "examples": [{"set": "arithmetic", "random": 7, "seed": 1}], "loss": {"aggregation": "sequence_mean"}}
+
 CASES: dict[str, dict[str, Any]] = {
+    # two solutions: in three processes and more, some have none
+    "ddp, sft": {"strategy": "ddp", "do": "accumulate", "sections": SFT},
+    "fsdp, sft": {"strategy": "fsdp", "do": "accumulate", "sections": SFT},
+    "ddp, sft, mean over solutions": {"strategy": "ddp", "do": "accumulate", "sections": SEVEN},
+    "fsdp, sft, adapter": {"strategy": "fsdp", "do": "accumulate", "sections": {**SEVEN, "model": LORA}},
     "ddp": {"strategy": "ddp", "do": "accumulate", "sections": {}},
     "fsdp": {"strategy": "fsdp", "do": "accumulate", "sections": {}},
     # packs of few tokens: some processes have more of them than others

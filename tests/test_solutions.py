@@ -1,4 +1,4 @@
-"""What SFT learns: solutions in each form, columns of published sets, thinking, digests and keys, and what is refused."""
+"""What SFT learns: forms of solutions, columns of published sets, thinking, digests and keys, and what is refused."""
 
 import json
 from collections.abc import Callable
@@ -325,7 +325,7 @@ def test_epochs_over_ranked_examples_are_counted_once_they_are_known(tmp_path: P
     # ceil(5 / 2) = 3 steps an epoch
     assert (unknown.key, unknown.config.train.num_steps) == (None, 6)
     assert unknown.waits_for == "the history of 'some-sweep': run that sweep first"
-    with pytest.raises(UserError, match="dsr_sub:124: it has no solution, which train.method: sft learns"):
+    with pytest.raises(UserError, match=r"dsr_sub:124: it has no solution, which train.method: sft learns"):
         make_plan(pin_known(read(text.replace("FILE", history), name="s.yaml"), Store(str(tmp_path))))
 
 
@@ -409,14 +409,18 @@ def test_solutions_that_are_too_long_are_counted_before_anything_runs(sft_config
 
 def test_beyond_the_models_positions_the_hint_is_to_reach_more(sft_config: MakeConfig) -> None:
     config = sft_config({**LONG[0], "solution": "x" * 300})
-    with pytest.raises(DataError, match="longer than 256 tokens.*has 307; reach more positions by model.max_positions"):
+    with pytest.raises(
+        DataError, match=r"longer than 256 tokens.*has 307; reach more positions by model.max_positions"
+    ):
         check_lengths([config])
     reached = {"max_positions": 512, "rope_scaling": "yarn"}
     check_lengths([sft_config({**LONG[0], "solution": "x" * 300}, model=reached)])
 
 
 def test_a_prompt_that_leaves_no_token_is_refused(sft_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match="a prompt of 6 tokens leaves none of 6 for a solution; raise train.max_length"):
+    with pytest.raises(
+        DataError, match=r"a prompt of 6 tokens leaves none of 6 for a solution; raise train.max_length"
+    ):
         check_lengths([sft_config(LONG[0], train={"max_length": 6, "too_long": "cut"})])
 
 

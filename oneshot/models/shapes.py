@@ -132,12 +132,11 @@ def check_positions(config: TrialConfig) -> None:
     if shape is None or shape.max_positions is None or not config.train.num_steps:
         return
     most = reached_positions(config.model, shape.max_positions)
-    if config.train.method == "sft":
-        if (config.train.max_length or 0) > most:
-            raise UserError(
-                f"train.max_length: {config.train.max_length}, but {config.model.path} has {most} positions; lower it, "
-                "or set model.max_positions and model.rope_scaling: yarn"
-            )
+    if config.train.method == "sft" and (config.train.max_length or 0) > most:
+        raise UserError(
+            f"train.max_length: {config.train.max_length}, but {config.model.path} has {most} positions; lower it, "
+            "or set model.max_positions and model.rope_scaling: yarn"
+        )
     if _samples(config) and config.rollout.max_tokens >= most:
         raise UserError(
             f"rollout.max_tokens: {config.rollout.max_tokens}, but {config.model.path} has {most} positions for a "

@@ -250,7 +250,7 @@ def resolve(
     place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
     try:
         config, awaited = with_solutions(sweep, config, place)
-        config = _in_steps(config, flat)
+        config = _in_steps(config, flat, is_known=awaited is None)
     except DataError as error:
         raise SettingError(place, str(error)) from error
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
@@ -266,17 +266,17 @@ def resolve(
     )
 
 
-def _in_steps(config: TrialConfig, flat: Mapping[str, Setting]) -> TrialConfig:
-    """Return a trial with the number of steps that its epochs have.
+def _in_steps(config: TrialConfig, flat: Mapping[str, Setting], *, is_known: bool) -> TrialConfig:
+    """Return a trial with the number of steps that its epochs have; `is_known`: it waits for no sweep's completions.
 
     Raises SettingError: a model samples the solutions, whose number is not known before. DataError: there is none.
     """
     num_epochs = config.train.num_epochs
     if num_epochs is None:
         return config
-    # until a ranking is known its examples are placeholders, each with one solution
+    # until a ranking or another sweep's completions are known, each example counts as one solution
     is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
-    number = len(config.examples) if is_ranked else num_demonstrations(config.examples)
+    number = num_demonstrations(config.examples) if is_known and not is_ranked else len(config.examples)
     if number is None:
         raise SettingError(
             flat["train.num_epochs"].where,
