@@ -325,6 +325,34 @@ def test_larger_micro_batches_never_need_less(shape: ModelShape, model: dict[str
     assert small.update_gib <= large.update_gib or large.gradients < small.gradients
 
 
+def learning(*, path: str = MATH_7B, **sections: dict[str, Any]) -> TrialConfig:
+    return config(path, **{**sections, "train": {"method": "sft", **sections.get("train", {})}})
+
+
+def test_sft_has_neither_rollout_nor_reference() -> None:
+    grpo, sft = (footprint(made, ROUND) for made in (config(loss={"kl_coef": 0.1}), learning(loss={"kl_coef": 0.1})))
+    # in float32: 4 GiB of weights, and as many of a reference
+    assert (grpo.reference, sft.reference) == (4.0, 0.0)
+    assert sft.rollout_gib == sft.lasting_gib < grpo.rollout_gib
+
+
+@given(shape=SHAPES, model=PRECISIONS, length=st.integers(600, 20_000))
+def test_longer_solutions_never_need_less(shape: ModelShape, model: dict[str, Any], length: int) -> None:
+    short, long = (
+        footprint(learning(model=model, train={"max_length": n, "batch_size": 1}), shape) for n in (length, 2 * length)
+    )
+    assert short.update_gib <= long.update_gib
+
+
+@given(shape=SHAPES, model=PRECISIONS, number=st.integers(1, 64))
+def test_larger_batches_of_solutions_never_need_less(shape: ModelShape, model: dict[str, Any], number: int) -> None:
+    few, many = (
+        footprint(learning(model=model, train={"max_length": 2000, "batch_size": n}), shape)
+        for n in (number, number + 1)
+    )
+    assert few.update_gib <= many.update_gib
+
+
 @given(shape=SHAPES, model=PRECISIONS)
 def test_checkpointing_never_needs_more(shape: ModelShape, model: dict[str, Any]) -> None:
     deep = replace(shape, num_layers=shape.num_layers + 1)

@@ -42,8 +42,9 @@ NUM_CELLS = {
     "miniature-collect": 1,
     "miniature": 21,
     "quickstart": 6,
+    "less-is-more-tiny": 5,
 }
-NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(("quickstart", "miniature", "laptop"), 3)
+NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(("quickstart", "miniature", "laptop", "less-is-more-tiny"), 3)
 NUM_SEEDS |= dict.fromkeys(
     ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting"),
     1,
