@@ -376,7 +376,13 @@ WIDE = {"hidden_size": 256, "intermediate_size": 1024}
 MANY_ROWS = {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 4, "vocab_size": 99}
 MIXED = {"mixed_precision": "bf16"}
 LORA = {"adapter": {"r": 8, "alpha": 16.0}}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
+SOLUTIONS = [{"problem": f"{n}+{n}=?", "answer": "1", "solution": "x" * 55} for n in range(10, 26)]
+"""16 solutions of 8 tokens' prompt: with the end, all have 64 tokens."""
+SFT: dict[str, Any] = {"examples": SOLUTIONS, "train": {"method": "sft", "batch_size": 16, "max_length": 64}}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "sft": ("llama", {}, SFT),
+    "sft, several micro-batches": ("qwen2", {}, {**SFT, "train": {**SFT["train"], "microbatch_tokens": 260}}),
+    "sft, bf16, adapter": ("llama", {}, {**SFT, "model": {**LORA, **MIXED}}),
     "llama": ("llama", {}, {}),
     "qwen2, untied": ("qwen2", {"tie_word_embeddings": False}, {}),
     "bf16": ("llama", {}, {"model": MIXED}),
@@ -420,7 +426,7 @@ def make(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> Callable[..
         folder = small_model(tmp_path / "model", kind, **{**SIZES, **sizes})
         own: dict[str, dict[str, Any]] = {"model": {"path": str(folder)}, "rollout": {"max_tokens": 32}}
         for name, section in sections.items():
-            own[name] = {**own.get(name, {}), **section}
+            own[name] = {**own.get(name, {}), **section} if isinstance(section, dict) else section
         return TrialConfig.model_validate(tiny_config(**own).model_dump() | {"eval": {"suites": {}}})
 
     return made
@@ -481,7 +487,7 @@ def test_the_estimate_of_activations_is_what_a_forward_pass_keeps(
     assert sum(size for place, size in kept.items() if place not in weights) == pytest.approx(estimate, rel=0.05)
 
 
-FEW = ("llama",)
+FEW = ("llama", "sft")
 """Of the measured cases those that are always run; the others are slow for their number."""
 
 

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oneshot.config.trial import TrialConfig
 from oneshot.models.memory import Strategy
 from oneshot.tasks.grading import Grader
+from oneshot.training import sft
 from oneshot.training.grpo import roll_out
 from oneshot.training.state import new_state
 from oneshot.training.update import update
@@ -65,9 +66,15 @@ def weigh(config: TrialConfig, grader: Grader, *, strategy: Strategy = "single",
     """The second step of a trial: by then there is all that lasts."""
     before = _live_bytes()
     state = new_state(config, seed=0, grader=grader, strategy=strategy, cpu_offload=cpu_offload)
+    is_sft = config.train.method == "sft"
     with _recorded():  # what it allocates is then known to the allocator's record when it is released
-        update(config, state, roll_out(config, state))
+        _ = sft.train_step(config, state) if is_sft else update(config, state, roll_out(config, state))
     lasting = _live_bytes() - before
+    if is_sft:
+        with _recorded() as record:
+            sft.train_step(config, state)
+        trained = lasting + _peak(record)
+        return Weighed(lasting=lasting, rollout=lasting, update=trained, prompt_tokens=len(state.prompts[0]))
     recorded = []
     with _recorded() as record:
         batch = roll_out(config, state)
