@@ -46,7 +46,7 @@ PATIENCE_S = 120.0
 
 
 @cache
-def training() -> Training:
+def training(method: str = "grpo") -> Training:
     """Checkpoints after steps 3 and 6 and at the end; segments of steps 0, 1-3, 4-6, 7; evaluations at 0, 4, 7."""
     config: dict[str, Any] = {
         "model": {"path": "tiny:qwen2", "dtype": "float32", "device": "cpu"},
@@ -60,8 +60,18 @@ def training() -> Training:
         "eval": {"every_steps": 4, "suites": {"arithmetic": {"num_problems": 2, "temperature": 1.0, "max_tokens": 24}}},
         "checkpoint": {"every_steps": 3},
     }
+    if method == "sft":  # on completions that the model samples first
+        solution = {"from": "policy", "keep": "any", "samples": 10}
+        config["examples"] = [{"row": "arithmetic:47+38", "solution": solution}]
+        config["train"] |= {"method": "sft", "batch_size": 3}
+        config["optim"]["schedule"] = {"kind": "cosine", "warmup": 0.2}
     (made,) = trainings([with_seed(trial(TrialConfig.model_validate(config)), 0)])
     return made
+
+
+def training_of(folder: TrialFolder) -> Training:
+    """The training that a folder belongs to."""
+    return next(made for made in (training(), training("sft")) if made.key == Path(folder.path).name)
 
 
 # --- the moments ---
@@ -165,17 +175,20 @@ def stop() -> None:
 
 
 def main() -> None:
-    """Lines `[storage, story, number of the moment]` on stdin -> for each: `begun PID`, `there`, `ended STATUS`."""
+    """Lines `[storage, key, story, number of the moment]` on stdin -> for each: `begun PID`, `there`, `ended STATUS`."""
     training()
+    training("sft")
     while line := sys.stdin.readline():
-        storage, story, number = json.loads(line)
+        storage, key, story, number = json.loads(line)
         pid = os.fork()
         if pid == 0:
             say(f"begun {os.getpid()}")
             if story:
                 stop_at(STORIES[story][number])
-            with Grader(timeout_s=training().config.reward.timeout_s) as grader:
-                list(recorder.record(training(), Store(storage).trial(training().key), grader=grader, origin="test"))
+            folder = Store(storage).trial(key)
+            made = training_of(folder)
+            with Grader(timeout_s=made.config.reward.timeout_s) as grader:
+                list(recorder.record(made, folder, grader=grader, origin="test"))
             os._exit(0)
         say(f"ended {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
     os._exit(0)
@@ -207,8 +220,8 @@ class Nursery:
 
     def begin(self, folder: TrialFolder, story: str = "", number: int = 0) -> psutil.Process:
         assert self.process.stdin is not None
-        storage = str(Path(folder.path).parent.parent)
-        self.process.stdin.write(json.dumps([storage, story, number]) + "\n")
+        path = Path(folder.path)
+        self.process.stdin.write(json.dumps([str(path.parent.parent), path.name, story, number]) + "\n")
         self.process.stdin.flush()
         begun, pid = self.hear().split()
         assert begun == "begun"
@@ -292,7 +305,7 @@ def record_of(folder: TrialFolder) -> Record:
     assert result is not None
     assert result.outcome == "finished", result.traceback
     assert (result.steps_done, result.checkpoint) == (STEPS, "weights")
-    assert standing(training(), folder) == "finished"
+    assert standing(training_of(folder), folder) == "finished"
     assert result.evaluations == folder.evaluations()
     rows = folder.rows()
     assert [row.step for row in rows] == list(range(STEPS + 1))
@@ -399,6 +412,22 @@ def test_a_trial_killed_at_bad_moments_ends_in_the_same_bits(
     assert record_of(folder) == whole
     assert graders
     assert end_by_themselves(graders)
+
+
+@pytest.mark.slow
+def test_sft_killed_at_random_ends_in_the_same_bits(nursery: Nursery, tmp_path: Path) -> None:
+    """The delays fall into sampling, into the first steps and after the first checkpoint."""
+    whole_folder, folder = (Store(str(tmp_path / name)).trial(training("sft").key) for name in ("whole", "cut"))
+    start_s = time.monotonic()
+    nursery.run(whole_folder)
+    whole_s, whole = time.monotonic() - start_s, record_of(whole_folder)
+    for share in (0.2, 0.5, 0.7):
+        nursery.kill_after(folder, share * whole_s)
+        check_steps(whole, folder)
+    if folder.current_result() is None:
+        nursery.run(folder)
+    assert record_of(folder) == whole
+    assert folder.read("solutions.json") == whole_folder.read("solutions.json") is not None
 
 
 @pytest.mark.slow
