@@ -175,7 +175,7 @@ def stop() -> None:
 
 
 def main() -> None:
-    """Lines `[storage, key, story, number of the moment]` on stdin -> for each: `begun PID`, `there`, `ended STATUS`."""
+    """Lines `[storage, key, story, number of a moment]` on stdin -> for each: `begun PID`, `there`, `ended STATUS`."""
     training()
     training("sft")
     while line := sys.stdin.readline():

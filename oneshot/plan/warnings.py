@@ -161,9 +161,9 @@ def odd_rows(cells: Sequence[Cell]) -> list[str]:
     for cell in named.values():
         if cell.config.script is None:
             problems = present_examples(cell.config.examples)
-            warnings += row_warnings("examples", problems)
             if cell.config.train.method == "grpo":  # SFT learns texts, whatever the labels
                 warnings += label_warnings("examples", problems)
+            warnings += row_warnings("examples", problems)
     return list(dict.fromkeys(warnings))
 
 
