@@ -90,24 +90,30 @@ def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutio
 
 
 def load_demonstrations(examples: Sequence[Example], sampled: Sampled | None) -> tuple[Demonstration, ...]:
-    """Return the demonstrations of an SFT trial, in the order of its examples; None leaves out what is not sampled yet.
+    """Return the demonstrations of an SFT trial, in the order of its examples.
 
-    Raises DataError: a row or its solution does not exist, or no sampled completion was kept for an example.
+    An example of which no sampled completion was kept has none. None for `sampled`: nothing is sampled yet.
+
+    Raises DataError: a row or its solution does not exist, or nothing is left to learn.
     """
     demonstrations: list[Demonstration] = []
+    rules: list[SampledSolutions] = []
     for row in example_rows(examples):
         problem, source = train_problem(row), _source(row)
         if isinstance(source, SolutionColumn):
             thinking, text = _columns(row.source, source)[row.row]
             demonstrations.append(Demonstration(problem=problem, solution=text, thinking=thinking))
-            continue
-        texts = source.texts if isinstance(source, SolutionTexts) else (sampled or {}).get(problem.id, ())
-        if not texts and sampled is not None and isinstance(source, SampledSolutions):
-            raise DataError(
-                f"examples: {problem.id}: none of {source.samples} completions of {source.from_} is right; raise "
-                "`samples`, set `keep: any`, or choose another example"
-            )
-        demonstrations += [Demonstration(problem=problem, solution=text) for text in texts]
+        elif isinstance(source, SolutionTexts):
+            demonstrations += [Demonstration(problem=problem, solution=text) for text in source.texts]
+        else:
+            rules.append(source)
+            texts = () if sampled is None else sampled.get(problem.id, ())
+            demonstrations += [Demonstration(problem=problem, solution=text) for text in texts]
+    if rules and sampled is not None and not demonstrations:
+        raise DataError(
+            f"examples: none of {rules[0].samples} completions of {rules[0].from_} for each problem is kept "
+            f"(keep: {rules[0].keep}); raise `samples`, set `keep: any`, or choose other examples"
+        )
     return tuple(demonstrations)
 
 
