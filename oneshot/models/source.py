@@ -90,8 +90,7 @@ def scaled(config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ModelError: the model scales its positions already.
     """
-    own = max_positions(settings)
-    if reached_positions(config, own) <= own:
+    if config.max_positions is None or reached_positions(config, own := max_positions(settings)) <= own:
         return {}
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
