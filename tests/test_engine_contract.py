@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from engines import ENGINES, by_key, headed_model, requests
+from engines import ENGINES, PROMPTS, by_key, headed_model, prompt, requests
 from scipy import stats
 
 from oneshot.config.trial import ModelConfig, VllmConfig
@@ -94,8 +94,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_greedy_equals_plain_generate(subject: Subject) -> None:
-    sampling = Sampling(temperature=0.0, max_tokens=56)
-    asked = requests(subject.policy, rows=2)
+    sampling = Sampling(temperature=0.0)
+    asked = requests(subject.policy, rows=2, max_tokens=56)
     expected = HfGenerate().generate(subject.policy, asked, sampling)
     assert by_key(asked, subject.generate(asked, sampling)) == by_key(asked, expected)
 
@@ -103,8 +103,8 @@ def test_greedy_equals_plain_generate(subject: Subject) -> None:
 @pytest.mark.parametrize("temperature", [0.7, 0.0])
 def test_logprobs_are_those_of_the_trainers_forward(subject: Subject, temperature: float) -> None:
     """At the sampling temperature; greedy ones at temperature 1."""
-    policy, asked = subject.policy, requests(subject.policy, rows=3)
-    found = subject.generate(asked, Sampling(temperature=temperature, max_tokens=20))
+    policy, asked = subject.policy, requests(subject.policy, rows=3, max_tokens=20)
+    found = subject.generate(asked, Sampling(temperature=temperature))
     pairs = [(request.prompt_ids, c) for request, row in zip(asked, found, strict=True) for c in row]
     batch = pack([p for p, _ in pairs], range(len(pairs)), [c.token_ids for _, c in pairs], range(len(pairs)),
                  device=policy.device)  # fmt: skip
@@ -115,8 +115,8 @@ def test_logprobs_are_those_of_the_trainers_forward(subject: Subject, temperatur
 
 
 def test_the_end_token_is_counted_once_and_a_cut_is_said(subject: Subject) -> None:
-    asked = requests(subject.policy, rows=16)
-    found = [c for row in subject.generate(asked, Sampling(temperature=1.0, max_tokens=24)) for c in row]
+    asked = requests(subject.policy, rows=16, max_tokens=24)
+    found = [c for row in subject.generate(asked, Sampling(temperature=1.0)) for c in row]
     assert {completion.truncated for completion in found} == {True, False}
     for completion in found:
         ends = [place for place, token in enumerate(completion.token_ids) if token in subject.policy.eos_ids]
@@ -130,9 +130,9 @@ def test_the_end_token_is_counted_once_and_a_cut_is_said(subject: Subject) -> No
 
 def test_first_tokens_have_the_models_distribution(subject: Subject) -> None:
     """Chi-square of 2,000 first tokens against the softmax; p below 1e-4 would be one false alarm in 10,000."""
-    ids = requests(subject.policy, rows=1)[0].prompt_ids
-    asked = [PromptRequest(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)))]
-    (completions,) = subject.generate(asked, Sampling(temperature=1.0, max_tokens=1))
+    ids = prompt(subject.policy, PROMPTS[0])
+    asked = [PromptRequest(prompt_ids=ids, row_keys=tuple((3, row) for row in range(2000)), max_tokens=1)]
+    (completions,) = subject.generate(asked, Sampling(temperature=1.0))
     with torch.no_grad():
         expected = subject.policy.model(torch.tensor([ids])).logits[0, -1].softmax(dim=-1) * 2000
     counts = Counter(completion.token_ids[0] for completion in completions)
@@ -145,19 +145,19 @@ def test_first_tokens_have_the_models_distribution(subject: Subject) -> None:
 
 
 def test_each_completion_is_handed_over_once(subject: Subject) -> None:
-    asked = requests(subject.policy, rows=7)
+    asked = requests(subject.policy, rows=7, max_tokens=40)
     handed: dict[tuple[int, int], Completion] = {}
 
     def ended(request: int, row: int, completion: Completion) -> None:
         assert (request, row) not in handed
         handed[request, row] = completion
 
-    found = subject.generate(asked, Sampling(temperature=1.0, max_tokens=40), ended)
+    found = subject.generate(asked, Sampling(temperature=1.0), ended)
     assert [[handed[request, row] for row in range(7)] for request in range(len(asked))] == found
 
 
 def test_an_error_of_the_caller_leaves_nothing_for_the_next_call(subject: Subject) -> None:
-    asked, sampling = requests(subject.policy, rows=2), Sampling(temperature=1.0, max_tokens=12)
+    asked, sampling = requests(subject.policy, rows=2, max_tokens=12), Sampling(temperature=1.0)
     expected = subject.generate(asked, sampling)
 
     def failing(request: int, row: int, completion: Completion) -> None:
@@ -169,7 +169,7 @@ def test_an_error_of_the_caller_leaves_nothing_for_the_next_call(subject: Subjec
 
 
 def test_the_same_call_gives_the_same_bits(subject: Subject) -> None:
-    asked, sampling = requests(subject.policy, rows=4), Sampling(temperature=1.0, max_tokens=24)
+    asked, sampling = requests(subject.policy, rows=4, max_tokens=24), Sampling(temperature=1.0)
     expected = subject.generate(asked, sampling)
     subject.generate(asked[:1], sampling)  # what it leaves behind is not seen
     assert subject.generate(asked, sampling) == expected
@@ -178,7 +178,7 @@ def test_the_same_call_gives_the_same_bits(subject: Subject) -> None:
 def test_order_and_division_of_requests_change_no_token(subject: Subject) -> None:
     if isinstance(subject.engine, HfGenerate):
         pytest.skip("hf does not promise it: it seeds torch's generator with a request's keys")
-    asked, sampling = requests(subject.policy, rows=5), Sampling(temperature=1.0, max_tokens=40)
+    asked, sampling = requests(subject.policy, rows=5, max_tokens=40), Sampling(temperature=1.0)
     expected = by_key(asked, subject.generate(asked, sampling))
     turned = [replace(request, row_keys=request.row_keys[::-1]) for request in asked[::-1]]
     assert by_key(turned, subject.generate(turned, sampling)) == expected
@@ -189,7 +189,7 @@ def test_order_and_division_of_requests_change_no_token(subject: Subject) -> Non
 
 
 def test_a_weight_update_is_seen_at_once(subject: Subject) -> None:
-    asked, sampling = requests(subject.policy, rows=2), Sampling(temperature=1.0, max_tokens=8)
+    asked, sampling = requests(subject.policy, rows=2, max_tokens=8), Sampling(temperature=1.0)
     before = subject.generate(asked, sampling)
     parameters = list(subject.policy.model.parameters())
     try:
@@ -217,7 +217,7 @@ def test_logits_that_are_not_finite_are_an_error(subject: Subject, temperature: 
         weight[3] = torch.nan
         subject.weights.publish()
         with pytest.raises(NotFiniteError, match="NaN or infinite"):
-            subject.generate(requests(subject.policy, rows=2), Sampling(temperature=temperature, max_tokens=8))
+            subject.generate(requests(subject.policy, rows=2, max_tokens=8), Sampling(temperature=temperature))
     finally:
         weight[3] = kept
         subject.weights.publish()

@@ -36,6 +36,11 @@ def inert_settings(config: TrialConfig) -> list[str]:
         )
     if config.rollout.engine == "hf" and _is_set(config, "rollout.kv_gib"):
         warnings.append("rollout.kv_gib has no effect with rollout.engine hf")
+    warnings += [
+        f"eval.suites.{suite.name}.top_p has no effect at temperature 0"
+        for suite in load_suites(config)
+        if suite.temperature == 0 and config.eval.suites[suite.name].top_p not in (None, 1.0)
+    ]
     return warnings
 
 

@@ -23,6 +23,7 @@ from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequ
 from oneshot.rollout.kv_memory import KvMemory
 from oneshot.rollout.rows import Draws, Row
 from oneshot.rollout.sampling import likeliest, sample
+from oneshot.rollout.stops import Stops
 from oneshot.rollout.wave import Wave, has_window, num_admitted
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
@@ -55,7 +56,7 @@ class Lockstep:
     ) -> list[list[Completion]]:
         """Return the completions of each request, in the order of its keys."""
         waiting = [
-            Row(place=(index, row), key=key, prompt_ids=request.prompt_ids, max_tokens=sampling.max_tokens)
+            Row(place=(index, row), key=key, prompt_ids=request.prompt_ids, max_tokens=request.max_tokens)
             for index, request in enumerate(requests)
             for row, key in enumerate(request.row_keys)
         ]
@@ -97,7 +98,7 @@ class Lockstep:
         """Return memory for all rows at their longest, or for as many positions as `kv_gib` holds."""
         is_fixed = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
         is_fixed = is_fixed and not has_window(policy.model)
-        longest = max(len(row.prompt_ids) for row in rows) + rows[0].max_tokens
+        longest = max(len(row.prompt_ids) + row.max_tokens for row in rows)
         max_rows = rounded_rows(len(rows)) if is_fixed else len(rows)
         # one row can always be decoded
         num_positions = min(max(int(self.kv_gib * 2**30 / policy.kv_bytes), longest), max_rows * longest)
@@ -126,13 +127,15 @@ def _decode(
     ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=policy.device)
     ends_V[[token for token in policy.eos_ids if 0 <= token < len(ends_V)]] = True
     draws = Draws(rows, ends_V=ends_V, dtype=space.logits_nV.dtype)
-    check_steps = CHECK_STEPS[policy.device.type]
+    check_steps, stops = CHECK_STEPS[policy.device.type], Stops(policy.tokenizer, sampling.stop)
     waiting: list[Row] = []
     while True:
         tokens_B, logprobs_B = _draw(hidden_BH, head, draws.uniforms_B, sampling, space)
         draws.add(tokens_B, logprobs_B)
         num_live = len(draws.rows)
         if wave.is_full or draws.is_complete or draws.num_drawn % check_steps == 0:
+            if sampling.stop:
+                draws.stop(stops)
             num_live -= int(draws.has_ended_B.sum())
             if not draws.are_finite(check_steps):
                 raise NotFiniteError(f"logits are NaN or infinite at completion token {draws.num_drawn} or just before")
@@ -170,6 +173,6 @@ def _draw(
         if sampling.temperature == 0.0:
             parts.append(likeliest(logits_nV))
         else:
-            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV))
+            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV, top_p=sampling.top_p))
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)

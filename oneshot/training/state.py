@@ -42,7 +42,7 @@ from oneshot.tasks.examples import check_fit, check_labels, load_examples, load_
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
-from oneshot.training.evaluate import prompt_ids
+from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
 
@@ -167,7 +167,7 @@ def _longest(config: TrialConfig, state: TrainingState) -> int:
     lengths = [len(ids) + config.rollout.max_tokens for ids in state.prompts]
     for suite in state.suites:
         prompts = (prompt_ids(state.policy, suite, problem, shots=state.shots) for problem in suite.problems)
-        lengths.append(max(map(len, prompts)) + suite.max_tokens)
+        lengths.append(max(map(len, prompts)) + longest_completion(state.policy, suite))
     return min(max(lengths), state.policy.max_positions)
 
 

@@ -23,7 +23,7 @@ from oneshot.logs import JsonLines, wants_json
 from oneshot.plan.trainings import Training
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
-from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
@@ -42,6 +42,7 @@ MAX_SAMPLED = 64  # largest number of training completions recorded per step
 LOST = "stops without writing: %s"
 _SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
 _EVALUATED = attrgetter(*("problem_id" if column == "id" else column for column in EVALUATION_COLUMNS))
+_FORCING = attrgetter(*(f"forcing.{column}" for column in FORCING_COLUMNS))
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +197,15 @@ class _Recorder:
         self.guards.check(step.metrics)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
+        columns: tuple[str, ...] = EVALUATION_COLUMNS
+        rows: list[tuple[Any, ...]] = list(map(_EVALUATED, evaluation.records))
+        if evaluation.records[0].forcing is not None:
+            columns += FORCING_COLUMNS
+            rows = [(*row, *_FORCING(record)) for row, record in zip(rows, evaluation.records, strict=True)]
         self.folder.write_completions(
             f"eval-{evaluation.digest}-{evaluation.step}",
-            EVALUATION_COLUMNS,
-            map(_EVALUATED, evaluation.records),
+            columns,
+            rows,
             suite=evaluation.suite,
             digest=evaluation.digest,
             step=evaluation.step,
