@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 
 import pytest
 import torch
 from engines import ENGINES, PROMPTS, by_key, headed_model, prompt, requests
 from scipy import stats
 
+from oneshot.config.evaluation import ThinkingConfig
 from oneshot.config.trial import ModelConfig, VllmConfig
 from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.loading import load_policy
@@ -20,6 +22,7 @@ from oneshot.policy.output_head import Workspace
 from oneshot.policy.packing import pack
 from oneshot.policy.policy import Policy
 from oneshot.policy.weights import Weights, split_weights
+from oneshot.rollout.budget import Forced, force
 from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling, ignore
 from oneshot.rollout.hf import HfGenerate
 from oneshot.rollout.vllm import Vllm
@@ -100,11 +103,13 @@ def test_greedy_equals_plain_generate(subject: Subject) -> None:
     assert by_key(asked, subject.generate(asked, sampling)) == by_key(asked, expected)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 0.0])
-def test_logprobs_are_those_of_the_trainers_forward(subject: Subject, temperature: float) -> None:
-    """At the sampling temperature; greedy ones at temperature 1."""
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (0.7, 0.8), (0.0, 1.0)])
+def test_logprobs_are_those_of_the_trainers_forward(subject: Subject, temperature: float, top_p: float) -> None:
+    """At the sampling temperature, of all tokens; greedy ones at temperature 1."""
+    if top_p < 1 and isinstance(subject.engine, Vllm):
+        pytest.skip("vLLM's are those of the tokens that top_p leaves")
     policy, asked = subject.policy, requests(subject.policy, rows=3, max_tokens=20)
-    found = subject.generate(asked, Sampling(temperature=temperature))
+    found = subject.generate(asked, Sampling(temperature=temperature, top_p=top_p))
     pairs = [(request.prompt_ids, c) for request, row in zip(asked, found, strict=True) for c in row]
     batch = pack([p for p, _ in pairs], range(len(pairs)), [c.token_ids for _, c in pairs], range(len(pairs)),
                  device=policy.device)  # fmt: skip
@@ -142,6 +147,76 @@ def test_first_tokens_have_the_models_distribution(subject: Subject) -> None:
     expected_counts = [expected[token].item() for token in common]
     chi_square = stats.chisquare([*observed, rest], [*expected_counts, 2000 - sum(expected_counts)])
     assert chi_square.pvalue > 1e-4
+
+
+def test_top_p_draws_only_the_most_likely_tokens_each_as_often_as_it_should(subject: Subject) -> None:
+    """Chi-square of 2,000 first tokens against the softmax of the fewest tokens that reach 0.8."""
+    ids, sampling = prompt(subject.policy, PROMPTS[0]), Sampling(temperature=3.0, top_p=0.8)
+    asked = [PromptRequest(prompt_ids=ids, row_keys=tuple((4, row) for row in range(2000)), max_tokens=1)]
+    (completions,) = subject.generate(asked, sampling)
+    with torch.no_grad():
+        logits = subject.policy.model(torch.tensor([ids])).logits[0, -1]
+    probs, tokens = (logits / 3.0).softmax(dim=-1).sort(descending=True)
+    num = int((probs.cumsum(0) < 0.8).sum()) + 1
+    counts = Counter(completion.token_ids[0] for completion in completions)
+    nucleus = tokens[:num].tolist()
+    assert len(nucleus) > 3
+    assert set(counts) <= set(nucleus)
+    expected = probs[:num] / probs[:num].sum() * 2000
+    assert stats.chisquare([counts[token] for token in nucleus], expected.tolist()).pvalue > 1e-4
+
+
+def test_each_request_has_its_own_limit(subject: Subject) -> None:
+    asked = requests(subject.policy, rows=3, max_tokens=40)
+    whole = subject.generate(asked, Sampling(temperature=1.0))
+    limits = (3, 40, 1, 17)
+    cut = [replace(request, max_tokens=limit) for request, limit in zip(asked, limits, strict=True)]
+    for limit, long, short in zip(limits, whole, subject.generate(cut, Sampling(temperature=1.0)), strict=True):
+        assert [completion.token_ids for completion in short] == [c.token_ids[:limit] for c in long]
+        assert [c.truncated for c in short] == [c.truncated or len(c.token_ids) > limit for c in long]
+
+
+def test_a_stop_string_ends_a_completion_at_the_token_that_completes_it(subject: Subject) -> None:
+    asked, tokenizer = requests(subject.policy, rows=6, max_tokens=40), subject.policy.tokenizer
+    plain = subject.generate(asked, Sampling(temperature=1.0))
+    # what some completion has in its middle, and the text of a special token, which others may end with
+    stop = (tokenizer.decode(plain[0][0].token_ids[6:8]), tokenizer.decode([subject.policy.eos_ids[0]]))
+    found = subject.generate(asked, Sampling(temperature=1.0, stop=stop))
+    for expected, completion in zip(chain(*plain), chain(*found), strict=True):
+        texts = [tokenizer.decode(expected.token_ids[:end]) for end in range(1, len(expected.token_ids) + 1)]
+        ends = [end for end, text in enumerate(texts, 1) if any(string in text for string in stop)]
+        length = ends[0] if ends else len(texts)
+        assert completion.token_ids == expected.token_ids[:length]
+        assert completion.logprobs == pytest.approx(expected.logprobs[:length], abs=subject.atol)
+        assert (completion.stopped, completion.truncated) == (bool(ends), not ends)
+    assert any(completion.token_ids[-1] not in subject.policy.eos_ids for completion in chain(*found))
+
+
+def test_a_budget_of_thinking_is_kept_whatever_the_order_of_requests(subject: Subject) -> None:
+    policy, end = subject.policy, "7"  # which the shipped organisms write, and the untrained models by chance
+    config = ThinkingConfig(end=end, max_tokens=18, min_waits=1, wait="W", then="So", answer_tokens=9)
+    asked = requests(policy, rows=5, max_tokens=18)
+
+    def forced(some: list[PromptRequest]) -> dict[tuple[int, ...], Forced]:
+        found: dict[tuple[int, ...], Forced] = {}
+        subject.engine.wake(policy, subject.weights)
+        keep = lambda request, row, completion: found.update({some[request].row_keys[row]: completion})  # noqa: E731
+        force(subject.engine, policy, some, Sampling(temperature=1.0), config, keep)
+        return found
+
+    found = forced(asked)
+    assert len(found) == 20
+    for completion in found.values():
+        text = policy.tokenizer.decode(completion.token_ids[: completion.thinking_tokens])
+        assert completion.thinking_tokens <= 18
+        assert completion.waits == 1 or completion.forced_end
+        assert text.count("W") >= completion.waits
+        assert end not in text
+        assert 1 <= len(completion.answer_ids) <= 9
+        assert completion.token_ids[-len(completion.answer_ids) :] == completion.answer_ids
+    turned = [replace(request, row_keys=request.row_keys[::-1]) for request in asked[::-1]]
+    assert forced(turned) == found
+    assert forced([replace(asked[2], row_keys=asked[2].row_keys[3:4])]).items() <= found.items()
 
 
 def test_each_completion_is_handed_over_once(subject: Subject) -> None:

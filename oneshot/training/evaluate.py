@@ -30,7 +30,7 @@ from oneshot.tasks.prompts import Shot
 from oneshot.training.metrics import EvaluatedCompletion, Evaluation, Forcing
 
 Graded = TypeVar("Graded")
-Ended = TypeVar("Ended", bound=Completion | Forced)
+AnyCompletion = TypeVar("AnyCompletion", bound=Completion | Forced)
 
 
 def evaluate(
@@ -50,17 +50,17 @@ def evaluate(
     """
     stream = int(suite.digest[:8], 16)
     share = world.share(list(enumerate(suite.problems)))
+    asked = [prompt_ids(policy, suite, problem, shots=shots) for _, problem in share]
+    for ids in asked:
+        check_ids(policy, ids)
     requests = [
         PromptRequest(
-            prompt_ids=(ids := prompt_ids(policy, suite, problem, shots=shots)),
+            prompt_ids=ids,
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
-            max_tokens=_limit(policy, suite, len(ids)),
+            max_tokens=limit,
         )
-        for index, problem in share
+        for (index, _), ids, limit in zip(share, asked, _limits(policy, suite, asked), strict=True)
     ]
-
-    for request in requests:
-        check_ids(policy, request.prompt_ids)
 
     def grade(request: int, completion: Completion | Forced) -> EvaluatedCompletion:
         problem, text = share[request][1], _text(policy, suite, completion)
@@ -102,8 +102,8 @@ def prompt_ids(policy: Policy, suite: Suite, problem: Problem, *, shots: Sequenc
 
 
 def grade_each(
-    generate: Callable[[Callable[[int, int, Ended], None]], object],
-    grade: Callable[[int, Ended], Graded],
+    generate: Callable[[Callable[[int, int, AnyCompletion], None]], object],
+    grade: Callable[[int, AnyCompletion], Graded],
     *,
     grader: Grader,
 ) -> dict[tuple[int, int], Graded]:
@@ -112,7 +112,7 @@ def grade_each(
     # each thread waits for one of the grader's processes
     with ThreadPoolExecutor(max_workers=grader.num_children) as pool:
 
-        def ended(request: int, row: int, completion: Ended) -> None:
+        def ended(request: int, row: int, completion: AnyCompletion) -> None:
             futures[request, row] = pool.submit(grade, request, completion)
 
         generate(ended)
@@ -165,25 +165,26 @@ def longest_completion(policy: Policy, suite: Suite) -> int:
     return suite.thinking.max_tokens + rule_of(policy, suite.thinking).num_reserved
 
 
-def _limit(policy: Policy, suite: Suite, num_prompt: int) -> int:
-    """Return the largest number of tokens in a completion of a prompt, or in its thinking if that has a budget.
+def _limits(policy: Policy, suite: Suite, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each prompt the largest number of tokens in its completions, or in their thinking if it has a budget.
 
     If a prompt leaves fewer of the model's positions than the suite allows, these are the limit, as in vLLM.
 
     Raises DataError: a prompt leaves no position.
     """
-    most = policy.max_positions
+    most, longest = policy.max_positions, max(map(len, prompts), default=0)
     if suite.thinking is None:
-        limit, rest, use, hint = suite.max_tokens, 0, "an answer", "use another suite or model"
+        limit, reserved, use, hint = suite.max_tokens, 0, "an answer", "use another suite or model"
     else:
-        limit, rest = suite.thinking.max_tokens, rule_of(policy, suite.thinking).num_reserved
-        use, hint = f"thinking, since its answer takes {rest}", "lower thinking.answer_tokens, or use another model"
-    if num_prompt + rest >= most:
+        limit, reserved = suite.thinking.max_tokens, rule_of(policy, suite.thinking).num_reserved
+        use = f"thinking, since {reserved} are kept for the answer"
+        hint = "lower thinking.answer_tokens, or use another suite or model"
+    if longest + reserved >= most:
         raise DataError(
-            f"eval.suites.{suite.name}: a prompt of {num_prompt} tokens leaves none of the model's {most} positions "
-            f"for {use}; {hint}"
+            f"eval.suites.{suite.name}: a prompt of {longest} tokens leaves none of the model's {most} positions for "
+            f"{use}; {hint}"
         )
-    return min(limit, most - num_prompt - rest)
+    return [min(limit, most - reserved - len(prompt)) for prompt in prompts]
 
 
 def _complete(
