@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step
 
@@ -79,16 +79,17 @@ class SuiteConfig(Config):
         None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"
     )
 
-    @model_validator(mode="after")
-    def _thinking_sets_length_and_end(self) -> "SuiteConfig":
-        if self.thinking is not None and self.max_tokens is not None:
+    @field_validator("thinking")
+    @classmethod
+    def _sets_length_and_end(cls, thinking: ThinkingConfig | None, info: ValidationInfo) -> ThinkingConfig | None:
+        if thinking is not None and info.data.get("max_tokens") is not None:
             raise ValueError(
-                "a suite sets both max_tokens and thinking; remove max_tokens, since a completion has up to "
-                "thinking.max_tokens + thinking.answer_tokens"
+                "the suite also sets max_tokens; remove it, since a completion has up to thinking.max_tokens + "
+                "thinking.answer_tokens"
             )
-        if self.thinking is not None and self.stop:
-            raise ValueError("a suite sets both stop and thinking; remove stop, since thinking.end ends the thinking")
-        return self
+        if thinking is not None and info.data.get("stop"):
+            raise ValueError("the suite also sets stop; remove it, since thinking.end is where its thinking stops")
+        return thinking
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]

@@ -36,11 +36,6 @@ def inert_settings(config: TrialConfig) -> list[str]:
         )
     if config.rollout.engine == "hf" and _is_set(config, "rollout.kv_gib"):
         warnings.append("rollout.kv_gib has no effect with rollout.engine hf")
-    warnings += [
-        f"eval.suites.{suite.name}.top_p has no effect at temperature 0"
-        for suite in load_suites(config)
-        if suite.temperature == 0 and config.eval.suites[suite.name].top_p not in (None, 1.0)
-    ]
     return warnings
 
 
@@ -122,6 +117,13 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     if offloads and all(choose_strategy(cell.config, cell.resources) != "fsdp" for cell in offloads):
         warnings.append("resources.cpu_offload has no effect: it needs strategy fsdp, which no trial uses")
     return warnings
+
+
+def odd_suites(cells: Sequence[Cell]) -> list[str]:
+    """Return a warning for each suite with a setting that has no effect."""
+    suites = [(suite, cell.config.eval.suites[suite.name]) for cell in cells for suite in load_suites(cell.config)]
+    greedy = {suite.name for suite, rule in suites if suite.temperature == 0 and rule.top_p not in (None, 1.0)}
+    return [f"eval.suites.{name}.top_p has no effect at temperature 0" for name in sorted(greedy)]
 
 
 def odd_rows(cells: Sequence[Cell]) -> list[str]:

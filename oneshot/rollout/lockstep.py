@@ -28,6 +28,8 @@ from oneshot.rollout.wave import Wave, has_window, num_admitted
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
 """Steps between two counts of the live rows: on a GPU a count waits for all earlier kernels."""
+SORTED_LOGITS = 2**22
+"""Largest number of logits that `top_p` sorts at a time: 16 MiB in float32, and a few times more for indices."""
 
 
 @dataclass(slots=True)
@@ -166,8 +168,10 @@ def _draw(
     hidden_BH: Tensor, head: Tensor, uniforms_B: Tensor, sampling: Sampling, space: Workspace
 ) -> tuple[Tensor, Tensor]:
     """Draw each row's next token, a part of the rows at a time; return it and its log-probability."""
-    parts = []
-    for hidden_nH, uniforms_n in zip(hidden_BH.split(space.num_rows), uniforms_B.split(space.num_rows), strict=True):
+    parts, num_rows = [], space.num_rows
+    if sampling.top_p < 1.0:
+        num_rows = min(num_rows, max(1, SORTED_LOGITS // space.logits_nV.shape[1]))
+    for hidden_nH, uniforms_n in zip(hidden_BH.split(num_rows), uniforms_B.split(num_rows), strict=True):
         logits_nV, cdf_nV = space.rows(len(hidden_nH))
         logits(hidden_nH, head, temperature=sampling.temperature or 1.0, out=logits_nV)
         if sampling.temperature == 0.0:

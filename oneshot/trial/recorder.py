@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -28,7 +28,7 @@ from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.training.launcher import Processes
-from oneshot.training.metrics import Evaluation, StepMetrics
+from oneshot.training.metrics import EvaluatedCompletion, Evaluation, StepMetrics
 from oneshot.trial.environment import describe, distribution, environment
 from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.scripted import ScriptedTrainer
@@ -197,15 +197,9 @@ class _Recorder:
         self.guards.check(step.metrics)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
-        columns: tuple[str, ...] = EVALUATION_COLUMNS
-        rows: list[tuple[Any, ...]] = list(map(_EVALUATED, evaluation.records))
-        if evaluation.records[0].forcing is not None:
-            columns += FORCING_COLUMNS
-            rows = [(*row, *_FORCING(record)) for row, record in zip(rows, evaluation.records, strict=True)]
         self.folder.write_completions(
             f"eval-{evaluation.digest}-{evaluation.step}",
-            columns,
-            rows,
+            *evaluation_table(evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,
             step=evaluation.step,
@@ -277,6 +271,14 @@ class _Recorder:
             self.lease.release()
         except OSError as error:  # the store cannot be reached: the lease will lapse
             logger.warning("cannot release the lease of %s: %s", self.folder.path, error)
+
+
+def evaluation_table(records: Sequence[EvaluatedCompletion]) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Return columns and rows of an evaluation's completions, with how they thought if they had a budget."""
+    if records[0].forcing is None:
+        return EVALUATION_COLUMNS, list(map(_EVALUATED, records))
+    rows: list[Sequence[Any]] = [(*_EVALUATED(record), *_FORCING(record)) for record in records]
+    return (*EVALUATION_COLUMNS, *FORCING_COLUMNS), rows
 
 
 class _Log:
