@@ -96,7 +96,7 @@ def forced(policy: Policy, config: ThinkingConfig, budget: int, *texts: str) -> 
 
 
 def rule(**changes: Any) -> ThinkingConfig:
-    return ThinkingConfig.model_validate({"end": "So", "then": "Ans:", "max_tokens": 20, "answer_tokens": 8, **changes})
+    return ThinkingConfig.model_validate({"end": "So", "then": "Out:", "max_tokens": 20, "answer_tokens": 8, **changes})
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def rule(**changes: Any) -> ThinkingConfig:
         # twice the end becomes `Wait`, the third is kept; 2 + 4 + 2 + 4 + 1 = 13 tokens
         (rule(min_waits=2), ["abSo", "cdSo", "eSo", f"1{EOS}"], f"abWaitcdWaiteSo1{EOS}", 13, 2, False),
         # an end token before the waits is dropped, and after them it is an end of thinking
-        (rule(min_waits=1), [f"ab{EOS}", f"c{EOS}", f"1{EOS}"], f"abWaitcSo\nAns:1{EOS}", 7, 1, False),
+        (rule(min_waits=1), [f"ab{EOS}", f"c{EOS}", f"1{EOS}"], f"abWaitcSo\nOut:1{EOS}", 7, 1, False),
         # the budget of 20 is used up
-        (rule(), ["x" * 30, f"1{EOS}"], f"{'x' * 20}So\nAns:1{EOS}", 20, 0, True),
+        (rule(), ["x" * 30, f"1{EOS}"], f"{'x' * 20}So\nOut:1{EOS}", 20, 0, True),
         # ... after a wait: 10 + 4 + 6
-        (rule(min_waits=1), ["x" * 10 + "So", "y" * 30, "1" * 9], "xxxxxxxxxxWaityyyyyySo\nAns:11111111", 20, 1, True),
+        (rule(min_waits=1), ["x" * 10 + "So", "y" * 30, "1" * 9], "xxxxxxxxxxWaityyyyyySo\nOut:11111111", 20, 1, True),
         # after 16 tokens `Wait` would leave no room for another: thinking ends
-        (rule(min_waits=1), ["x" * 16 + "So", f"1{EOS}"], f"{'x' * 16}So\nAns:1{EOS}", 16, 0, True),
+        (rule(min_waits=1), ["x" * 16 + "So", f"1{EOS}"], f"{'x' * 16}So\nOut:1{EOS}", 16, 0, True),
         # after 15 there is room for one
-        (rule(min_waits=1), ["x" * 15 + "So", "y" * 3, "1"], f"{'x' * 15}WaitySo\nAns:1", 20, 1, True),
+        (rule(min_waits=1), ["x" * 15 + "So", "y" * 3, "1"], f"{'x' * 15}WaitySo\nOut:1", 20, 1, True),
         # nothing is thought
         (rule(), ["So", f"1{EOS}"], f"So1{EOS}", 0, 0, False),
         # an end that the budget cuts in two is no end: 19 and `S`
-        (rule(), ["x" * 19 + "So", f"1{EOS}"], f"{'x' * 19}SSo\nAns:1{EOS}", 20, 0, True),
+        (rule(), ["x" * 19 + "So", f"1{EOS}"], f"{'x' * 19}SSo\nOut:1{EOS}", 20, 0, True),
     ],
 )  # fmt: skip
 def test_the_loop_by_hand(

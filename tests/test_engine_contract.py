@@ -180,7 +180,8 @@ def test_a_stop_string_ends_a_completion_at_the_token_that_completes_it(subject:
     asked, tokenizer = requests(subject.policy, rows=6, max_tokens=40), subject.policy.tokenizer
     plain = subject.generate(asked, Sampling(temperature=1.0))
     # what some completion has in its middle, and the text of a special token, which others may end with
-    stop = (tokenizer.decode(plain[0][0].token_ids[6:8]), tokenizer.decode([subject.policy.eos_ids[0]]))
+    long = next(completion for completion in chain(*plain) if len(completion.token_ids) > 8)
+    stop = (tokenizer.decode(long.token_ids[6:8]), tokenizer.decode([subject.policy.eos_ids[0]]))
     found = subject.generate(asked, Sampling(temperature=1.0, stop=stop))
     for expected, completion in zip(chain(*plain), chain(*found), strict=True):
         texts = [tokenizer.decode(expected.token_ids[:end]) for end in range(1, len(expected.token_ids) + 1)]

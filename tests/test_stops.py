@@ -37,7 +37,7 @@ def tokenizer_of(name: str) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["</think>", "<|im_end|>"],
     )
-    tokenizer.train_from_iterator(["So the end is Ende, élan é\n\nthen the end so 77 8"] * 9, trainer)
+    tokenizer.train_from_iterator(["So the end is late, élan é\n\nthen the end so 77 8"] * 9, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
