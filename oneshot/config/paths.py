@@ -58,20 +58,20 @@ def layered(*levels: Mapping[str, Setting]) -> dict[str, Setting]:
         replaced = {path for path, setting in level.items() if setting.value != {}}
         merged = {path: setting for path, setting in merged.items() if replaced.isdisjoint(_sections(path))}
         merged |= level
-        for path, setting in level.items():
-            for section in _sections(path):
-                if section not in merged or merged[section].value is not None:
-                    continue
+        absent = {path for path, setting in merged.items() if setting.value is None}
+        for path in level if absent else ():
+            for section in absent & _sections(path):
                 if section in level:
-                    raise SettingError(setting.where, f"{path} is set, but {section} is null; remove one of them")
-                del merged[section]
+                    raise SettingError(level[path].where, f"{path} is set, but {section} is null; remove one of them")
+                merged.pop(section, None)
     return merged
 
 
-def _sections(path: str) -> list[str]:
+@cache
+def _sections(path: str) -> frozenset[str]:
     """Return the sections that a path is in, such as `model` and `model.adapter`."""
     parts = path.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+    return frozenset(".".join(parts[:end]) for end in range(1, len(parts)))
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
