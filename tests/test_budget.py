@@ -118,8 +118,11 @@ def rule(**changes: Any) -> ThinkingConfig:
         (rule(min_waits=1), ["x" * 15 + "So", "y" * 3, "1"], f"{'x' * 15}WaitySo\nOut:1", 20, 1, True),
         # nothing is thought
         (rule(), ["So", f"1{EOS}"], f"So1{EOS}", 0, 0, False),
-        # an end that the budget cuts in two is no end: 19 and `S`
-        (rule(), ["x" * 19 + "So", f"1{EOS}"], f"{'x' * 19}SSo\nOut:1{EOS}", 20, 0, True),
+        # the budget does not count the end: all 20 are thought, and it ends by itself
+        (rule(), ["x" * 20 + "So", f"1{EOS}"], f"{'x' * 20}So1{EOS}", 20, 0, False),
+        # ... but after 21 it is too late
+        (rule(), ["x" * 21 + "So", f"1{EOS}"], f"{'x' * 20}So\nOut:1{EOS}", 20, 0, True),
+        (rule(), ["x" * 21 + EOS, f"1{EOS}"], f"{'x' * 20}So\nOut:1{EOS}", 20, 0, True),
     ],
 )  # fmt: skip
 def test_the_loop_by_hand(

@@ -38,6 +38,7 @@ class Rule:
     tokenizer: Any
     wait_ids: tuple[int, ...]
     close_ids: tuple[int, ...]  # they end thinking and ask for the answer
+    num_end: int  # tokens of `end`, which the budget does not count
 
     @property
     def num_reserved(self) -> int:
@@ -47,9 +48,11 @@ class Rule:
 
 def rule_of(policy: Policy, config: ThinkingConfig) -> Rule:
     """Return a suite's rule for a policy's tokenizer."""
-    texts = (config.wait, f"{config.end}\n{config.then}")
-    wait_ids, close_ids = (tuple(policy.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
-    return Rule(config=config, tokenizer=policy.tokenizer, wait_ids=wait_ids, close_ids=close_ids)
+    texts = (config.wait, f"{config.end}\n{config.then}", config.end)
+    wait_ids, close_ids, end_ids = (tuple(policy.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    return Rule(
+        config=config, tokenizer=policy.tokenizer, wait_ids=wait_ids, close_ids=close_ids, num_end=len(end_ids)
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,15 +77,16 @@ class _Row:
 
     def think(self, completion: Completion, rule: Rule) -> None:
         """Add what was sampled, and then continue or end thinking."""
-        sampled = completion.token_ids
-        if completion.truncated:
-            self.tokens += sampled
+        sampled, is_end, left = completion.token_ids, completion.stopped, self.budget - len(self.tokens)
+        kept = sampled
+        if is_end:
+            kept = sampled[: num_before(rule.tokenizer, sampled, rule.config.end)]
+        elif not completion.truncated:  # an EOS token
+            kept = sampled[:-1]
+        self.tokens += kept[:left]
+        if completion.truncated or len(kept) > left:
             self._close(rule, forced=True)
-            return
-        is_end = completion.stopped
-        kept = sampled[: num_before(rule.tokenizer, sampled, rule.config.end)] if is_end else sampled[:-1]
-        self.tokens += kept
-        if self.waits == rule.config.min_waits and is_end:
+        elif self.waits == rule.config.min_waits and is_end:
             self.thinking_tokens = len(self.tokens)
             self.tokens += sampled[len(kept) :]
         elif self.waits == rule.config.min_waits:
@@ -130,7 +134,8 @@ def force(
     ]
     until_end = replace(sampling, stop=(config.end,))
     while thinking := [row for row in rows if row.thinking_tokens is None]:
-        asked = [row.request(row.budget - len(row.tokens)) for row in thinking]
+        # what has used its budget may still write its end
+        asked = [row.request(row.budget - len(row.tokens) + rule.num_end) for row in thinking]
         for row, completion in zip(thinking, chain(*engine.generate(policy, asked, until_end)), strict=True):
             row.think(completion, rule)
 
