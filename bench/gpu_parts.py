@@ -142,13 +142,13 @@ def state_of(config: Any, *, keeps_kv: bool = False) -> Any:
     return new_state(config, seed=0, grader=Grader(), keeps_kv=keeps_kv)
 
 
-def requests(state: Any, *, rows: int, uneven: bool = False) -> list[Any]:
+def requests(state: Any, *, rows: int, max_tokens: int, uneven: bool = False) -> list[Any]:
     """Return the trial's first prompt with some rows; with `uneven` also a shorter one, so that one is padded."""
     from oneshot.rollout.engine import PromptRequest
 
     prompts = [state.prompts[0], *([state.prompts[0][:-2]] if uneven else [])]
     return [
-        PromptRequest(prompt_ids=ids, row_keys=tuple((0, index, row) for row in range(rows)))
+        PromptRequest(prompt_ids=ids, row_keys=tuple((0, index, row) for row in range(rows)), max_tokens=max_tokens)
         for index, ids in enumerate(prompts)
     ]
 
@@ -200,7 +200,9 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
     state = state_of(config)
 
     def padded() -> None:
-        state.engine.generate(state.policy, requests(state, rows=4, uneven=True), Sampling(temperature=1, max_tokens=4))
+        state.engine.generate(
+            state.policy, requests(state, rows=4, uneven=True, max_tokens=4), Sampling(temperature=1.0)
+        )
 
     def update() -> None:
         with state.weights.updating():
@@ -243,9 +245,10 @@ def against_cpu(sizes: Sizes) -> Iterator[Check]:
 
     for dtype, bar in (("float32", 1e-4), ("float64", 1e-9)):
         here, there = (state_of(tiny(sizes, device=device, model={"dtype": dtype})) for device in (sizes.device, "cpu"))
-        greedy = Sampling(temperature=0.0, max_tokens=40)
+        greedy = Sampling(temperature=0.0)
         ours, theirs = (
-            state.engine.generate(state.policy, requests(state, rows=2, uneven=True), greedy) for state in (here, there)
+            state.engine.generate(state.policy, requests(state, rows=2, uneven=True, max_tokens=40), greedy)
+            for state in (here, there)
         )
         yield Check(
             name=f"{dtype}: greedy tokens", expected="equal",
@@ -284,8 +287,8 @@ def graphs(sizes: Sizes) -> Iterator[Check]:
     wave.LENGTH_STEP = 16  # so that rooms grow, and rows wait, within these short completions
     state = state_of(tiny(sizes, model={"dtype": "float64"}))
     for temperature in (0.0, 1.0):
-        sampling = Sampling(temperature=temperature, max_tokens=56)
-        asked = requests(state, rows=16, uneven=True)
+        sampling = Sampling(temperature=temperature)
+        asked = requests(state, rows=16, uneven=True, max_tokens=56)
         fixed, plain = (
             Lockstep(kv_gib=1.0, fixed_shapes=fixed_shapes).generate(state.policy, asked, sampling)
             for fixed_shapes in (True, False)
@@ -328,13 +331,13 @@ def memory(sizes: Sizes) -> Iterator[Check]:
 
     state = state_of(tiny(sizes))
     engine = Lockstep(kv_gib=0.001, fixed_shapes=True)
-    sampling = Sampling(temperature=1.0, max_tokens=56)
-    engine.generate(state.policy, requests(state, rows=64), sampling)
+    sampling = Sampling(temperature=1.0)
+    engine.generate(state.policy, requests(state, rows=64, max_tokens=56), sampling)
     before = held_mib()
     gc.collect()
     gc.disable()
     for _ in range(3):
-        engine.generate(state.policy, requests(state, rows=64), sampling)
+        engine.generate(state.policy, requests(state, rows=64, max_tokens=56), sampling)
     num_alive = sum(isinstance(thing, KvLayer) for thing in gc.get_objects())
     after = held_mib()
     gc.enable()
@@ -456,10 +459,10 @@ def rollout(sizes: Sizes) -> Iterator[Check]:
         state = state_of(large(sizes, groups=1, max_tokens=max_tokens), keeps_kv=True)
         # random weights sample almost uniformly: one token of these ends a completion after max_tokens / 2 or so
         state.policy.eos_ids = tuple(range(0, sizes.vocabulary, max_tokens // 2))
-        sampling = Sampling(temperature=1.0, max_tokens=max_tokens)
+        sampling = Sampling(temperature=1.0)
 
         def run(state: Any = state, rows: int = rows, sampling: Any = sampling) -> int:
-            groups = state.engine.generate(state.policy, requests(state, rows=rows), sampling)
+            groups = state.engine.generate(state.policy, requests(state, rows=rows, max_tokens=max_tokens), sampling)
             return sum(len(ids) for ids in tokens_of(groups))
 
         run()

@@ -240,8 +240,12 @@ def measure_rollout(case: Case, folder: Path, steps: int, *, ours: bool, skewed:
     prompt_ids = state.prompts[0]
 
     def our_length(step: int) -> int:
-        request = PromptRequest(prompt_ids=prompt_ids, row_keys=tuple((SEED, step, row) for row in range(case.rows)))
-        sampling = Sampling(temperature=TEMPERATURE, max_tokens=case.max_tokens)
+        request = PromptRequest(
+            prompt_ids=prompt_ids,
+            row_keys=tuple((SEED, step, row) for row in range(case.rows)),
+            max_tokens=case.max_tokens,
+        )
+        sampling = Sampling(temperature=TEMPERATURE)
         (completions,) = state.engine.generate(policy, [request], sampling)
         return sum(len(completion.token_ids) for completion in completions)
 

@@ -100,7 +100,7 @@ def measure(engine: str, case: Case, folder: Path) -> dict[str, float]:
     ends = range(0, len(policy.model.get_output_embeddings().weight), case.max_tokens // 4) if case.skewed else ()
     policy.eos_ids = tuple(ends)
     prompt = tuple(range(3, 3 + PROMPT_TOKENS))
-    sampling = Sampling(temperature=TEMPERATURE, max_tokens=case.max_tokens)
+    sampling = Sampling(temperature=TEMPERATURE)
     longest = PROMPT_TOKENS + case.max_tokens
     kv_gib = 1.1 * case.rows * longest * policy.kv_bytes / 2**30
     engines: dict[str, Callable[[], Any]] = {
@@ -114,7 +114,9 @@ def measure(engine: str, case: Case, folder: Path) -> dict[str, float]:
         made.wake(policy, weights)
 
     def by_engine(call: int) -> int:
-        request = PromptRequest(prompt_ids=prompt, row_keys=tuple((call, row) for row in range(case.rows)))
+        request = PromptRequest(
+            prompt_ids=prompt, row_keys=tuple((call, row) for row in range(case.rows)), max_tokens=case.max_tokens
+        )
         (completions,) = made.generate(policy, [request], sampling)
         return sum(len(completion.token_ids) for completion in completions)
 

@@ -34,9 +34,13 @@ def prompt(policy: Policy, text: str) -> tuple[int, ...]:
     return tuple(encode(text, suffix="", template="plain", tokenizer=policy.tokenizer))
 
 
-def requests(policy: Policy, *, rows: int) -> list[PromptRequest]:
+def requests(policy: Policy, *, rows: int, max_tokens: int) -> list[PromptRequest]:
     return [
-        PromptRequest(prompt_ids=prompt(policy, text), row_keys=tuple((7, index, row) for row in range(rows)))
+        PromptRequest(
+            prompt_ids=prompt(policy, text),
+            row_keys=tuple((7, index, row) for row in range(rows)),
+            max_tokens=max_tokens,
+        )
         for index, text in enumerate(PROMPTS)
     ]
 

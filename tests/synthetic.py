@@ -5,26 +5,29 @@ What is written goes through the store's own functions, and an evaluation's metr
 
 import random
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from builders import begin_attempt
 
+from oneshot.config.evaluation import ThinkingConfig
 from oneshot.config.file import load
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
-from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.records import SAMPLED_COLUMNS, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import Suite, due_evaluations, load_suites
 from oneshot.tasks.problems import Problem
 from oneshot.training.evaluate import summary
-from oneshot.training.metrics import EvaluatedCompletion
+from oneshot.training.metrics import EvaluatedCompletion, Forcing
 from oneshot.trial.environment import describe
+from oneshot.trial.recorder import evaluation_table
 
 Accuracy = Callable[[Trial, int, int], float]
 """(trial, step, index of the problem) -> whether it is right, or with what probability."""
@@ -181,15 +184,20 @@ def _write_evaluation(
         for index, problem in enumerate(suite.problems)
         for sample in range(suite.samples)
     ]
+    if suite.thinking is not None:
+        records = [replace(each, forcing=_forcing(suite.thinking, draw)) for each in records]
     folder.write_completions(
-        f"eval-{suite.digest}-{step}",
-        EVALUATION_COLUMNS,
-        ([getattr(r, "problem_id" if c == "id" else c) for c in EVALUATION_COLUMNS] for r in records),
-        suite=suite.name,
-        digest=suite.digest,
-        step=step,
+        f"eval-{suite.digest}-{step}", *evaluation_table(records), suite=suite.name, digest=suite.digest, step=step
     )
-    return summary(records, samples=suite.samples, graders=suite.graders)
+    return summary(records, samples=suite.samples, graders=suite.graders, thinking=suite.thinking)
+
+
+def _forcing(thinking: ThinkingConfig, draw: random.Random) -> Forcing:
+    used = draw.randint(thinking.max_tokens // 2, thinking.max_tokens)
+    is_forced = used == thinking.max_tokens
+    return Forcing(
+        thinking_tokens=used, waits=thinking.min_waits, forced_end=is_forced, no_final_answer=draw.random() < 0.1
+    )
 
 
 def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: bool) -> EvaluatedCompletion:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -45,10 +46,10 @@ def test_other_families_decode_as_plain_generate_does(kind: str, engine: str) ->
     policy = Policy(model=model, tokenizer=None, eos_ids=(1,), pad_id=0, max_positions=64, num_kv=tokens * 2)
     # of unequal lengths, so that one of them is padded and the window is passed
     asked = [
-        PromptRequest(prompt_ids=tuple(range(5, 5 + length)), row_keys=((0, length, 0), (0, length, 1)))
+        PromptRequest(prompt_ids=tuple(range(5, 5 + length)), row_keys=((0, length, 0), (0, length, 1)), max_tokens=12)
         for length in (9, 3)
     ]
-    sampling = Sampling(temperature=0.0, max_tokens=12)
+    sampling = Sampling(temperature=0.0)
     expected = HfGenerate().generate(policy, asked, sampling)
     found = ENGINES[engine](policy).generate(policy, asked, sampling)
     assert [[c.token_ids for c in row] for row in found] == [[c.token_ids for c in row] for row in expected]
@@ -66,8 +67,8 @@ def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Poli
     try:
         Lockstep(kv_gib=1.0).generate(
             policy,
-            requests(policy, rows=16),
-            Sampling(temperature=1.0, max_tokens=56),
+            requests(policy, rows=16, max_tokens=56),
+            Sampling(temperature=1.0),
             lambda *_: handed_after.append(num_forwards),
         )
     finally:
@@ -78,16 +79,16 @@ def test_a_completion_is_handed_over_while_others_are_still_decoded(policy: Poli
 
 @pytest.mark.parametrize("rows", [1024, 16, 5])
 def test_order_of_rows_and_size_of_waves_change_no_token(policy: Policy, rows: int) -> None:
-    asked = requests(policy, rows=6)
-    sampling = Sampling(temperature=1.0, max_tokens=56)
+    asked = requests(policy, rows=6, max_tokens=56)
+    sampling = Sampling(temperature=1.0)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
-    turned = [PromptRequest(prompt_ids=r.prompt_ids, row_keys=r.row_keys[::-1]) for r in asked[::-1]]
+    turned = [replace(request, row_keys=request.row_keys[::-1]) for request in asked[::-1]]
     assert by_key(turned, in_waves(policy, rows).generate(policy, turned, sampling)) == expected
 
 
 def test_fixed_shapes_that_change_on_the_way_change_no_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = requests(policy, rows=13)
-    sampling = Sampling(temperature=1.0, max_tokens=56)
+    asked = requests(policy, rows=13, max_tokens=56)
+    sampling = Sampling(temperature=1.0)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
     monkeypatch.setattr(wave, "LENGTH_STEP", 16)
     assert by_key(asked, Lockstep(kv_gib=1.0, fixed_shapes=True).generate(policy, asked, sampling)) == expected
@@ -97,8 +98,8 @@ def test_fixed_shapes_that_change_on_the_way_change_no_token(policy: Policy, mon
 def test_dropping_finished_rows_late_or_at_once_changes_no_token(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, live_share: float
 ) -> None:
-    asked = requests(policy, rows=16)
-    sampling = Sampling(temperature=1.0, max_tokens=56)
+    asked = requests(policy, rows=16, max_tokens=56)
+    sampling = Sampling(temperature=1.0)
     expected = by_key(asked, Lockstep(kv_gib=1.0).generate(policy, asked, sampling))
     assert len({len(tokens) for tokens in expected.values()}) > 5  # rows do end at different times
     monkeypatch.setattr(lockstep, "LIVE_SHARE", live_share)
@@ -108,8 +109,8 @@ def test_dropping_finished_rows_late_or_at_once_changes_no_token(
 def test_counting_the_live_rows_seldom_as_a_gpu_does_changes_no_token(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = requests(policy, rows=16)
-    sampling = Sampling(temperature=1.0, max_tokens=54)
+    asked = requests(policy, rows=16, max_tokens=54)
+    sampling = Sampling(temperature=1.0)
     expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
     monkeypatch.setitem(lockstep.CHECK_STEPS, "cpu", 8)
     found = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
@@ -119,8 +120,8 @@ def test_counting_the_live_rows_seldom_as_a_gpu_does_changes_no_token(
 
 def test_in_float32_order_and_waves_move_logprobs_by_their_last_digits_only() -> None:
     policy = load_policy(ModelConfig(path="tiny:qwen2"))
-    asked = requests(policy, rows=6)
-    sampling = Sampling(temperature=1.0, max_tokens=24)
+    asked = requests(policy, rows=6, max_tokens=24)
+    sampling = Sampling(temperature=1.0)
     for whole, waved in zip(
         Lockstep(kv_gib=1.0).generate(policy, asked, sampling),
         in_waves(policy, 5).generate(policy, asked, sampling),
@@ -184,9 +185,13 @@ UNEVEN = ("9-3=?", "12*7=?")
 """Prompts of different lengths, so that one is padded."""
 
 
-def uneven(policy: Policy, *, rows: int = 2) -> list[PromptRequest]:
+def uneven(policy: Policy, *, max_tokens: int, rows: int = 2) -> list[PromptRequest]:
     return [
-        PromptRequest(prompt_ids=prompt(policy, text), row_keys=tuple((5, index, row) for row in range(rows)))
+        PromptRequest(
+            prompt_ids=prompt(policy, text),
+            row_keys=tuple((5, index, row) for row in range(rows)),
+            max_tokens=max_tokens,
+        )
         for index, text in enumerate(UNEVEN)
     ]
 
@@ -209,7 +214,7 @@ def test_keys_and_values_are_freed_without_a_garbage_collection(
     engine = Lockstep(kv_gib=in_waves(policy, 1).kv_gib, fixed_shapes=fixed_shapes)
     gc.disable()
     try:
-        engine.generate(policy, uneven(policy, rows=4), Sampling(temperature=1.0, max_tokens=12))
+        engine.generate(policy, uneven(policy, rows=4, max_tokens=12), Sampling(temperature=1.0))
         assert (num_made, len(alive)) == (policy.model.config.num_hidden_layers, 0)
     finally:
         gc.enable()
@@ -235,7 +240,7 @@ def test_masked_decoding_reads_each_key_head_once(
     monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(attention, "sdpa_attention_forward", wide)
     engine = Lockstep(kv_gib=1.0, fixed_shapes=fixed_shapes)
-    engine.generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=6))
+    engine.generate(policy, uneven(policy, max_tokens=6), Sampling(temperature=1.0))
     assert set(num_heads) == {(config.num_key_value_heads, config.num_key_value_heads)}
 
 
@@ -248,7 +253,7 @@ def test_no_position_of_a_padded_prompt_attends_to_nothing(policy: Policy, monke
         return sdpa_attention_forward(module, query, key, value, mask, **rest)
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
-    Lockstep(kv_gib=1.0).generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=2))
+    Lockstep(kv_gib=1.0).generate(policy, uneven(policy, max_tokens=2), Sampling(temperature=1.0))
     assert masks
     assert all(bool(mask.any(dim=-1).all()) for mask in masks)
 
@@ -261,7 +266,7 @@ def test_logits_that_are_not_finite_are_an_error(engine: str, temperature: float
         broken.model.get_output_embeddings().weight[3] = torch.nan
     with pytest.raises(NotFiniteError, match="logits are NaN or infinite at completion token 1 "):
         ENGINES[engine](broken).generate(
-            broken, requests(broken, rows=2), Sampling(temperature=temperature, max_tokens=8)
+            broken, requests(broken, rows=2, max_tokens=8), Sampling(temperature=temperature)
         )
 
 
@@ -292,8 +297,8 @@ def short_of_memory(policy: Policy, *, num_positions: int, **options: Any) -> Lo
 def test_rows_that_wait_for_memory_get_the_same_tokens(
     policy: Policy, monkeypatch: pytest.MonkeyPatch, num_positions: int, fixed_shapes: bool
 ) -> None:
-    asked = requests(policy, rows=7)
-    sampling = Sampling(temperature=1.0, max_tokens=56)
+    asked = requests(policy, rows=7, max_tokens=56)
+    sampling = Sampling(temperature=1.0)
     expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
     monkeypatch.setattr(wave, "LENGTH_STEP", 8)
     engine = short_of_memory(policy, num_positions=num_positions, fixed_shapes=fixed_shapes)
@@ -310,16 +315,16 @@ def test_rows_that_wait_for_memory_get_the_same_tokens(
 
 def test_rows_that_wait_make_progress_before_they_wait_again(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wave, "LENGTH_STEP", 8)
-    asked = requests(policy, rows=7)
+    asked = requests(policy, rows=7, max_tokens=56)
     engine = short_of_memory(policy, num_positions=70)
-    engine.generate(policy, asked, Sampling(temperature=1.0, max_tokens=56))
+    engine.generate(policy, asked, Sampling(temperature=1.0))
     # from 8 tokens on, the number of tokens doubles each time: 8, 16, 32 and 56
     assert engine.use.num_waited <= 3 * 7 * len(PROMPTS)
 
 
 def test_prompts_computed_in_portions_change_no_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = requests(policy, rows=3)
-    sampling = Sampling(temperature=1.0, max_tokens=24)
+    asked = requests(policy, rows=3, max_tokens=24)
+    sampling = Sampling(temperature=1.0)
     expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
     num_tokens: list[int] = []
     hook = policy.model.base_model.register_forward_pre_hook(
@@ -339,15 +344,15 @@ def test_prompts_computed_in_portions_change_no_token(policy: Policy, monkeypatc
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 def test_memory_that_lasts_is_used_again_until_it_is_released(policy: Policy, fixed_shapes: bool) -> None:
-    asked = requests(policy, rows=5)
-    sampling = Sampling(temperature=1.0, max_tokens=24)
+    asked = requests(policy, rows=5, max_tokens=24)
+    sampling = Sampling(temperature=1.0)
     expected = Lockstep(kv_gib=1.0).generate(policy, asked, sampling)
     engine = Lockstep(kv_gib=1.0, lasts=True, fixed_shapes=fixed_shapes)
-    engine.generate(policy, requests(policy, rows=8), sampling)  # what it leaves behind is not seen
+    engine.generate(policy, requests(policy, rows=8, max_tokens=24), sampling)  # what it leaves behind is not seen
     kept = engine._memory
     assert by_key(asked, engine.generate(policy, asked, sampling)) == by_key(asked, expected)
     assert engine._memory is kept
-    larger = requests(policy, rows=40)
+    larger = requests(policy, rows=40, max_tokens=24)
     engine.generate(policy, larger, sampling)
     assert engine._memory is not None and engine._memory is not kept
     engine.release()
@@ -389,9 +394,11 @@ def test_a_thousand_rows_of_uneven_length_are_one_wave_in_24_gib(monkeypatch: py
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).double().eval()
     policy = Policy(model=model, tokenizer=None, eos_ids=(0,), pad_id=0, max_positions=512, num_kv=16)
-    asked = [PromptRequest(prompt_ids=prompt, row_keys=tuple((row,) for row in range(num_rows)))]
+    asked = [
+        PromptRequest(prompt_ids=prompt, row_keys=tuple((row,) for row in range(num_rows)), max_tokens=3072 // scale)
+    ]
     engine = short_of_memory(policy, num_positions=num_positions)
-    (found,) = engine.generate(policy, asked, Sampling(temperature=1.0, max_tokens=3072 // scale))
+    (found,) = engine.generate(policy, asked, Sampling(temperature=1.0))
     assert [len(completion.token_ids) for completion in found] == lengths.tolist()
     assert (engine.use.num_waves, engine.use.num_waited) == (1, 0)
     assert num_rows / (num_positions // (16 + 384)) > 3  # at their longest, the rows would need four waves
@@ -401,7 +408,7 @@ def test_the_kernels_of_each_phase_are_logged_once(policy: Policy, caplog: pytes
     kernels._named.clear()
     caplog.set_level("INFO", logger="oneshot.policy.kernels")
     for _ in range(2):
-        Lockstep(kv_gib=1.0).generate(policy, uneven(policy), Sampling(temperature=1.0, max_tokens=3))
+        Lockstep(kv_gib=1.0).generate(policy, uneven(policy, max_tokens=3), Sampling(temperature=1.0))
     kernel = "_scaled_dot_product_flash_attention_for_cpu"
     assert [record.getMessage() for record in caplog.records] == [
         f"attention in prefill on cpu: {kernel}",

@@ -32,10 +32,11 @@ def test_captured_steps_decode_as_plain_generate_does() -> None:
         PromptRequest(
             prompt_ids=tuple(encode(text, suffix="", template="auto", tokenizer=policy.tokenizer)),
             row_keys=tuple((0, index, row) for row in range(5)),
+            max_tokens=56,
         )
         for index, text in enumerate(("47+38=?", "9-3=?"))
     ]
-    sampling = Sampling(temperature=0.0, max_tokens=56)
+    sampling = Sampling(temperature=0.0)
     expected = HfGenerate().generate(policy, asked, sampling)
     for fixed_shapes in (True, False):
         found = Lockstep(kv_gib=1.0, fixed_shapes=fixed_shapes).generate(policy, asked, sampling)

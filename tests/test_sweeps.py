@@ -38,13 +38,20 @@ NUM_CELLS = {
     "saturation": 6,
     "smoke_single_gpu": 1,
     "evening": 6,
-    "laptop": 2,
+    "laptop": 4,
+    "less_is_more": 14,
+    "less-is-more-tiny": 5,
+    "budget-tiny": 5,
+    "s1": 9,
+    "limo": 9,
+    "cft_one_shot": 4,
     "miniature-collect": 1,
     "miniature": 21,
     "quickstart": 6,
-    "less-is-more-tiny": 5,
 }
-NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(("quickstart", "miniature", "laptop", "less-is-more-tiny"), 3)
+NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(
+    ("quickstart", "miniature", "laptop", "less-is-more-tiny", "budget-tiny", "s1", "limo"), 3
+)
 NUM_SEEDS |= dict.fromkeys(
     ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting"),
     1,
@@ -108,6 +115,14 @@ def test_the_papers_larger_models_are_spread_as_they_need() -> None:
     assert found["qwen2.5-1.5b"] == (1, "single")
     distilled = planned(PROJECT / "sweeps" / "distill_table12.yaml")[1].trials[0]
     assert distilled.resources.gpus == 1
+
+
+def test_the_arms_of_less_is_more_cost_equal_gpu_hours() -> None:
+    hours: dict[str, set[float]] = {}
+    for trial in planned(PROJECT / "sweeps" / "less_is_more.yaml")[1].trials:
+        assert trial.cost.gpu_hours is not None
+        hours.setdefault(trial.cell["model"], set()).add(trial.cost.gpu_hours)
+    assert all(max(of_model) < 1.1 * min(of_model) for of_model in hours.values())
 
 
 @pytest.mark.slow

@@ -2,12 +2,34 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step
 
 Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
 GraderName = Literal["strict", "released"]
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ThinkingConfig(Config):
+    """A suite's budget of thinking (budget forcing: s1, arXiv 2501.19393)."""
+
+    end: Text = Field("</think>", description="Text with which the model ends its thinking")
+    max_tokens: int = Field(
+        ge=1,
+        le=MAX_TOKENS,
+        description="Largest number of thinking tokens. Then `end` and `then` are appended, and the answer is sampled",
+    )
+    min_waits: int = Field(
+        0, ge=0, le=MAX_COUNT, description="How many times an early end of thinking is replaced by `wait`"
+    )
+    wait: Text = Field("Wait", description="Text that replaces an early end of thinking")
+    then: str = Field("Final Answer:", description="Text that asks for the answer, on a line after `end`")
+    answer_tokens: int = Field(
+        512, ge=1, le=MAX_TOKENS, description="Largest number of tokens in the answer, which thinking never uses"
+    )
 
 
 class SuiteConfig(Config):
@@ -36,6 +58,19 @@ class SuiteConfig(Config):
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="Largest number of tokens in a completion. Absent: rollout.max_tokens"
     )
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Draw only the fewest most likely tokens whose probability reaches it. Absent: 1, all tokens",
+    )
+    stop: list[Text] = Field(
+        default_factory=list,
+        description="Texts that end a completion. The graded text leaves out the stop text and what follows it",
+    )
+    thinking: ThinkingConfig | None = Field(
+        None, description="Limit the tokens of thinking, and then ask for the answer (budget forcing)"
+    )
     every_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="Steps between evaluations. Absent: eval.every_steps"
     )
@@ -43,6 +78,18 @@ class SuiteConfig(Config):
     template: Template | None = Field(
         None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"
     )
+
+    @field_validator("thinking")
+    @classmethod
+    def _sets_length_and_end(cls, thinking: ThinkingConfig | None, info: ValidationInfo) -> ThinkingConfig | None:
+        if thinking is not None and info.data.get("max_tokens") is not None:
+            raise ValueError(
+                "the suite also sets max_tokens; remove it, since a completion has up to thinking.max_tokens + "
+                "thinking.answer_tokens"
+            )
+        if thinking is not None and info.data.get("stop"):
+            raise ValueError("the suite also sets stop; remove it, since thinking.end is where its thinking stops")
+        return thinking
 
 
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]

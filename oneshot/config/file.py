@@ -130,6 +130,8 @@ def explain(finding: Any, model: type[Config], where: Where) -> str:
     if kind == "too_short":
         least, item = finding["ctx"]["min_length"], name[:-1] if name.endswith("s") else "item"
         return f"needs at least {f'one {item}' if least == 1 else f'{least} {item}s'}"
+    if kind == "string_too_short":
+        return "must not be empty"
     if kind == "list_type" and not isinstance(value, dict):
         such_as = "[0, 1, 2]" if name == "seeds" else "[]" if value is None else f"[{value}]"
         return f"must be a list, such as {such_as}, not {'null' if value is None else repr(value)}"

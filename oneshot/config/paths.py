@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -47,6 +48,32 @@ def flatten(settings: Mapping[str, Any], where: Where) -> dict[str, Setting]:
     return flat
 
 
+def layered(*levels: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Return the settings of all levels by flat path. A later level replaces a path, and a section that it sets whole.
+
+    Raises SettingError: a level sets a key of a section that it also sets to null.
+    """
+    merged: dict[str, Setting] = {}
+    for level in levels:
+        replaced = {path for path, setting in level.items() if setting.value != {}}
+        merged = {path: setting for path, setting in merged.items() if replaced.isdisjoint(_sections(path))}
+        merged |= level
+        absent = {path for path, setting in merged.items() if setting.value is None}
+        for path in level if absent else ():
+            for section in absent & _sections(path):
+                if section in level:
+                    raise SettingError(level[path].where, f"{path} is set, but {section} is null; remove one of them")
+                merged.pop(section, None)
+    return merged
+
+
+@cache
+def _sections(path: str) -> frozenset[str]:
+    """Return the sections that a path is in, such as `model` and `model.adapter`."""
+    parts = path.split(".")
+    return frozenset(".".join(parts[:end]) for end in range(1, len(parts)))
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat paths as the nested mapping that `TrialConfig` validates."""
     nested: dict[str, Any] = {}
@@ -57,7 +84,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         if flat[path] == {} and last in inner:
             continue
-        inner[last] = dict(flat[path]) if flat[path] == {} else flat[path]
+        inner[last] = dict(flat[path]) if isinstance(flat[path], dict) else flat[path]
     return nested
 
 
@@ -68,7 +95,7 @@ def _walk(kind: Any, value: Mapping[str, Any], prefix: str, where: Where) -> Ite
             inner_kind = _child(inner_kind, part, path, (*where, key))
             path = f"{path}.{part}" if path else part
         place = (*where, key)
-        if _children(inner_kind) is None:
+        if _children(inner_kind) is None or _is_optional(inner_kind):
             yield path, Setting(inner, place)
         elif not isinstance(inner, Mapping):
             raise SettingError(place, f"{path} is a section and cannot be {inner!r}; write its keys below it")
@@ -106,6 +133,8 @@ def _children(kind: Any) -> dict[str, Any] | Any | None:
     """Return a section's fields by name, the type of a mapping's values, or None for a single value."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
+    if _is_optional(kind):
+        kind = next(inner for inner in get_args(kind) if inner is not NoneType)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     if get_origin(kind) is dict:
@@ -113,11 +142,18 @@ def _children(kind: Any) -> dict[str, Any] | Any | None:
     return None
 
 
+def _is_optional(kind: Any) -> bool:
+    """Return whether this is a section or null: its mapping is one value, and its keys are paths too."""
+    kinds = get_args(kind)
+    return NoneType in kinds and any(isinstance(inner, type) and issubclass(inner, BaseModel) for inner in kinds)
+
+
 def setting_of(config: BaseModel, path: str) -> Any:
     """Return the value at a path of a config."""
     value: Any = config
     for part in path.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
+        if value is not None:  # else an optional section that is absent
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value
 
 
@@ -138,7 +174,7 @@ def all_paths() -> tuple[str, ...]:
         if isinstance(children, dict):
             for name, child in children.items():
                 yield from under(child, f"{prefix}.{name}" if prefix else name)
-        elif children is None:
+        if children is None or _is_optional(kind):
             yield prefix
 
     return tuple(under(TrialConfig, ""))

@@ -43,8 +43,10 @@ def _dotted(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -
         path = f"{prefix}{name}"
         if prefix:
             yield path, field
-        if "$ref" in field:
-            yield from _dotted(definitions[field["$ref"].rsplit("/", 1)[-1]], definitions, f"{path}.")
+        # an optional section is any of its definition and null
+        for kind in (field, *field.get("anyOf", ())):
+            if "$ref" in kind:
+                yield from _dotted(definitions[kind["$ref"].rsplit("/", 1)[-1]], definitions, f"{path}.")
 
 
 def sweep_reference() -> str:
@@ -106,9 +108,9 @@ def _trial_rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str,
             continue
         kind: Any = model.model_fields[path.removeprefix(prefix)].annotation
         inner = next((k for k in (kind, *getattr(kind, "__args__", ())) if hasattr(k, "model_fields")), None)
-        is_mapping = type(None) in getattr(kind, "__args__", ())  # one value, as a mapping
-        if inner is None or is_mapping:
+        is_optional = type(None) in getattr(kind, "__args__", ())  # also a value, as a mapping or null
+        if inner is None or is_optional:
             yield path, default, text
         if inner is not None:
-            place = ": " if is_mapping else "." if inner is kind else "[]." if get_origin(kind) is list else ".<name>."
+            place = "." if is_optional or inner is kind else "[]." if get_origin(kind) is list else ".<name>."
             yield from _trial_rows(inner, f"{path}{place}")

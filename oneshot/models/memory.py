@@ -212,8 +212,8 @@ def _rollout(
         chunk = min(live, max(1, CHUNK_LOGITS["cuda" if sizes.on_gpu else "cpu"] // sizes.shape.vocabulary))
         # two buffers of logits; per position a uniform, a token and its log-probability
         drawing = 2 * chunk * sizes.shape.vocabulary * sizes.wide + live * max_tokens * (2 * sizes.wide + 8) + cast
-        # rows that have waited are computed again, each with its own tokens
-        waits = rows * row_bytes > kv_bytes
+        # rows that have waited, or think in rounds, are computed again, each with its own tokens
+        waits = rows * row_bytes > kv_bytes or any(suite.thinking for suite in suites)
         prefill = max(prompt_tokens, min(PREFILL_TOKENS, math.inf if waits else prompts * prompt_tokens)) * token_bytes
         graphs = live * token_bytes if sizes.on_gpu else 0
         if sizes.copy:  # vLLM holds all of its keys and values, and three tables of logits

@@ -90,10 +90,7 @@ def scaled(config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ModelError: the model scales its positions already.
     """
-    if config.max_positions is None:
-        return {}
-    own = max_positions(settings)
-    if reached_positions(config, own) <= own:
+    if config.max_positions is None or reached_positions(config, own := max_positions(settings)) <= own:
         return {}
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     by_layer = any(isinstance(value, Mapping) for value in rope.values())

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from oneshot.config.file import explain
-from oneshot.config.paths import Setting, SettingError, Where, flatten, unflatten
+from oneshot.config.paths import Setting, SettingError, Where, flatten, layered, unflatten
 from oneshot.config.search import RangeConfig
 from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlock, ResourceConfig, TableConfig
 from oneshot.config.trial import TrialConfig
@@ -240,10 +240,10 @@ def resolve(
     """
     label = " ".join(f"{axis}={name}" for axis, name in names.items())
     chosen = {axis: axes[axis][name] for axis, name in names.items()}
-    above = {**settled, **sweep.overrides}
+    above = layered(settled, sweep.overrides)
     by_axes = _union({axis: cell.settings for axis, cell in chosen.items()}, label, above)
     common = flatten(sweep.config.trial, ("trial",))
-    flat = {**common, **point, **by_axes, **above}
+    flat = layered(common, point, by_axes, above)
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))

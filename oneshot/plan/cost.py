@@ -84,12 +84,15 @@ def _step_s(
 
 def _learned_tokens(config: TrialConfig, cost: CostConfig) -> int:
     """Return the tokens of the solutions that a step of SFT learns: a batch of them, or all if there are fewer."""
+    characters: list[int] = []
     try:
         number = num_demonstrations(config.examples)
-        texts = load_demonstrations(config.examples, None)
+        if cost.mean_tokens is None:
+            characters = [
+                len(each.thinking) + len(each.solution) for each in load_demonstrations(config.examples, None)
+            ]
     except DataError:  # a ranking is not known yet, or data are not here
-        number, texts = len(config.examples), ()
-    characters = [len(each.thinking) + len(each.solution) for each in texts]
+        number = None
     mean = fmean(characters) / CHARACTERS_A_TOKEN if characters else MEAN_TOKENS
     longest = config.train.max_length or config.model.max_positions or mean
     batch = min(config.train.batch_size, number or config.train.batch_size)

@@ -24,7 +24,15 @@ from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import AWAITS
 from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
-from oneshot.plan.warnings import coinciding, inert_settings, odd_resources, odd_rows, of_other_method, too_large
+from oneshot.plan.warnings import (
+    coinciding,
+    inert_settings,
+    odd_resources,
+    odd_rows,
+    odd_suites,
+    of_other_method,
+    too_large,
+)
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
 
@@ -128,6 +136,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     check_choices(sweep, grid=cells, searched=studied)
     warnings += coinciding([trial for trial in trials if trial.phase == "grid"])
     warnings += odd_resources(every)
+    warnings += odd_suites(every)
     warnings += odd_rows(every)
     warnings += too_large(trials)
     if missing := sorted({name for trial in trials for name in trial.provisional}):

@@ -83,7 +83,9 @@ def _is_same_suite(suite: SuiteConfig, other: SuiteConfig) -> bool:
 def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:
     """Return the suite with all defaults of the trial filled in, except its number of problems."""
     loaded = load_suite(name, suite, config)
-    fields = ("source", "samples", "temperature", "max_tokens", "every_steps", "suffix", "template")
+    fields = ["source", "samples", "temperature", "every_steps", "suffix", "template"]
+    if suite.thinking is None:  # else its budget says it
+        fields.append("max_tokens")
     return suite.model_copy(update={field: getattr(loaded, field) for field in fields})
 
 

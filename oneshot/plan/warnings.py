@@ -146,6 +146,13 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
     return warnings
 
 
+def odd_suites(cells: Sequence[Cell]) -> list[str]:
+    """Return a warning for each suite with a setting that has no effect."""
+    suites = [(suite, cell.config.eval.suites[suite.name]) for cell in cells for suite in load_suites(cell.config)]
+    greedy = {suite.name for suite, rule in suites if suite.temperature == 0 and rule.top_p not in (None, 1.0)}
+    return [f"eval.suites.{name}.top_p has no effect at temperature 0" for name in sorted(greedy)]
+
+
 def odd_rows(cells: Sequence[Cell]) -> list[str]:
     """Return warnings for labels that no answer can satisfy, and for repeated problems, as far as they are here."""
     suites = {(suite.source, suite.num_problems): suite for cell in cells for suite in load_suites(cell.config)}

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from oneshot.report.cells import by_cell, cell_label, finished, gains, over_seeds
-from oneshot.report.plots import as_svg, cost_scatter, forest, heatmap, short, sweep_curves, training_curves
+from oneshot.report.forcing import budget_lines, line_label
+from oneshot.report.plots import (
+    as_svg,
+    cost_scatter,
+    forest,
+    heatmap,
+    short,
+    sweep_curves,
+    thinking_lines,
+    training_curves,
+)
 from oneshot.report.runs import Gathered, Run, primary_suite
 from oneshot.report.stats import Interval
 from oneshot.report.verdicts import JudgedClaim
@@ -66,6 +76,16 @@ def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str,
             )
         yield from _matrices(gathered, suite)
         yield from _cost(gathered, suite)
+    if lines_by_budget := budget_lines(runs):
+        named = [
+            (line_label(line), [(each.thinking_tokens, each.accuracy) for each in line]) for line in lines_by_budget
+        ]
+        yield (
+            "thinking",
+            "Accuracy at the last step against thinking tokens, mean over seeds with 95% t intervals. A line joins "
+            "points that differ only in their budget.",
+            thinking_lines(named, title=f"{short(gathered.name)}: budgets of thinking"),
+        )
     if any("rollout/entropy" in row.metrics for run in runs for row in run.rows):
         yield (
             "training",

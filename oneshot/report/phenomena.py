@@ -9,6 +9,7 @@ from functools import partial
 
 from oneshot.report.cells import cell_label, change, ended_cells, gain, gains, level, mean_difference, over_seeds
 from oneshot.report.controls import format_table, label_table, ranking_table
+from oneshot.report.forcing import forcing_table, scaling_table
 from oneshot.report.runs import Gathered, primary_suite
 from oneshot.report.steps import evaluated_after, saturation
 from oneshot.report.table import Table, Value
@@ -178,6 +179,8 @@ TABLES: tuple[Callable[[Gathered, str], Table | None], ...] = (
     strictness_table,
     pass_at_k_table,
     text_table,
+    forcing_table,
+    scaling_table,
     label_table,
     ranking_table,
     cost_table,

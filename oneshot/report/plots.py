@@ -242,6 +242,26 @@ def cost_scatter(points: Sequence[tuple[str, float, Interval]], *, unit: str, ti
     return figure
 
 
+@mpl.rc_context(STYLE)
+def thinking_lines(lines: Sequence[tuple[str, Sequence[tuple[float, Interval]]]], *, title: str) -> Figure:
+    """Draw accuracy against thinking tokens, one line for each set of budgets."""
+    figure, (axes,) = _figure(6.0, 3.4)
+    for index, (label, points) in enumerate(lines):
+        color = PALETTE[index % len(PALETTE)] if index < MAX_LINES else FAINT
+        tokens, intervals = zip(*points, strict=True)
+        name = short(label) if index < MAX_LINES else "_hidden"
+        axes.plot(tokens, [each.mean for each in intervals], "o-", color=color, markersize=4, linewidth=1.2, label=name)
+        for x, each in points:
+            if each.low is not None and each.high is not None:
+                axes.plot([x, x], [each.low, each.high], color=color, linewidth=1.2)
+    axes.set_xlabel("thinking tokens (mean)")
+    axes.set_ylabel("accuracy (pass@1)")
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False, fontsize=7)
+    axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
 def as_svg(figure: Figure, *, name: str) -> str:
     """Return the figure as the text of an SVG file, the same text each time."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():

@@ -19,23 +19,29 @@ class PromptRequest:
 
     prompt_ids: tuple[int, ...]
     row_keys: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    """Largest number of tokens in each completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 takes the most likely token."""
+    """How tokens are drawn, and which texts end a completion; temperature 0 takes the most likely token."""
 
     temperature: float
-    max_tokens: int
+    top_p: float = 1.0
+    """Only the fewest most likely tokens whose probability reaches it are drawn."""
+    stop: tuple[str, ...] = ()
+    """A completion ends at the token that completes one of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled continuation of at least one token; it ends with an EOS token unless it was truncated."""
+    """One sampled continuation of at least one token; it ends with an EOS token, at a stop string, or truncated."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # natural log per token, at the sampling temperature (greedy: at temperature 1)
     truncated: bool
+    stopped: bool = False  # its last token completes a stop string
 
 
 class NotFiniteError(TrialError):

@@ -9,6 +9,7 @@ import torch
 from oneshot.policy.policy import Policy
 from oneshot.policy.weights import Weights
 from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, ignore
+from oneshot.rollout.stops import Stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class HfGenerate:
     def _generate_one(self, policy: Policy, request: PromptRequest, sampling: Sampling) -> list[Completion]:
         ids = torch.tensor([list(request.prompt_ids)], device=policy.device)
         greedy = sampling.temperature == 0.0
-        options = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        options = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
         with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(int.from_bytes(sha256(repr(request.row_keys).encode()).digest()[:8], "big"))
             output = policy.model.generate(
@@ -47,7 +48,7 @@ class HfGenerate:
                 attention_mask=torch.ones_like(ids),
                 do_sample=not greedy,
                 num_return_sequences=1 if greedy else len(request.row_keys),
-                max_new_tokens=sampling.max_tokens,
+                max_new_tokens=request.max_tokens,
                 eos_token_id=list(policy.eos_ids),
                 pad_token_id=policy.pad_id,
                 repetition_penalty=1.0,
@@ -58,15 +59,23 @@ class HfGenerate:
         tokens_GT = output.sequences[:, ids.shape[1] :]
         logits_GTV = torch.stack(output.logits, dim=1) / (sampling.temperature or 1.0)
         logprobs_GT = logits_GTV.log_softmax(dim=-1).gather(2, tokens_GT[:, :, None]).squeeze(2)
+        stops = Stops(policy.tokenizer, sampling.stop) if sampling.stop else None
         rows = [
-            _completion(tokens, logprobs, policy.eos_ids)
+            _completion(tokens, logprobs, policy.eos_ids, stops)
             for tokens, logprobs in zip(tokens_GT.tolist(), logprobs_GT.tolist(), strict=True)
         ]
         return rows * len(request.row_keys) if greedy else rows
 
 
-def _completion(tokens: list[int], logprobs: list[float], eos_ids: tuple[int, ...]) -> Completion:
-    """Cut a padded row after its first EOS token."""
+def _completion(tokens: list[int], logprobs: list[float], eos_ids: tuple[int, ...], stops: Stops | None) -> Completion:
+    """Cut a padded row after its first EOS token, or before it after the token that completes a stop string."""
     ends = [position for position, token in enumerate(tokens) if token in eos_ids]
     length = ends[0] + 1 if ends else len(tokens)
-    return Completion(token_ids=tuple(tokens[:length]), logprobs=tuple(logprobs[:length]), truncated=not ends)
+    stop = None if stops is None else stops.end(tokens[:length])
+    length = length if stop is None else stop
+    return Completion(
+        token_ids=tuple(tokens[:length]),
+        logprobs=tuple(logprobs[:length]),
+        truncated=not ends and stop is None,
+        stopped=stop is not None,
+    )

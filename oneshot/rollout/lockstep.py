@@ -23,10 +23,13 @@ from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequ
 from oneshot.rollout.kv_memory import KvMemory
 from oneshot.rollout.rows import Draws, Row
 from oneshot.rollout.sampling import likeliest, sample
+from oneshot.rollout.stops import Stops
 from oneshot.rollout.wave import Wave, has_window, num_admitted
 
 CHECK_STEPS = {"cpu": 1, "cuda": 8}
 """Steps between two counts of the live rows: on a GPU a count waits for all earlier kernels."""
+SORTED_LOGITS = 2**22
+"""Largest number of logits that `top_p` sorts at a time: 16 MiB in float32, and a few times more for indices."""
 
 
 @dataclass(slots=True)
@@ -55,7 +58,7 @@ class Lockstep:
     ) -> list[list[Completion]]:
         """Return the completions of each request, in the order of its keys."""
         waiting = [
-            Row(place=(index, row), key=key, prompt_ids=request.prompt_ids, max_tokens=sampling.max_tokens)
+            Row(place=(index, row), key=key, prompt_ids=request.prompt_ids, max_tokens=request.max_tokens)
             for index, request in enumerate(requests)
             for row, key in enumerate(request.row_keys)
         ]
@@ -97,7 +100,7 @@ class Lockstep:
         """Return memory for all rows at their longest, or for as many positions as `kv_gib` holds."""
         is_fixed = policy.device.type == "cuda" if self.fixed_shapes is None else self.fixed_shapes
         is_fixed = is_fixed and not has_window(policy.model)
-        longest = max(len(row.prompt_ids) for row in rows) + rows[0].max_tokens
+        longest = max(len(row.prompt_ids) + row.max_tokens for row in rows)
         max_rows = rounded_rows(len(rows)) if is_fixed else len(rows)
         # one row can always be decoded
         num_positions = min(max(int(self.kv_gib * 2**30 / policy.kv_bytes), longest), max_rows * longest)
@@ -126,13 +129,15 @@ def _decode(
     ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=policy.device)
     ends_V[[token for token in policy.eos_ids if 0 <= token < len(ends_V)]] = True
     draws = Draws(rows, ends_V=ends_V, dtype=space.logits_nV.dtype)
-    check_steps = CHECK_STEPS[policy.device.type]
+    check_steps, stops = CHECK_STEPS[policy.device.type], Stops(policy.tokenizer, sampling.stop)
     waiting: list[Row] = []
     while True:
         tokens_B, logprobs_B = _draw(hidden_BH, head, draws.uniforms_B, sampling, space)
         draws.add(tokens_B, logprobs_B)
         num_live = len(draws.rows)
         if wave.is_full or draws.is_complete or draws.num_drawn % check_steps == 0:
+            if sampling.stop:
+                draws.stop(stops)
             num_live -= int(draws.has_ended_B.sum())
             if not draws.are_finite(check_steps):
                 raise NotFiniteError(f"logits are NaN or infinite at completion token {draws.num_drawn} or just before")
@@ -163,13 +168,15 @@ def _draw(
     hidden_BH: Tensor, head: Tensor, uniforms_B: Tensor, sampling: Sampling, space: Workspace
 ) -> tuple[Tensor, Tensor]:
     """Draw each row's next token, a part of the rows at a time; return it and its log-probability."""
-    parts = []
-    for hidden_nH, uniforms_n in zip(hidden_BH.split(space.num_rows), uniforms_B.split(space.num_rows), strict=True):
+    parts, num_rows = [], space.num_rows
+    if sampling.top_p < 1.0:
+        num_rows = min(num_rows, max(1, SORTED_LOGITS // space.logits_nV.shape[1]))
+    for hidden_nH, uniforms_n in zip(hidden_BH.split(num_rows), uniforms_B.split(num_rows), strict=True):
         logits_nV, cdf_nV = space.rows(len(hidden_nH))
         logits(hidden_nH, head, temperature=sampling.temperature or 1.0, out=logits_nV)
         if sampling.temperature == 0.0:
             parts.append(likeliest(logits_nV))
         else:
-            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV))
+            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV, top_p=sampling.top_p))
     tokens, logprobs = zip(*parts, strict=True)
     return torch.cat(tokens), torch.cat(logprobs)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oneshot.rollout.engine import Completion
 from oneshot.rollout.sampling import below_one, uniforms
+from oneshot.rollout.stops import Stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Row:
     max_tokens: int
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    stopped: bool = False
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -37,9 +39,8 @@ class Row:
 
     def completion(self, eos_ids: Sequence[int]) -> Completion:
         """Return the completion of a row that has ended."""
-        return Completion(
-            token_ids=self.tokens, logprobs=self.logprobs, truncated=not self.tokens or self.tokens[-1] not in eos_ids
-        )
+        has_end = self.stopped or self.tokens[-1] in eos_ids
+        return Completion(token_ids=self.tokens, logprobs=self.logprobs, truncated=not has_end, stopped=self.stopped)
 
 
 class Draws:
@@ -49,8 +50,9 @@ class Draws:
         """Take the rows, which tokens end a completion, and the dtype of the logits."""
         device, num_positions = ends_V.device, max(row.num_left for row in rows)
         table = np.zeros((len(rows), num_positions))
-        for place, drawn in enumerate(uniforms([row.key for row in rows], rows[0].max_tokens)):
-            table[place, : rows[place].num_left] = drawn[len(rows[place].tokens) :]
+        most = max(row.max_tokens for row in rows)
+        for place, (row, drawn) in enumerate(zip(rows, uniforms([row.key for row in rows], most), strict=True)):
+            table[place, : row.num_left] = drawn[len(row.tokens) : row.max_tokens]
         self.rows = list(rows)
         self.num_drawn = 0
         self._uniforms_TB = below_one(torch.from_numpy(table), dtype).T.contiguous().to(device)
@@ -58,7 +60,10 @@ class Draws:
         self._logprobs_TB = torch.empty(num_positions, len(rows), dtype=dtype, device=device)
         self._limit_B = torch.tensor([row.num_left for row in rows], device=device)
         self._ends_V = ends_V
-        self.has_ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self._num_read = 0  # drawn tokens that `stop` has read
+        self.has_ended_B, self._is_stopped_B = (
+            torch.zeros(len(rows), dtype=torch.bool, device=device) for _ in range(2)
+        )
 
     @property
     def uniforms_B(self) -> Tensor:
@@ -74,7 +79,25 @@ class Draws:
         """Append each row's next token, also to rows that have ended."""
         self._tokens_TB[self.num_drawn], self._logprobs_TB[self.num_drawn] = tokens_B, logprobs_B
         self.num_drawn += 1
-        self.has_ended_B |= self._ends_V[tokens_B] | (self._limit_B == self.num_drawn)
+        is_last_B = self._ends_V[tokens_B] & ~self.has_ended_B
+        self._limit_B = self._limit_B.masked_fill(is_last_B, self.num_drawn)
+        self.has_ended_B = self._limit_B <= self.num_drawn
+
+    def stop(self, stops: Stops) -> None:
+        """End each row at the token that completes a stop string, if it was drawn since the last call."""
+        first = max(0, self._num_read - stops.window)
+        lengths = self._limit_B.clamp(max=self.num_drawn).tolist()
+        for place, drawn in enumerate(self._tokens_TB[first : self.num_drawn].T.tolist()):
+            if lengths[place] <= self._num_read:  # it has ended before
+                continue
+            before = [] if first else self.rows[place].tokens[-stops.window :]
+            tokens = [*before, *drawn[: lengths[place] - first]]
+            end = stops.end(tokens, num_read=len(before) + self._num_read - first)
+            if end is not None:
+                self._limit_B[place] = first + end - len(before)
+                self._is_stopped_B[place] = True
+        self._num_read = self.num_drawn
+        self.has_ended_B = self._limit_B <= self.num_drawn
 
     def are_finite(self, num_last: int) -> bool:
         """Return whether the last log-probabilities are numbers."""
@@ -83,17 +106,16 @@ class Draws:
     def advanced(self, places_B: Tensor) -> list[Row]:
         """Return these rows with their tokens up to their end."""
         tokens_TB, logprobs_TB = (x[: self.num_drawn, places_B] for x in (self._tokens_TB, self._logprobs_TB))
-        ends_TB = self._ends_V[tokens_TB]
-        length_B = torch.where(ends_TB.any(dim=0), ends_TB.int().argmax(dim=0) + 1, self.num_drawn)
-        length_B = length_B.minimum(self._limit_B[places_B])
-        columns = (places_B, length_B, tokens_TB.T, logprobs_TB.T)
+        length_B, stopped_B = self._limit_B[places_B].clamp(max=self.num_drawn), self._is_stopped_B[places_B]
+        columns = (places_B, length_B, stopped_B, tokens_TB.T, logprobs_TB.T)
         return [
             replace(
                 self.rows[place],
                 tokens=self.rows[place].tokens + tuple(tokens[:length]),
                 logprobs=self.rows[place].logprobs + tuple(logprobs[:length]),
+                stopped=stopped,
             )
-            for place, length, tokens, logprobs in zip(*(column.tolist() for column in columns), strict=True)
+            for place, length, stopped, tokens, logprobs in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     def keep(self, kept_B: Tensor) -> None:
@@ -101,4 +123,4 @@ class Draws:
         self.rows = [self.rows[place] for place in kept_B.tolist()]
         self._uniforms_TB, self._tokens_TB = self._uniforms_TB[:, kept_B], self._tokens_TB[:, kept_B]
         self._logprobs_TB, self._limit_B = self._logprobs_TB[:, kept_B], self._limit_B[kept_B]
-        self.has_ended_B = self.has_ended_B[kept_B]
+        self.has_ended_B, self._is_stopped_B = self.has_ended_B[kept_B], self._is_stopped_B[kept_B]

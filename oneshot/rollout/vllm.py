@@ -32,6 +32,7 @@ from oneshot.policy.lora import merged
 from oneshot.policy.policy import Policy
 from oneshot.policy.weights import Weights
 from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
+from oneshot.rollout.stops import Stops
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +113,26 @@ class Vllm:
                     name = str(self._num_requests)
                     self._num_requests += 1
                     places[name] = (index, row)
-                    engine.add_request(name, prompt, _parameters(policy, sampling, key))
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        place = places.pop(output.request_id)
-                        found[place] = _completion(output)
-                        ended(*place, found[place])
+                    engine.add_request(name, prompt, _parameters(policy, request, sampling, key))
+            for name, completion in self._ended(Stops(policy.tokenizer, sampling.stop) if sampling.stop else None):
+                place = places.pop(name)
+                found[place] = completion
+                ended(*place, completion)
         return [[found[index, row] for row in range(len(request.row_keys))] for index, request in enumerate(requests)]
+
+    def _ended(self, stops: Stops | None) -> Iterator[tuple[str, Completion]]:
+        """Yield each request's name and completion when it ends; one with a stop string is aborted there."""
+        engine = self._llm.llm_engine
+        num_read: dict[str, int] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                name, tokens = output.request_id, output.outputs[0].token_ids
+                stop = None if stops is None else stops.end(tokens, num_read=num_read.get(name, 0))
+                num_read[name] = len(tokens)
+                if stop is not None and not output.finished:
+                    engine.abort_request([name])
+                if stop is not None or output.finished:
+                    yield name, _completion(output, stop)
 
     @contextmanager
     def _cleared(self, waiting: Mapping[str, object]) -> Iterator[None]:
@@ -262,7 +275,7 @@ def _compare(worker: Any, sent: dict[str, _Sent]) -> tuple[list[str], int]:
     return wrong, len(both)
 
 
-def _parameters(policy: Policy, sampling: Sampling, key: tuple[int, ...]) -> Any:
+def _parameters(policy: Policy, request: PromptRequest, sampling: Sampling, key: tuple[int, ...]) -> Any:
     """Return a request's own parameters: requests that share one share its noise."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -270,24 +283,32 @@ def _parameters(policy: Policy, sampling: Sampling, key: tuple[int, ...]) -> Any
     digest = int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big")
     return SamplingParams(
         temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
+        top_p=sampling.top_p,
+        max_tokens=request.max_tokens,
         seed=digest >> (64 - SEED_BITS[policy.device.type]) if sampling.temperature else None,
         stop_token_ids=[token for token in policy.eos_ids if token >= 0],
         ignore_eos=True,  # the policy says what ends a completion; so the end token is kept
         logprobs=0,
         detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        # stop strings are looked for here, since vLLM has no tokenizer
+        output_kind=RequestOutputKind.CUMULATIVE if sampling.stop else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, stop: int | None) -> Completion:
+    """Return a request's tokens, at most up to the one that completes a stop string."""
     (sampled,) = output.outputs
-    tokens = tuple(sampled.token_ids)
-    logprobs = tuple(at[token].logprob for token, at in zip(tokens, sampled.logprobs, strict=True))
+    tokens = tuple(sampled.token_ids)[:stop]
+    logprobs = tuple(at[token].logprob for token, at in zip(tokens, sampled.logprobs[:stop], strict=True))
     if not all(map(math.isfinite, logprobs)):
         raise NotFiniteError("vLLM's log-probabilities are NaN or infinite")
-    return Completion(token_ids=tokens, logprobs=logprobs, truncated=sampled.finish_reason == "length")
+    return Completion(
+        token_ids=tokens,
+        logprobs=logprobs,
+        truncated=stop is None and sampled.finish_reason == "length",
+        stopped=stop is not None,
+    )
 
 
 def _clear_failed_start() -> None:

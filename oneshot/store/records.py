@@ -10,6 +10,8 @@ FailureKind = Literal["", "crash", "node", "oom", "host_oom", "nan", "guard", "s
 EVALUATION_COLUMNS = (
     *("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens", "released"),
 )
+FORCING_COLUMNS = ("thinking_tokens", "waits", "forced_end", "no_final_answer")
+"""Further columns of suites with a budget of thinking."""
 SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
 """Columns of the tables under rollouts/."""
 

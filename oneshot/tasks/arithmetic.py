@@ -65,7 +65,15 @@ def steps(expression: str) -> str:
 
 def worked(expression: str) -> str:
     """Return a worked answer in a box: `Work: 47+30=77. 77+8=85. So \\boxed{85}`."""
-    return f"Work: {steps(expression)} So \\boxed{{{problem(expression).answer}}}"
+    return f"Work: {steps(expression)} So {_boxed(expression)}"
+
+
+def _boxed(expression: str) -> str:
+    return f"\\boxed{{{problem(expression).answer}}}"
+
+
+COLUMNS = {"worked": worked, "steps": steps, "boxed": _boxed}
+"""What a problem has as a row of a file has columns: texts that SFT can learn, as solution or as thinking."""
 
 
 def _hash(text: str) -> float:

@@ -15,7 +15,7 @@ from heapq import merge
 from itertools import groupby
 from typing import Any, get_args
 
-from oneshot.config.evaluation import GraderName, SuiteConfig, Template
+from oneshot.config.evaluation import GraderName, SuiteConfig, Template, ThinkingConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.tasks import arithmetic, sets
@@ -67,6 +67,9 @@ class Suite:
     prompt_rules: tuple[str, ...]
     """What else changes the prompt or the completion's end: the stop rule and the digests of the shots."""
     graders: tuple[GraderName, ...] = ALL_GRADERS
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    thinking: ThinkingConfig | None = None
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
@@ -91,6 +94,12 @@ class Suite:
         rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
         if self.graders != ALL_GRADERS:
             rule.append(list(self.graders))
+        if self.top_p != 1.0:
+            rule.append({"top_p": self.top_p})
+        if self.stop:
+            rule.append({"stop": self.stop})
+        if self.thinking is not None:
+            rule.append({"thinking": self.thinking.model_dump()})
         return sha256(json.dumps(rule).encode()).hexdigest()
 
 
@@ -189,13 +198,19 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
             raise DataError(
                 f"eval.suites.{name}.num_problems: {config.num_problems}, but {built_in.source} has {count} rows"
             )
+    thinking = config.thinking
     return Suite(
         name=name,
         source=built_in.source,
         num_problems=config.num_problems,
         samples=samples,
         temperature=temperature,
-        max_tokens=config.max_tokens or trial.rollout.max_tokens,
+        max_tokens=config.max_tokens or trial.rollout.max_tokens
+        if thinking is None
+        else thinking.max_tokens + thinking.answer_tokens,
+        top_p=config.top_p or 1.0 if temperature else 1.0,  # a greedy completion does not depend on it
+        stop=tuple(config.stop),
+        thinking=thinking,
         every_steps=config.every_steps or trial.eval.every_steps,
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
         template=config.template or trial.prompt.eval_template or trial.prompt.template,

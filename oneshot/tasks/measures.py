@@ -33,8 +33,14 @@ MEASURES = (
     "reflection",
     *(f"reflection_{word}" for word in REFLECTION_WORDS),
     "code",
+    "thinking_tokens",
+    "forced_ends",
+    "waits",
+    "no_final_answer",
+    "control",
 )
 """Measures of an evaluation, besides pass@k for single k, and accuracy by category and level."""
+NO_SHARES = ("length_mean", "ungraded", "thinking_tokens", "waits")
 OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
 """The measures that have a value for each problem."""
 _TRAINING = {
@@ -94,7 +100,7 @@ def nearest_metric(metric: str, suites: Collection[str]) -> str:
 
 def is_share(metric: str) -> bool:
     """Return whether a metric is a share of completions or problems, which is reported in points."""
-    return metric.startswith("eval/") and not metric.endswith(("length_mean", "ungraded"))
+    return metric.startswith("eval/") and not metric.endswith(NO_SHARES)
 
 
 def is_over_problems(name: str) -> bool:

@@ -56,14 +56,13 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
             num_sampled += 1
             rule = [source.from_, source.keep, source.samples, source.seed, models.get(source.from_, "")]
             digests.append(text_digest(json.dumps([content, rule])))
-        elif isinstance(source, SolutionTexts):
-            digests += [text_digest(json.dumps([content, "", text])) for text in source.texts]
+        elif (texts := _known_texts(row, source)) is not None:
+            digests += [text_digest(json.dumps([content, thinking, text])) for thinking, text in texts]
         else:
-            known = column_digests(row.source, source)
+            known = column_digests(row.source, source) if isinstance(source, SolutionColumn) else None
             if known is None:
                 provisional.add(row.source)
-            name = recorded_name(row.source, source)
-            digests.append(text_digest(json.dumps([content, name if known is None else known[row.row]])))
+            digests.append(text_digest(json.dumps([content, str(source) if known is None else known[row.row]])))
     return Demonstrated(digests=tuple(digests), num_sampled=num_sampled, provisional=tuple(sorted(provisional)))
 
 
@@ -97,24 +96,27 @@ def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutio
 
 
 def load_demonstrations(examples: Sequence[Example], sampled: Sampled | None) -> tuple[Demonstration, ...]:
-    """Return the demonstrations of an SFT trial, in the order of its examples; None leaves out what is not sampled yet.
+    """Return the demonstrations of an SFT trial, in the order of its examples.
 
-    Raises DataError: a row or its solution does not exist, or no sampled completion was kept for an example.
+    An example of which no sampled completion was kept has none. None for `sampled`: nothing is sampled yet.
+
+    Raises DataError: a row or its solution does not exist, or nothing is left to learn.
     """
     demonstrations: list[Demonstration] = []
+    rules: list[SampledSolutions] = []
     for row in example_rows(examples):
         problem, source = train_problem(row), _source(row)
-        if isinstance(source, SolutionColumn):
-            thinking, text = _columns(row.source, source)[row.row]
-            demonstrations.append(Demonstration(problem=problem, solution=text, thinking=thinking))
-            continue
-        texts = source.texts if isinstance(source, SolutionTexts) else (sampled or {}).get(problem.id, ())
-        if not texts and sampled is not None and isinstance(source, SampledSolutions):
-            raise DataError(
-                f"examples: {problem.id}: none of {source.samples} completions of {source.from_} is right; raise "
-                "`samples`, set `keep: any`, or choose another example"
-            )
-        demonstrations += [Demonstration(problem=problem, solution=text) for text in texts]
+        if isinstance(source, SampledSolutions):
+            rules.append(source)
+            texts = [("", text) for text in (sampled or {}).get(problem.id, ())]
+        else:
+            texts = _known_texts(row, source) or [_columns(row.source, source)[row.row]]  # type: ignore[arg-type]
+        demonstrations += [Demonstration(problem=problem, solution=text, thinking=thinking) for thinking, text in texts]
+    if rules and sampled is not None and not demonstrations:
+        raise DataError(
+            f"examples: none of {rules[0].samples} completions of {rules[0].from_} for each problem is kept "
+            f"(keep: {rules[0].keep}); raise `samples`, set `keep: any`, or choose other examples"
+        )
     return tuple(demonstrations)
 
 
@@ -136,8 +138,19 @@ def recorded_name(source: str, column: SolutionColumn) -> str:
 
 def solution_columns(examples: Sequence[Example]) -> set[tuple[str, SolutionColumn]]:
     """Return each set whose columns an SFT trial learns, with the columns."""
-    pairs = ((row.source, _source(row)) for row in example_rows(examples))
+    pairs = ((row.source, _source(row)) for row in example_rows(examples) if row.problem is None)
     return {(source, column) for source, column in pairs if isinstance(column, SolutionColumn)}
+
+
+def _known_texts(row: ExampleRow, source: SolutionTexts | SolutionColumn) -> list[tuple[str, str]] | None:
+    """Return (thinking, solution) of written and generated texts; None for the columns of a file."""
+    if isinstance(source, SolutionTexts):
+        return [("", text) for text in source.texts]
+    if row.problem is None:
+        return None
+    expression = row.problem.id.partition(":")[2]
+    thinking = "" if source.thinking is None else arithmetic.COLUMNS[source.thinking](expression)
+    return [(thinking, arithmetic.COLUMNS[source.column](expression))]
 
 
 def _source(row: ExampleRow) -> SolutionTexts | SolutionColumn | SampledSolutions:
@@ -150,9 +163,11 @@ def _source(row: ExampleRow) -> SolutionTexts | SolutionColumn | SampledSolution
     if row.answer is not None or row.wrong_seed is not None:
         raise DataError(f"{row.id}: a row with another label needs a `solution` of its own; write its text")
     if row.source == "arithmetic" and row.problem is not None:
-        if given is not None:
-            raise DataError(f"{row.id}: generated problems have no columns; leave `solution` out for the worked text")
-        return SolutionTexts(texts=[arithmetic.worked(row.problem.id.partition(":")[2])])
+        column = given or SolutionColumn(column="worked")
+        if unknown := {column.column, column.thinking or column.column} - arithmetic.COLUMNS.keys():
+            has = ", ".join(arithmetic.COLUMNS)
+            raise DataError(f"{row.id}: generated problems have no column {min(unknown)!r}; they have {has}")
+        return column
     if row.problem is not None:
         raise DataError(
             f"{row.id}: it has no solution, which train.method: sft learns; write its text, or sample it "

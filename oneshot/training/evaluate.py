@@ -13,20 +13,24 @@ from operator import itemgetter
 from statistics import fmean
 from typing import TypeVar
 
-from oneshot.config.evaluation import GraderName
+from oneshot.config.evaluation import GraderName, ThinkingConfig
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
-from oneshot.rollout.engine import Completion, Ended, Engine, NotFiniteError, PromptRequest, Sampling, ignore
+from oneshot.rollout.budget import Forced, force, rule_of
+from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling
+from oneshot.rollout.stops import without_stop
 from oneshot.tasks import prompts
+from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import Suite
 from oneshot.tasks.grading import Grade, Grader
 from oneshot.tasks.measures import category_key, measures, pass_at_k
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot
-from oneshot.training.metrics import EvaluatedCompletion, Evaluation
+from oneshot.training.metrics import EvaluatedCompletion, Evaluation, Forcing
 
 Graded = TypeVar("Graded")
+AnyCompletion = TypeVar("AnyCompletion", bound=Completion | Forced)
 
 
 def evaluate(
@@ -46,20 +50,22 @@ def evaluate(
     """
     stream = int(suite.digest[:8], 16)
     share = world.share(list(enumerate(suite.problems)))
+    asked = [prompt_ids(policy, suite, problem, shots=shots) for _, problem in share]
+    for ids in asked:
+        check_ids(policy, ids)
     requests = [
         PromptRequest(
-            prompt_ids=prompt_ids(policy, suite, problem, shots=shots),
+            prompt_ids=ids,
             row_keys=tuple((seed, stream, index, sample) for sample in range(suite.samples)),
+            max_tokens=limit,
         )
-        for index, problem in share
+        for (index, _), ids, limit in zip(share, asked, _limits(policy, suite, asked), strict=True)
     ]
 
-    for request in requests:
-        check_ids(policy, request.prompt_ids)
-
-    def grade(request: int, completion: Completion) -> EvaluatedCompletion:
-        problem, text = share[request][1], decode(policy, completion.token_ids)
-        return _record(problem, completion, text, grader.grade(text, problem.answer, graders=suite.graders))
+    def grade(request: int, completion: Completion | Forced) -> EvaluatedCompletion:
+        problem, text = share[request][1], _text(policy, suite, completion)
+        grade = grader.grade(text, problem.answer, graders=suite.graders)
+        return _record(problem, completion, text, grade, forcing=_forcing(policy, completion))
 
     complete = partial(_complete, policy, suite, requests, engine)
     graded: dict[tuple[int, int], EvaluatedCompletion] = {}
@@ -67,7 +73,7 @@ def evaluate(
         if world.reports:
             graded = grade_each(complete, grade, grader=grader)
         else:
-            complete(ignore)
+            complete(lambda *_: None)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the evaluation of {suite.name} after step {step}") from error
     indexed = world.gather((share[request][0], record) for (request, _), record in sorted(graded.items()))
@@ -78,7 +84,9 @@ def evaluate(
         step=step,
         metrics={
             f"eval/{suite.name}/{name}": value
-            for name, value in summary(records, samples=suite.samples, graders=suite.graders).items()
+            for name, value in summary(
+                records, samples=suite.samples, graders=suite.graders, thinking=suite.thinking
+            ).items()
         },
         records=tuple(records),
     )
@@ -94,21 +102,45 @@ def prompt_ids(policy: Policy, suite: Suite, problem: Problem, *, shots: Sequenc
 
 
 def grade_each(
-    generate: Callable[[Ended], object], grade: Callable[[int, Completion], Graded], *, grader: Grader
+    generate: Callable[[Callable[[int, int, AnyCompletion], None]], object],
+    grade: Callable[[int, AnyCompletion], Graded],
+    *,
+    grader: Grader,
 ) -> dict[tuple[int, int], Graded]:
     """Grade each completion that `generate` hands over, while others are still decoded; return them by place."""
     futures: dict[tuple[int, int], Future[Graded]] = {}
     # each thread waits for one of the grader's processes
     with ThreadPoolExecutor(max_workers=grader.num_children) as pool:
 
-        def ended(request: int, row: int, completion: Completion) -> None:
+        def ended(request: int, row: int, completion: AnyCompletion) -> None:
             futures[request, row] = pool.submit(grade, request, completion)
 
         generate(ended)
     return {place: future.result() for place, future in futures.items()}
 
 
-def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -> EvaluatedCompletion:
+def _text(policy: Policy, suite: Suite, completion: Completion | Forced) -> str:
+    """Return the text that is graded."""
+    text = decode(policy, completion.token_ids)
+    return without_stop(text, suite.stop) if isinstance(completion, Completion) and completion.stopped else text
+
+
+def _forcing(policy: Policy, completion: Completion | Forced) -> Forcing | None:
+    """Return how thinking went, or None without a budget."""
+    if isinstance(completion, Completion):
+        return None
+    answer = decode(policy, completion.answer_ids)
+    return Forcing(
+        thinking_tokens=completion.thinking_tokens,
+        waits=completion.waits,
+        forced_end=completion.forced_end,
+        no_final_answer=not answer.strip() or (completion.truncated and extract_boxed(answer) is None),
+    )
+
+
+def _record(
+    problem: Problem, completion: Completion | Forced, text: str, grade: Grade, *, forcing: Forcing | None
+) -> EvaluatedCompletion:
     return EvaluatedCompletion(
         problem_id=problem.id,
         category=problem.category,
@@ -122,37 +154,62 @@ def _record(problem: Problem, completion: Completion, text: str, grade: Grade) -
         released=grade.released,
         num_tokens=len(completion.token_ids),
         truncated=completion.truncated,
+        forcing=forcing,
     )
 
 
-def _complete(policy: Policy, suite: Suite, requests: Sequence[PromptRequest], engine: Engine, ended: Ended) -> None:
-    """Call `ended` with each completion of each request.
+def longest_completion(policy: Policy, suite: Suite) -> int:
+    """Return the largest number of tokens after a prompt, appended ones included."""
+    if suite.thinking is None:
+        return suite.max_tokens
+    return suite.thinking.max_tokens + rule_of(policy, suite.thinking).num_reserved
 
-    If a prompt leaves fewer than `max_tokens` of the model's positions, these limit its completions, as in vLLM.
+
+def _limits(policy: Policy, suite: Suite, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each prompt the largest number of tokens in its completions, or in their thinking if it has a budget.
+
+    If a prompt leaves fewer of the model's positions than the suite allows, these are the limit, as in vLLM.
 
     Raises DataError: a prompt leaves no position.
     """
+    most, longest = policy.max_positions, max(map(len, prompts), default=0)
+    if suite.thinking is None:
+        limit, reserved, use, hint = suite.max_tokens, 0, "an answer", "use another suite or model"
+    else:
+        limit, reserved = suite.thinking.max_tokens, rule_of(policy, suite.thinking).num_reserved
+        use = f"thinking, since {reserved} are kept for the answer"
+        hint = "lower thinking.answer_tokens, or use another suite or model"
+    if longest + reserved >= most:
+        raise DataError(
+            f"eval.suites.{suite.name}: a prompt of {longest} tokens leaves none of the model's {most} positions for "
+            f"{use}; {hint}"
+        )
+    return [min(limit, most - reserved - len(prompt)) for prompt in prompts]
+
+
+def _complete(
+    policy: Policy,
+    suite: Suite,
+    requests: Sequence[PromptRequest],
+    engine: Engine,
+    ended: Callable[[int, int, Completion | Forced], None],
+) -> None:
+    """Call `ended` with each completion of each request."""
     if not requests:  # more processes than problems
         return
-    longest = max(len(request.prompt_ids) for request in requests)
-    if longest >= policy.max_positions:
-        raise DataError(
-            f"eval.suites.{suite.name}: a prompt of {longest} tokens leaves none of the model's "
-            f"{policy.max_positions} positions for an answer; use another suite or model"
-        )
-    limits = [min(suite.max_tokens, policy.max_positions - len(request.prompt_ids)) for request in requests]
-    for limit in sorted(set(limits)):
-        indices = [index for index in range(len(requests)) if limits[index] == limit]
-        sampling = Sampling(temperature=suite.temperature, max_tokens=limit)
-
-        def one_ended(place: int, row: int, completion: Completion, indices: list[int] = indices) -> None:
-            ended(indices[place], row, completion)
-
-        engine.generate(policy, [requests[index] for index in indices], sampling, one_ended)
+    sampling = Sampling(temperature=suite.temperature, top_p=suite.top_p, stop=suite.stop)
+    if suite.thinking is None:
+        engine.generate(policy, requests, sampling, ended)
+    else:
+        force(engine, policy, requests, sampling, suite.thinking, ended)
 
 
 def summary(
-    records: Sequence[EvaluatedCompletion], *, samples: int, graders: Sequence[GraderName] = ("strict",)
+    records: Sequence[EvaluatedCompletion],
+    *,
+    samples: int,
+    graders: Sequence[GraderName] = ("strict",),
+    thinking: ThinkingConfig | None = None,
 ) -> dict[str, float]:
     """Return the metrics of an evaluation's completions; the `samples` of a problem are adjacent."""
     right = [record.strict is True for record in records]
@@ -168,6 +225,8 @@ def summary(
         released = [record.released is True for record in records]
         metrics["pass_at_1_released"] = fmean(released)
         metrics["graders_disagree"] = fmean(one != other for one, other in zip(right, released, strict=True))
+    if thinking is not None:
+        metrics |= forcing_measures([record.forcing for record in records if record.forcing is not None], thinking)
     if samples > 1:
         metrics["avg_at_k"] = metrics["pass_at_1"]
         num_right = [sum(right[start : start + samples]) for start in range(0, len(right), samples)]
@@ -185,3 +244,21 @@ def summary(
     for part, verdicts in sorted(by_part.items()):
         metrics[f"{part}/pass_at_1"] = fmean(verdicts)
     return metrics
+
+
+def forcing_measures(forced: Sequence[Forcing], thinking: ThinkingConfig) -> dict[str, float]:
+    """Return the means over a suite's completions of how its budget of thinking was kept.
+
+    `control` is the share within the bounds: at most `max_tokens`, and `min_waits` waits or a forced end. Source: s1,
+    arXiv 2501.19393, section 3.2.
+    """
+    return {
+        "thinking_tokens": fmean(each.thinking_tokens for each in forced),
+        "forced_ends": fmean(each.forced_end for each in forced),
+        "waits": fmean(each.waits for each in forced),
+        "no_final_answer": fmean(each.no_final_answer for each in forced),
+        "control": fmean(
+            each.thinking_tokens <= thinking.max_tokens and (each.waits >= thinking.min_waits or each.forced_end)
+            for each in forced
+        ),
+    }

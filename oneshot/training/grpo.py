@@ -130,7 +130,9 @@ def _sample(
     examples = list(places)
     requests = [
         PromptRequest(
-            prompt_ids=state.prompts[example], row_keys=tuple(_key(state, place) for place in places[example])
+            prompt_ids=state.prompts[example],
+            row_keys=tuple(_key(state, place) for place in places[example]),
+            max_tokens=config.rollout.max_tokens,
         )
         for example in examples
     ]
@@ -139,7 +141,7 @@ def _sample(
         text = decode(state.policy, completion.token_ids)
         return completion, judge(text, state.examples[examples[request]].answer, config.reward, state.grader)
 
-    sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+    sampling = Sampling(temperature=config.rollout.temperature)
     generate = partial(state.engine.generate, state.policy, requests, sampling)
     if not state.world.reports:
         generate()

@@ -6,6 +6,16 @@ from oneshot.tasks.grading import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forcing:
+    """How the thinking of one completion went under its suite's budget."""
+
+    thinking_tokens: int
+    waits: int
+    forced_end: bool  # thinking used up its budget
+    no_final_answer: bool  # the answer is blank, or has all its tokens and no box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCompletion:
     """One completion of an evaluation, with its grades."""
 
@@ -21,6 +31,7 @@ class EvaluatedCompletion:
     released: Verdict  # None also if the released grader was not asked
     num_tokens: int
     truncated: bool
+    forcing: Forcing | None = None  # only in suites with a budget of thinking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

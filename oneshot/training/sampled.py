@@ -78,9 +78,11 @@ def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: Sampled
         )
     place = int(problem.digest[:8], 16)
     request = PromptRequest(
-        prompt_ids=tuple(ids), row_keys=tuple((rule.seed, _STREAM, place, sample) for sample in range(rule.samples))
+        prompt_ids=tuple(ids),
+        row_keys=tuple((rule.seed, _STREAM, place, sample) for sample in range(rule.samples)),
+        max_tokens=config.rollout.max_tokens,
     )
-    sampling = Sampling(temperature=config.rollout.temperature, max_tokens=config.rollout.max_tokens)
+    sampling = Sampling(temperature=config.rollout.temperature)
 
     def grade(_request: int, completion: Completion) -> str | None:
         text = decode(policy, completion.token_ids)

@@ -46,7 +46,7 @@ from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot, end_id
 from oneshot.tasks.solutions import Demonstration, Sampled, load_demonstrations
 from oneshot.training.demonstrations import encode_demonstrations
-from oneshot.training.evaluate import prompt_ids
+from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
 
@@ -203,7 +203,7 @@ def _longest(config: TrialConfig, state: TrainingState) -> int:
     lengths = [] if state.solutions else [len(ids) + config.rollout.max_tokens for ids in state.prompts]
     for suite in state.suites:
         prompts = (prompt_ids(state.policy, suite, problem, shots=state.shots) for problem in suite.problems)
-        lengths.append(max(map(len, prompts)) + suite.max_tokens)
+        lengths.append(max(map(len, prompts)) + longest_completion(state.policy, suite))
     return min(max(lengths, default=1), state.policy.max_positions)
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -23,13 +23,13 @@ from oneshot.logs import JsonLines, wants_json
 from oneshot.plan.trainings import Training
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
-from oneshot.store.records import EVALUATION_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.solutions import Sampled
 from oneshot.training.launcher import Processes
-from oneshot.training.metrics import Evaluation, StepMetrics
+from oneshot.training.metrics import EvaluatedCompletion, Evaluation, StepMetrics
 from oneshot.trial.environment import describe, distribution, environment
 from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.scripted import ScriptedTrainer
@@ -45,6 +45,7 @@ MAX_SAMPLED = 64  # largest number of training completions recorded per step
 LOST = "stops without writing: %s"
 _SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
 _EVALUATED = attrgetter(*("problem_id" if column == "id" else column for column in EVALUATION_COLUMNS))
+_FORCING = attrgetter(*(f"forcing.{column}" for column in FORCING_COLUMNS))
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +208,7 @@ class _Recorder:
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
             f"eval-{evaluation.digest}-{evaluation.step}",
-            EVALUATION_COLUMNS,
-            map(_EVALUATED, evaluation.records),
+            *evaluation_table(evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,
             step=evaluation.step,
@@ -280,6 +280,14 @@ class _Recorder:
             self.lease.release()
         except OSError as error:  # the store cannot be reached: the lease will lapse
             logger.warning("cannot release the lease of %s: %s", self.folder.path, error)
+
+
+def evaluation_table(records: Sequence[EvaluatedCompletion]) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Return columns and rows of an evaluation's completions, with how they thought if they had a budget."""
+    if records[0].forcing is None:
+        return EVALUATION_COLUMNS, list(map(_EVALUATED, records))
+    rows: list[Sequence[Any]] = [(*_EVALUATED(record), *_FORCING(record)) for record in records]
+    return (*EVALUATION_COLUMNS, *FORCING_COLUMNS), rows
 
 
 class _Log:
