@@ -78,6 +78,7 @@ def learned(config: TrialConfig) -> list[tuple[str, str, str]]:
     ("example", "texts"),
     [
         ("arithmetic:47+38", [WORKED]),
+        ({"row": "arithmetic:47+38", "solution": {"column": "boxed"}}, ["\\boxed{85}"]),
         ({"row": "arithmetic:47+38", "solution": "It is 85."}, ["It is 85."]),
         ({"row": "arithmetic:47+38", "solution": {"texts": ["a", "b"]}}, ["a", "b"]),
         ({"row": "arithmetic:47+38", "answer": "84", "solution": "It is 84."}, ["It is 84."]),
@@ -345,7 +346,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "neither label nor solution": (SUM, f"{{row: {SUM}}}", "it has neither `answer` nor `solution`; add one, or write the row alone"),
     "another label": (SUM, f'{{row: {SUM}, answer: "84"}}', "s.yaml:8: trial.examples: arithmetic:47+38=84: a row with another label needs a `solution` of its own; write its text"),
     "wrong labels": (SUM, "{set: arithmetic, random: 3, wrong: 1}", ": a row with another label needs a `solution` of its own; write its text"),
-    "a column of generated problems": (SUM, f"{{row: {SUM}, solution: {{column: x}}}}", "arithmetic:47+38: generated problems have no columns; leave `solution` out for the worked text"),
+    "a column of generated problems": (SUM, f"{{row: {SUM}, solution: {{column: x}}}}", "s.yaml:8: trial.examples: arithmetic:47+38: generated problems have no column 'x'; they have worked, steps, boxed"),
     "a branch of the hub": (SUM, f"{{row: {SUM}, solution: {{from: Qwen/Qwen2.5-1.5B@main}}}}", "s.yaml:8: trial.examples: solution.from: Qwen/Qwen2.5-1.5B@main: write owner/name@COMMIT, since a branch can move"),
     "a model that is not shipped": (SUM, f'{{row: {SUM}, solution: {{from: "tiny:gpt"}}}}', "s.yaml:8: trial.examples: solution.from: tiny:gpt: not shipped; use one of tiny:blank, tiny:llama, tiny:qwen2"),
     "epochs of grpo": (TRAIN, "{num_epochs: 2}", "s.yaml:4: trial: train.num_epochs: grpo has no epochs; set train.num_steps, or train.method: sft"),
