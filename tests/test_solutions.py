@@ -29,7 +29,7 @@ from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import end_id, with_thinking
 from oneshot.tasks.solutions import identify_solutions, load_demonstrations
 from oneshot.tiny.make import make_tokenizer
-from oneshot.training.demonstrations import check_lengths, encode_demonstrations
+from oneshot.training.demonstrations import check_length, encode_demonstrations
 from oneshot.training.loop import train
 from oneshot.training.state import new_state
 
@@ -403,7 +403,7 @@ def test_solutions_that_are_too_long_are_counted_before_anything_runs(sft_config
         r"has 67; raise train.max_length, or set train.too_long: cut$"
     )
     config = sft_config(*LONG, {"problem": "3+3=?", "answer": "6", "solution": "6"}, train={"max_length": 36})
-    for refuse in (lambda: check_lengths([config]), lambda: new_state(config, seed=0, grader=grader)):
+    for refuse in (lambda: check_length(config), lambda: new_state(config, seed=0, grader=grader)):
         with pytest.raises(DataError, match=message):
             refuse()
 
@@ -413,16 +413,16 @@ def test_beyond_the_models_positions_the_hint_is_to_reach_more(sft_config: MakeC
     with pytest.raises(
         DataError, match=r"longer than 256 tokens.*has 307; reach more positions by model.max_positions"
     ):
-        check_lengths([config])
+        check_length(config)
     reached = {"max_positions": 512, "rope_scaling": "yarn"}
-    check_lengths([sft_config({**LONG[0], "solution": "x" * 300}, model=reached)])
+    check_length(sft_config({**LONG[0], "solution": "x" * 300}, model=reached))
 
 
 def test_a_prompt_that_leaves_no_token_is_refused(sft_config: MakeConfig) -> None:
     with pytest.raises(
         DataError, match=r"a prompt of 6 tokens leaves none of 6 for a solution; raise train.max_length"
     ):
-        check_lengths([sft_config(LONG[0], train={"max_length": 6, "too_long": "cut"})])
+        check_length(sft_config(LONG[0], train={"max_length": 6, "too_long": "cut"}))
 
 
 def test_a_cut_solution_ends_without_its_end_and_is_counted(sft_config: MakeConfig, grader: Grader) -> None:

@@ -20,7 +20,7 @@ from oneshot.rollout import lockstep, wave
 from oneshot.rollout.engine import Sampling
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.rollout.sampling import nucleus, sample
-from oneshot.rollout.stops import Stops, num_before, text_of, without_stop
+from oneshot.rollout.stops import Stops, cut_at_stop, num_before, text_of
 
 
 @cache
@@ -90,9 +90,19 @@ def test_what_is_before_a_stop_string_has_no_part_of_it(name: str, data: st.Data
     assert len(text_of(tokenizer, ids[:num])) <= text.index(stop) < len(text_of(tokenizer, ids[: num + 1]))
 
 
-def test_text_ends_before_its_first_stop_string() -> None:
-    assert without_stop("a b c b", ("c", "b")) == "a "
-    assert without_stop("a", ("c",)) == "a"
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("a b c b", ("c", "b"), "a "),
+        ("47+38=85", ("38",), "47+"),
+        # a stop string with a special token, which the graded text never has
+        ("so 85<eos>A", ("<eos>A",), "so 85"),
+        ("<pad>so 85 A", (" A",), "so 85"),
+    ],
+)
+def test_text_ends_before_its_first_stop_string(text: str, stop: tuple[str, ...], expected: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(local_folder("tiny:qwen2"))
+    assert cut_at_stop(tokenizer, tokenizer.encode(text), stop) == expected
 
 
 @pytest.mark.parametrize("check_steps", [1, 8])

@@ -112,10 +112,11 @@ def _memory_cells(memory: Memory) -> list[str]:
 def cost_lines(plan: Plan) -> list[str]:
     """Return a plan's totals, and how they were estimated."""
     totals = plan.to_json()
+    most = f" (training alone: at most {totals['max_tokens']:,})" if totals["max_tokens"] else ""
     lines = [
         "",
         f"{plan.num_cells} cells, {len(plan.trials)} trials, {totals['num_trainings']} trainings; "
-        f"about {totals['tokens']:,} completion tokens (training alone: at most {totals['max_tokens']:,})",
+        f"about {totals['tokens']:,} completion tokens{most}",
     ]
     lines += _engine_lines(plan)
     on_gpus = [trial for trial in plan.paid() if trial.resources.gpus]

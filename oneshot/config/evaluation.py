@@ -4,13 +4,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step
+from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step, Text
 
 Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
 GraderName = Literal["strict", "released"]
-
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 class ThinkingConfig(Config):

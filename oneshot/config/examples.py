@@ -1,21 +1,27 @@
 """Settings of a trial's examples, in each form that a sweep file may write."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_SEED, Config
+from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_SEED, Config, Text
 
 POLICY = "policy"
 """`solution.from` of completions that the trial's own model samples before it is trained."""
-Text = Annotated[str, Field(min_length=1)]
 
 
 class SolutionTexts(Config):
     """Several written solutions of one problem."""
 
     texts: list[Text] = Field(min_length=1, description="The solutions")
+
+    @field_validator("texts")
+    @classmethod
+    def _are_not_blank(cls, texts: list[str]) -> list[str]:
+        if not all(text.strip() for text in texts):
+            raise ValueError("one of them is blank; write the text to learn, or remove it")
+        return texts
 
 
 class SolutionColumn(Config):
@@ -40,7 +46,9 @@ class SampledSolutions(Config):
         "right", description="`right`: completions whose answer `reward.grader` finds right (rejection sampling)"
     )
     samples: int = Field(16, ge=1, le=MAX_COUNT, description="Completions to sample for each problem, before `keep`")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the samples, not of the trial")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Seed of the samples. Absent: the trial's, so that its seeds learn others"
+    )
 
 
 Solution = str | SolutionTexts | SolutionColumn | SampledSolutions

@@ -15,6 +15,7 @@ MAX_FACTOR = 1_000_000_000
 MAX_SEED = 2**63 - 1
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 

@@ -42,6 +42,9 @@ class ShotConfig(Config):
     )
 
 
+ThinkingStyle = Literal["auto", "tags", "turns"]
+
+
 class PromptConfig(Config):
     """The rules that turn a problem into the text that the model continues, and that end a completion."""
 
@@ -60,7 +63,7 @@ class PromptConfig(Config):
     shots: list[ShotConfig] = Field(
         default_factory=list, description="Worked problems before the problem, in training and evaluation"
     )
-    thinking: Literal["auto", "tags", "turns"] = Field(
+    thinking: ThinkingStyle = Field(
         "auto",
         description="How a solution with thinking is written. `tags`: <think>...</think> before the solution. `turns`: "
         "s1's think and answer turns. `auto`: `turns` with the template qwen2.5, else `tags`",
@@ -193,6 +196,12 @@ class ScheduleConfig(Config):
         0.0, ge=0, lt=1, description="Share of the optimiser steps in which the learning rate rises from 0"
     )
     final: float = Field(0.0, ge=0, le=1, description="Learning rate at the end, as a share of `optim.lr`")
+
+    @model_validator(mode="after")
+    def _ends_somewhere(self) -> "ScheduleConfig":
+        if self.kind == "constant" and self.final:
+            raise ValueError("final has no effect with kind: constant; remove it, or choose linear or cosine")
+        return self
 
     @property
     def has_length(self) -> bool:

@@ -67,7 +67,7 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
         base_model=kept.config.model.path if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["oneshot", "grpo", "rlvr"],
+        tags=["oneshot", "sft"] if kept.config.train.method == "sft" else ["oneshot", "grpo", "rlvr"],
         license=source.licence.get("license"),
         license_name=source.licence.get("license_name"),
         license_link=source.licence.get("license_link"),
@@ -84,7 +84,7 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
         kept=kept,
         selection=kept.selection,
         config=kept.config,
-        settings=flat(kept.config.model_dump(mode="json")),
+        settings=_settings(kept),
         base="@".join(base_model(kept).values()),
         rows=list(_rows(kept)),
         versions=kept.attempt.get("versions", {}),
@@ -93,6 +93,26 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
         dtype=dtype,
         oneshot_version=version("oneshot"),
     )
+
+
+_BOTH = (
+    *("model.dtype", "model.mixed_precision", "prompt.template", "prompt.train_suffix"),
+    *("optim.lr", "optim.weight_decay", "optim.schedule.kind", "train.num_steps"),
+)
+_METHOD = {
+    "grpo": (
+        *("rollout.num_groups", "rollout.group_size", "rollout.temperature", "rollout.max_tokens", "loss.kl_coef"),
+        *("loss.entropy_coef", "loss.clip_low", "loss.clip_high", "train.updates_per_rollout"),
+    ),
+    "sft": ("loss.aggregation", "train.batch_size", "train.max_length", "train.too_long"),
+}
+"""Settings that the card shows: of both methods, and of each."""
+
+
+def _settings(kept: Kept) -> dict[str, Any]:
+    """Return the settings that the card shows, by path."""
+    every = flat(kept.config.model_dump(mode="json"))
+    return {path: every[path] for path in (*_BOTH, *_METHOD[kept.config.train.method])}
 
 
 def _rows(kept: Kept) -> Iterator[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from oneshot.config.trial import TrialConfig
 from oneshot.models.shapes import ModelShape
+from oneshot.tasks.solutions import is_sampled, size_of_solutions
 
 NORM_BYTES = 4  # RMSNorm always computes in float32
 
@@ -29,15 +30,28 @@ class MicroBatch:
 
 
 SFT_TOKENS = 4096
-"""Assumed length of the longest solution where `train.max_length` is absent: a plan has no tokenizer to count with."""
+"""Assumed length of the longest solution if its text is not here and nothing limits it."""
+PROMPT_TOKENS = 256  # assumed length of a prompt: a plan has no tokenizer to count with
+CHARACTERS_A_TOKEN = 2  # of a solution: few, as more of them would need less memory
 
 
 def update_rows(config: TrialConfig) -> tuple[int, int]:
     """Return how many completions or solutions an optimiser step learns from, and how long they can be."""
     train, rollout = config.train, config.rollout
     if train.method == "sft":
-        return train.batch_size, train.max_length or config.model.max_positions or SFT_TOKENS
+        return _solutions(config)
     return rollout.num_groups * rollout.group_size // train.updates_per_rollout, rollout.max_tokens
+
+
+def _solutions(config: TrialConfig) -> tuple[int, int]:
+    train = config.train
+    number, characters = size_of_solutions(config.examples)
+    lengths = [PROMPT_TOKENS + max(characters) // CHARACTERS_A_TOKEN] if characters else []
+    if is_sampled(config.examples):
+        lengths.append(PROMPT_TOKENS + config.rollout.max_tokens)
+    limit = train.max_length or config.model.max_positions
+    expected = max(lengths) if lengths else limit or SFT_TOKENS
+    return min(train.batch_size, number or train.batch_size), min(expected, limit or expected)
 
 
 def micro_batch(config: TrialConfig, *, num_rows: int, max_tokens: int, prompt_tokens: int) -> MicroBatch:

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from oneshot.config.trial import TrialConfig
-from oneshot.models.activations import MicroBatch, backward_bytes, layer_bytes, micro_batch, model_bytes, update_rows
+from oneshot.models.activations import (
+    PROMPT_TOKENS,
+    MicroBatch,
+    backward_bytes,
+    layer_bytes,
+    micro_batch,
+    model_bytes,
+    update_rows,
+)
 from oneshot.models.shapes import ModelShape
 from oneshot.tasks.benchmarks import Suite
 
 Strategy = Literal["single", "ddp", "fsdp"]  # one process; several with a whole model each; several with a shard each
 CPU_KV_GIB = 4.0  # default of `rollout.kv_gib` on a CPU, where untouched memory costs nothing
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
-PROMPT_TOKENS = 256  # assumed length of a prompt: a plan has no tokenizer to count with
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that an update holds at a time, by device: 128 MiB and 1 GiB in float32."""
 NUM_BLOCKS = 16

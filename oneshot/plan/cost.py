@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import DataError
 from oneshot.models.shapes import ModelShape, model_shape
 from oneshot.store.store import Store
 from oneshot.tasks.benchmarks import Suite, due_steps
-from oneshot.tasks.solutions import load_demonstrations, num_demonstrations
+from oneshot.tasks.problems import text_digest
+from oneshot.tasks.solutions import size_of_solutions
 
 PEAK_FLOPS = 989e12  # peak of an H100 SXM in bfloat16, dense
 EFFICIENCY = 0.2  # assumed share of the peak, for rollout and update together, and for evaluation
@@ -84,15 +84,7 @@ def _step_s(
 
 def _learned_tokens(config: TrialConfig, cost: CostConfig) -> int:
     """Return the tokens of the solutions that a step of SFT learns: a batch of them, or all if there are fewer."""
-    characters: list[int] = []
-    try:
-        number = num_demonstrations(config.examples)
-        if cost.mean_tokens is None:
-            characters = [
-                len(each.thinking) + len(each.solution) for each in load_demonstrations(config.examples, None)
-            ]
-    except DataError:  # a ranking is not known yet, or data are not here
-        number = None
+    number, characters = size_of_solutions(config.examples)
     mean = fmean(characters) / CHARACTERS_A_TOKEN if characters else MEAN_TOKENS
     longest = config.train.max_length or config.model.max_positions or mean
     batch = min(config.train.batch_size, number or config.train.batch_size)
@@ -109,13 +101,15 @@ TrainingShape = tuple[object, ...]
 
 def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
     """Return the model, its precision, its trained part, and the amount sampled and updated each step."""
-    model, rollout = config.model, config.rollout
-    sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, config.train.updates_per_rollout)
-    if config.train.method == "sft":
-        sampled = (config.train.batch_size, len(config.examples), config.train.max_length or 0, 0)
+    model, rollout, train = config.model, config.rollout, config.train
     adapter = None if model.adapter is None else model.adapter.model_dump_json()
-    trained = (adapter, config.train.activation_checkpointing, config.has_reference)
-    return (model.path, model.dtype, model.mixed_precision, rollout.engine, *sampled, *trained, gpus)
+    trained = (adapter, train.activation_checkpointing, config.has_reference)
+    if train.method == "sft":  # the solutions' lengths decide the time
+        examples = text_digest(config.model_dump_json(include={"examples"}))
+        amount: TrainingShape = (train.batch_size, train.max_length, examples)
+    else:
+        amount = (rollout.num_groups, rollout.group_size, rollout.max_tokens, train.updates_per_rollout)
+    return (model.path, model.dtype, model.mixed_precision, rollout.engine, *amount, *trained, gpus)
 
 
 def measured_steps(store: Store) -> dict[TrainingShape, float]:

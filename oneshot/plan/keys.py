@@ -53,9 +53,10 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
 
 def _identify_examples(config: TrialConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the digests of what a trial trains on, and the sets that are not fetched yet."""
-    if config.train.method == "grpo":
+    if config.train.method == "grpo" or config.train.num_steps == 0:
         examples = identify(config.examples)
-        check_fit(config, len(examples.ids))
+        if config.train.method == "grpo":
+            check_fit(config, len(examples.ids))
         return examples.digests, examples.provisional
     models = {path: _sampling_model(path) for path in sampling_models(config.examples)}
     demonstrated = identify_solutions(config.examples, models)

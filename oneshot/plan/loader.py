@@ -5,7 +5,7 @@ from typing import Any
 
 from oneshot.config.file import SweepFile, read
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import DataError, ModelError, SweepFileError, UserError
+from oneshot.errors import DataError, ModelError, SweepFileError, UserError, nearest
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
@@ -59,7 +59,9 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     plan = make_plan(sweep)
     for trial in plan.trials:
         if trial.waits_for is not None and trial.waits_for.startswith(AWAITS):
-            raise UserError(f"{trial.label} waits for {trial.waits_for}, with the same storage; or use `from: policy`")
+            name = trial.waits_for.removeprefix(AWAITS).split("'")[1]
+            hint = nearest(name, ["policy", *sweep_names(store)])
+            raise UserError(f"{trial.label} waits for {trial.waits_for}, with the same storage{hint}")
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
 

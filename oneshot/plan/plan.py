@@ -31,6 +31,7 @@ from oneshot.plan.warnings import (
     odd_rows,
     odd_suites,
     of_other_method,
+    repeated_seeds,
     too_large,
 )
 from oneshot.tasks.benchmarks import load_suite, load_suites
@@ -120,6 +121,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
     warnings += of_other_method([cell.config for cell in every])
+    warnings += repeated_seeds(cells) if len(sweep.config.seeds) > 1 else []
     awaited = {study.name: study for study in studies}
     # point by point over all studies, so that all of them progress; then the grid seed by seed, controls first, so that
     # a sweep that is stopped early leaves a balanced matrix

@@ -23,6 +23,7 @@ from oneshot.plan.pinned import PinnedSweep
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
+from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import example_rows, identify, row_content
 from oneshot.tasks.problems import text_digest
 
@@ -131,7 +132,7 @@ def _sweeps_of(config: TrialConfig) -> set[str]:
 def _recorded(store: Store, name: str, model: str) -> Recorded:
     """Return the base model's distinct completions in the trials of a sweep; empty if it has not run."""
     plan = store.sweep(name).read_json("plan.json")
-    found: Recorded = {}
+    recorded: Recorded = {}
     for key in dict.fromkeys(trial["key"] for trial in (plan or {"trials": []})["trials"] if trial["key"]):
         folder = store.trial(key)
         description: dict[str, Any] | None = folder.read_json("trial.json")
@@ -140,17 +141,18 @@ def _recorded(store: Store, name: str, model: str) -> Recorded:
         except ValidationError:  # another version wrote it
             continue
         if config is not None and config.model.path == model:
-            for prompt, text, is_right in (*_evaluated(folder), *_rolled_out(folder, config)):
-                texts = found.setdefault(prompt, [])
+            for prompt, text, is_right in (*_evaluated(folder, config), *_rolled_out(folder, config)):
+                texts = recorded.setdefault(prompt, [])
                 if [text, is_right] not in texts:  # trials with one seed have the same completions
                     texts.append([text, is_right])
-    return found
+    return recorded
 
 
-def _evaluated(folder: TrialFolder) -> Iterator[tuple[str, str, bool]]:
-    for digest, step in sorted(folder.evaluations()):
-        table = folder.completions(f"eval-{digest}-{step}") if step == 0 else None
-        for row in _rows(table):
+def _evaluated(folder: TrialFolder, config: TrialConfig) -> Iterator[tuple[str, str, bool]]:
+    for suite in load_suites(config):
+        for row in _rows(folder.completions(f"eval-{suite.digest}-0")):
+            if row["num_tokens"] >= suite.max_tokens:  # it may have been cut
+                continue
             yield text_digest(row["problem"]), row["completion"], row["strict"] is True
 
 

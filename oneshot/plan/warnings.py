@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from oneshot.config.trial import TrialConfig
 from oneshot.models.memory import Memory
 from oneshot.models.placement import GPU_GIB, Placement, alternatives, choose_strategy, host_gib
-from oneshot.models.source import local_folder
+from oneshot.models.shapes import model_shape
+from oneshot.models.source import local_folder, reached_positions
 from oneshot.plan.cells import Cell
 from oneshot.plan.keys import inert_paths
 from oneshot.plan.trial import Trial
@@ -14,7 +15,7 @@ from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
 from oneshot.tasks.labels import label_warnings, row_warnings
-from oneshot.tasks.solutions import is_sampled
+from oneshot.tasks.solutions import is_sampled, num_demonstrations
 
 
 def inert_settings(config: TrialConfig) -> list[str]:
@@ -61,7 +62,29 @@ def of_other_method(configs: Sequence[TrialConfig]) -> list[str]:
     if method == "sft" and any(is_sampled(config.examples) for config in configs):
         paths = tuple(path for path in paths if path != "reward")  # the grader chooses what is kept
     stated = [path for path in paths if any(_is_set(config, path) for config in configs)]
+    given = (example.solution for config in configs for example in config.examples if not isinstance(example, str))
+    if method == "grpo" and any(solution is not None for solution in given):
+        stated.append("solution of an example")
     return [f"{path} has no effect with train.method {method}" for path in stated]
+
+
+def repeated_seeds(cells: Sequence[Cell]) -> list[str]:
+    """Return a warning for SFT cells whose seeds make one training: each step learns all solutions, in any order."""
+    names = [cell.label for cell in cells if cell.waits_for is None and _is_without_seed(cell.config)]
+    if not names:
+        return []
+    more = ", ..." if len(names) > 3 else ""
+    return [
+        f"seeds repeat one training, since each step learns all its solutions: lower train.batch_size or sample the "
+        f"solutions ({', '.join(names[:3])}{more})"
+    ]
+
+
+def _is_without_seed(config: TrialConfig) -> bool:
+    if config.train.method != "sft" or not config.train.num_steps or config.model.adapter is not None:
+        return False
+    number = num_demonstrations(config.examples)
+    return number is not None and number <= config.train.batch_size
 
 
 def _is_set(config: TrialConfig, path: str) -> bool:
@@ -147,10 +170,23 @@ def odd_resources(cells: Sequence[Cell]) -> list[str]:
 
 
 def odd_suites(cells: Sequence[Cell]) -> list[str]:
-    """Return a warning for each suite with a setting that has no effect."""
+    """Return a warning for each suite with a setting that has no effect, or a budget beyond the model's positions."""
     suites = [(suite, cell.config.eval.suites[suite.name]) for cell in cells for suite in load_suites(cell.config)]
     greedy = {suite.name for suite, rule in suites if suite.temperature == 0 and rule.top_p not in (None, 1.0)}
-    return [f"eval.suites.{name}.top_p has no effect at temperature 0" for name in sorted(greedy)]
+    warnings = [f"eval.suites.{name}.top_p has no effect at temperature 0" for name in sorted(greedy)]
+    for cell in cells:
+        shape = model_shape(cell.config) if cell.config.script is None else None
+        if shape is None or shape.max_positions is None:
+            continue
+        most = reached_positions(cell.config.model, shape.max_positions)
+        warnings += [
+            f"eval.suites.{suite.name}.thinking: a budget of {suite.thinking.max_tokens} and an answer of "
+            f"{suite.thinking.answer_tokens} tokens are longer than the {most} positions of {cell.config.model.path}, "
+            "so the budget shrinks"
+            for suite in load_suites(cell.config)
+            if suite.thinking is not None and suite.max_tokens > most
+        ]
+    return list(dict.fromkeys(warnings))
 
 
 def odd_rows(cells: Sequence[Cell]) -> list[str]:

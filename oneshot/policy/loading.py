@@ -79,11 +79,16 @@ def load_tokenizer(config: ModelConfig) -> tuple[Any, int]:
     return tokenizer, reached_positions(config, max_positions(settings.to_dict()))
 
 
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return what transformers loads from, and how."""
+    folder = local_folder(config.path)
+    options = {"revision": None if folder else config.revision, "trust_remote_code": config.trust_remote_code}
+    return str(folder or config.path), options
+
+
 def _load_settings(config: ModelConfig) -> tuple[Any, Any]:
     """Return the tokenizer and the config, which reaches `max_positions`."""
-    folder = local_folder(config.path)
-    source, revision = (str(folder), None) if folder else (config.path, config.revision)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    source, options = _source(config)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     settings = AutoConfig.from_pretrained(source, **options)
     for name, value in scaled(config, settings.to_dict()).items():
@@ -93,9 +98,7 @@ def _load_settings(config: ModelConfig) -> tuple[Any, Any]:
 
 def _load(config: ModelConfig) -> tuple[Any, Any]:
     """Return the model, whose weights are all there, and its tokenizer."""
-    folder = local_folder(config.path)
-    source, revision = (str(folder), None) if folder else (config.path, config.revision)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    source, options = _source(config)
     tokenizer, settings = _load_settings(config)
     if getattr(settings, "quantization_config", None) is not None:
         raise ModelError(f"model.path: {config.path}: its weights are quantised; use the model's plain weights")

@@ -96,7 +96,7 @@ def forcing_table(gathered: Gathered, _suite: str) -> Table | None:
         title="Budget forcing",
         about="Means over completions at the last step. Forced ends: thinking used up its budget. No final answer: the "
         "answer is blank, or has all its tokens and no box. Control: the thinking kept to the budget and waited as "
-        "often as asked, or had no room left to wait (arXiv 2501.19393).",
+        "often as asked, or had no room left to wait; the rule makes it 1 (arXiv 2501.19393).",
         columns=(
             *("cell", "suite", "budget", "thinking tokens", "waits"),
             *("forced ends", "no final answer", "control", "accuracy"),

@@ -39,9 +39,15 @@ def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def without_stop(text: str, strings: Sequence[str]) -> str:
-    """Return a completion's text up to its first stop string, which is not part of it."""
-    return text[: min((text.index(string) for string in strings if string in text), default=len(text))]
+def cut_at_stop(tokenizer: Any, token_ids: Sequence[int], strings: Sequence[str]) -> str:
+    """Return the text before the first stop string, without special tokens."""
+    whole = text_of(tokenizer, token_ids)
+    first = min((string for string in strings if string in whole), key=whole.index)
+    num = num_before(tokenizer, token_ids, first)
+    before = text_of(tokenizer, token_ids[:num])
+    # the token after these may begin with text of its own
+    between = whole[len(before) : whole.index(first)]
+    return str(tokenizer.decode(list(token_ids[:num]), skip_special_tokens=True)) + between
 
 
 def num_before(tokenizer: Any, token_ids: Sequence[int], string: str) -> int:

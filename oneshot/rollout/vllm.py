@@ -76,7 +76,7 @@ class Vllm:
 
     def rest(self) -> None:
         """Give the memory of weights, keys and values back; on a CPU vLLM keeps it."""
-        if self._llm is not None and self._sleeps:
+        if self._llm is not None and self._sleeps and not self._is_asleep:
             self._llm.sleep(level=2)  # forgets the weights: the next ones are pushed
             self._is_asleep, self._version = True, None
 

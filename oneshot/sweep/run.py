@@ -7,16 +7,17 @@ import contextlib
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from oneshot.errors import UserError
 from oneshot.models.engines import has_vllm
+from oneshot.plan.cells import expand, read_axes
 from oneshot.plan.claims import cell_key, freeze
 from oneshot.plan.loader import DATA, ENGINES
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
-from oneshot.plan.trainings import check_data, data_digests
+from oneshot.plan.trainings import Training, check_data, data_digests
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import LAPSE_S, Lease, Leased, Watch, is_here, take
 from oneshot.sweep.agenda import Agenda
@@ -107,10 +108,7 @@ def _run(
     # before MLflow hears of this run: without data there is nothing to tell
     configs = [training.config for training in missing] + unkeyed
     check_data(configs)
-    if any(config.train.method == "sft" for config in configs):
-        from oneshot.training.demonstrations import check_lengths  # imports torch, which other sweeps' drivers lack
-
-        check_lengths(configs)
+    check_lengths(sweep_run, missing)
     text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
     listen(Event(kind="message", text=text, num_left=len(missing)))
     tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))
@@ -124,6 +122,34 @@ def _run(
         status = "FAILED" if summary.failed or summary.missing else "FINISHED"
         tracking.finish("KILLED" if summary.interrupted else status)
     return replace(summary, tracking_error=tracking.error), ended
+
+
+def check_lengths(sweep_run: SweepRun, missing: Sequence[Training]) -> None:
+    """Encode what SFT trainings learn, before anything runs.
+
+    Raises SweepFileError: a solution does not fit; names the place that set the length, or the examples.
+    """
+    trained = [training for training in missing if training.config.train.method == "sft"]
+    if not trained:
+        return
+    from oneshot.training.demonstrations import check_length  # imports torch, which other sweeps' drivers lack
+
+    sweep = sweep_run.sweep
+    cells = {tuple(cell.names.items()): cell for cell in expand(sweep, read_axes(sweep))}
+    checked = set()
+    for training in trained:
+        parts = training.config.model_dump_json(include={"model", "prompt", "examples", "train"})
+        if parts in checked:
+            continue
+        checked.add(parts)
+        try:
+            check_length(training.config)
+        except UserError as error:
+            cell = cells.get(tuple(training.trials[0].cell.items()))
+            if cell is None:
+                raise
+            path = "train.max_length" if "train.max_length" in cell.places else "examples"
+            raise sweep.source.error(cell.place(path), f"{error} (in cell {cell.label})") from error
 
 
 def _record_start(sweep_run: SweepRun) -> None:

@@ -46,7 +46,7 @@ OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "box
 _TRAINING = {
     "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded"),
     "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed"),
-    "sft": ("epoch", "num_tokens", "cut"),
+    "sft": ("epoch", "num_solutions", "num_tokens", "cut"),
     "optim": ("lr",),
     "loss": ("total", "pg", "kl", "entropy", "grad_norm", "clip_fraction", "frac_skipped"),
     "perf": ("step_s", "rollout_s", "update_s", "tokens_per_s", "efficiency"),

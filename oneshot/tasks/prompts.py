@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from oneshot.config.evaluation import Template
+from oneshot.config.trial import ThinkingStyle
 from oneshot.errors import ModelError, first_line
 
 Shot = tuple[str, str]  # A worked problem: prompt and answer
@@ -97,9 +98,6 @@ def end_id(*, template: Template, tokenizer: Any) -> int:
     after = FAMILIES[kind].end if kind != "chat" else _after_answer(tokenizer)
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
     return int(ids[0]) if ids and ids[0] in _special_ids(tokenizer) else int(tokenizer.eos_token_id)
-
-
-ThinkingStyle = Literal["auto", "tags", "turns"]
 
 
 def with_thinking(thinking: str, solution: str, *, style: ThinkingStyle, template: Template, is_open: bool) -> str:

@@ -195,8 +195,8 @@ def load(source: str) -> tuple[Problem, ...]:
 
 @cache
 def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
-    found = problems.load_file(str(path), needs_labels=has_labels(name))
-    rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(found))
+    loaded = problems.load_file(str(path), needs_labels=has_labels(name))
+    rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(loaded))
     check_contents(name, path, rows)
     return rows
 

@@ -56,13 +56,13 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
             num_sampled += 1
             rule = [source.from_, source.keep, source.samples, source.seed, models.get(source.from_, "")]
             digests.append(text_digest(json.dumps([content, rule])))
-        elif (texts := _known_texts(row, source)) is not None:
-            digests += [text_digest(json.dumps([content, thinking, text])) for thinking, text in texts]
-        else:
-            known = column_digests(row.source, source) if isinstance(source, SolutionColumn) else None
-            if known is None:
+        elif row.problem is None and isinstance(source, SolutionColumn):
+            of_column = column_digests(row.source, source)
+            if of_column is None:
                 provisional.add(row.source)
-            digests.append(text_digest(json.dumps([content, str(source) if known is None else known[row.row]])))
+            digests.append(text_digest(json.dumps([content, of_column[row.row] if of_column else str(source)])))
+        else:
+            digests += [text_digest(json.dumps([content, *texts])) for texts in _texts(row, source)]
     return Demonstrated(digests=tuple(digests), num_sampled=num_sampled, provisional=tuple(sorted(provisional)))
 
 
@@ -77,10 +77,20 @@ def num_demonstrations(examples: Sequence[Example]) -> int | None:
     return sum(len(source.texts) if isinstance(source, SolutionTexts) else 1 for source in sources)
 
 
+def size_of_solutions(examples: Sequence[Example]) -> tuple[int | None, list[int]]:
+    """Return the number of demonstrations (None: unknown), and the characters of each text that is here."""
+    try:
+        number = num_demonstrations(examples)
+        texts = load_demonstrations([each for each in examples if not is_sampled([each])], None)
+    except DataError:  # a ranking is not known yet, or data are not here
+        return None, []
+    return number, [len(each.thinking) + len(each.solution) for each in texts]
+
+
 def sampling_models(examples: Sequence[Example]) -> set[str]:
     """Return `from` of every example whose solutions a model samples, without the trial's own model."""
-    found = {row.solution.from_ for row in example_rows(examples) if isinstance(row.solution, SampledSolutions)}
-    return found - {POLICY}
+    rules = (row.solution for row in example_rows(examples))
+    return {rule.from_ for rule in rules if isinstance(rule, SampledSolutions)} - {POLICY}
 
 
 def is_sampled(examples: Sequence[Example]) -> bool:
@@ -110,7 +120,7 @@ def load_demonstrations(examples: Sequence[Example], sampled: Sampled | None) ->
             rules.append(source)
             texts = [("", text) for text in (sampled or {}).get(problem.id, ())]
         else:
-            texts = _known_texts(row, source) or [_columns(row.source, source)[row.row]]  # type: ignore[arg-type]
+            texts = _texts(row, source)
         demonstrations += [Demonstration(problem=problem, solution=text, thinking=thinking) for thinking, text in texts]
     if rules and sampled is not None and not demonstrations:
         raise DataError(
@@ -142,12 +152,12 @@ def solution_columns(examples: Sequence[Example]) -> set[tuple[str, SolutionColu
     return {(source, column) for source, column in pairs if isinstance(column, SolutionColumn)}
 
 
-def _known_texts(row: ExampleRow, source: SolutionTexts | SolutionColumn) -> list[tuple[str, str]] | None:
-    """Return (thinking, solution) of written and generated texts; None for the columns of a file."""
+def _texts(row: ExampleRow, source: SolutionTexts | SolutionColumn) -> list[tuple[str, str]]:
+    """Return (thinking, solution) of each text of a row."""
     if isinstance(source, SolutionTexts):
         return [("", text) for text in source.texts]
     if row.problem is None:
-        return None
+        return [_columns(row.source, source)[row.row]]
     expression = row.problem.id.partition(":")[2]
     thinking = "" if source.thinking is None else arithmetic.COLUMNS[source.thinking](expression)
     return [(thinking, arithmetic.COLUMNS[source.column](expression))]
@@ -168,6 +178,8 @@ def _source(row: ExampleRow) -> SolutionTexts | SolutionColumn | SampledSolution
             has = ", ".join(arithmetic.COLUMNS)
             raise DataError(f"{row.id}: generated problems have no column {min(unknown)!r}; they have {has}")
         return column
+    if row.problem is not None and given is not None:
+        raise DataError(f"{row.id}: a written problem has no columns; write the text as its `solution`")
     if row.problem is not None:
         raise DataError(
             f"{row.id}: it has no solution, which train.method: sft learns; write its text, or sample it "
@@ -181,12 +193,16 @@ def _default_column(row: ExampleRow) -> SolutionColumn:
     known = sets.KNOWN.get(base)
     if known is not None and known.solution:
         return SolutionColumn(column=known.solution, thinking=known.thinking or None)
+    usual = [SolutionColumn(column=name) for name in (MESSAGES, "solution")]
+    for column in usual:
+        if sets.recorded(recorded_name(row.source, column)) is not None:
+            return column
     if known is None and sets.is_missing(base):
-        return SolutionColumn(column="solution")
+        return usual[-1]
     columns = list(_records(base, *_version(base))[row.row]) if known is None else []
-    for column in (MESSAGES, "solution"):
-        if column in columns:
-            return SolutionColumn(column=column)
+    for column in usual:
+        if column.column in columns:
+            return column
     has = f"; its columns are {', '.join(columns)}" if columns else ""
     raise DataError(
         f"{row.id}: it has no solution, which train.method: sft learns{has}; name a column by {{set: {row.source}, "
@@ -222,4 +238,6 @@ def _records(_base: str, path: Path, _mtime_ns: int) -> list[Record]:
 def _version(base: str) -> tuple[Path, int]:
     path = sets.local_path(base)
     assert path is not None, "example_rows refuses such a source"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (paths are relative to {Path.cwd()})")
     return path, path.stat().st_mtime_ns

@@ -1,6 +1,6 @@
 """Demonstrations and a tokenizer -> the token ids that SFT learns, each within the largest length."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,25 +76,19 @@ def encode_demonstrations(
     return Encoded(prompts=tuple(places), prompt_of=tuple(prompt_of), solutions=tuple(solutions), num_cut=num_cut)
 
 
-def check_lengths(configs: Iterable[TrialConfig]) -> None:
-    """Encode what SFT trials learn, before anything runs.
+def check_length(config: TrialConfig) -> None:
+    """Encode what an SFT trial learns, as far as it is written, with its model's tokenizer and without its weights.
 
     Raises UserError: a solution does not fit; says what to do.
     """
-    seen = set()
-    for config in configs:
-        parts = config.model_dump_json(include={"model", "prompt", "examples", "train"})
-        if config.train.method != "sft" or not config.train.num_steps or parts in seen:
-            continue
-        seen.add(parts)
-        tokenizer, max_positions = load_tokenizer(config.model)
-        encode_demonstrations(
-            config,
-            load_demonstrations(config.examples, None),
-            shots=load_shots(config.prompt),
-            tokenizer=tokenizer,
-            max_positions=max_positions,
-        )
+    tokenizer, max_positions = load_tokenizer(config.model)
+    encode_demonstrations(
+        config,
+        load_demonstrations(config.examples, None),
+        shots=load_shots(config.prompt),
+        tokenizer=tokenizer,
+        max_positions=max_positions,
+    )
 
 
 def _hint(config: TrialConfig, limit: int) -> str:

@@ -19,7 +19,7 @@ from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
 from oneshot.rollout.budget import Forced, force, rule_of
 from oneshot.rollout.engine import Completion, Engine, NotFiniteError, PromptRequest, Sampling
-from oneshot.rollout.stops import without_stop
+from oneshot.rollout.stops import cut_at_stop
 from oneshot.tasks import prompts
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import Suite
@@ -121,8 +121,9 @@ def grade_each(
 
 def _text(policy: Policy, suite: Suite, completion: Completion | Forced) -> str:
     """Return the text that is graded."""
-    text = decode(policy, completion.token_ids)
-    return without_stop(text, suite.stop) if isinstance(completion, Completion) and completion.stopped else text
+    if isinstance(completion, Completion) and completion.stopped:
+        return cut_at_stop(policy.tokenizer, completion.token_ids, suite.stop)
+    return decode(policy, completion.token_ids)
 
 
 def _forcing(policy: Policy, completion: Completion | Forced) -> Forcing | None:

@@ -24,6 +24,7 @@ def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
 
     Raises TrialError: logits, the loss or its gradient are not finite.
     """
+    assert config.train.num_epochs is None, "a plan turns epochs into steps"
     if not state.started:
         evaluations = _evaluate(config, state)
         state.started = True

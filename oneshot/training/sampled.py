@@ -4,7 +4,6 @@ They are sampled once for each training, before its first step, as rollouts samp
 and lengths. The trial's folder keeps them, so that an attempt that resumes learns the same texts.
 """
 
-import gc
 import logging
 from functools import partial
 
@@ -25,14 +24,15 @@ from oneshot.tasks.problems import Problem
 from oneshot.tasks.rewards import judge
 from oneshot.tasks.solutions import to_sample
 from oneshot.training.evaluate import grade_each
+from oneshot.training.free_memory import release
 
 log = logging.getLogger(__name__)
 
 _STREAM = 0x501  # separates these completions from those of rollouts and evaluations
 
 
-def sample_solutions(config: TrialConfig, *, device: torch.device, grader: Grader) -> dict[str, list[str]]:
-    """Return the completions that are kept for each example that asks for some, by its id."""
+def sample_solutions(config: TrialConfig, *, seed: int, device: torch.device, grader: Grader) -> dict[str, list[str]]:
+    """Return the completions that are kept for each example that asks for some, by its id; `seed` is the trial's."""
     kept: dict[str, list[str]] = {}
     wanted = to_sample(config.examples)
     for path in dict.fromkeys(rule.from_ for _, rule in wanted):
@@ -40,12 +40,12 @@ def sample_solutions(config: TrialConfig, *, device: torch.device, grader: Grade
         policy.model.to(device)
         for problem, rule in wanted:
             if rule.from_ == path:
-                kept[problem.id] = _sample(config, policy, problem, rule, grader)
-                log.info("%s: kept %d of %d completions of %s", problem.id, len(kept[problem.id]), rule.samples, path)
+                own = rule.model_copy(update={"seed": seed if rule.seed is None else rule.seed})
+                kept[problem.id] = texts = _sample(config, policy, problem, own, grader)
+                level = logging.INFO if texts else logging.WARNING
+                log.log(level, "%s: kept %d of %d completions of %s", problem.id, len(texts), rule.samples, path)
         del policy
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(device)
     return kept
 
 
@@ -79,7 +79,7 @@ def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: Sampled
     place = int(problem.digest[:8], 16)
     request = PromptRequest(
         prompt_ids=tuple(ids),
-        row_keys=tuple((rule.seed, _STREAM, place, sample) for sample in range(rule.samples)),
+        row_keys=tuple((int(rule.seed or 0), _STREAM, place, sample) for sample in range(rule.samples)),
         max_tokens=config.rollout.max_tokens,
     )
     sampling = Sampling(temperature=config.rollout.temperature)

@@ -26,6 +26,7 @@ from oneshot.training.step import accumulate, packs, take_step
 
 def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     """Learn the next solutions."""
+    state.engine.rest()
     start_s = time.perf_counter()
     num_all = len(state.solutions)
     chosen = batch_of_step(num_all, config.train.batch_size, seed=state.seed, step=state.step)
@@ -37,6 +38,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     step_s = time.perf_counter() - start_s
     metrics |= {
         "sft/epoch": state.step / -(-num_all // config.train.batch_size),
+        "sft/num_solutions": float(num_all),
         "sft/num_tokens": float(num_tokens),
         "sft/cut": state.num_cut / num_all,
         "perf/step_s": step_s,

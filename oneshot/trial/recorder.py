@@ -13,12 +13,13 @@ import time
 import traceback
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from oneshot.errors import DeadProcessError, first_line
+from oneshot.errors import DataError, DeadProcessError, first_line
 from oneshot.logs import JsonLines, wants_json
 from oneshot.plan.trainings import Training
 from oneshot.store.folder import now_ms
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 Trainer: TypeAlias = "LocalTrainer | Processes | ScriptedTrainer"
 SEGMENT_S = 10.0
-SOLUTIONS = "solutions.json"
+SOLUTIONS = "sampled.json"
 """File in a trial's folder with the solutions that a model sampled, by example."""
 MAX_SAMPLED = 64  # largest number of training completions recorded per step
 LOST = "stops without writing: %s"
@@ -112,6 +113,10 @@ def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int, s
     )
 
 
+def _digest(texts: Sampled) -> str:
+    return sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
 class _Recorder:
     """The progress of one attempt, and the writer of its files."""
 
@@ -136,11 +141,19 @@ class _Recorder:
         halvings = previous.failures.get("oom", 0) if previous is not None else 0
         if halvings:
             logger.info("computes in portions of 1/%d: an earlier attempt ran out of memory", 2**halvings)
-        sampled = self.folder.read_json(SOLUTIONS)
+        sampled = self._kept_solutions()
         self.trainer = _begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings, sampled=sampled)
         if sampled is None and not isinstance(self.trainer, ScriptedTrainer) and self.trainer.sampled:
-            self.folder.write_json(SOLUTIONS, dict(self.trainer.sampled))  # every later attempt learns these
+            texts = dict(self.trainer.sampled)  # every later attempt learns these
+            self.folder.write_json(SOLUTIONS, {"digest": _digest(texts), "texts": texts})
         return self.trainer
+
+    def _kept_solutions(self) -> Sampled | None:
+        """Return the solutions that an earlier attempt sampled. Raises DataError: the file was changed since then."""
+        kept = self.folder.read_json(SOLUTIONS)
+        if kept is not None and kept["digest"] != _digest(kept["texts"]):
+            raise DataError(f"{self.folder.path}/{SOLUTIONS}: changed since it was written; use another seed")
+        return None if kept is None else kept["texts"]
 
     def steps(self, trainer: Trainer) -> Iterator[StepMetrics]:
         """Run what is left: the rest of the training, or only evaluations of its final weights."""

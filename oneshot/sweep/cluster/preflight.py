@@ -117,7 +117,7 @@ def _last_line(error: Exception) -> str:
 
 def _question(node: Mapping[str, object], trials: Sequence[Trial], *, storage: str, token: str) -> Question:
     trained = [trial for trial in _held(node, trials) if trial.config.script is None]
-    configs = {t.config.model_dump_json(include={"examples", "prompt", "eval"}): t.config for t in trained}
+    configs = {t.config.model_dump_json(include={"examples", "prompt", "eval", "train"}): t.config for t in trained}
     return Question(
         working_directory=os.getcwd(),
         data_folder=os.environ.get("ONESHOT_DATA"),
