@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(("perf/", "system/"))}
 
 
-def sample(config: TrialConfig, grader: Grader) -> dict[str, list[str]]:
-    return sample_solutions(config, device=CPU, grader=grader)
+def sample(config: TrialConfig, grader: Grader, *, seed: int = 0) -> dict[str, list[str]]:
+    return sample_solutions(config, seed=seed, device=CPU, grader=grader)
 
 
 def test_right_completions_are_kept_and_all_with_any(sampled_config: MakeConfig, grader: Grader) -> None:
@@ -62,14 +63,16 @@ def test_right_completions_are_kept_and_all_with_any(sampled_config: MakeConfig,
     assert all(text.endswith("\\boxed{85}") for text in right)
 
 
-def test_samples_depend_on_their_own_seed_and_problem_alone(sampled_config: MakeConfig, grader: Grader) -> None:
+def test_samples_depend_on_their_seed_and_problem_alone(sampled_config: MakeConfig, grader: Grader) -> None:
     config = sampled_config(keep="any")
     found = sample(config, grader)
     assert sample(sampled_config(SUM, "arithmetic:12*7", keep="any"), grader)[SUM] == found[SUM]
     assert sample(sampled_config(keep="any", samples=2), grader)[SUM] == found[SUM][:2]
     assert sample(sampled_config(keep="any", seed=1), grader) != found
-    # of a trial with another seed
-    assert LocalTrainer(config, seed=7, resources=ResourceConfig(), grader=grader).sampled == found
+    # without a seed of their own, that of the trial
+    assert sample(config, grader, seed=1) == sample(sampled_config(keep="any", seed=1), grader)
+    fixed = sampled_config(keep="any", seed=0)
+    assert LocalTrainer(fixed, seed=7, resources=ResourceConfig(), grader=grader).sampled == found
 
 
 def test_another_model_may_sample(sampled_config: MakeConfig, grader: Grader) -> None:
@@ -109,7 +112,7 @@ def test_a_second_attempt_learns_what_the_first_has_recorded(
     whole, cut, changed = (Store(str(tmp_path)).trial(name) for name in ("whole", "cut", "changed"))
     wanted = [comparable(step.metrics) for step in record(made, whole, grader=grader, origin="test")]
     recorded = whole.read_json(SOLUTIONS)
-    assert recorded == sample(made.config, grader)
+    assert recorded["texts"] == sample(made.config, grader)
     steps = record(made, cut, grader=grader, origin="test")
     next(steps)
     steps.close()
@@ -117,10 +120,23 @@ def test_a_second_attempt_learns_what_the_first_has_recorded(
     rest = [comparable(step.metrics) for step in record(made, cut, grader=grader, origin="test")]
     assert rest == wanted[1:]
     # 2 tokens each, and no more than that is learned
-    changed.write_json(SOLUTIONS, {SUM: ["8", "5", "0"]})
+    texts = {SUM: ["8", "5", "0"]}
+    digest = sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    changed.write_json(SOLUTIONS, {"digest": digest, "texts": texts})
     tokens = [step.metrics["sft/num_tokens"] for step in record(made, changed, grader=grader, origin="test")]
     assert tokens == [6.0, 6.0, 6.0]
-    assert changed.read_json(SOLUTIONS) == {SUM: ["8", "5", "0"]}
+    assert changed.read_json(SOLUTIONS)["texts"] == texts
+
+
+def test_texts_that_were_changed_after_sampling_are_refused(
+    sampled_config: MakeConfig, grader: Grader, tmp_path: Path
+) -> None:
+    folder = Store(str(tmp_path)).trial("edited")
+    folder.write_json(SOLUTIONS, {"digest": "0" * 64, "texts": {SUM: ["85"]}})
+    assert list(record(training(sampled_config()), folder, grader=grader, origin="test")) == []
+    result = folder.result()
+    assert result is not None and (result.outcome, result.kind) == ("failed", "data")
+    assert "sampled.json: changed since it was written" in result.reason
 
 
 @pytest.mark.slow
@@ -253,7 +269,9 @@ def test_a_sweep_that_has_not_run_is_waited_for(store: Store) -> None:
     text = LEARN.replace("from: history", "from: not-yet")
     with pytest.raises(UserError) as caught:
         pin_all(read(text, name="s.yaml"), store)
-    assert str(caught.value) == f"trial seed 0 waits for {waits_for}, with the same storage; or use `from: policy`"
+    assert str(caught.value).startswith(
+        f"trial seed 0 waits for {waits_for}, with the same storage; choose one of policy"
+    )
 
 
 def test_another_model_has_recorded_nothing(store: Store) -> None:

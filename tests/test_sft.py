@@ -281,7 +281,7 @@ def test_a_schedule_puts_the_number_of_steps_into_the_key(tiny_config: MakeConfi
     def key(num_steps: int, **schedule: Any) -> str | None:
         return trial(tiny_config(train={"num_steps": num_steps}, optim={"schedule": schedule})).key
 
-    assert key(2) == key(3) == key(2, final=0.5) == trial(tiny_config()).key
+    assert key(2) == key(3) == trial(tiny_config()).key
     assert len({key(2), key(2, kind="linear"), key(3, kind="linear"), key(2, warmup=0.1), key(3, warmup=0.1)}) == 5
 
 

@@ -19,11 +19,13 @@ from verbs import oneshot
 from oneshot.config.file import read
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
+from oneshot.plan.cost import training_shape
 from oneshot.plan.keys import identify_trial
-from oneshot.plan.loader import pin_known
+from oneshot.plan.loader import pin_all, pin_known
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.plan.trainings import data_digests
+from oneshot.plan.trainings import data_digests, trainings
 from oneshot.store.store import Store
+from oneshot.sweep.run import check_lengths
 from oneshot.tasks import sets
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.prompts import end_id, with_thinking
@@ -340,6 +342,9 @@ BAD: dict[str, tuple[str, str, str]] = {
     "a column of numbers": (SUM, "{set: ROWS, solution: answer}", "s.yaml:8: trial.examples: ROWS:0: `answer` is 1, not a text to learn; choose another column, or remove the row"),
     "a written problem": (SUM, "{problem: p, answer: a}", "s.yaml:8: trial.examples: written:dc65de0e: " + NO_SOLUTION + "; write its text, or sample it by solution: {from: policy}"),
     "an empty solution": (SUM, f'{{row: {SUM}, solution: " "}}', "s.yaml:8: trial.examples: {'row': 'arithmetic:47+38', 'solution': ' '}: solution: it is empty; write the text to learn, or leave `solution` out"),
+    "a blank text": (SUM, f'{{row: {SUM}, solution: {{texts: ["a", " "]}}}}', "texts: one of them is blank; write the text to learn, or remove it"),
+    "a column of a written problem": (SUM, "{problem: p, answer: a, solution: {column: b}}", "a written problem has no columns; write the text as its `solution`"),
+    "a constant that ends elsewhere": (TRAIN, TRAIN + "\n  optim.schedule: {warmup: 0.1, final: 0.5}", "final has no effect with kind: constant; remove it, or choose linear or cosine"),
     "an unknown form": (SUM, f"{{row: {SUM}, solution: {{text: a}}}}", "s.yaml:8: trial.examples: {'row': 'arithmetic:47+38', 'solution': {'text': 'a'}}: solution: {'text': 'a'} " + FORMS),
     "a list": (SUM, f"{{row: {SUM}, solution: [a]}}", "solution: ['a'] " + FORMS),
     "a misspelt key": (SUM, f"{{row: {SUM}, solution: {{from: policy, sample: 3}}}}", "unknown key 'sample'; choose one of from, keep, samples, seed"),
@@ -448,3 +453,56 @@ def test_an_end_that_would_not_end_completions_is_refused(
     assert str(caught.value) == message
     turned = config.model_copy(update={"prompt": config.prompt.model_copy(update={"stop": "turn"})})
     assert {ids[-1] for ids in new_state(turned, seed=0, grader=grader).solutions} == {made.pad_token_id}
+
+
+def test_seeds_that_repeat_one_training_are_a_warning() -> None:
+    texts = f"{{row: {SUM}, solution: {{texts: [a, b, c]}}}}"
+    seeds = ("seeds: [0]", "seeds: [0, 1]")
+    repeated = "seeds repeat one training, since each step learns all its solutions"
+    assert any(warning.startswith(repeated) for warning in plan((SUM, texts), seeds).warnings)
+    in_batches = plan((SUM, texts), seeds, (TRAIN, TRAIN.replace("}", ", batch_size: 2}")))
+    sampled = plan(
+        (SUM, f"{{row: {SUM}, solution: {{from: policy}}}}"), seeds, (TRAIN, f"{TRAIN}\n  rollout.max_tokens: 9")
+    )
+    for other in (in_batches, sampled, plan((SUM, texts))):
+        assert not any(warning.startswith(repeated) for warning in other.warnings)
+
+
+def test_a_solution_without_sft_is_a_warning() -> None:
+    grpo = plan((SUM, f"{{row: {SUM}, solution: a}}"), (TRAIN, "{num_steps: 2}\n  rollout.max_tokens: 9"))
+    assert "solution of an example has no effect with train.method grpo" in grpo.warnings
+
+
+def test_a_solution_that_does_not_fit_is_refused_with_its_place(tmp_path: Path) -> None:
+    sweep = read(SWEEP.replace(TRAIN, "{method: sft, num_steps: 2, max_length: 20}"), name="s.yaml")
+    sweep_run = pin_all(sweep, Store(str(tmp_path)))
+    with pytest.raises(UserError) as caught:
+        check_lengths(sweep_run, trainings(sweep_run.plan.trials))
+    assert str(caught.value).startswith(
+        "s.yaml:7: trial.train.max_length: examples: 1 of 1 solutions are longer than 20 tokens with their prompts"
+    )
+
+
+def test_solutions_of_a_file_that_is_gone_are_known_by_their_record(sft_config: MakeConfig, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(jsonl(CHAT))
+    config = sft_config(f"{path}:0")
+    known, recorded = trial(config).key, data_digests([config])
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        identify_solutions(config.examples, {})
+    sets.remember(recorded)
+    try:
+        assert trial(config).key == known
+    finally:
+        sets.remember({})
+
+
+def test_seconds_of_other_solutions_are_not_taken_for_a_trainings_own(sft_config: MakeConfig) -> None:
+    shapes = {training_shape(sft_config({"set": "arithmetic", "random": n}), gpus=1) for n in (2, 3)}
+    assert len(shapes) == 2
+    assert training_shape(sft_config(SUM), gpus=1) not in shapes
+
+
+def test_evaluation_alone_needs_no_solution(sft_config: MakeConfig) -> None:
+    assert trial(sft_config("dsr_sub:124", train={"num_steps": 0})).key

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from oneshot.config.trial import ModelConfig
-from oneshot.models.source import SHIPPED
+from oneshot.models.source import SHIPPED, local_folder
 from oneshot.policy.loading import load_policy
 from oneshot.rollout import lockstep, wave
 from oneshot.rollout.engine import Sampling

@@ -93,6 +93,17 @@ BAD = {
 }
 
 
+def test_a_budget_beyond_the_models_positions_is_told(tmp_path: Path) -> None:
+    def warnings(tokens: int) -> list[str]:
+        rule = f"  eval.suites: {{arithmetic: {{thinking: {{max_tokens: {tokens}, answer_tokens: 56}}}}}}"
+        made = plan(tmp_path, edited("  train.num_steps: 2", f"  train.num_steps: 2\n{rule}"))
+        return [warning for warning in made.warnings if "the budget shrinks" in warning]
+
+    assert warnings(200) == []
+    (warning,) = warnings(201)
+    assert warning.startswith("eval.suites.arithmetic.thinking: a budget of 201 and an answer of 56 tokens are longer")
+
+
 @pytest.mark.parametrize("rule", BAD)
 def test_a_bad_rule_gets_one_clear_error(tmp_path: Path, rule: str) -> None:
     text = edited("  train.num_steps: 2", f"  train.num_steps: 2\n  eval.suites: {{arithmetic: {{{rule}}}}}")
