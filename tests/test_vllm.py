@@ -130,8 +130,8 @@ def _without_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 def _at_another_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = vllm._parameters
 
-    def warmer(policy: Any, sampling: Any, key: Any) -> Any:
-        request = parameters(policy, sampling, key)
+    def warmer(*arguments: Any) -> Any:
+        request = parameters(*arguments)
         request.temperature *= 1.25
         return request
 
