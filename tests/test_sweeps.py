@@ -38,7 +38,8 @@ NUM_CELLS = {
     "saturation": 6,
     "smoke_single_gpu": 1,
     "evening": 6,
-    "laptop": 4,
+    "laptop": 2,
+    "laptop-sft": 3,
     "less_is_more": 14,
     "less-is-more-tiny": 5,
     "budget-tiny": 5,
@@ -50,7 +51,7 @@ NUM_CELLS = {
     "quickstart": 6,
 }
 NUM_SEEDS = {"seeds_ci": 10} | dict.fromkeys(
-    ("quickstart", "miniature", "laptop", "less-is-more-tiny", "budget-tiny", "s1", "limo"), 3
+    ("quickstart", "miniature", "laptop", "laptop-sft", "less-is-more-tiny", "budget-tiny", "s1", "limo"), 3
 )
 NUM_SEEDS |= dict.fromkeys(
     ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting"),
