@@ -91,13 +91,19 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> str:
 
 
 def end_id(*, template: Template, tokenizer: Any) -> int:
-    """Return the token that ends an answer after a prompt of this template: what a solution ends with in training."""
+    """Return the token that ends an answer after a prompt of this template: what a solution ends with in training.
+
+    Raises ModelError: the tokenizer has no such token.
+    """
     kind = _resolved(template, tokenizer)
-    if kind == "plain":
-        return int(tokenizer.eos_token_id)
-    after = FAMILIES[kind].end if kind != "chat" else _after_answer(tokenizer)
-    ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
-    return int(ids[0]) if ids and ids[0] in _special_ids(tokenizer) else int(tokenizer.eos_token_id)
+    if kind != "plain":
+        after = FAMILIES[kind].end if kind != "chat" else _after_answer(tokenizer)
+        ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
+        if ids and ids[0] in _special_ids(tokenizer):
+            return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise ModelError("model.path: the tokenizer has no EOS token, with which solutions end; set its eos_token")
+    return int(tokenizer.eos_token_id)
 
 
 def with_thinking(thinking: str, solution: str, *, style: ThinkingStyle, template: Template, is_open: bool) -> str:
