@@ -427,7 +427,7 @@ def test_sft_killed_at_random_ends_in_the_same_bits(nursery: Nursery, tmp_path: 
     if folder.current_result() is None:
         nursery.run(folder)
     assert record_of(folder) == whole
-    assert folder.read("solutions.json") == whole_folder.read("solutions.json") is not None
+    assert folder.read("sampled.json") == whole_folder.read("sampled.json") is not None
 
 
 @pytest.mark.slow
