@@ -29,9 +29,11 @@ from test_tracking import Lab
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from verbs import Said, oneshot
 
+from oneshot.config.examples import RowExample, SampledSolutions
 from oneshot.config.file import load
 from oneshot.config.trial import TrialConfig
 from oneshot.export import weights
+from oneshot.export.card import _code
 from oneshot.models.source import SHIPPED
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import trainings
@@ -199,6 +201,13 @@ def test_the_card_says_what_it_is_and_how_it_did(made: Path, tmp_path: Path) -> 
     assert re.search(r"\| arithmetic \| 12 \| strict \| \d\.\d{3} \| \d\.\d{3} \| [+-]\d\.\d{3} \|", card)
     assert "| `optim.lr` | `0.001` |" in card and "Does one sum lift the rest?" in card
     assert "transformers 5." in card and "under its licence" in card
+
+
+def test_an_example_on_the_card_is_as_a_sweep_file_writes_it() -> None:
+    sampled = SampledSolutions.model_validate({"from": "policy", "samples": 4})
+    example = RowExample(row="arithmetic:47+38", solution=sampled)
+    written = '{"row": "arithmetic:47+38", "solution": {"from": "policy", "keep": "right", "samples": 4}}'
+    assert _code(example) == f"`{written}`"
 
 
 def test_another_precision_is_rounded_from_what_is_kept(made: Path, tmp_path: Path) -> None:

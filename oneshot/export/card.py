@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
 
 from oneshot.config.paths import flat
 from oneshot.export.kept import Kept
@@ -126,8 +127,13 @@ def _rows(kept: Kept) -> Iterator[tuple[str, ...]]:
             yield evaluation.suite, count, MEASURES[measure], before, f"{now:.3f}", gain
 
 
+def _shown(model: BaseModel) -> Any:
+    """Return an example as a sweep file would write it."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
 def _code(value: Any) -> str:
     """Return a value as code on one line of Markdown."""
-    text = value if isinstance(value, str) else json.dumps(value, default=lambda model: model.model_dump(mode="json"))
+    text = value if isinstance(value, str) else json.dumps(value, default=_shown)
     line = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
     return f"`{line}`" if line else "(empty)"
