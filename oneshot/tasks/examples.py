@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -72,7 +72,8 @@ def identify(examples: Sequence[Example]) -> Identity:
     Raises DataError: there is no such set, file or row; the message lists what exists.
     """
     rows = example_rows(examples)
-    contents = [row_content(row) for row in rows]
+    contents_of = cache(sets.contents)  # within this call: files may change between two
+    contents = [row_content(row, contents_of) for row in rows]
     return Identity(
         ids=tuple(row.id for row in rows),
         digests=tuple(_digest(row, content) for row, content in zip(rows, contents, strict=True)),
@@ -256,12 +257,12 @@ def _rows_of_set(example: SetExamples) -> list[ExampleRow]:
     ]
 
 
-def row_content(row: ExampleRow) -> Content:
+def row_content(row: ExampleRow, contents_of: Callable[[str], Sequence[Content] | None] = sets.contents) -> Content:
     """Return the sha256 (hex) of an example's prompt and label, or of its name while the contents are unknown."""
     if row.problem is not None:
         prompt, answer = row.problem.content
     else:
-        contents = sets.contents(row.source)
+        contents = contents_of(row.source)
         prompt, answer = (text_digest(f"{row.source}:{row.row}"), "") if contents is None else contents[row.row]
     return prompt, answer if row.answer is None else text_digest(row.answer)
 

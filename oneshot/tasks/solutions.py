@@ -8,7 +8,7 @@ when the trial begins; until then only what decides them has a digest.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from oneshot.config.examples import POLICY, Example, SampledSolutions, SolutionColumn, SolutionTexts
@@ -50,14 +50,15 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
     digests: list[str] = []
     provisional: set[str] = set()
     num_sampled = 0
+    contents_of, digests_of = cache(sets.contents), cache(column_digests)  # within this call: files may change
     for row in example_rows(examples):
-        content, source = content_digest(row_content(row)), _source(row)
+        content, source = content_digest(row_content(row, contents_of)), _source(row)
         if isinstance(source, SampledSolutions):
             num_sampled += 1
             rule = [source.from_, source.keep, source.samples, source.seed, models.get(source.from_, "")]
             digests.append(text_digest(json.dumps([content, rule])))
         elif row.problem is None and isinstance(source, SolutionColumn):
-            of_column = column_digests(row.source, source)
+            of_column = digests_of(row.source, source)
             if of_column is None:
                 provisional.add(row.source)
             digests.append(text_digest(json.dumps([content, of_column[row.row] if of_column else str(source)])))
