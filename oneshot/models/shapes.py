@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.examples import POLICY, SampledSolutions
+from oneshot.config.examples import POLICY
 from oneshot.config.model import AdapterConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.models.source import max_positions, reached_positions, read_config
+from oneshot.tasks.solutions import sampling_rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +119,7 @@ def _shape_of(settings: dict[str, Any]) -> ModelShape | None:
 
 def _samples(config: TrialConfig) -> bool:
     """Return whether a training samples from the trial's own model."""
-    given = (example.solution for example in config.examples if not isinstance(example, str))
-    own = any(isinstance(solution, SampledSolutions) and solution.from_ == POLICY for solution in given)
-    return config.train.method == "grpo" or own
+    return config.train.method == "grpo" or any(rule.from_ == POLICY for rule in sampling_rules(config.examples))
 
 
 def check_positions(config: TrialConfig) -> None:

@@ -26,6 +26,7 @@ from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import example_rows, identify, row_content
 from oneshot.tasks.problems import text_digest
+from oneshot.tasks.solutions import sampling_rules
 
 FILE = "solutions.json"
 AWAITS = "the completions of "
@@ -125,8 +126,7 @@ def _sweeps_of(config: TrialConfig) -> set[str]:
     """Return the sweeps whose completions a trial learns."""
     if config.train.method != "sft":
         return set()
-    given = (example.solution for example in config.examples if not isinstance(example, str))
-    return {each.from_ for each in given if isinstance(each, SampledSolutions) and is_sweep(each.from_)}
+    return {rule.from_ for rule in sampling_rules(config.examples) if is_sweep(rule.from_)}
 
 
 def _recorded(store: Store, name: str, model: str) -> Recorded:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot.config.evaluation import Template
-from oneshot.config.trial import ThinkingStyle
+from oneshot.config.trial import PromptConfig, ThinkingStyle
 from oneshot.errors import ModelError, first_line
 
 Shot = tuple[str, str]  # A worked problem: prompt and answer
@@ -63,6 +63,11 @@ def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] 
     rendered = _render(kind, worked, prompt, tokenizer)
     encoded: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
     return encoded
+
+
+def encode_for_training(text: str, config: PromptConfig, *, shots: Sequence[Shot], tokenizer: Any) -> list[int]:
+    """Return the token ids of a training prompt. Raises ModelError as `encode` does."""
+    return encode(text, suffix=config.train_suffix, template=config.template, shots=shots, tokenizer=tokenizer)
 
 
 def _render(kind: Template, worked: Sequence[Shot], prompt: str, tokenizer: Any) -> str:

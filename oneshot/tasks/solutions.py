@@ -34,7 +34,6 @@ class Demonstrated:
     """What is known of an SFT trial's examples before it runs."""
 
     digests: tuple[str, ...]  # of each demonstration, or of what decides sampled ones
-    num_sampled: int  # rows whose solutions a model samples
     provisional: tuple[str, ...]  # sets that are not fetched, so that only names have digests
 
 
@@ -49,12 +48,10 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
     """
     digests: list[str] = []
     provisional: set[str] = set()
-    num_sampled = 0
     contents_of, digests_of = cache(sets.contents), cache(column_digests)  # within this call: files may change
     for row in example_rows(examples):
         content, source = content_digest(row_content(row, contents_of)), _source(row)
         if isinstance(source, SampledSolutions):
-            num_sampled += 1
             rule = [source.from_, source.keep, source.samples, source.seed, models.get(source.from_, "")]
             digests.append(text_digest(json.dumps([content, rule])))
         elif row.problem is None and isinstance(source, SolutionColumn):
@@ -64,7 +61,7 @@ def identify_solutions(examples: Sequence[Example], models: Mapping[str, str]) -
             digests.append(text_digest(json.dumps([content, of_column[row.row] if of_column else str(source)])))
         else:
             digests += [text_digest(json.dumps([content, *texts])) for texts in _texts(row, source)]
-    return Demonstrated(digests=tuple(digests), num_sampled=num_sampled, provisional=tuple(sorted(provisional)))
+    return Demonstrated(digests=tuple(digests), provisional=tuple(sorted(provisional)))
 
 
 def num_demonstrations(examples: Sequence[Example]) -> int | None:
@@ -88,16 +85,20 @@ def size_of_solutions(examples: Sequence[Example]) -> tuple[int | None, list[int
     return number, [len(each.thinking) + len(each.solution) for each in texts]
 
 
-def sampling_models(examples: Sequence[Example]) -> set[str]:
-    """Return `from` of every example whose solutions a model samples, without the trial's own model."""
-    rules = (row.solution for row in example_rows(examples))
-    return {rule.from_ for rule in rules if isinstance(rule, SampledSolutions)} - {POLICY}
+def sampling_rules(examples: Sequence[Example]) -> list[SampledSolutions]:
+    """Return the rule of each example whose solutions are sampled. Needs neither data nor a ranking."""
+    given = (example.solution for example in examples if not isinstance(example, str))
+    return [solution for solution in given if isinstance(solution, SampledSolutions)]
 
 
 def is_sampled(examples: Sequence[Example]) -> bool:
-    """Return whether a model samples solutions of these examples. Needs neither data nor a ranking."""
-    given = (example.solution for example in examples if not isinstance(example, str))
-    return any(isinstance(solution, SampledSolutions) for solution in given)
+    """Return whether a model samples solutions of these examples."""
+    return bool(sampling_rules(examples))
+
+
+def sampling_models(examples: Sequence[Example]) -> set[str]:
+    """Return `from` of every example whose solutions a model samples, without the trial's own model."""
+    return {rule.from_ for rule in sampling_rules(examples)} - {POLICY}
 
 
 def to_sample(examples: Sequence[Example]) -> list[tuple[Problem, SampledSolutions]]:

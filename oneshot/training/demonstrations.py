@@ -42,13 +42,8 @@ def encode_demonstrations(
     places: dict[tuple[int, ...], int] = {}
     prompt_of, solutions, lengths = [], [], []
     for demonstration in demonstrations:
-        ids = prompts.encode(
-            demonstration.problem.prompt,
-            suffix=prompt.train_suffix,
-            template=prompt.template,
-            shots=shots,
-            tokenizer=tokenizer,
-        )
+        problem = demonstration.problem.prompt
+        ids = prompts.encode_for_training(problem, prompt, shots=shots, tokenizer=tokenizer)
         if len(ids) >= limit:
             raise DataError(
                 f"examples: {demonstration.problem.id}: a prompt of {len(ids)} tokens leaves none of {limit} for a "

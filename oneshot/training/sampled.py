@@ -64,13 +64,8 @@ def _sample(config: TrialConfig, policy: Policy, problem: Problem, rule: Sampled
 
     Raises DataError: the prompt leaves too few positions for a completion.
     """
-    ids = prompts.encode(
-        problem.prompt,
-        suffix=config.prompt.train_suffix,
-        template=config.prompt.template,
-        shots=load_shots(config.prompt),
-        tokenizer=policy.tokenizer,
-    )
+    shots, tokenizer = load_shots(config.prompt), policy.tokenizer
+    ids = prompts.encode_for_training(problem.prompt, config.prompt, shots=shots, tokenizer=tokenizer)
     if len(ids) + config.rollout.max_tokens > policy.max_positions:
         raise DataError(
             f"examples: {problem.id}: prompt of {len(ids)} tokens and rollout.max_tokens {config.rollout.max_tokens} "

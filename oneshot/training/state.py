@@ -209,13 +209,7 @@ def _longest(config: TrialConfig, state: TrainingState) -> int:
 
 def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequence[Shot]) -> tuple[int, ...]:
     """Return the token ids of an example's prompt, if they leave enough positions for a completion."""
-    ids = prompts.encode(
-        example.prompt,
-        suffix=config.prompt.train_suffix,
-        template=config.prompt.template,
-        shots=shots,
-        tokenizer=policy.tokenizer,
-    )
+    ids = prompts.encode_for_training(example.prompt, config.prompt, shots=shots, tokenizer=policy.tokenizer)
     check_ids(policy, ids)
     if len(ids) >= policy.max_positions:
         raise DataError(
