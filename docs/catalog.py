@@ -42,7 +42,7 @@ def planned(path: Path) -> tuple[PinnedSweep, Plan]:
 
 
 def _row(name: str, sweep: PinnedSweep, plan: Plan) -> list[str]:
-    seeds = len(sweep.config.seeds)
+    seeds = len(sweep.config.planned_seeds)
     tokens = plan.to_json()["tokens"]
     hours = (
         "-" if not plan.gpu_hours else f"{plan.gpu_hours:,.1f}" if plan.gpu_hours < 100 else f"{plan.gpu_hours:,.0f}"

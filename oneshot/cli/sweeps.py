@@ -76,7 +76,7 @@ def plan(
     if sweep.config.claims:
         from oneshot.report.power import find_prospects
 
-        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=len(sweep.config.seeds))
+        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=len(sweep.config.planned_seeds))
     if address is not None:
         from oneshot.sweep.cluster.nodes import check_cluster
 

@@ -1,6 +1,6 @@
-"""The `claims` and `published` sections of a sweep file: typed, bounded and described."""
+"""The `claims`, `groups` and `published` sections of a sweep file: typed, bounded and described."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,9 +13,13 @@ class ExpectConfig(Config):
     greater_by: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="a - b is above this")
     less_by: float | None = Field(None, ge=-MAX_FACTOR, le=MAX_FACTOR, description="a - b is below minus this")
     within: float | None = Field(None, gt=0, le=MAX_FACTOR, description="a - b is between minus this and this")
+    share_at_least: float | None = Field(
+        None, gt=0, le=10, description="a's gain is at least this share of b's; 0.9 is 90%. Needs `of: gain`"
+    )
 
     _one_relation = exactly_one(
-        ("greater_by", "less_by", "within"), "expect needs exactly one of greater_by, less_by and within"
+        ("greater_by", "less_by", "within", "share_at_least"),
+        "expect needs exactly one of greater_by, less_by, within and share_at_least",
     )
 
 
@@ -29,20 +33,46 @@ class PowerConfig(Config):
     )
 
 
+class OverSettingsConfig(Config):
+    """Other settings under which a claim is judged as well. They do not change its verdict."""
+
+    grader: list[Literal["strict", "lenient"]] = Field(
+        default_factory=list, description="Graders of pass@1: the metric and its `_lenient` form"
+    )
+    at: list[Literal["last", "best", "saturation"]] = Field(
+        default_factory=list, description="Steps that replace that of `a`, and that of `b` unless it is the start"
+    )
+
+
 class ClaimConfig(Config):
     """A comparison of two selections of cells, written before the sweep runs."""
 
     name: str = Field(min_length=1, description="The claim in words")
-    metric: str = Field(min_length=1, description="Metric, such as `eval/math500/pass_at_1`")
+    metric: str = Field(
+        min_length=1, description="Metric, such as `eval/math500/pass_at_1`, or `eval/@GROUP/pass_at_1` of a group"
+    )
     of: Literal["value", "gain"] = Field("value", description="Compare the metric, or its change since the start")
     a: dict[str, Any] = Field(
         description="Axis -> cell or list of cells, and `at`: start, last, best (on `val`) or saturation"
     )
-    b: dict[str, Any] = Field(description="What `a` is compared with. An axis that is left out is as in `a`")
+    b: dict[str, Any] = Field(
+        description="What `a` is compared with. An axis that is left out is as in `a`. `suite`: another suite"
+    )
     for_each: list[str] = Field(default_factory=list, description="Axes; each of their cells gets its own verdict")
     for_all: list[str] = Field(
         default_factory=list,
         description="Axes; the claim must hold on each of their cells. There is one verdict, that of the weakest cell",
+    )
+    over: str | None = Field(
+        None,
+        min_length=1,
+        description="Axis whose cells are a sample, such as models: the verdict is on the mean over them (random effects)",
+    )
+    over_settings: OverSettingsConfig = Field(
+        default_factory=OverSettingsConfig, description="Other settings, under which the claim is judged beside its own"
+    )
+    primary: bool = Field(
+        False, description="Test this claim first. Claims that are not primary are tested once all primary ones hold"
     )
     categories: Literal["all", "trained", "untrained"] = Field(
         "all",
@@ -50,6 +80,21 @@ class ClaimConfig(Config):
     )
     expect: ExpectConfig = Field(description="The expected difference a - b")
     power: PowerConfig = Field(default_factory=PowerConfig, description="Assumptions of `plan` about power")
+
+
+class GroupConfig(Config):
+    """Suites whose mean is a metric, `eval/@NAME/pass_at_1`."""
+
+    suites: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, description="Names of the suites")
+    weight: Literal["suite", "problem"] = Field(
+        "suite", description="What counts equally: every suite, or every problem of all suites"
+    )
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> "GroupConfig":
+        if len(set(self.suites)) < len(self.suites):
+            raise ValueError("suites: a suite appears twice; keep one")
+        return self
 
 
 class PublishedRow(Config):
@@ -69,7 +114,7 @@ class PublishedConfig(Config):
     how: str = Field(
         min_length=1, description="How they were measured, such as `best checkpoint on the test set, one seed`"
     )
-    columns: list[str] = Field(min_length=1, description="Suites whose pass@1 is given")
+    columns: list[str] = Field(min_length=1, description="Suites, or `@GROUP`, whose pass@1 is given")
     grader: Literal["strict", "lenient", "released"] = Field(
         "released",
         description="Grader that made the numbers, which ours are compared by. `released`: Qwen2.5-Math's `math_equal`",

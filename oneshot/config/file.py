@@ -53,8 +53,9 @@ def read(
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
         raise SweepFileError("\n".join(_explain(error, data, source))) from error
-    for place, seed in enumerate(config.seeds):
-        if seed in config.seeds[:place]:
+    seeds = config.planned_seeds
+    for place, seed in enumerate(seeds):
+        if seed in seeds[:place]:
             raise source.error(("seeds", place), f"seed {seed} appears twice; each seed is one replicate")
     earlier = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
     return SweepFile(config=config, source=source, overrides={**earlier, **_read_overrides(overrides)})
@@ -108,6 +109,9 @@ def _place(loc: tuple[str | int, ...], data: Any) -> Where | None:
         if meant == "list":
             rest = rest[:1]
         return tuple(part for part in (*loc[:2], *rest) if part != "[key]")
+    if len(loc) > 1 and loc[0] == "seeds":
+        meant = "SeedsConfig" if isinstance(data["seeds"], Mapping) else "list"
+        return ("seeds", *loc[2:]) if str(loc[1]).startswith(meant) else None
     return tuple(part for part in loc if part != "[key]")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.fields import (
     MAX_COUNT,
     MAX_FACTOR,
@@ -31,6 +31,7 @@ from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
 logger = logging.getLogger(__name__)
 
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"  # pattern of a sweep's name, which is also the name of a folder, a run and a job
 
@@ -293,6 +294,17 @@ Scalar = str | int | float | bool
 Axis = Annotated[list[Scalar | None] | TableConfig | dict[CellName, CellConfig], BeforeValidator(_is_an_axis)]
 
 
+class SeedsConfig(Config):
+    """Planned seeds, and when fewer are enough."""
+
+    planned: int = Field(ge=1, le=MAX_COUNT, description="Number of seeds: 0, 1, and so on")
+    stop: Literal["decided"] | None = Field(
+        None,
+        description="`decided`: run no more seeds once a look has decided every claim, or every primary one. Needs "
+        "`looks`",
+    )
+
+
 class MlflowConfig(Config):
     """The MLflow server and experiment that show the runs."""
 
@@ -329,7 +341,21 @@ class SweepConfig(Config):
     grid: list[GridBlock] | None = Field(
         None, description="Union of blocks. Absent: the full product. `none`: a search without a grid"
     )
-    seeds: list[Seed] = Field(min_length=1, description="Seeds, the replicates of every cell")
+    seeds: Annotated[list[Seed], Field(min_length=1)] | SeedsConfig = Field(
+        description="Seeds, the replicates of every cell: a list, or `{planned: 10}` for 0 to 9"
+    )
+    looks: list[Annotated[int, Field(ge=3, le=MAX_COUNT)]] = Field(
+        default_factory=list,
+        description="Numbers of seeds after which the claims are judged, the last being all. Absent: only at the end",
+    )
+    failed: Literal["start", "worst", "leave_out"] = Field(
+        "start",
+        description="How a claim counts a seed that failed: as one that gained nothing, as one that gets every problem "
+        "wrong, or not at all",
+    )
+    groups: dict[GroupName, GroupConfig] = Field(
+        default_factory=dict, description="Groups of suites, whose means are metrics"
+    )
     search: SearchConfig | None = Field(None, description="A phase before the grid, whose winners set the grid")
     early_stop: EarlyStopConfig | None = Field(None, description="When to end search trials early")
     guards: list[GuardConfig] = Field(
@@ -366,6 +392,28 @@ class SweepConfig(Config):
         for axis, cells in self.axes.items():
             if isinstance(cells, dict):
                 yield from ((axis, name, cell) for name, cell in cells.items())
+
+    @property
+    def planned_seeds(self) -> tuple[int, ...]:
+        """Return the seeds in the order in which looks count them."""
+        return tuple(range(self.seeds.planned) if isinstance(self.seeds, SeedsConfig) else self.seeds)
+
+    @property
+    def stops_when_decided(self) -> bool:
+        """Return whether a look that decides the claims ends the sweep."""
+        return isinstance(self.seeds, SeedsConfig) and self.seeds.stop is not None
+
+    @model_validator(mode="after")
+    def _looks_fit_the_seeds(self) -> "SweepConfig":
+        num_seeds = len(self.planned_seeds)
+        if self.looks and (sorted(set(self.looks)) != self.looks or self.looks[-1] != num_seeds):
+            raise ValueError(f"looks: {self.looks} must rise and end with the number of seeds, {num_seeds}")
+        if self.stops_when_decided and not self.looks:
+            raise ValueError("seeds.stop: needs `looks`, the numbers of seeds after which the claims are judged")
+        for name, group in self.groups.items():
+            if any(suite.startswith("@") for suite in group.suites):
+                raise ValueError(f"groups.{name}.suites: a group cannot hold another group; name suites")
+        return self
 
     @property
     def asks_for_gpus(self) -> bool:

@@ -43,9 +43,9 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
         return
     if config.search is not None and config.grid != []:
         for place, seed in enumerate(config.search.seeds):
-            if seed in config.seeds:
+            if seed in config.planned_seeds:
                 why = f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
-                raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.seeds) + 100}")
+                raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.planned_seeds) + 100}")
     choosers = {metric: ".".join(where[:2]) for where, metric in _choosers(sweep)}
     sources = _sources(cells) if choosers and config.claims else {}
     for number, claim in enumerate(config.claims):

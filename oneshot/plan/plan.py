@@ -121,7 +121,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings += [f"{sweep.source.at(where)}: {why}" for where, why in idle(sweep, studies)]
     warnings += sorted({warning for cell in cells for warning in inert_settings(cell.config)})
     warnings += of_other_method([cell.config for cell in every])
-    warnings += repeated_seeds(cells) if len(sweep.config.seeds) > 1 else []
+    warnings += repeated_seeds(cells) if len(sweep.config.planned_seeds) > 1 else []
     awaited = {study.name: study for study in studies}
     # point by point over all studies, so that all of them progress; then the grid seed by seed, controls first, so that
     # a sweep that is stopped early leaves a balanced matrix
@@ -132,7 +132,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     )
     seeds = sweep.config.search.seeds if sweep.config.search is not None else []
     trials = [trial for place in searched for trial in _trials(sweep, place, seeds, measured or {})]
-    by_cell = [_trials(sweep, place, sweep.config.seeds, measured or {}) for place in grid]
+    by_cell = [_trials(sweep, place, sweep.config.planned_seeds, measured or {}) for place in grid]
     trials += [trial for at_seed in zip(*by_cell, strict=True) for trial in at_seed]
     studied = [cell for study in studies for cell in study.cells]
     check_choices(sweep, grid=cells, searched=studied)

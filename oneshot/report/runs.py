@@ -241,7 +241,7 @@ def gather(sweep_run: SweepRun) -> Gathered:
         question=sweep.config.question,
         reproduces=sweep.config.reproduces,
         yaml=sweep.source.text,
-        seeds=tuple(sweep.config.seeds),
+        seeds=sweep.config.planned_seeds,
         runs=read_runs(plan, store, faults=sweep.config.faults),
         searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
         frozen=claims,

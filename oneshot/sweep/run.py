@@ -163,7 +163,7 @@ def _record_start(sweep_run: SweepRun) -> None:
     # with these, the sweep can be read where its data are not
     folder.write_json(DATA, data_digests(trial.config for trial in plan.trials))
     num_steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
-    freeze(folder, sweep.config.claims, seeds=sweep.config.seeds, num_steps=num_steps)
+    freeze(folder, sweep.config.claims, seeds=sweep.config.planned_seeds, num_steps=num_steps)
 
 
 def _summary(sweep_run: SweepRun, agenda: Agenda, *, interrupted: bool) -> Summary:
