@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.power import TTestPower
 
+from oneshot.report.contrast import paired_difference
 from oneshot.report.power import detectable, power
-from oneshot.report.stats import paired_difference
 
 
 def test_power_of_a_t_test_as_in_the_textbook() -> None:

@@ -11,27 +11,18 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from oneshot.config.claims import ExpectConfig
+from oneshot.report.contrast import paired_difference, paired_errors, problem_difference, seed_difference
 from oneshot.report.decision import holm, judge
-from oneshot.report.stats import (
-    CHANGE,
-    SHARE,
-    Array,
-    Difference,
-    kendall,
-    mean_interval,
-    paired_difference,
-    paired_errors,
-    problem_difference,
-    seed_difference,
-    wilson,
-)
+from oneshot.report.evidence import Difference
+from oneshot.report.stats import CHANGE, SHARE, Array, kendall, mean_interval, wilson
 
 SHARES = st.integers(-16, 16).map(lambda num: num / 16)  # of 16 completions a problem
 
 
 @st.composite
 def tables(draw: st.DrawFn, *, min_seeds: int = 3) -> Array:
-    num_seeds, num_problems = draw(st.integers(min_seeds, 5)), draw(st.integers(1, 6))
+    num_seeds, num_problems = draw(st.integers(min_seeds, 5)), draw(st.integers(2, 6))
     rows = st.lists(SHARES, min_size=num_problems, max_size=num_problems)
     return np.array(draw(st.lists(rows, min_size=num_seeds, max_size=num_seeds)))
 
@@ -103,8 +94,13 @@ def test_where_problems_differ_most_the_crossed_interval_is_the_wider_by_hand() 
     assert found.effect == pytest.approx(7 / 12)
     assert (found.error, found.df) == (pytest.approx(0.25), pytest.approx(2.92771084))
     # t(0.975, 2.9277), between 4.3027 at 2 and 3.1824 at 3, is 3.2274
-    assert bounds(found) == (pytest.approx(7 / 12 - 0.25 * 3.2274, abs=1e-4), pytest.approx(1.3902, abs=1e-4))
-    assert found.test == "crossed 3 seeds x 4 problems, Satterthwaite df 2.9"
+    crossed = found.evidence[1]
+    assert crossed.interval() == (pytest.approx(7 / 12 - 0.25 * 3.2274, abs=1e-4), pytest.approx(1.3902, abs=1e-4))
+    # skew: u = 5/48, 5/48, -1/16, -7/48 of problems' means, sum of squares 3/64, of cubes -0.00108507
+    # a = -0.00108507 / (6 (3/64)^1.5) = -0.0178193, error sqrt(3/64 * 4/3) = 1/4, t(0.975, 3) = 3.18244631
+    # low: w = -3.2002656, 0.25 w / (1 - 0.0570265)^2 = -0.8997566; high: w = 3.1646270, less than the crossed one's
+    assert bounds(found) == (pytest.approx(7 / 12 - 0.8997566, abs=1e-5), pytest.approx(1.3902, abs=1e-4))
+    assert found.test.startswith("crossed 3 seeds x 4 problems, Satterthwaite df 2.9, 1.06 times as wide for skew")
     assert (found.num_seeds, found.num_problems) == (3, 4)
     assert float(paired_errors(differences_SP).seeds) == pytest.approx(1 / 12)
 
@@ -165,16 +161,22 @@ def test_a_difference_without_any_spread_is_certain() -> None:
     assert (found.p_value(0.1), found.p_value(0.0)) == (1.0, 0.0)
 
 
+def test_one_problem_at_any_number_of_seeds_has_no_interval() -> None:
+    # all seeds agree on it, and it says nothing of other problems
+    found = paired_difference(np.ones((5, 1)))
+    assert (found.effect, found.low, found.high, found.p_value()) == (1.0, None, None, None)
+    assert (found.test, found.num_seeds, found.num_problems) == ("1 problem: no interval", 5, 1)
+
+
 @given(tables())
-def test_over_one_problem_it_is_scipys_t_test(differences_SP: Array) -> None:
+def test_over_seeds_it_is_scipys_t_test(differences_SP: Array) -> None:
     column_S = differences_SP[:, 0]
     assume(column_S.std() > 0)
     reference = stats.ttest_1samp(column_S, 0.0)
     interval = reference.confidence_interval()
-    for found in (paired_difference(differences_SP[:, :1]), seed_difference(column_S)):
-        assert bounds(found) == pytest.approx((interval.low, interval.high))
-        assert found.p_value() == pytest.approx(reference.pvalue)
-    assert (paired_difference(differences_SP[:, :1]).num_problems, seed_difference(column_S).num_problems) == (1, None)
+    found = seed_difference(column_S)
+    assert bounds(found) == pytest.approx((interval.low, interval.high))
+    assert found.p_value() == pytest.approx(reference.pvalue) and found.num_problems is None
 
 
 @given(tables())
@@ -192,7 +194,9 @@ def test_where_all_seeds_are_alike_it_is_scipys_t_test_over_problems(differences
     alike_SP = np.repeat(differences_SP[:1], 3, axis=0)
     assume(alike_SP.shape[1] > 3 and alike_SP[0].std() > 0)
     reference = stats.ttest_1samp(alike_SP[0], 0.0).confidence_interval()
-    assert bounds(paired_difference(alike_SP)) == pytest.approx((reference.low, reference.high))
+    found = paired_difference(alike_SP)
+    assert found.evidence[1].interval() == pytest.approx((reference.low, reference.high))
+    assert found.low is not None and found.low <= reference.low + 1e-9
 
 
 @given(tables(), SHARES)
@@ -240,11 +244,11 @@ def test_p_at_the_intervals_end_is_0_05() -> None:
     assert [found.p_value(bound) for bound in bounds(found)] == pytest.approx([0.05, 0.05])
 
 
-def test_p_is_the_larger_of_both_tests_at_every_level() -> None:
+def test_p_is_the_largest_of_all_tests_at_every_level() -> None:
     found = paired_difference(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=float))
     for bound in (0.0, -1.0, -100.0):
         each = [one.p_value(bound) for one in found.evidence]
-        assert len(each) == 2 and found.p_value(bound) == max(each)
+        assert len(each) == 3 and found.p_value(bound) == max(each)
 
 
 def test_ten_seeds_of_five_thousand_problems_are_one_table() -> None:
@@ -399,23 +403,23 @@ def difference(low: float, high: float) -> Difference:
     ],
 )
 def test_the_interval_judges(low: float, high: float, expected: dict[str, float], verdict: str) -> None:
-    found, p_value = judge(difference(low, high), **expected)
+    found, p_value = judge(difference(low, high), ExpectConfig(**expected))
     assert found == verdict
     assert p_value is not None and (p_value < 0.05) == (verdict != "inconclusive")
 
 
 def test_without_an_interval_nothing_is_judged() -> None:
     for expected in ("greater_by", "less_by", "within"):
-        assert judge(seed_difference(np.array([0.5, 0.5])), **{expected: 0.1}) == ("inconclusive", None)
+        assert judge(seed_difference(np.array([0.5, 0.5])), ExpectConfig(**{expected: 0.1})) == ("inconclusive", None)
 
 
 def test_the_p_of_a_verdict_is_that_of_its_bound() -> None:
     found = difference(0.0, 0.04)
-    assert judge(found, greater_by=0.01)[1] == found.p_value(0.01)
-    assert judge(found, less_by=0.01)[1] == found.p_value(-0.01)
+    assert judge(found, ExpectConfig(greater_by=0.01))[1] == found.p_value(0.01)
+    assert judge(found, ExpectConfig(less_by=0.01))[1] == found.p_value(-0.01)
     # inside the larger of both, outside the nearer bound's
-    assert judge(found, within=0.05)[1] == found.p_value(0.05)
-    assert judge(found, within=0.01)[1] == found.p_value(0.01)
+    assert judge(found, ExpectConfig(within=0.05))[1] == found.p_value(0.05)
+    assert judge(found, ExpectConfig(within=0.01))[1] == found.p_value(0.01)
 
 
 @given(tables(), st.sampled_from(["greater_by", "less_by", "within"]), st.integers(1, 20))
@@ -423,15 +427,15 @@ def test_a_claim_is_judged_where_its_p_is_below_0_05(differences_SP: Array, name
     bound = twentieths / 20 + 1e-4  # no interval of sixteenths ends there but by chance
     found = paired_difference(differences_SP)
     assume(all(abs(abs(end) - bound) > 1e-9 for end in bounds(found)))
-    verdict, p_value = judge(found, **{name: bound})
+    verdict, p_value = judge(found, ExpectConfig(**{name: bound}))
     assert p_value is not None and (p_value < 0.05) == (verdict != "inconclusive")
 
 
 @given(tables(), st.integers(0, 20))
 def test_less_is_greater_the_other_way_round(differences_SP: Array, twentieths: int) -> None:
     bound = twentieths / 20 + 1e-4
-    one = judge(paired_difference(differences_SP), greater_by=bound)
-    other = judge(paired_difference(-differences_SP), less_by=bound)
+    one = judge(paired_difference(differences_SP), ExpectConfig(greater_by=bound))
+    other = judge(paired_difference(-differences_SP), ExpectConfig(less_by=bound))
     assert one[0] == other[0] and one[1] == pytest.approx(other[1], abs=1e-9)
 
 

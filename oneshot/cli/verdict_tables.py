@@ -10,11 +10,12 @@ from oneshot.cli.tables import Fitted, plain_table
 from oneshot.logs import printable
 from oneshot.report.cells import CellLine
 from oneshot.report.compare import Line, SweepComparison
+from oneshot.report.evidence import Difference
 from oneshot.report.page import effect_text, interval_text, p_text, where_text
-from oneshot.report.stats import Difference, Interval
+from oneshot.report.stats import Interval
 from oneshot.report.verdicts import JudgedClaim
 
-STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow"}
+STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "interim": "cyan"}
 
 
 def cells_table(lines: Sequence[CellLine]) -> Fitted:

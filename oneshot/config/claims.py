@@ -66,7 +66,7 @@ class ClaimConfig(Config):
     over: str | None = Field(
         None,
         min_length=1,
-        description="Axis whose cells are a sample, such as models: the verdict is on the mean over them (random effects)",
+        description="Axis whose cells are a sample, such as models: the verdict is on their mean (random effects)",
     )
     over_settings: OverSettingsConfig = Field(
         default_factory=OverSettingsConfig, description="Other settings, under which the claim is judged beside its own"

@@ -19,6 +19,7 @@ from oneshot.errors import DataError, UserError, nearest
 from oneshot.plan.cells import matches
 from oneshot.store.folder import Folder, now_ms
 from oneshot.tasks.examples import identify, load_row
+from oneshot.tasks.measures import measure_of, suite_of
 
 AT = ("start", "last", "best", "saturation")
 FILE = "claims.json"
@@ -40,7 +41,9 @@ class Comparison:
     claim: ClaimConfig
     number: int  # index of the claim in its list, from 0
     cells: dict[str, str]  # cells on the axes of `for_each`
-    part: dict[str, str]  # cells on the axes of `for_all`. The parts with one claim and one `cells` make one verdict.
+    part: dict[str, str]
+    """Cells on the axes of `for_all` and `over`. The parts with one claim and one `cells` make one verdict."""
+    metric_b: str  # the claim's metric, or that of the suite that `b` names
     at_a: str
     at_b: str
     pairs: tuple[Pair, ...]
@@ -60,15 +63,13 @@ def comparisons(claims: Sequence[ClaimConfig], cells: Sequence[Names]) -> list[C
 def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> list[Comparison]:
     where: Where = ("claims", number)
     names_by_axis = {axis: list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (cells[0] if cells else ())}
-    for key, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
-        for place, axis in enumerate(axes):
-            if axis not in names_by_axis:
-                raise SettingError((*where, key, place), f"unknown axis{nearest(axis, list(names_by_axis))}")
-            if key == "for_all" and axis in claim.for_each:
-                raise SettingError((*where, key, place), f"{axis} is also in for_each; keep only one of them")
-    each = [*claim.for_each, *claim.for_all]
+    each = _split_axes(claim, where, names_by_axis)
+    if "suite" in claim.a:
+        raise SettingError((*where, "a", "suite"), "`a` has the suite of `metric`; name the other suite in `b`")
     at_a, own_a = _side(claim.a, names_by_axis, (*where, "a"))
-    at_b, own_b = _side(claim.b, names_by_axis, (*where, "b"), at=at_a)
+    selection_b = {axis: selector for axis, selector in claim.b.items() if axis != "suite"}
+    at_b, own_b = _side(selection_b, names_by_axis, (*where, "b"), at=at_a)
+    metric_b = _metric_of_b(claim, where)
     chosen_a, chosen_b = {**names_by_axis, **own_a}, {**names_by_axis, **own_a, **own_b}
     all_a = [cell for cell in cells if all(cell[axis] in chosen_a[axis] for axis in cell)]
     if not all_a:
@@ -84,7 +85,7 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
             raise SettingError(
                 (*where, "b"), f"selects no cell of the grid to compare {_label(side_a[0])} with; change its cells"
             )
-        if at_a == at_b and side_a == side_b:
+        if at_a == at_b and side_a == side_b and metric_b == claim.metric:
             which = f" for {_label(named)}" if named else ""
             raise SettingError(
                 (*where, "b"), f"selects the same cells as `a`{which}; name another cell, or another step with `at`"
@@ -95,13 +96,43 @@ def _comparisons(claim: ClaimConfig, number: int, *, cells: Sequence[Names]) -> 
                 claim=claim,
                 number=number,
                 cells={axis: named[axis] for axis in claim.for_each},
-                part={axis: named[axis] for axis in claim.for_all},
+                part={axis: named[axis] for axis in each if axis not in claim.for_each},
+                metric_b=metric_b,
                 at_a=at_a,
                 at_b=at_b,
                 pairs=tuple(_pairs(side_a, side_b, free=free, where=where)),
             )
         )
     return made
+
+
+def _split_axes(claim: ClaimConfig, where: Where, names_by_axis: Mapping[str, list[str]]) -> list[str]:
+    """Return the axes each cell of which has a comparison of its own: those of `for_each`, `for_all` and `over`."""
+    for key, axes in (("for_each", claim.for_each), ("for_all", claim.for_all)):
+        for place, axis in enumerate(axes):
+            if axis not in names_by_axis:
+                raise SettingError((*where, key, place), f"unknown axis{nearest(axis, list(names_by_axis))}")
+            if key == "for_all" and axis in claim.for_each:
+                raise SettingError((*where, key, place), f"{axis} is also in for_each; keep only one of them")
+    if claim.over is None:
+        return [*claim.for_each, *claim.for_all]
+    if claim.over not in names_by_axis:
+        raise SettingError((*where, "over"), f"unknown axis{nearest(claim.over, list(names_by_axis))}")
+    if claim.over in claim.for_each or claim.for_all:
+        other = "for_all" if claim.for_all else "for_each"
+        raise SettingError(
+            (*where, "over"), f"`over` gives one verdict on a mean, and {other} others; keep one of them"
+        )
+    return [*claim.for_each, claim.over]
+
+
+def _metric_of_b(claim: ClaimConfig, where: Where) -> str:
+    """Return the metric of `b`: that of the claim, on the suite that `b` names if it names one."""
+    if (suite := claim.b.get("suite")) is None:
+        return claim.metric
+    if suite_of(claim.metric) is None:
+        raise SettingError((*where, "b", "suite"), f"{claim.metric} is a metric of training, which has no suite")
+    return f"eval/{suite}/{measure_of(claim.metric)}"
 
 
 def _side(

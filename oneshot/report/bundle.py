@@ -15,14 +15,14 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.paths import SettingError
 from oneshot.config.sweep import NAME
 from oneshot.config.trial import TrialConfig
@@ -104,7 +104,7 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
 
 def _as_json(grades: Grades) -> dict[str, Any]:
     arrays = {name: getattr(grades, name).astype(int).tolist() for name in ARRAYS}
-    return {"ids": grades.ids, "categories": grades.categories, **arrays}
+    return {"ids": grades.ids, "categories": grades.categories, "families": grades.families, **arrays}
 
 
 ARRAYS = ("strict_PK", "lenient_PK", "num_tokens_PK", "boxed_PK")
@@ -144,6 +144,9 @@ class _Metadata(BaseModel):
     amended: tuple[ClaimConfig, ...]
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
+    groups: dict[str, GroupConfig] = {}
+    looks: tuple[int, ...] = ()
+    failed: Literal["start", "worst", "leave_out"] = "leave_out"
     warnings: tuple[str, ...]
 
 
@@ -174,6 +177,7 @@ class _Grades(BaseModel):
 
     ids: tuple[str, ...]
     categories: tuple[str, ...]
+    families: tuple[str, ...] = ()
     strict_PK: list[list[int]]
     lenient_PK: list[list[int]]
     num_tokens_PK: list[list[int]]
@@ -186,7 +190,11 @@ class _Grades(BaseModel):
         """
         arrays = {name: np.array(getattr(self, name), dtype=np.float64) for name in ARRAYS}
         shape = (len(self.ids), *arrays["strict_PK"].shape[1:])
-        if len(self.categories) != len(self.ids) or any(array.shape != shape for array in arrays.values()):
+        if (
+            len(self.categories) != len(self.ids)
+            or len(self.families) not in (0, len(self.ids))
+            or any(array.shape != shape for array in arrays.values())
+        ):
             raise ValueError("the columns of grades have different numbers of problems or completions")
         if len(shape) != 2 or 0 in shape:
             raise ValueError("grades need at least one problem and one completion")
@@ -249,7 +257,8 @@ class _Archive:
             return None
         try:
             grades = _Grades.model_validate(data)
-            return Grades(ids=grades.ids, categories=grades.categories, **grades.arrays())
+            arrays: dict[str, Any] = grades.arrays()
+            return Grades(ids=grades.ids, categories=grades.categories, families=grades.families, **arrays)
         except (ValueError, OverflowError) as error:
             raise _broken(self._path, error) from error
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from oneshot.report.cells import by_cell, cell_label, finished, level
+from oneshot.report.contrast import paired_difference, problem_difference, seed_difference
 from oneshot.report.decision import holm
 from oneshot.report.environments import differences_of_sides, environments_of
+from oneshot.report.evidence import Difference
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import CHANGE, Difference, Interval, paired_difference, problem_difference, seed_difference
+from oneshot.report.stats import CHANGE, Interval
 from oneshot.report.values import over_problems
 
 

@@ -5,33 +5,31 @@ from typing import Literal
 
 import numpy as np
 
-from oneshot.report.stats import Difference
+from oneshot.config.claims import ExpectConfig
+from oneshot.report.evidence import Difference
 
-Verdict = Literal["supported", "contradicted", "inconclusive"]
+Verdict = Literal["supported", "contradicted", "inconclusive", "interim"]
+"""`interim`: seeds that were planned have not ended, so nothing is judged."""
 
 
-def judge(
-    difference: Difference,
-    *,
-    greater_by: float | None = None,
-    less_by: float | None = None,
-    within: float | None = None,
-) -> tuple[Verdict, float | None]:
+def judge(difference: Difference, expect: ExpectConfig) -> tuple[Verdict, float | None]:
     """Return the verdict on one expectation of a difference a - b by its interval alone, and its p-value before Holm.
 
-    `greater_by`: a is above b by more than this. `less_by`: a is below b by more than this. `within`: a and b are no
-    further apart than this; these are two one-sided tests (Schuirmann 1987), whose p-value is doubled to match the 95%
-    interval. The caller keeps a verdict other than inconclusive only if Holm's p-value is also at most 0.05.
+    `greater_by`: a is above b by more than this. `less_by`: a is below b by more than this. `share_at_least`: the
+    difference is a - share * b, and above 0. `within`: a and b are no further apart than this; these are two one-sided
+    tests (Schuirmann 1987), whose p-value is doubled to match the 95% interval. The caller keeps a verdict other than
+    inconclusive only if Holm's p-value is also at most 0.05.
     """
-    assert sum(expected is not None for expected in (greater_by, less_by, within)) == 1, "a claim has one expectation"
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "inconclusive", None
-    if greater_by is not None:
-        return _verdict(low > greater_by, high < greater_by), difference.p_value(greater_by)
-    if less_by is not None:
-        return _verdict(high < -less_by, low > -less_by), difference.p_value(-less_by)
-    assert within is not None and within > 0, "the bound is positive"
+    if expect.greater_by is not None or expect.share_at_least is not None:
+        bound = expect.greater_by or 0.0
+        return _verdict(low > bound, high < bound), difference.p_value(bound)
+    if expect.less_by is not None:
+        return _verdict(high < -expect.less_by, low > -expect.less_by), difference.p_value(-expect.less_by)
+    within = expect.within
+    assert within is not None, "a claim has one expectation"
     # inside, both bounds must be rejected; outside, the nearer bound: in both cases the larger p-value
     by_bound = [p for bound in (-within, within) if (p := difference.p_value(bound)) is not None]
     return _verdict(-within < low and high < within, low > within or high < -within), max(by_bound)

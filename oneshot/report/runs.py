@@ -6,14 +6,15 @@ A report gives the same numbers from a store and from a bundle (bundle.py). No t
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import Frozen, frozen, trained_categories
@@ -27,7 +28,7 @@ from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
-from oneshot.tasks.measures import suite_of
+from oneshot.tasks.measures import group_of, suite_of
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 
@@ -44,6 +45,7 @@ class Grades:
     lenient_PK: NDArray[np.float64]
     num_tokens_PK: NDArray[np.float64]
     boxed_PK: NDArray[np.float64]
+    families: tuple[str, ...] = ()  # of problems that belong together, such as copies; empty if none do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,9 @@ class Gathered:
     amended: tuple[ClaimConfig, ...]  # claims that were added to the file after the sweep began
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
+    groups: Mapping[str, GroupConfig] = field(default_factory=dict)
+    looks: tuple[int, ...] = ()  # numbers of seeds after which claims are judged; empty: all of them
+    failed: Literal["start", "worst", "leave_out"] = "start"
     warnings: tuple[str, ...]
     record: CompletionReader
 
@@ -155,8 +160,8 @@ def primary_suite(gathered: Gathered) -> str | None:
     """Return the suite of the first claim, or else the first suite that is not used to choose."""
     for claim in gathered.frozen.claims:
         if (suite := suite_of(claim.metric)) is not None:
-            return suite
-    suites = [suite for run in gathered.runs for suite in run.suites]
+            return suite if (name := group_of(claim.metric)) is None else gathered.groups[name].suites[0]
+    suites = [suite for run in gathered.runs for suite in run.suites if not suite.name.startswith("@")]
     judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
     return next(iter([*judging, *(suite.name for suite in suites)]), None)
 
@@ -206,14 +211,24 @@ def _grades(table: Mapping[str, Any], *, samples: int) -> Grades:
     def array(values: Sequence[Any]) -> NDArray[np.float64]:
         return np.array([float(value or 0) for value in values]).reshape(-1, samples)
 
+    ids = tuple(column("id")[::samples])
+    # copies of a problem are one problem, whatever their ids
+    names = column("family")[::samples] if "family" in places else [""] * len(ids)
+    families = tuple(name or text for name, text in zip(names, column("problem")[::samples], strict=True))
     return Grades(
-        ids=tuple(column("id")[::samples]),
+        ids=ids,
+        families=_short(families) if len(set(families)) < len(families) else (),
         categories=tuple(column("category")[::samples]),
         strict_PK=array(column("strict")),
         lenient_PK=array(column("lenient")),
         num_tokens_PK=array(column("num_tokens")),
         boxed_PK=array([extract_boxed(text) is not None for text in column("completion")]),
     )
+
+
+def _short(names: Sequence[str]) -> tuple[str, ...]:
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(names))}
+    return tuple(numbers[name] for name in names)
 
 
 def read_runs(
@@ -242,7 +257,10 @@ def gather(sweep_run: SweepRun) -> Gathered:
         reproduces=sweep.config.reproduces,
         yaml=sweep.source.text,
         seeds=sweep.config.planned_seeds,
-        runs=read_runs(plan, store, faults=sweep.config.faults),
+        runs=with_groups(read_runs(plan, store, faults=sweep.config.faults), sweep.config.groups),
+        groups=sweep.config.groups,
+        looks=tuple(sweep.config.looks),
+        failed=sweep.config.failed,
         searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
         frozen=claims,
         amended=tuple(claim for claim in sweep.config.claims if claim not in claims.claims),
@@ -251,6 +269,34 @@ def gather(sweep_run: SweepRun) -> Gathered:
         warnings=("the sweep file was edited after the sweep began",) if is_edited else (),
         record=StoreReader(store),
     )
+
+
+def with_groups(runs: Sequence[Run], groups: Mapping[str, GroupConfig]) -> tuple[Run, ...]:
+    """Return the runs with every group as one more suite, `@NAME`, at the steps that have all of its suites."""
+    for name, group in groups.items():
+        runs = [_with_group(run, f"@{name}", group) for run in runs]
+    return tuple(runs)
+
+
+def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
+    suites = [suite for each in group.suites if (suite := run.suite(each)) is not None]
+    sizes = [suite.num_problems for suite in suites]
+    if len(suites) < len(group.suites) or (group.weight == "problem" and None in sizes):
+        return run
+    weights = [1.0 if group.weight == "suite" else float(size or 0) for size in sizes]
+    by_suite = [run.measured.get(suite.name, {}) for suite in suites]
+    measured = {}
+    for step in sorted(set.intersection(*map(set, by_suite))):
+        names = set.intersection(*(set(steps[step]) for steps in by_suite))
+        measured[step] = {
+            each: sum(weight * steps[step][each] for weight, steps in zip(weights, by_suite, strict=True))
+            / sum(weights)
+            for each in sorted(names)
+            if "/" not in each
+        }
+    digest = sha256("".join(suite.digest for suite in suites).encode()).hexdigest()
+    whole = RunSuite(name=name, source="", digest=digest, samples=1, num_problems=None)
+    return replace(run, suites=(*run.suites, whole), measured={**run.measured, name: measured})
 
 
 def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:

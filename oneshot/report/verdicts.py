@@ -1,33 +1,27 @@
 """Gathered runs and the frozen claims -> verdicts, each with effect, interval, p-value and notes of caution.
 
-Runs are matched on seed and on problem. A seed counts if it has every run that the claim needs; notes name the seeds
-that are left out. A verdict other than `inconclusive` needs an interval that excludes the expected bound, and a p-value
-below 0.05 after Holm's correction over all verdicts of the sweep (docs/statistics.md).
+Runs are matched on seed and on problem. A claim is judged once all runs of the planned seeds have ended, or those of a
+planned look; before, its verdict is `interim`. A verdict other than `inconclusive` needs an interval that excludes the
+expected bound, and a p-value below 0.05 after the correction for looks and Holm's over all verdicts of the sweep
+(docs/statistics.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison, cell_key, comparisons
-from oneshot.report.decision import Verdict, holm, judge
+from oneshot.report.beside import Beside, beside
+from oneshot.report.decision import Verdict, holm
 from oneshot.report.environments import differences, environments_of
+from oneshot.report.looks import bounds, spent_level
+from oneshot.report.measuring import has_ended
+from oneshot.report.parts import Part, decide
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import (
-    CHANGE,
-    LEVEL,
-    Array,
-    Difference,
-    paired_difference,
-    problem_difference,
-    seed_difference,
-)
+from oneshot.report.stats import LEVEL, MIN_SEEDS
 from oneshot.report.steps import saturation
-from oneshot.report.values import Unknown, Values, average, value_of
-from oneshot.tasks.measures import is_share, suite_of
+from oneshot.tasks.measures import suite_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +35,7 @@ class JudgedClaim:
     low: float | None = None
     high: float | None = None
     p_value: float | None  # two-sided p-value of the expected bound
-    p_holm: float | None  # the p-value after Holm's correction over all verdicts of the sweep
+    p_holm: float | None  # the p-value after the corrections for looks, and for all verdicts of the sweep
     num_seeds: int = 0
     num_problems: int | None = None
     test: str = "none: no seed has all its runs"
@@ -50,7 +44,14 @@ class JudgedClaim:
     categories: str
     at: tuple[str, str]
     expect: str
+    is_primary: bool = False
     is_amended: bool  # written after the sweep began
+    look: dict[str, Any] | None = None  # number, of, seeds, p_bound: the planned look that the numbers are those of
+    share: dict[str, Any] | None = None  # mean, low, high: a's gain as a share of b's
+    between: dict[str, Any] | None = None  # num, tau, low, high: cells of `over`, SD between them, for another one
+    base: dict[str, float] = field(default_factory=dict)  # shares of completions at the start: boxed, truncated
+    without_failed: dict[str, Any] | None = None  # verdict, effect, low, high if failed seeds are left out
+    over_settings: tuple[dict[str, Any], ...] = ()  # grader, at, verdict, effect, low, high under other settings
     notes: tuple[str, ...]  # reasons for caution, to be shown with the numbers
     environments: tuple[dict[str, Any], ...] = field(default=())  # the distinct environments of the runs that were used
 
@@ -60,122 +61,172 @@ class JudgedClaim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """The difference of one comparison with its notes, and the verdict by its interval alone."""
+class _Look:
+    """One claim at one planned look, before Holm's correction."""
 
-    comparison: Comparison
-    difference: Difference | None
-    notes: tuple[str, ...]
-    environments: tuple[dict[str, Any], ...]
-    by_interval: Verdict
-    p_value: float | None
+    part: Part
+    number: int  # from 1; 0 if no look is complete
+    p_value: float | None  # of the whole design so far
+
+
+Group = Sequence[Comparison]
+"""The comparisons that make one verdict."""
 
 
 def verdicts(gathered: Gathered) -> list[JudgedClaim]:
     """Return a verdict on every comparison of every claim; claims that were added later come last."""
+    groups = _groups(gathered)
+    looks = [_look(group, gathered) for _, group in groups]
+    corrected = _corrected([is_amended for is_amended, _ in groups], looks)
+    num_frozen = sum(not is_amended for is_amended, _ in groups)
+    return [
+        _judged(group, look, p_holm, gathered, num=len(looks) if is_amended else num_frozen, is_amended=is_amended)
+        for (is_amended, group), look, p_holm in zip(groups, looks, corrected, strict=True)
+    ]
+
+
+def decided_at(gathered: Gathered) -> int | None:
+    """Return the first planned look, from 1, at which every frozen claim, or every primary one, was decided.
+
+    None if some claim is still open.
+    """
+    groups = [group for is_amended, group in _groups(gathered) if not is_amended]
+    looks = [_look(group, gathered) for group in groups]
+    corrected = _corrected([False] * len(groups), looks)
+    is_primary = [group[0].claim.primary for group in groups]
+    counting = [
+        (look, p_holm)
+        for look, p_holm, counts in zip(looks, corrected, is_primary, strict=True)
+        if counts or not any(is_primary)
+    ]
+    if not counting or any(_verdict(look, p_holm)[0] in ("interim", "inconclusive") for look, p_holm in counting):
+        return None
+    return max(look.number for look, _ in counting)
+
+
+def _groups(gathered: Gathered) -> list[tuple[bool, Group]]:
+    """Return the comparisons of each verdict, with whether its claim was added later."""
     groups: dict[tuple[bool, int, tuple[str, ...]], list[Comparison]] = {}
     for is_amended, claims in ((False, gathered.frozen.claims), (True, gathered.amended)):
         for each in comparisons(claims, gathered.cells):
             groups.setdefault((is_amended, each.number, tuple(each.cells.values())), []).append(each)
-    parts = [_deciding_part(group, gathered) for group in groups.values()]
-    # the correction of frozen claims ignores claims that were added later
-    num_frozen = sum(not is_amended for is_amended, _, _ in groups)
-    corrected = holm([part.p_value for part in parts[:num_frozen]])
-    corrected += holm([part.p_value for part in parts])[num_frozen:]
-    return [
-        _judged(part, p_holm, num=len(parts) if is_amended else num_frozen, is_amended=is_amended)
-        for (is_amended, _, _), part, p_holm in zip(groups, parts, corrected, strict=True)
-    ]
+    return [(is_amended, group) for (is_amended, _, _), group in groups.items()]
 
 
-def _deciding_part(group: Sequence[Comparison], gathered: Gathered) -> _Part:
-    """Return the part of a verdict that decides it.
+def _look(group: Group, gathered: Gathered) -> _Look:
+    """Return the claim at the planned look that decides it, or at the last one that is complete.
 
-    The verdict is supported if all parts are: the intersection-union test, with the largest p-value (Berger,
-    Technometrics 24, 1982). It is contradicted if one part is, with that part's p-value times the number of parts.
+    The p-value is the smallest over the looks so far, each for the whole design (looks.py), so that a claim which was
+    decided stays decided.
     """
-    measured = [_part(comparison, gathered) for comparison in group]
-    if len(measured) == 1:
-        return measured[0]
-    contradicted = [part for part in measured if part.by_interval == "contradicted"]
-    if contradicted:
-        worst = min(contradicted, key=_p_or_1)
-        p_value: float | None = min(1.0, len(measured) * _p_or_1(worst))
-    else:
-        worst = max(measured, key=_against)
-        p_value = worst.p_value
-    where = ", ".join(f"{axis} {cell}" for axis, cell in worst.comparison.part.items())
-    notes = list(dict.fromkeys(note for part in measured for note in part.notes))
-    notes.insert(0, f"the numbers are those of the weakest of {len(measured)} cells: {where}")
-    environments = [each for part in measured for each in part.environments]
-    return replace(
-        worst,
-        p_value=p_value,
-        notes=tuple(notes),
-        environments=tuple(each for place, each in enumerate(environments) if each not in environments[:place]),
+    design = gathered.looks or (len(gathered.seeds),)
+    best: _Look | None = None
+    for place, num_seeds in enumerate(design):
+        seeds = gathered.seeds[:num_seeds]
+        if not all(has_ended(comparison, gathered, seeds) for comparison in group):
+            break
+        part = decide(group, gathered, seeds=seeds, failed=gathered.failed, level=bounds(design)[place])
+        p_value = None if part.p_value is None else spent_level(part.p_value, place, design)
+        if best is None or (p_value or 1.0) < (best.p_value or 1.0) or _is_open(best):
+            best = _Look(part=part, number=place + 1, p_value=p_value)
+    if best is None:
+        part = decide(group, gathered, seeds=gathered.seeds, failed=gathered.failed, level=LEVEL)
+        best = _Look(part=part, number=0, p_value=None)
+    return best
+
+
+def _is_open(look: _Look) -> bool:
+    return look.p_value is None or look.p_value > LEVEL
+
+
+def _corrected(are_amended: Sequence[bool], looks: Sequence[_Look]) -> list[float | None]:
+    """Return the p-values after Holm's correction; that of frozen claims ignores claims that were added later.
+
+    If some claims are primary, the others are tested once all primary ones are decided (serial gatekeeping, Dmitrienko
+    et al. 2003): their p-values are at least the largest of the primary ones.
+    """
+    num_frozen = sum(not is_amended for is_amended in are_amended)
+    corrected = _gated(looks[:num_frozen])
+    return corrected + _gated(looks)[num_frozen:]
+
+
+def _gated(looks: Sequence[_Look]) -> list[float | None]:
+    is_primary = [look.part.comparison.claim.primary for look in looks]
+    if not any(is_primary):
+        return holm([look.p_value for look in looks])
+    first, rest = (
+        holm([look.p_value for look, is_first in zip(looks, is_primary, strict=True) if is_first == wanted])
+        for wanted in (True, False)
     )
+    gate = max(1.0 if p_value is None else p_value for p_value in first)
+    of_first, of_rest = iter(first), iter(None if p_value is None else max(p_value, gate) for p_value in rest)
+    return [next(of_first) if is_first else next(of_rest) for is_first in is_primary]
 
 
-def _against(part: _Part) -> float:
-    """Return the one-sided p-value, which orders parts also if they are on the wrong side of the expected bound."""
-    expect, difference = part.comparison.claim.expect, part.difference
-    if difference is None or part.p_value is None:
-        return 2.0
-    if expect.greater_by is not None:
-        is_on_side = difference.effect > expect.greater_by
-    elif expect.less_by is not None:
-        is_on_side = difference.effect < -expect.less_by
-    else:
-        is_on_side = abs(difference.effect) < (expect.within or 0.0)
-    return part.p_value / 2 if is_on_side else 1 - part.p_value / 2
+def _verdict(look: _Look, p_holm: float | None) -> tuple[Verdict, str]:
+    """Return the verdict after Holm's correction, and what the correction changed."""
+    if look.number == 0:
+        return "interim", ""
+    alone = look.part.by_interval
+    if alone == "inconclusive" or (p_holm is not None and p_holm <= LEVEL):
+        return alone, ""
+    return "inconclusive", f"{alone} as the only claim, but not after Holm's correction over {{num}} verdicts"
 
 
-def _p_or_1(part: _Part) -> float:
-    """Return the p-value, or a larger number for a part that could not be judged, which is then the weakest."""
-    return 2.0 if part.p_value is None else part.p_value
-
-
-def _part(comparison: Comparison, gathered: Gathered) -> _Part:
-    """Measure one comparison, and judge it by its interval alone."""
-    difference, notes, environments = _measure(comparison, gathered)
-    by_interval: Verdict = "inconclusive"
-    p_value = None
-    if difference is not None:
-        by_interval, p_value = judge(difference, **comparison.claim.expect.model_dump())
-    return _Part(
-        comparison=comparison,
-        difference=difference,
-        notes=notes,
-        environments=environments,
-        by_interval=by_interval,
-        p_value=p_value,
-    )
-
-
-def _judged(part: _Part, p_holm: float | None, *, num: int, is_amended: bool) -> JudgedClaim:
-    comparison, notes, verdict = part.comparison, list(part.notes), part.by_interval
-    if verdict != "inconclusive" and (p_holm is None or p_holm > LEVEL):
-        notes.insert(0, f"{verdict} as the only claim, but not after Holm's correction over {num} verdicts")
-        verdict = "inconclusive"
-    if is_amended:
-        notes.insert(0, "amended: added after the sweep began")
-    claim, difference = comparison.claim, part.difference
+def _judged(
+    group: Group, look: _Look, p_holm: float | None, gathered: Gathered, *, num: int, is_amended: bool
+) -> JudgedClaim:
+    part = look.part
+    comparison, difference, claim = part.comparison, part.difference, part.comparison.claim
+    verdict, change = _verdict(look, p_holm)
+    environments = environments_of(part.used)
+    notes = [
+        "amended: added after the sweep began" if is_amended else "",
+        change.format(num=num),
+        *part.notes,
+        *_notes(comparison, gathered, part.used, part.left_out, environments),
+    ]
+    design = gathered.looks or (len(gathered.seeds),)
+    seeds = gathered.seeds[: design[look.number - 1]] if look.number else gathered.seeds
+    found: Beside = beside(group, part, gathered, seeds=seeds)
+    if look.number == 0 and difference is not None:
+        difference = replace(difference, test=f"{difference.test}; interim")
     return JudgedClaim(
         name=claim.name,
         cells=comparison.cells,
         verdict=verdict,
         **({} if difference is None else difference.numbers()),
-        p_value=part.p_value,
+        p_value=part.p_value if look.number else None,
         p_holm=p_holm,
         metric=claim.metric,
         of=claim.of,
         categories=claim.categories,
         at=(comparison.at_a, comparison.at_b),
         expect=expectation(claim.expect),
+        is_primary=claim.primary,
         is_amended=is_amended,
-        notes=tuple(notes),
-        environments=part.environments,
+        look=_look_numbers(look, gathered),
+        share=None if part.share is None else _ends(part.share.mean, part.share.low, part.share.high),
+        between=part.between,
+        base=found.base,
+        without_failed=found.without_failed,
+        over_settings=found.over_settings,
+        notes=tuple(dict.fromkeys(filter(None, notes))),
+        environments=tuple(environments),
     )
+
+
+def _ends(mean: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _look_numbers(look: _Look, gathered: Gathered) -> dict[str, Any] | None:
+    """Return which planned look the numbers are those of, and the p-value that decides there; None without looks."""
+    design = gathered.looks
+    if not design or not look.number:
+        return None
+    place = look.number - 1
+    return {"number": look.number, "of": len(design), "seeds": design[place], "p_bound": bounds(design)[place]}
 
 
 def expectation(expect: ExpectConfig) -> str:
@@ -184,98 +235,23 @@ def expectation(expect: ExpectConfig) -> str:
         return f"a - b > {expect.greater_by:g}"
     if expect.less_by is not None:
         return f"a - b < {-expect.less_by:g}"
+    if expect.share_at_least is not None:
+        return f"a > {expect.share_at_least:g} b"
     return f"|a - b| < {expect.within:g}"
 
 
-# --- from runs to differences ---
-
-
-def _measure(
-    comparison: Comparison, gathered: Gathered
-) -> tuple[Difference | None, tuple[str, ...], tuple[dict[str, Any], ...]]:
-    """Return the difference of one comparison, the notes on it, and the environments of the runs that were used."""
-    by_seed: dict[int, list[tuple[Values, Values]]] = {}
-    left_out: list[str] = []
-    used: list[Run] = []
-    for seed in gathered.seeds:
-        try:
-            pairs = [_difference(comparison, pair.a, pair.b, seed, gathered) for pair in comparison.pairs]
-        except Unknown as unknown:
-            left_out.append(f"seed {seed}: {unknown}")
-            continue
-        by_seed[seed] = [values for values, _ in pairs]
-        used += [run for _, runs in pairs for run in runs]
-    environments = environments_of(used)
-    notes = _notes(comparison, gathered, used, left_out, environments)
-    if not by_seed:
-        return None, notes, environments
-    differences_SP = _over_problems(list(by_seed.values()))
-    if differences_SP is None:
-        sides = [side for pairs in by_seed.values() for pair in pairs for side in pair]
-        if suite_of(comparison.claim.metric) is not None and any(side.problems_P is not None for side in sides):
-            notes += ("the problems differ between the sides or the seeds, so means over seeds are compared",)
-        means = [float(np.mean([a.mean - b.mean for a, b in values])) for values in by_seed.values()]
-        difference = seed_difference(np.array(means))
-    elif comparison.at_a == comparison.at_b == "start" or all(run.num_steps == 0 for run in used):
-        difference = problem_difference(differences_SP.mean(axis=0), num_seeds=len(by_seed))
-    else:
-        difference = paired_difference(differences_SP)
-    is_of_shares = is_share(comparison.claim.metric) and comparison.claim.of == "value"
-    return difference.within(CHANGE) if is_of_shares else difference, notes, environments
-
-
-def _over_problems(seeds: Sequence[Sequence[tuple[Values, Values]]]) -> Array | None:
-    """Return differences [seeds, problems], each the mean over matched pairs; None if two sides have other problems.
-
-    Pairs may have different problems (those of categories that they did not train on). Every pair has the same weight,
-    so a problem's weight depends on the pairs that have it. Its column is the mean m plus its weighted deviations from
-    m. The mean of each row is then that seed's effect, and unequal weights alone add no spread.
-    """
-    first = [(a.ids, b.ids) for a, b in seeds[0]]
-    if any(a != b or not a or len(set(a)) < len(a) for a, b in first):
-        return None
-    if any([(a.ids, b.ids) for a, b in pairs] != first for pairs in seeds):
-        return None
-    differences = [[_subtract(a, b) for a, b in pairs] for pairs in seeds]
-    if len(set(first)) == 1:
-        return np.array([np.mean(pairs, axis=0) for pairs in differences])
-    mean = float(np.mean([np.mean([pair_P.mean() for pair_P in pairs]) for pairs in differences]))
-    places = {name: place for place, name in enumerate(dict.fromkeys(name for ids, _ in first for name in ids))}
-    differences_SP = np.full((len(seeds), len(places)), mean)
-    for row_P, pairs in zip(differences_SP, differences, strict=True):
-        for (ids, _), pair_P in zip(first, pairs, strict=True):
-            weight = len(places) / (len(pairs) * len(ids))
-            row_P[[places[name] for name in ids]] += weight * (pair_P - mean)
-    return differences_SP
-
-
-def _subtract(a: Values, b: Values) -> Array:
-    assert a.problems_P is not None and b.problems_P is not None, "values with ids are by problem"
-    return a.problems_P - b.problems_P
-
-
-def _difference(
-    comparison: Comparison,
-    side_a: Sequence[Mapping[str, str]],
-    side_b: Sequence[Mapping[str, str]],
-    seed: int,
-    gathered: Gathered,
-) -> tuple[tuple[Values, Values], list[Run]]:
-    """Return both sides of one matched pair at one seed, each the mean over its cells, and the runs that were used."""
-    used: list[Run] = []
-    runs_a = [gathered.run_of(cell, seed) for cell in side_a] if comparison.claim.categories != "all" else []
-    trained = frozenset(name for run in runs_a if run is not None for name in run.trained)
-
-    def side(cells: Sequence[Mapping[str, str]], at: str) -> Values:
-        values = []
-        for cell in cells:
-            if (run := gathered.run_of(cell, seed)) is None:
-                raise Unknown("no such trial")
-            values.append(value_of(comparison.claim, run, at, trained=trained, gathered=gathered))
-            used.append(run)
-        return average(values)
-
-    return (side(side_a, comparison.at_a), side(side_b, comparison.at_b)), used
+def caveats(judged: Sequence[JudgedClaim]) -> Iterator[str]:
+    """Yield what verdicts on so many seeds cannot rule out, for those who read the page."""
+    decided = [claim for claim in judged if claim.verdict in ("supported", "contradicted")]
+    seeds = [claim.num_seeds for claim in decided if claim.num_seeds >= MIN_SEEDS and "crossed" in claim.test]
+    seeds += [claim.num_seeds for claim in decided if "paired t" in claim.test]
+    if seeds:
+        fewest = min(seeds)
+        unseen = 1 - LEVEL ** (1 / fewest)
+        yield (
+            f"Seeds count as independent trainings. {fewest} of them cannot rule out a collapse that strikes up to "
+            f"{unseen:.0%} of trainings and did not strike these."
+        )
 
 
 # --- notes ---

@@ -65,6 +65,12 @@ def suite_of(metric: str) -> str | None:
     return parts[1] if parts[0] == "eval" and len(parts) > 2 else None
 
 
+def group_of(metric: str) -> str | None:
+    """Return the group of a metric of a group of suites, `paper6` for `eval/@paper6/pass_at_1`, or None."""
+    suite = suite_of(metric)
+    return suite[1:] if suite is not None and suite.startswith("@") else None
+
+
 def measure_of(metric: str) -> str:
     """Return the measure of an evaluation's metric: `Algebra/pass_at_1` for `eval/math500/Algebra/pass_at_1`."""
     return metric.split("/", 2)[2]

@@ -1,0 +1,139 @@
+"""The comparisons of one verdict -> the difference that decides it, and the verdict by its interval alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from oneshot.config.claims import ExpectConfig
+from oneshot.plan.claims import Comparison
+from oneshot.report.decision import Verdict, judge
+from oneshot.report.evidence import Difference
+from oneshot.report.measuring import Failed, Measured, measure
+from oneshot.report.random_effects import MIN_CELLS, random_effects
+from oneshot.report.runs import Gathered, Run
+from oneshot.report.stats import Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The difference of one comparison, or of all that `over` combines, and the verdict by its interval alone."""
+
+    comparison: Comparison
+    difference: Difference | None
+    share: Interval | None
+    between: dict[str, Any] | None  # num, tau, low, high: cells of `over`, SD between them, interval for another cell
+    used: tuple[Run, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    by_interval: Verdict
+    p_value: float | None
+
+
+def decide(
+    group: Sequence[Comparison], gathered: Gathered, *, seeds: Sequence[int], failed: Failed, level: float
+) -> Part:
+    """Measure the comparisons of one verdict over some seeds, and return what decides it at a level.
+
+    With `for_all` the verdict is supported if all parts are: the intersection-union test, with the largest p-value
+    (Berger, Technometrics 24, 1982). It is contradicted if one part is, with that part's p-value times their number.
+    """
+    measured = [measure(comparison, gathered, seeds=seeds, failed=failed) for comparison in group]
+    if group[0].claim.over is not None:
+        return _combined(measured, level=level)
+    parts = [_part(each, each.difference, level=level) for each in measured]
+    if len(parts) == 1:
+        return parts[0]
+    contradicted = [part for part in parts if part.by_interval == "contradicted"]
+    if contradicted:
+        worst = min(contradicted, key=_p_or_2)
+        p_value: float | None = min(1.0, len(parts) * _p_or_2(worst))
+    else:
+        worst = max(parts, key=_against)
+        p_value = worst.p_value
+    where = ", ".join(f"{axis} {cell}" for axis, cell in worst.comparison.part.items())
+    weakest = f"the numbers are those of the weakest of {len(parts)} cells: {where}"
+    return replace(worst, p_value=p_value, **_gathered_from(measured, weakest))
+
+
+def _gathered_from(measured: Sequence[Measured], *notes: str) -> dict[str, Any]:
+    """Return the runs, the seeds left out and the notes of several comparisons, each once."""
+    return {
+        "used": tuple(run for each in measured for run in each.used),
+        "left_out": tuple(dict.fromkeys(text for each in measured for text in each.left_out)),
+        "notes": tuple(dict.fromkeys([*notes, *(note for each in measured for note in each.notes)])),
+    }
+
+
+def _part(measured: Measured, difference: Difference | None, *, level: float, **changes: Any) -> Part:
+    by_interval: Verdict = "inconclusive"
+    p_value = None
+    if difference is not None:
+        difference = difference.at_level(level)
+        by_interval, p_value = judge(difference, measured.comparison.claim.expect)
+    fields = {"used": measured.used, "left_out": measured.left_out, "notes": measured.notes, **changes}
+    return Part(
+        comparison=measured.comparison,
+        difference=difference,
+        share=measured.share,
+        between=fields.pop("between", None),
+        by_interval=by_interval,
+        p_value=p_value,
+        **fields,
+    )
+
+
+def _combined(measured: Sequence[Measured], *, level: float) -> Part:
+    """Return the mean over the cells of `over`, which count as a sample of all that could have been taken."""
+    axis = measured[0].comparison.claim.over
+    found = [each.difference for each in measured]
+    errors = [_error(difference) for difference in found if difference is not None]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(measured) or len(known) < MIN_CELLS:
+        why = f"over {axis}: needs {MIN_CELLS} cells with an interval each, and has {len(known)}"
+        shared = _gathered_from(measured, why)
+        return replace(_part(measured[0], None, level=level), share=None, **shared)
+    differences = [difference for difference in found if difference is not None]
+    effects = random_effects([difference.effect for difference in differences], known)
+    low, high = effects.prediction
+    between = {"num": effects.num, "tau": effects.tau, "low": low, "high": high}
+    whole = Difference.of(
+        [effects.mean],
+        effect=effects.mean.effect,
+        num_seeds=min(difference.num_seeds for difference in differences),
+        num_problems=differences[0].num_problems,
+        test=f"random effects over {effects.num} cells of {axis}, Hartung-Knapp",
+        error=effects.mean.error,
+        df=effects.mean.df,
+    )
+    combined = _part(measured[0], whole, level=level, between=between, **_gathered_from(measured))
+    return replace(combined, share=None)
+
+
+def _error(difference: Difference | None) -> float | None:
+    """Return the standard error of one cell's difference, or a quarter of its interval if a bound made it."""
+    if difference is None or difference.low is None or difference.high is None:
+        return None
+    return (difference.high - difference.low) / 4 if difference.error is None else difference.error
+
+
+def _against(part: Part) -> float:
+    """Return the one-sided p-value, which orders parts also if they are on the wrong side of the expected bound."""
+    if part.difference is None or part.p_value is None:
+        return 2.0
+    is_on_side = _is_on_side(part.difference.effect, part.comparison.claim.expect)
+    return part.p_value / 2 if is_on_side else 1 - part.p_value / 2
+
+
+def _is_on_side(effect: float, expect: ExpectConfig) -> bool:
+    if expect.greater_by is not None:
+        return effect > expect.greater_by
+    if expect.less_by is not None:
+        return effect < -expect.less_by
+    if expect.share_at_least is not None:
+        return effect > 0
+    return abs(effect) < (expect.within or 0.0)
+
+
+def _p_or_2(part: Part) -> float:
+    """Return the p-value, or a larger number for a part that could not be judged, which is then the weakest."""
+    return 2.0 if part.p_value is None else part.p_value
