@@ -5,8 +5,9 @@ claim. The seeds of a search may not be seeds of the grid. Problems for choosing
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
-from oneshot.config.claims import ClaimConfig, PublishedConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.paths import SettingError, Where
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
@@ -17,6 +18,7 @@ from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import (
     category_key,
+    group_of,
     has_metric,
     is_one_of,
     is_over_problems,
@@ -25,6 +27,7 @@ from oneshot.tasks.measures import (
     suite_of,
 )
 
+MIN_CELLS = 3  # of an axis that a claim takes the mean over
 VAL_SUITES = ("val", "arithmetic-val")
 HINT = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts then state"
 
@@ -97,9 +100,15 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
             if not has_metric(metric, suites := set(cell.config.eval.suites)):
                 raise sweep.source.error(where, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")
     suites = {name for cell in cells for name in cell.config.eval.suites}
+    for name, group in sweep.config.groups.items():
+        for place, suite in enumerate(group.suites):
+            if suite not in suites:
+                why = f"no trial has the suite{nearest(suite, sorted(suites))}"
+                raise sweep.source.error(("groups", name, "suites", place), why)
+    groups = {f"@{name}" for name in sweep.config.groups}
     for section, measured in (("claims", sweep.config.claims), ("guards", sweep.config.guards)):
         for number, metric in enumerate(each.metric for each in measured):
-            if not has_metric(metric, suites):
+            if not has_metric(metric, suites | groups if section == "claims" else suites):
                 why = f"no trial has the metric {metric}{nearest_metric(metric, suites)}"
                 raise sweep.source.error((section, number, "metric"), why)
 
@@ -107,6 +116,7 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
 def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
     """Check that every claim has the cells, steps, suites and categories to be judged once all trials finish."""
     cells = {tuple(cell.names.items()): cell for cell in grid}
+    suites = {name for cell in grid for name in cell.config.eval.suites} | {f"@{name}" for name in sweep.config.groups}
     if sweep.config.claims and not grid:
         raise sweep.source.error(("claims",), "claims are about the grid, and there is no grid; remove them")
     try:
@@ -115,27 +125,44 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
         raise sweep.source.error(error.where, error.message) from error
     for comparison in all_comparisons:
         where: Where = ("claims", comparison.number)
-        if comparison.claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
+        claim, num_parts = comparison.claim, sum(comparison.cells == each.cells for each in all_comparisons)
+        if claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
             raise sweep.source.error((*where, "of"), "the gain at the start is always 0; remove `of: gain`")
-        for side, at in (("a", comparison.at_a), ("b", comparison.at_b)):
+        if claim.expect.share_at_least is not None and claim.of != "gain":
+            raise sweep.source.error((*where, "of"), "share_at_least is a share of a gain; set `of: gain`")
+        if claim.over is not None and num_parts < MIN_CELLS:
+            why = f"a mean over {num_parts} cells has no interval; needs {MIN_CELLS}, or use for_each or for_all"
+            raise sweep.source.error((*where, "over"), why)
+        if claim.over_settings.grader and not measure_of(claim.metric).removesuffix("_lenient").endswith("pass_at_1"):
+            why = f"{claim.metric} is the same by every grader; judge pass_at_1, or remove `grader`"
+            raise sweep.source.error((*where, "over_settings", "grader"), why)
+        for side, at, metric in (("a", comparison.at_a, claim.metric), ("b", comparison.at_b, comparison.metric_b)):
+            if metric != claim.metric and not has_metric(metric, suites):
+                raise sweep.source.error((*where, "b", "suite"), f"no trial has it{nearest_metric(metric, suites)}")
             selected = [cells[tuple(names.items())] for pair in comparison.pairs for names in getattr(pair, side)]
-            for cell in selected:
-                if complaint := _cannot_judge(comparison.claim, cell, at=at):
+            for cell, each in product(selected, _metrics_of(metric, sweep.config.groups)):
+                if complaint := _cannot_judge(claim, cell, each, at=at):
                     raise sweep.source.error((*where, side), f"{cell.label}: {complaint}")
     for number, published in enumerate(sweep.config.published):
         _check_published(sweep, published, ("published", number), grid)
 
 
-def _cannot_judge(claim: ClaimConfig, cell: Cell, *, at: str) -> str:
+def _metrics_of(metric: str, groups: Mapping[str, GroupConfig]) -> list[str]:
+    """Return the metrics of a group's suites, or the metric itself."""
+    group = group_of(metric)
+    return [metric] if group is None else [f"eval/{suite}/{measure_of(metric)}" for suite in groups[group].suites]
+
+
+def _cannot_judge(claim: ClaimConfig, cell: Cell, metric: str, *, at: str) -> str:
     """Return why a cell cannot be part of a claim, or an empty text if it can."""
-    suite = suite_of(claim.metric)
+    suite = suite_of(metric)
     if suite is None:
-        return "" if claim.categories == "all" else f"{claim.metric} has no categories"
-    measure = measure_of(claim.metric)
+        return "" if claim.categories == "all" else f"{metric} has no categories"
+    measure = measure_of(metric)
     if measure == "gain":
-        return f"{claim.metric} has no value by problem; use metric: eval/{suite}/pass_at_1 with of: gain"
+        return f"{metric} has no value by problem; use metric: eval/{suite}/pass_at_1 with of: gain"
     if claim.categories != "all" and ("/" in measure or not is_over_problems(measure)):
-        return f"{claim.metric} has no value by problem, so it cannot be restricted to categories"
+        return f"{metric} has no value by problem, so it cannot be restricted to categories"
     if suite not in cell.config.eval.suites:
         return f"it is not evaluated on {suite}; add the suite to all cells of the claim"
     if complaint := _missing_measure(measure, suite, claim, cell):
@@ -178,7 +205,7 @@ def _missing_measure(measure: str, name: str, claim: ClaimConfig, cell: Cell) ->
 
 
 def _check_published(sweep: PinnedSweep, published: PublishedConfig, where: Where, grid: Sequence[Cell]) -> None:
-    suites = {name for cell in grid for name in cell.config.eval.suites}
+    suites = {name for cell in grid for name in cell.config.eval.suites} | {f"@{name}" for name in sweep.config.groups}
     for place, suite in enumerate(published.columns):
         if suite not in suites:
             why = f"no trial has the suite{nearest(suite, sorted(suites))}"

@@ -6,10 +6,11 @@ from typing import Any
 
 from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison
+from oneshot.plan.leakage import MIN_CELLS
 from oneshot.report.decision import Verdict, judge
 from oneshot.report.evidence import Difference
 from oneshot.report.measuring import Failed, Measured, measure
-from oneshot.report.random_effects import MIN_CELLS, random_effects
+from oneshot.report.random_effects import random_effects
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from oneshot.plan.leakage import MIN_CELLS
 from oneshot.report.evidence import StudentT
 from oneshot.report.stats import LEVEL, Array
-
-MIN_CELLS = 3  # with two, the interval of the mean is 12.7 errors to each side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

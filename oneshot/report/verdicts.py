@@ -21,6 +21,7 @@ from oneshot.report.parts import Part, decide
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import LEVEL, MIN_SEEDS
 from oneshot.report.steps import saturation
+from oneshot.report.values import FAILED
 from oneshot.tasks.measures import suite_of
 
 
@@ -183,6 +184,7 @@ def _judged(
     notes = [
         "amended: added after the sweep began" if is_amended else "",
         change.format(num=num),
+        _failed_text(part.used, gathered),
         *part.notes,
         *_notes(comparison, gathered, part.used, part.left_out, environments),
     ]
@@ -214,6 +216,17 @@ def _judged(
         notes=tuple(dict.fromkeys(filter(None, notes))),
         environments=tuple(environments),
     )
+
+
+def _failed_text(used: Sequence[Run], gathered: Gathered) -> str:
+    """Return which trainings failed and count all the same, or an empty text."""
+    failed = sorted({run.label for run in used if run.state in FAILED})
+    if not failed:
+        return ""
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    how = "their start" if gathered.failed == "start" else "all wrong"
+    num = len({run.label for run in used})
+    return f"{len(failed)} of {num} trainings failed and count as {how}: {', '.join(failed[:3])}{more}"
 
 
 def _ends(mean: float, low: float | None, high: float | None) -> dict[str, Any]:
