@@ -11,7 +11,7 @@ from oneshot.logs import printable
 from oneshot.report.cells import CellLine
 from oneshot.report.compare import Line, SweepComparison
 from oneshot.report.evidence import Difference
-from oneshot.report.page import effect_text, interval_text, p_text, where_text
+from oneshot.report.page import beside_texts, effect_text, interval_text, p_text, where_text
 from oneshot.report.stats import Interval
 from oneshot.report.verdicts import JudgedClaim
 
@@ -64,12 +64,15 @@ def _full_name(claim: JudgedClaim) -> str:
 
 
 def note_lines(judged: Sequence[JudgedClaim]) -> list[str]:
-    """Return the notes on the verdicts, each once with the claims it belongs to."""
+    """Return what stands beside the verdicts and the notes on them, each once with the claims it belongs to."""
+    beside = [
+        printable(f"{_full_name(claim)}: {'; '.join(texts)}") for claim in judged if (texts := beside_texts(claim))
+    ]
     claims: dict[str, list[str]] = {}
     for claim in judged:
         for note in claim.notes:
             claims.setdefault(note, []).append(_full_name(claim))
-    return [
+    return beside + [
         printable(f"note: {note}" if len(names) == len(judged) else f"note: {', '.join(names)}: {note}")
         for note, names in claims.items()
     ]

@@ -1,5 +1,6 @@
 """The `claims`, `groups` and `published` sections of a sweep file: typed, bounded and described."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -95,6 +96,15 @@ class GroupConfig(Config):
         if len(set(self.suites)) < len(self.suites):
             raise ValueError("suites: a suite appears twice; keep one")
         return self
+
+    def mean(self, values: Mapping[str, float], sizes: Mapping[str, int | None]) -> float | None:
+        """Return the mean of the suites' values; None if one is missing, or its size counts and is unknown."""
+        if self.weight == "problem" and any(not sizes.get(suite) for suite in self.suites):
+            return None
+        if any(suite not in values for suite in self.suites):
+            return None
+        weights = [1.0 if self.weight == "suite" else float(sizes[suite] or 0) for suite in self.suites]
+        return sum(weight * values[suite] for weight, suite in zip(weights, self.suites, strict=True)) / sum(weights)
 
 
 class PublishedRow(Config):

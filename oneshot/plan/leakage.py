@@ -101,6 +101,8 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
                 raise sweep.source.error(where, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")
     suites = {name for cell in cells for name in cell.config.eval.suites}
     for name, group in sweep.config.groups.items():
+        if name in suites:
+            raise sweep.source.error(("groups", name), "is also the name of a suite; give the group another name")
         for place, suite in enumerate(group.suites):
             if suite not in suites:
                 why = f"no trial has the suite{nearest(suite, sorted(suites))}"

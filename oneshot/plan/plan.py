@@ -5,9 +5,10 @@ evaluations or their number of steps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from oneshot.config.claims import GroupConfig
 from oneshot.config.examples import RowExample, SetExamples
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, flatten
@@ -47,6 +48,7 @@ class Plan:
     trials: tuple[Trial, ...]
     warnings: tuple[str, ...]
     studies: tuple[Study, ...] = ()
+    groups: Mapping[str, GroupConfig] = field(default_factory=dict)  # groups of suites, whose means are shown
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as `plan --json` prints it, and as the store keeps it in plan.json."""
@@ -152,6 +154,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
         trials=tuple(trials),
         warnings=tuple(warnings),
         studies=tuple(studies),
+        groups=sweep.config.groups,
     )
 
 

@@ -21,7 +21,7 @@ from oneshot.report.published import published_tables
 from oneshot.report.runs import Gathered, Run, primary_suite
 from oneshot.report.stats import Interval
 from oneshot.report.table import Table, Value
-from oneshot.report.verdicts import JudgedClaim, verdicts
+from oneshot.report.verdicts import JudgedClaim, caveats, verdicts
 from oneshot.store.folder import Folder
 from oneshot.tasks.measures import is_share
 from oneshot.trial.state import TrialState
@@ -99,8 +99,9 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
     return Table(
         name="accuracy",
         title="Accuracy before and after",
-        about="Strict pass@1 of finished trials. With one seed, or if all seeds agree, the interval is Wilson's over "
-        "problems; a gain then has none.",
+        about="Strict pass@1 of finished trials. Intervals are over seeds alone: they are for these problems, and too "
+        "narrow for others, which verdicts take into account. With one seed, or if all seeds agree, the interval is "
+        "Wilson's over problems; a gain then has none. A group's row (@) is the mean of its suites.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
         rows=tuple(rows),
     )
@@ -190,7 +191,48 @@ def what_text(judged: JudgedClaim) -> str:
     steps = f"at {at_a}" if at_a == at_b else f"a at {at_a}, b at {at_b}"
     parts = [judged.metric, "gain since the start" if judged.of == "gain" else "", steps]
     parts.append("" if judged.categories == "all" else f"{judged.categories} categories")
+    parts.append("primary" if judged.is_primary else "")
     return ", ".join(filter(None, [*parts, f"expected {judged.expect}"]))
+
+
+def beside_texts(judged: JudgedClaim) -> list[str]:
+    """Return what stands beside a verdict, each a sentence: share, look, other cells, failed seeds, settings, base."""
+    texts = []
+    if judged.share is not None:
+        share = judged.share
+        ends = [share["low"], share["high"]]
+        interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
+        texts.append(f"a has {100 * share['mean']:.0f}%{interval} of b's gain")
+    if judged.look is not None:
+        look, p_value = judged.look, judged.p_value
+        decides = "" if p_value is None else f": p {p_value:.2g} {'<' if p_value < look['p_bound'] else '>='} "
+        bound = f"{look['p_bound']:.2g}" if decides else ""
+        texts.append(f"look {look['number']} of {look['of']}, after {look['seeds']} seeds{decides}{bound}")
+    if judged.between is not None:
+        low, high = (effect_text(judged, judged.between[name]) for name in ("low", "high"))
+        tau = effect_text(judged, judged.between["tau"]).lstrip("+")
+        texts.append(f"SD between the {judged.between['num']} cells {tau}; another cell is expected in [{low}, {high}]")
+    if judged.without_failed is not None:
+        other = judged.without_failed
+        texts.append(
+            f"without the seeds that failed: {effect_text(judged, other['effect']) or 'nothing'}, {other['verdict']}"
+        )
+    if judged.over_settings:
+        num = sum(other["verdict"] == "supported" for other in judged.over_settings)
+        texts.append(f"supported under {num} of {len(judged.over_settings)} settings" + _exceptions(judged))
+    if judged.base:
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in judged.base.items())
+        texts.append(f"at the start {shares}")
+    return texts
+
+
+def _exceptions(judged: JudgedClaim) -> str:
+    """Return the settings under which a claim is not supported, if some are and some are not."""
+    others = [other for other in judged.over_settings if other["verdict"] != "supported"]
+    if not others or len(others) == len(judged.over_settings):
+        return ""
+    named = [" ".join(str(other[name]) for name in ("grader", "at") if name in other) for other in others]
+    return f" (not {', '.join(named)})"
 
 
 def where_text(judged: JudgedClaim) -> str:
@@ -231,7 +273,9 @@ def summary(judged: Sequence[JudgedClaim]) -> str:
     if not judged:
         return "No claims, so no verdict."
     counts = Counter(claim.verdict for claim in judged)
-    others = [f"{counts[verdict]} {verdict}" for verdict in ("contradicted", "inconclusive") if counts[verdict]]
+    others = [
+        f"{counts[verdict]} {verdict}" for verdict in ("contradicted", "inconclusive", "interim") if counts[verdict]
+    ]
     return "Verdict: " + ", ".join([f"{counts['supported']} of {len(judged)} supported", *others]) + "."
 
 
@@ -297,11 +341,15 @@ def _page(
         num_trials=len(every),
         absent=[run for run in every if run.state != "finished"],
         claims=judged,
+        caveats=list(caveats(judged)),
         pictures=drawn,
         tables=[_table_page(table) for table in measured],
         beside=beside,
         num_not_shown=num_not_shown,
         limit=MAX_CHARS,
         environments=environments,
-        **{text.__name__: text for text in (effect_text, inline, interval_text, p_text, what_text, where_text)},
+        **{
+            text.__name__: text
+            for text in (beside_texts, effect_text, inline, interval_text, p_text, what_text, where_text)
+        },
     )

@@ -280,20 +280,19 @@ def with_groups(runs: Sequence[Run], groups: Mapping[str, GroupConfig]) -> tuple
 
 def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
     suites = [suite for each in group.suites if (suite := run.suite(each)) is not None]
-    sizes = [suite.num_problems for suite in suites]
-    if len(suites) < len(group.suites) or (group.weight == "problem" and None in sizes):
+    if len(suites) < len(group.suites):
         return run
-    weights = [1.0 if group.weight == "suite" else float(size or 0) for size in sizes]
-    by_suite = [run.measured.get(suite.name, {}) for suite in suites]
-    measured = {}
-    for step in sorted(set.intersection(*map(set, by_suite))):
-        names = set.intersection(*(set(steps[step]) for steps in by_suite))
-        measured[step] = {
-            each: sum(weight * steps[step][each] for weight, steps in zip(weights, by_suite, strict=True))
-            / sum(weights)
+    sizes = {suite.name: suite.num_problems for suite in suites}
+    measured: dict[int, dict[str, float]] = {}
+    for step in sorted(set.intersection(*(set(run.measured.get(suite.name, {})) for suite in suites))):
+        by_suite = {suite.name: run.measured[suite.name][step] for suite in suites}
+        names = set.intersection(*map(set, by_suite.values()))
+        means = {
+            each: group.mean({suite: numbers[each] for suite, numbers in by_suite.items()}, sizes)
             for each in sorted(names)
-            if "/" not in each
+            if "/" not in each  # a category of one suite is not that of another
         }
+        measured[step] = {each: mean for each, mean in means.items() if mean is not None}
     digest = sha256("".join(suite.digest for suite in suites).encode()).hexdigest()
     whole = RunSuite(name=name, source="", digest=digest, samples=1, num_problems=None)
     return replace(run, suites=(*run.suites, whole), measured={**run.measured, name: measured})

@@ -9,6 +9,7 @@ FailureKind = Literal["", "crash", "node", "oom", "host_oom", "nan", "guard", "s
 
 EVALUATION_COLUMNS = (
     *("problem", "answer", "completion", "strict", "lenient", "category", "reason", "id", "num_tokens", "released"),
+    "family",
 )
 FORCING_COLUMNS = ("thinking_tokens", "waits", "forced_end", "no_final_answer")
 """Further columns of suites with a budget of thinking."""

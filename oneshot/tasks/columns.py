@@ -34,6 +34,7 @@ class Row(NamedTuple):
     answer: str
     category: str
     level: str
+    family: str
 
 
 def read_row(record: Record, *, needs_label: bool = True) -> Row:
@@ -60,6 +61,7 @@ def read_row(record: Record, *, needs_label: bool = True) -> Row:
         answer=_label(record, choices, needs_label=needs_label),
         category=_name(record, CATEGORY),
         level=_name(record, ("level",)),
+        family=_name(record, ("family",)),
     )
 
 
@@ -77,6 +79,7 @@ def _read_released(record: Record) -> Row:
         answer=read_answer(reward, "ground_truth"),
         category=_name(extra, CATEGORY),
         level=_name(extra, ("level",)),
+        family=_name(extra, ("family",)),
     )
 
 
@@ -89,6 +92,7 @@ def _read_messages(record: Record) -> Row:
         answer=_label(record, {}) if named else extract_boxed(solution) or "",
         category=_name(record, CATEGORY),
         level=_name(record, ("level",)),
+        family=_name(record, ("family",)),
     )
 
 

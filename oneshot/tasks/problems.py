@@ -12,13 +12,17 @@ from oneshot.tasks.records import FILE_SUFFIXES, read_records
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A prompt, before any template, and its answer. `id` names set and row; `category` and `level` may be empty."""
+    """A prompt, before any template, and its answer. `id` names set and row; the others may be empty.
+
+    Problems of one `family`, such as forms of one question, are counted as one replicate by verdicts.
+    """
 
     id: str
     prompt: str
     answer: str
     category: str = ""
     level: str = ""
+    family: str = ""
 
     @property
     def content(self) -> "Content":

@@ -146,6 +146,7 @@ def _record(
         problem_id=problem.id,
         category=problem.category,
         level=problem.level,
+        family=problem.family,
         problem=problem.prompt,
         answer=problem.answer,
         completion=text,

@@ -31,6 +31,7 @@ class EvaluatedCompletion:
     released: Verdict  # None also if the released grader was not asked
     num_tokens: int
     truncated: bool
+    family: str = ""
     forcing: Forcing | None = None  # only in suites with a budget of thinking
 
 

@@ -3,12 +3,14 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from oneshot.config.claims import GroupConfig
 from oneshot.config.paths import flat
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
@@ -63,6 +65,28 @@ def measures_table(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {"columns": ["suite", "measure", "step", "value"], "data": data}
 
 
+def with_groups(rows: Sequence[Row], trial: Trial, groups: Mapping[str, GroupConfig]) -> list[Row]:
+    """Return the rows with the mean pass@1 of each group of suites, as if the group were a suite."""
+    if not groups:
+        return list(rows)
+    sizes = {suite.name: suite.count for suite in load_suites(trial.config)}
+    return [replace(row, metrics={**row.metrics, **dict(_group_metrics(row.metrics, groups, sizes))}) for row in rows]
+
+
+def _group_metrics(
+    metrics: Mapping[str, float], groups: Mapping[str, GroupConfig], sizes: Mapping[str, int | None]
+) -> Iterator[tuple[str, float]]:
+    for name, group in groups.items():
+        for measure in ("pass_at_1", "gain"):
+            values = {
+                suite: metrics[f"eval/{suite}/{measure}"]
+                for suite in group.suites
+                if f"eval/{suite}/{measure}" in metrics
+            }
+            if (mean := group.mean(values, sizes)) is not None:
+                yield f"eval/{name}/{measure}", mean
+
+
 def run_status(trial: Trial, result: Result) -> str:
     """Return MLflow's status of a trial that has ended."""
     return "FINISHED" if trial_standing(trial, result) is TrialState.FINISHED else "FAILED"
@@ -73,13 +97,13 @@ def run_identity(trial: Trial) -> str:
     return f"{trial.key} {trial.label}"
 
 
-def end_metrics(trial: Trial, rows: Sequence[Row]) -> dict[str, float]:
-    """Return the accuracy after the last step and the gain of a trial on each suite, under short names."""
+def end_metrics(trial: Trial, rows: Sequence[Row], groups: Collection[str] = ()) -> dict[str, float]:
+    """Return the accuracy after the last step and the gain of a trial on each suite or group, under short names."""
     last = next((row.metrics for row in rows if row.step == trial.config.train.num_steps), {})
     measures = {LAST: "pass_at_1", GAIN: "gain"}
     return {
         f"{end}/{suite}": last[f"eval/{suite}/{measure}"]
-        for suite in trial.config.eval.suites
+        for suite in (*trial.config.eval.suites, *groups)
         for end, measure in measures.items()
         if f"eval/{suite}/{measure}" in last
     }

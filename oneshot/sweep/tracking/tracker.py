@@ -229,7 +229,7 @@ class Tracker:
         if not attempt or (stopped and known is not None and known.status == "KILLED"):
             return
         child = self._child(trial, folder, attempt)
-        rows = view(trial, folder, read=child.read)
+        rows = run_data.with_groups(view(trial, folder, read=child.read), trial, self._plan.groups)
         self._describe(trial, child)
         points = [
             Metric(name, value, row.time_ms, row.step)
@@ -238,7 +238,7 @@ class Tracker:
             if run_data.is_curve(name)
         ]
         if result is not None:
-            step, ends = trial.config.train.num_steps, run_data.end_metrics(trial, rows)
+            step, ends = trial.config.train.num_steps, run_data.end_metrics(trial, rows, self._plan.groups)
             points += [Metric(name, value, result.ended_ms, step) for name, value in ends.items()]
         fresh = [point for point in points if (point.key, point.step) not in child.sent]
         for start in range(0, len(fresh), BATCH):

@@ -53,7 +53,8 @@ def accuracies(plan: Plan) -> list[str]:
 
 
 def _suites(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(suite for trial in plan.trials for suite in trial.config.eval.suites))
+    suites = dict.fromkeys(suite for trial in plan.trials for suite in trial.config.eval.suites)
+    return [*plan.groups, *suites]
 
 
 def _state(plan: Plan, which: str) -> dict[str, Any]:
