@@ -86,7 +86,7 @@ def test_the_difference_is_that_of_b_less_a_by_hand() -> None:
     )
     assert line.difference is not None
     assert line.difference.effect == pytest.approx(1 / 6)
-    assert line.difference.low is not None and line.difference.low <= 1 / 6 - 0.414023
+    assert line.difference.low == pytest.approx(1 / 6 - 0.414023, abs=1e-6)
     assert line.difference.high == pytest.approx(1 / 6 + 0.473394, abs=1e-6)
     assert (line.difference.num_seeds, line.difference.num_problems, line.note) == (3, 6, "")
     # the larger of both tests' p: at 0 that of seeds crossed with problems

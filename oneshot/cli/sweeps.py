@@ -28,6 +28,8 @@ from oneshot.cli.options import (
 from oneshot.errors import UserError
 from oneshot.logs import printable
 
+MOST_GATHERED = 500  # trials whose results `plan` reads, to measure the spread of claims by
+
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits
     from oneshot.plan.plan import Plan
@@ -75,8 +77,15 @@ def plan(
     prospects: list[Prospect] = []
     if sweep.config.claims:
         from oneshot.report.power import find_prospects
+        from oneshot.report.runs import gather
 
-        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=len(sweep.config.planned_seeds))
+        has_results = sum(remaining.ended.values()) > 0 and len(sweep_run.plan.trials) <= MOST_GATHERED
+        prospects = find_prospects(
+            sweep_run.plan,
+            sweep.config.claims,
+            num_seeds=len(sweep.config.planned_seeds),
+            gathered=gather(sweep_run) if has_results else None,
+        )
     if address is not None:
         from oneshot.sweep.cluster.nodes import check_cluster
 

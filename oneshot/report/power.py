@@ -1,129 +1,255 @@
-"""A plan's claims -> the smallest difference that each can detect, under stated assumptions, before the sweep runs."""
+"""A plan's claims -> what each can detect and how many seeds it needs, by the rule that will judge, before it runs.
+
+The two-way layout of contrast.py is drawn DRAWS times: seeds, problems and the rest are normal, and their mean squares
+are chi-squares. The interval is the wider of t over seeds and seeds crossed with problems, at the level that Holm's
+correction leaves to the first of the sweep's verdicts. The draws are the same each time.
+"""
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from math import sqrt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
-from oneshot.config.claims import ClaimConfig
+import numpy as np
+
+from oneshot.config.claims import ClaimConfig, ExpectConfig, GroupConfig
 from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
+from oneshot.report.measuring import Spread, observed_spread
+from oneshot.report.runs import Gathered
+from oneshot.report.stats import LEVEL, MIN_SEEDS, Array
 from oneshot.tasks.benchmarks import load_suites
-from oneshot.tasks.measures import is_one_of, is_share, suite_of
+from oneshot.tasks.measures import group_of, is_one_of, is_share, suite_of
 
-LEVEL = 0.05  # of the two-sided test
-MIN_SEEDS = 3
-STEPS = 100_000  # the search for an effect has a resolution of a thousandth of a point of accuracy
-CLEAR = 30.0  # standard errors beyond which power is 1 to nine digits, and SciPy's tails underflow to NaN
-GIVEN = 10_000  # number of replicates that stands for "no training": t is normal with so many
+DRAWS = 4_000  # the standard error of a power of 0.8 is 0.6 points
+STEPS = 1_000  # the search for an effect has a resolution of a tenth of a point of accuracy
+WANTED = 0.8
+MOST_SEEDS = 100
+MANY = 1e9  # degrees of freedom of what is known
 
 
-def power(
-    effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float
-) -> float | None:
-    """Return the chance that the t interval over seeds lies on the effect's side of zero; None below three seeds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """What varies in a comparison: the replicates, and the spread of differences between them."""
 
-    The standard error of a difference is sqrt(seed_sd^2 / S + (discordance - effect^2) / P). `seed_sd` is the SD of one
-    seed's difference of accuracies that is due to training. `discordance` is the share of problems that one cell gets
-    right and the other wrong, at least `effect`; more seeds do not reduce its part. Without `num_problems` only seeds
-    count.
+    num_seeds: int | None  # None if nothing is trained, so that seeds do not vary
+    num_problems: int | None  # None if the metric is not counted over problems
+    seed_sd: float  # SD of one seed's difference of accuracies that is due to training
+    discordance: float  # share of problems on which one side is right and the other wrong, at least the effect
+    rest_variance: float = 0.0  # part of the variance over problems that more seeds average out
+
+
+def power(effect: float, noise: Noise, *, num_verdicts: int = 1, within: float | None = None) -> float | None:
+    """Return the chance of a verdict for the claim if the true difference is `effect`; None below three seeds.
+
+    The interval must lie on the effect's side of 0, or with `within` between -within and within. A difference of shares
+    has the variance discordance - effect^2 over problems; `rest_variance` of it is chance at each seed, and the rest
+    is the same at every seed, so that more seeds do not reduce its part.
     """
-    if num_seeds < MIN_SEEDS:
+    num_seeds = noise.num_seeds
+    if num_seeds is not None and num_seeds < MIN_SEEDS:
         return None
-    return _power(abs(effect), num_seeds=num_seeds, num_problems=num_problems, seed_sd=seed_sd, discordance=discordance)
+    effect = abs(effect)
+    total = max(noise.discordance, effect) - effect**2 if noise.num_problems else 0.0
+    rest = min(noise.rest_variance, total)
+    normal, seeds, problems, residual = _draws(num_seeds, noise.num_problems)
+    count, num_problems = num_seeds or 1, noise.num_problems or 1
+    rest_part = rest / (count * num_problems)
+    by_seed = 0.0 if num_seeds is None else noise.seed_sd**2 / count + rest_part
+    by_problem = ((total - rest) / num_problems + rest_part) if noise.num_problems else 0.0
+    error = np.sqrt(max(0.0, by_seed + by_problem - rest_part))
+    half = _half_width(by_seed * seeds, by_problem * problems, rest_part * residual, noise, level=LEVEL / num_verdicts)
+    estimate = effect + error * normal
+    is_decided = estimate - half > 0 if within is None else np.abs(estimate) + half < within
+    return float(np.mean(is_decided))
 
 
-def detectable(
-    *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float, power: float = 0.8
-) -> float | None:
-    """Return the smallest effect that is detected with this power, rounded up to a thousandth of a point.
+def _half_width(by_seed: Array, by_problem: Array, rest: Array, noise: Noise, *, level: float) -> Array:
+    # takes a quarter of a second to import, and most plans have no claims
+    from scipy.special import stdtrit
+
+    seed_df = MANY if noise.num_seeds is None else noise.num_seeds - 1
+    problem_df = MANY if noise.num_problems is None else max(1, noise.num_problems - 1)
+    combined = np.maximum(by_seed + by_problem - rest, 0.0)
+    spread = by_seed**2 / seed_df + by_problem**2 / problem_df + rest**2 / (seed_df * problem_df)
+    df = np.divide(combined**2, spread, out=np.full_like(combined, MANY), where=spread > 0)
+    crossed = stdtrit(np.maximum(df, min(seed_df, problem_df)), 1 - level / 2) * np.sqrt(combined)
+    return np.asarray(np.maximum(crossed, stdtrit(seed_df, 1 - level / 2) * np.sqrt(by_seed)))
+
+
+@lru_cache(maxsize=256)
+def _draws(num_seeds: int | None, num_problems: int | None) -> tuple[Array, Array, Array, Array]:
+    """Return a normal number, and the mean squares of seeds, problems and the rest as parts of their expectation."""
+    rng = np.random.default_rng(0)
+    seed_df = None if num_seeds is None else num_seeds - 1
+    problem_df = None if num_problems is None else max(1, num_problems - 1)
+    normal = rng.standard_normal(DRAWS)
+    seeds, problems = (np.ones(DRAWS) if df is None else rng.chisquare(df, DRAWS) / df for df in (seed_df, problem_df))
+    rest_df = (seed_df or 1) * (problem_df or 1)
+    return normal, seeds, problems, rng.chisquare(rest_df, DRAWS) / rest_df
+
+
+def detectable(noise: Noise, *, num_verdicts: int = 1, wanted: float = WANTED) -> float | None:
+    """Return the smallest effect that is detected with this power, rounded up to a tenth of a point.
 
     None below three seeds, and if no effect below 1 reaches the power.
     """
-    if num_seeds < MIN_SEEDS:
+    if noise.num_seeds is not None and noise.num_seeds < MIN_SEEDS:
         return None
-    chance = partial(_power, num_seeds=num_seeds, num_problems=num_problems, seed_sd=seed_sd, discordance=discordance)
-    step = bisect_left(range(STEPS), power, key=lambda step: chance(step / STEPS))
+    chance = partial(power, noise=noise, num_verdicts=num_verdicts)
+    step = bisect_left(range(STEPS), wanted, key=lambda step: chance(step / STEPS) or 0.0)
     return step / STEPS if step < STEPS else None
 
 
-def _power(effect: float, *, num_seeds: int, num_problems: int | None, seed_sd: float, discordance: float) -> float:
-    # takes a quarter of a second to import, and most plans have no claims
-    from scipy.special import nctdtr, stdtrit
+def seeds_needed(
+    effect: float, noise: Noise, *, num_verdicts: int = 1, within: float | None = None, wanted: float = WANTED
+) -> int | None:
+    """Return the fewest seeds that reach this power, or None if 100 do not."""
 
-    by_seed = seed_sd**2 / num_seeds
-    by_problem = (max(discordance, effect) - effect**2) / num_problems if num_problems else 0.0
-    error = sqrt(by_seed + by_problem)
-    if error == 0.0:
-        return float(effect > 0)
-    df = num_seeds - 1
-    return float(1 - nctdtr(df, min(effect / error, CLEAR), stdtrit(df, 1 - LEVEL / 2)))
+    def chance(num_seeds: int) -> float:
+        return power(effect, replace(noise, num_seeds=num_seeds), num_verdicts=num_verdicts, within=within) or 0.0
+
+    counts = range(MIN_SEEDS, MOST_SEEDS + 1)
+    place = bisect_left(counts, wanted, key=chance)
+    return counts[place] if place < len(counts) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
-    """The difference that one verdict is able to detect."""
+    """What one verdict is able to detect."""
 
     name: str
     cells: dict[str, str]
     num_seeds: int
     num_problems: int | None  # none if the metric is not counted over problems, or the problems are not fetched
+    num_verdicts: int  # verdicts that Holm's correction counts
     is_given: bool  # whether neither side is trained, so that problems are the only replicates
+    is_observed: bool  # whether the spread is that of the sweep's own results, not the claim's assumption
     seed_sd: float
     discordance: float
-    detectable: float | None  # smallest true difference that is detected with power 0.8, or None if there is none
+    bound: float  # of the claim; an effect counts from here
+    within: float | None  # of a claim that two sides are alike
+    detectable: float | None  # smallest true difference beyond the bound with power 0.8, or None if there is none
     effect: float | None
-    power: float | None  # power for `effect`, if the claim states one
+    power: float | None  # power for `effect` if the claim states one, or for no difference if the claim is `within`
+    seeds_needed: int | None  # seeds that reach power 0.8 for it, or None if 100 do not
 
 
-def find_prospects(plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int) -> list[Prospect]:
-    """Return a prospect for every verdict on a share of completions, in the claims' order."""
+def find_prospects(
+    plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int, gathered: Gathered | None = None
+) -> list[Prospect]:
+    """Return a prospect for every verdict on a share of completions, in the claims' order.
+
+    The spread is that of `gathered`, if it has results to measure it by, else what the claim assumes.
+    """
     trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
+    found = comparisons(claims, list({names: dict(names) for names in trials}.values()))
+    verdicts = {(each.number, tuple(each.cells.values())): each for each in reversed(found)}
+    primary = [each for each in verdicts.values() if each.claim.primary]
     prospects: dict[tuple[int, tuple[str, ...]], Prospect] = {}
-    for comparison in comparisons(claims, list({names: dict(names) for names in trials}.values())):
+    for comparison in found:
         if not is_share(comparison.claim.metric):
             continue
         trial = trials[tuple(comparison.pairs[0].a[0].items())]
         verdict = (comparison.number, tuple(comparison.cells.values()))
-        prospects.setdefault(verdict, _prospect(comparison, trial, num_seeds=num_seeds))
+        if verdict in prospects:
+            continue
+        spread = None if gathered is None else observed_spread(comparison, gathered)
+        prospects[verdict] = _prospect(
+            comparison,
+            _noise(comparison, trial, spread, plan.groups, num_seeds=num_seeds),
+            is_observed=spread is not None,
+            num_seeds=num_seeds,
+            num_verdicts=len(primary) if comparison.claim.primary else len(verdicts),
+        )
     return list(prospects.values())
 
 
-def _prospect(comparison: Comparison, trial: Trial, *, num_seeds: int) -> Prospect:
-    claim = comparison.claim
-    num_problems, assumed, effect = _num_problems(claim, trial), claim.power, claim.power.effect
+def _noise(
+    comparison: Comparison, trial: Trial, spread: Spread | None, groups: Mapping[str, GroupConfig], *, num_seeds: int
+) -> Noise:
+    assumed = comparison.claim.power
     is_given = comparison.at_a == comparison.at_b == "start" or trial.config.train.num_steps == 0
-    model = {"seed_sd": 0.0 if is_given else assumed.seed_sd, "discordance": assumed.discordance}
-    replicates = GIVEN if is_given else num_seeds
+    return Noise(
+        num_seeds=None if is_given else num_seeds,
+        num_problems=_num_problems(comparison.claim, trial, groups),
+        seed_sd=0.0 if is_given else assumed.seed_sd if spread is None else spread.seed_sd,
+        discordance=assumed.discordance if spread is None else spread.discordance,
+        rest_variance=0.0 if spread is None else spread.rest_variance,
+    )
+
+
+def _prospect(
+    comparison: Comparison, noise: Noise, *, is_observed: bool, num_seeds: int, num_verdicts: int
+) -> Prospect:
+    claim = comparison.claim
+    bound, within, effect = _bound(claim.expect, claim.power.effect), claim.expect.within, claim.power.effect
+    wanted = 0.0 if within is not None else None if effect is None else _distance(claim.expect, effect)
+    is_askable = wanted is not None and (within is not None or wanted > 0)
+    chance = power(wanted or 0.0, noise, num_verdicts=num_verdicts, within=within) if is_askable else None
+    needed = None
+    if is_askable and noise.num_seeds is not None:
+        needed = seeds_needed(wanted or 0.0, noise, num_verdicts=num_verdicts, within=within)
     return Prospect(
         name=claim.name,
         cells=comparison.cells,
         num_seeds=num_seeds,
-        num_problems=num_problems,
-        is_given=is_given,
-        seed_sd=model["seed_sd"],
-        discordance=assumed.discordance,
-        detectable=detectable(num_seeds=replicates, num_problems=num_problems, **model),
+        num_problems=noise.num_problems,
+        num_verdicts=num_verdicts,
+        is_given=noise.num_seeds is None,
+        is_observed=is_observed,
+        seed_sd=noise.seed_sd,
+        discordance=noise.discordance,
+        bound=bound,
+        within=within,
+        detectable=detectable(noise, num_verdicts=num_verdicts),
         effect=effect,
-        power=None if effect is None else power(effect, num_seeds=replicates, num_problems=num_problems, **model),
+        power=chance,
+        seeds_needed=needed,
     )
 
 
-def _num_problems(claim: ClaimConfig, trial: Trial) -> int | None:
-    suite = next((suite for suite in load_suites(trial.config) if suite.name == suite_of(claim.metric)), None)
+def _bound(expect: ExpectConfig, effect: float | None) -> float:
+    """Return the difference from which a claim holds, in the direction that it expects."""
+    if expect.share_at_least is not None:
+        return -(1 - expect.share_at_least) * (effect or 0.0)
+    return expect.greater_by or expect.less_by or 0.0
+
+
+def _distance(expect: ExpectConfig, effect: float) -> float:
+    """Return how far beyond the bound an effect is. For a share it is the gain of `b`, and `a` is taken to equal it."""
+    if expect.share_at_least is not None:
+        return (1 - expect.share_at_least) * effect
+    return effect - _bound(expect, effect)
+
+
+def _num_problems(claim: ClaimConfig, trial: Trial, groups: Mapping[str, GroupConfig]) -> int | None:
+    """Return the number of problems; for a group whose suites count equally, the number with the same error."""
+    group = group_of(claim.metric)
+    suites = [suite_of(claim.metric)] if group is None else groups[group].suites
+    sizes = [_size(claim, trial, suite) for suite in suites]
+    known = [size for size in sizes if size]
+    if not known or len(known) < len(sizes):
+        return None
+    if group is None or groups[group].weight == "problem":
+        return sum(known)
+    return round(len(known) ** 2 / sum(1 / size for size in known))
+
+
+def _size(claim: ClaimConfig, trial: Trial, name: str | None) -> int | None:
+    suite = next((suite for suite in load_suites(trial.config) if suite.name == name), None)
     if suite is None:
         return None
+    if claim.categories == "all":
+        return suite.count
     try:
         problems = suite.problems
     except DataError:  # not fetched yet
         return None
-    trained = trained_categories(trial.labels, trial.config) if claim.categories != "all" else frozenset()
-    is_trained = is_one_of(trained)
-    is_wanted = {"all": True, "trained": True, "untrained": False}[claim.categories]
-    return sum(claim.categories == "all" or is_trained(problem.category) == is_wanted for problem in problems)
+    is_trained = is_one_of(trained_categories(trial.labels, trial.config))
+    return sum(is_trained(problem.category) == (claim.categories == "trained") for problem in problems)
 
 
 def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
@@ -132,20 +258,47 @@ def prospect_lines(prospects: Sequence[Prospect]) -> list[str]:
     for prospect in prospects:
         names.setdefault(_prospect_text(prospect), []).append(prospect.name)
     lines = [f"{text}  [{'; '.join(dict.fromkeys(claims))}]" for text, claims in names.items()]
-    return ["power of the claims, by a conservative model (docs/statistics.md):", *lines] if lines else []
+    return ["power of the claims, by the rule that will judge (docs/statistics.md):", *lines] if lines else []
 
 
 def _prospect_text(prospect: Prospect) -> str:
     problems = f" x {prospect.num_problems} problems" if prospect.num_problems is not None else ""
+    source = "measured " if prospect.is_observed else ""
+    assumed = f"{source}seed SD {100 * prospect.seed_sd:.3g} points, discordance {prospect.discordance:.0%}"
+    among = f" among {prospect.num_verdicts} verdicts" if prospect.num_verdicts > 1 else ""
     if prospect.num_seeds < MIN_SEEDS and not prospect.is_given:
         text = "no interval with fewer than 3 seeds, so the verdict will be inconclusive"
+    elif prospect.within is not None:
+        chance = _percent(prospect.power)
+        text = f"within {100 * prospect.within:g} points with {chance} power{among} if there is no difference"
     elif prospect.detectable is None:
-        text = "no difference can be detected"
+        text = f"no difference can be detected{among}"
     else:
-        text = f"detects {100 * prospect.detectable:.1f} points with 80% power"
+        beyond = f" beyond {100 * prospect.bound:+g}" if prospect.bound else ""
+        text = f"detects {100 * prospect.detectable:.1f} points{beyond} with 80% power{among}"
+        if prospect.power is not None and prospect.effect is not None:
+            text += f", {100 * prospect.effect:g} points with {_percent(prospect.power)}"
     if prospect.is_given:
-        text += " (nothing is trained, so seeds do not count)"
-    if prospect.power is not None and prospect.effect is not None:
-        text += f", {100 * prospect.effect:g} points with {prospect.power:.0%}"
-    assumed = f"seed SD {100 * prospect.seed_sd:g} points, discordance {prospect.discordance:.0%}"
-    return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text}"
+        return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text} (nothing is trained, so seeds do not count)"
+    return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text}{_seeds_text(prospect, among)}"
+
+
+def _seeds_text(prospect: Prospect, among: str) -> str:
+    """Return how many seeds reach 80% power, if it is known what for."""
+    if prospect.power is None and prospect.num_seeds >= MIN_SEEDS:
+        return ""
+    if prospect.within is None and prospect.effect is None:
+        return ""
+    asked = (
+        f"within {100 * prospect.within:g} points"
+        if prospect.within is not None
+        else f"{100 * (prospect.effect or 0):g} points"
+    )
+    if prospect.seeds_needed is None:
+        problems = "so few seeds" if prospect.num_problems is None else f"{prospect.num_problems} problems"
+        return f"; {asked} at 80%{among}: not with {problems}"
+    return f"; {asked} at 80%{among}: {prospect.seeds_needed} seeds"
+
+
+def _percent(share: float | None) -> str:
+    return "no" if share is None else f"{share:.0%}"
