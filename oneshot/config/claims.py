@@ -25,12 +25,18 @@ class ExpectConfig(Config):
 
 
 class PowerConfig(Config):
-    """Assumptions with which `plan` computes the smallest difference that a claim can detect."""
+    """Assumptions with which `plan` computes what a claim can detect, until the sweep has results to measure it by."""
 
     seed_sd: float = Field(0.02, ge=0, le=1, description="SD of the difference between seeds; 0.02 is two points")
     discordance: float = Field(0.3, gt=0, le=1, description="Share of problems on which only one side is right")
+    chance: float = Field(
+        0.5, ge=0, le=1, description="Share of that which differs from seed to seed, so that more seeds average it out"
+    )
     effect: float | None = Field(
-        None, gt=0, le=MAX_FACTOR, description="A difference for which `plan` prints the power"
+        None,
+        gt=0,
+        le=MAX_FACTOR,
+        description="A difference for which `plan` prints power and seeds; with `share_at_least`, b's gain",
     )
 
 

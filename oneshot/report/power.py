@@ -131,6 +131,7 @@ class Prospect:
     discordance: float
     bound: float  # of the claim; an effect counts from here
     within: float | None  # of a claim that two sides are alike
+    share: float | None  # of a claim that one gain is a share of another
     detectable: float | None  # smallest true difference beyond the bound with power 0.8, or None if there is none
     effect: float | None
     power: float | None  # power for `effect` if the claim states one, or for no difference if the claim is `within`
@@ -177,7 +178,7 @@ def _noise(
         num_problems=_num_problems(comparison.claim, trial, groups),
         seed_sd=0.0 if is_given else assumed.seed_sd if spread is None else spread.seed_sd,
         discordance=assumed.discordance if spread is None else spread.discordance,
-        rest_variance=0.0 if spread is None else spread.rest_variance,
+        rest_variance=assumed.chance * assumed.discordance if spread is None else spread.rest_variance,
     )
 
 
@@ -204,6 +205,7 @@ def _prospect(
         discordance=noise.discordance,
         bound=bound,
         within=within,
+        share=claim.expect.share_at_least,
         detectable=detectable(noise, num_verdicts=num_verdicts),
         effect=effect,
         power=chance,
@@ -270,34 +272,37 @@ def _prospect_text(prospect: Prospect) -> str:
         text = "no interval with fewer than 3 seeds, so the verdict will be inconclusive"
     elif prospect.within is not None:
         chance = _percent(prospect.power)
-        text = f"within {100 * prospect.within:g} points with {chance} power{among} if there is no difference"
+        text = f"{_goal(prospect)} with {chance} power{among} if there is no difference"
+    elif prospect.share is not None and prospect.effect is not None:
+        text = f"{_goal(prospect)} with {_percent(prospect.power)} power{among} if the gains are equal"
     elif prospect.detectable is None:
         text = f"no difference can be detected{among}"
     else:
         beyond = f" beyond {100 * prospect.bound:+g}" if prospect.bound else ""
         text = f"detects {100 * prospect.detectable:.1f} points{beyond} with 80% power{among}"
         if prospect.power is not None and prospect.effect is not None:
-            text += f", {100 * prospect.effect:g} points with {_percent(prospect.power)}"
+            text += f", {_goal(prospect)} with {_percent(prospect.power)}"
     if prospect.is_given:
         return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text} (nothing is trained, so seeds do not count)"
     return f"{prospect.num_seeds} seeds{problems} ({assumed}): {text}{_seeds_text(prospect, among)}"
 
 
+def _goal(prospect: Prospect) -> str:
+    if prospect.within is not None:
+        return f"within {100 * prospect.within:g} points"
+    if prospect.share is not None:
+        return f"{prospect.share:.0%} of a gain of {100 * (prospect.effect or 0.0):g} points"
+    return f"{100 * (prospect.effect or 0.0):g} points"
+
+
 def _seeds_text(prospect: Prospect, among: str) -> str:
     """Return how many seeds reach 80% power, if it is known what for."""
-    if prospect.power is None and prospect.num_seeds >= MIN_SEEDS:
-        return ""
     if prospect.within is None and prospect.effect is None:
         return ""
-    asked = (
-        f"within {100 * prospect.within:g} points"
-        if prospect.within is not None
-        else f"{100 * (prospect.effect or 0):g} points"
-    )
     if prospect.seeds_needed is None:
-        problems = "so few seeds" if prospect.num_problems is None else f"{prospect.num_problems} problems"
-        return f"; {asked} at 80%{among}: not with {problems}"
-    return f"; {asked} at 80%{among}: {prospect.seeds_needed} seeds"
+        problems = f"{MOST_SEEDS} seeds" if prospect.num_problems is None else f"{prospect.num_problems} problems"
+        return f"; {_goal(prospect)} at 80%{among}: not with {problems}"
+    return f"; {_goal(prospect)} at 80%{among}: {prospect.seeds_needed} seeds"
 
 
 def _percent(share: float | None) -> str:
