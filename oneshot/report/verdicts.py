@@ -141,7 +141,7 @@ def _part(comparison: Comparison, gathered: Gathered) -> _Part:
     by_interval: Verdict = "inconclusive"
     p_value = None
     if difference is not None:
-        by_interval, p_value = judge(difference, **comparison.claim.expect.model_dump())
+        by_interval, p_value = judge(difference, **comparison.claim.expect.model_dump(exclude={"share_at_least"}))
     return _Part(
         comparison=comparison,
         difference=difference,
