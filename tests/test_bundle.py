@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from builders import sweep_run
-from synthetic import HOSTILE, SMALL, make_store
+from synthetic import HOSTILE, SMALL, make_store, put_on_record
 from verbs import oneshot
 
 from oneshot.config.file import load
 from oneshot.errors import UserError
-from oneshot.plan.claims import claims_digest, freeze
 from oneshot.plan.plan import make_plan
 from oneshot.report import bundle
 from oneshot.report.bundle import is_bundle, read_bundle, write_bundle
@@ -45,8 +44,7 @@ FAILED, MISSING = "tiny-qwen2/outcome seed 1", "tiny-llama/format seed 2"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep file, its store, and `small.oneshot.zip`."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "sweep.yaml").write_text(CLAIMED)
-    freeze(Store(str(folder / "runs")).sweep("small"), load(folder / "sweep.yaml").config.claims)
+    put_on_record(folder, CLAIMED)
     make_store(
         folder,
         CLAIMED,

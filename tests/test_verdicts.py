@@ -18,7 +18,6 @@ from verbs import oneshot
 
 from oneshot.config.claims import ClaimConfig
 from oneshot.config.file import load
-from oneshot.plan.claims import freeze
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
 from oneshot.report.verdicts import JudgedClaim, verdicts
@@ -497,8 +496,7 @@ seeds: [0, 1, 2, 3, 4]
 claims:
   - {name: c, metric: eval/arithmetic/pass_at_1, a: {arm: outcome}, b: {arm: format}, expect: {greater_by: 0.5}}
 """
-    (tmp_path / "sweep.yaml").write_text(text)
-    freeze(Store(str(tmp_path / "runs")).sweep("broken"), load(tmp_path / "sweep.yaml").config.claims)
+    put_on_record(tmp_path, text)
     made = make_store(
         tmp_path,
         text,

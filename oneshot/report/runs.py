@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.plan.claims import Frozen, frozen, trained_categories
-from oneshot.plan.leakage import VAL_SUITES
+from oneshot.plan.claims import trained_categories
+from oneshot.plan.frozen import Frozen, Planned, frozen
+from oneshot.plan.leakage import VAL_SUITES, choices
+from oneshot.plan.leaks import by_suite, find_leaks
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
@@ -67,6 +69,7 @@ class RunSuite:
     digest: str
     samples: int
     num_problems: int | None  # none if the suite's problems are not on this machine
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,7 @@ class Run:
     rows: tuple[Row, ...]  # the training metrics of its steps, without evaluations
     measured: dict[str, dict[int, dict[str, float]]] = field(repr=False)  # suite -> step -> measure -> value
     environments: tuple[dict[str, Any], ...]  # versions and device of its attempts, each once
+    claims_digests: tuple[str, ...] = ()  # digests of the frozen record that its attempts of this sweep began under
 
     @property
     def gpu_hours(self) -> float:
@@ -136,6 +140,10 @@ class Gathered:
     selects_on_test: bool
     warnings: tuple[str, ...]
     record: CompletionReader
+    leaks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Suite, or `@group` -> its problems that are trained on or repeated, in words."""
+    choices: Mapping[str, str] = field(default_factory=dict)  # what chose by judged metrics, as leakage.choices has it
+    signed_by: str = ""  # who signed the bundle that this was read from
 
     def run_of(self, cell: Mapping[str, str], seed: int) -> Run | None:
         """Return the run of a cell with a seed, or None if there is none."""
@@ -224,7 +232,7 @@ def read_runs(
 
     def read(trial: Trial) -> Run:
         state = trial_state(trial, store, stops, faults=faults)
-        return _run(trial, store, state=state, reason=stops.reason(trial) or "")
+        return _run(trial, store, state=state, reason=stops.reason(trial) or "", sweep=plan.name)
 
     with ThreadPoolExecutor(NUM_READERS) as readers:
         return tuple(readers.map(read, plan.grid if phase == "grid" else plan.searched))
@@ -233,27 +241,32 @@ def read_runs(
 def gather(sweep_run: SweepRun) -> Gathered:
     """Read a sweep: its runs, and the claims as it began."""
     sweep, plan, store, folder = sweep_run.sweep, sweep_run.plan, sweep_run.store, sweep_run.folder
-    claims = frozen(folder, sweep.config.claims)
+    config = sweep.config
+    claims = frozen(folder, Planned.of(config, plan))
+    amended = tuple(claim for claim in config.claims if claim not in claims.claims)
+    judged, trained = (*claims.claims, *amended), [trial.config for trial in plan.grid if trial.waits_for is None]
     recorded_text = folder.read("sweep.yaml")
     is_edited = recorded_text is not None and recorded_text != sweep.source.text
     return Gathered(
         name=plan.name,
-        question=sweep.config.question,
-        reproduces=sweep.config.reproduces,
+        question=config.question,
+        reproduces=config.reproduces,
         yaml=sweep.source.text,
-        seeds=sweep.config.planned_seeds,
-        runs=read_runs(plan, store, faults=sweep.config.faults),
-        searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
+        seeds=config.planned_seeds,
+        runs=read_runs(plan, store, faults=config.faults),
+        searched=read_runs(plan, store, faults=config.faults, phase="search"),
         frozen=claims,
-        amended=tuple(claim for claim in sweep.config.claims if claim not in claims.claims),
-        published=tuple(sweep.config.published),
-        selects_on_test=sweep.config.allow_selection_on_test,
+        amended=amended,
+        published=tuple(config.published),
+        selects_on_test=config.allow_selection_on_test,
         warnings=("the sweep file was edited after the sweep began",) if is_edited else (),
         record=StoreReader(store),
+        leaks=by_suite(find_leaks(trained, judged, config.groups), config.groups),
+        choices=choices(config, judged, [trial.config for trial in plan.trials]),
     )
 
 
-def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
+def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: str) -> Run:
     folder = None if trial.key is None else store.trial(trial.key)
     result = None if folder is None else folder.result()
     attempts = [] if folder is None else [folder.attempt(n) for n in range(1, folder.last_attempt() + 1)]
@@ -261,7 +274,12 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         reason = result.reason
     suites = tuple(
         RunSuite(
-            name=suite.name, source=suite.source, digest=suite.digest, samples=suite.samples, num_problems=suite.count
+            name=suite.name,
+            source=suite.source,
+            digest=suite.digest,
+            samples=suite.samples,
+            num_problems=suite.count,
+            temperature=suite.temperature,
         )
         for suite in load_suites(trial.config)
     )
@@ -288,7 +306,14 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         rows=() if folder is None else _rows(trial, folder),
         measured={} if folder is None else _measured(trial.config, folder),
         environments=_environments(attempts),
+        claims_digests=_claims_digests(attempts, sweep),
     )
+
+
+def _claims_digests(attempts: Sequence[Mapping[str, Any]], sweep: str) -> tuple[str, ...]:
+    """Return the digests of the frozen record that a sweep's attempts carry; older versions recorded none."""
+    digests = (attempt.get("claims") for attempt in attempts if attempt.get("sweep") == sweep)
+    return tuple(dict.fromkeys(digest for digest in digests if digest))
 
 
 def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:

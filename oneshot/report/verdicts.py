@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from oneshot.config.claims import ExpectConfig
-from oneshot.plan.claims import Comparison, cell_key, comparisons
+from oneshot.plan.claims import Comparison, comparisons
 from oneshot.report.decision import Verdict, holm, judge
-from oneshot.report.environments import differences, environments_of
+from oneshot.report.environments import environments_of
+from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import (
     CHANGE,
@@ -25,7 +26,6 @@ from oneshot.report.stats import (
     problem_difference,
     seed_difference,
 )
-from oneshot.report.steps import saturation
 from oneshot.report.values import Unknown, Values, average, value_of
 from oneshot.tasks.measures import is_share, suite_of
 
@@ -206,7 +206,7 @@ def _measure(
         by_seed[seed] = [values for values, _ in pairs]
         used += [run for _, runs in pairs for run in runs]
     environments = environments_of(used)
-    notes = _notes(comparison, gathered, used, left_out, environments)
+    notes = reservations(comparison, gathered, used, left_out, environments)
     if not by_seed:
         return None, notes, environments
     differences_SP = _over_problems(list(by_seed.values()))
@@ -276,56 +276,3 @@ def _difference(
         return average(values)
 
     return (side(side_a, comparison.at_a), side(side_b, comparison.at_b)), used
-
-
-# --- notes ---
-
-
-def _notes(
-    comparison: Comparison,
-    gathered: Gathered,
-    used: Sequence[Run],
-    left_out: Sequence[str],
-    environments: Sequence[Mapping[str, Any]],
-) -> tuple[str, ...]:
-    notes = [f"left out: {reason}" for reason in left_out]
-    if gathered.selects_on_test:
-        notes.append("allow_selection_on_test: metrics and seeds that chose may also judge")
-    frozen_ms = gathered.frozen.frozen_ms
-    ended = {run.key for run in used if frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms}
-    if ended:
-        notes.append(
-            f"{len(ended)} of {len({run.key for run in used})} trainings had ended before the claim was frozen"
-        )
-    if frozen_ms is None:
-        notes.append("the claims were not frozen when the sweep began")
-    elif not gathered.frozen.is_intact:
-        notes.append("the frozen claims do not match their digest: somebody edited them")
-    if len(environments) > 1:
-        notes.append(f"{len(environments)} environments: {differences(environments)}")
-    notes += _added_later(gathered, used)
-    suite = suite_of(comparison.claim.metric)
-    digests = {each.digest for run in used for each in run.suites if each.name == suite}
-    if len(digests) > 1:
-        notes.append(f"{suite} differs between runs in its problems, prompts or sampling")
-    if "saturation" in (comparison.at_a, comparison.at_b):
-        rising = {run.label for run in used if (saturated := saturation(run)) is None or not saturated.is_seen}
-        if rising:
-            notes.append(f"reward still rising near the end, so saturation is not certain: {', '.join(sorted(rising))}")
-    return tuple(notes)
-
-
-def _added_later(gathered: Gathered, used: Sequence[Run]) -> list[str]:
-    """Return what was added after the claims were frozen. Somebody who sees results first may stop when they fit."""
-    frozen, notes = gathered.frozen, []
-    seeds = sorted({run.seed for run in used} - set(frozen.seeds)) if frozen.seeds else []
-    if seeds:
-        notes.append(f"seeds added after the claims were frozen: {', '.join(map(str, seeds))}")
-    longer = {
-        f"{run.num_steps} instead of {before}"
-        for run in used
-        if (before := frozen.num_steps.get(cell_key(run.cell), run.num_steps)) != run.num_steps
-    }
-    if longer:
-        notes.append(f"steps added after the claims were frozen: {', '.join(sorted(longer))}")
-    return notes
