@@ -12,17 +12,15 @@ from builders import sweep_run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic import make_store
+from synthetic import make_store, put_on_record
 from told import CATEGORIES, FROZEN_MS, claim, gathered, grades, run
 from verbs import oneshot
 
 from oneshot.config.claims import ClaimConfig
-from oneshot.config.file import load
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
 from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.store.records import Row
-from oneshot.store.store import Store
 
 ARMS = [{"arm": "outcome"}, {"arm": "format"}]
 AGAINST_FORMAT = claim({"arm": "outcome"}, {"arm": "format"})
@@ -701,7 +699,7 @@ def test_trainings_that_ended_before_the_claim_was_frozen_are_counted() -> None:
         return {"ended_ms": FROZEN_MS - 1} if (cell["arm"], seed) == ("format", 0) else {}
 
     found = judged(told(last([[1] * 6] * 3), AGAINST_FORMAT, of_run=of_run))
-    assert found.notes == ("1 of 6 trainings had ended before the claim was frozen",)
+    assert found.notes == ("1 of 6 trainings had begun before the claim was frozen",)
 
 
 def test_claims_that_were_not_frozen_or_were_changed_say_so() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from oneshot.config.claims import ClaimConfig
-from oneshot.plan.frozen import Frozen, claims_digest
+from oneshot.plan.frozen import Planned, record, thaw
 from oneshot.report.runs import Gathered, Grades, Run, RunSuite, Shown
 
 CATEGORIES = ("addition", "addition", "subtraction", "subtraction", "multiplication", "multiplication")
@@ -104,7 +104,6 @@ def gathered(
     frozen_ms: int | None = FROZEN_MS,
     **changes: Any,
 ) -> Gathered:
-    record = Frozen(claims=tuple(claims), digest=claims_digest(claims), frozen_ms=frozen_ms, is_intact=True, written={})
     fields: dict[str, Any] = {
         "name": "told",
         "question": "Is it so?",
@@ -112,7 +111,7 @@ def gathered(
         "yaml": "",
         "seeds": tuple(dict.fromkeys(run.seed for run in runs)),
         "runs": tuple(runs),
-        "frozen": record,
+        "frozen": thaw(record(Planned(claims=tuple(claims)), frozen_ms)),
         "amended": (),
         "published": (),
         "selects_on_test": False,

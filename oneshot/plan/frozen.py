@@ -6,7 +6,7 @@ longer has its digest; a record that somebody replaces has another digest than t
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -116,24 +116,16 @@ def suite_digests(configs: Iterable[TrialConfig]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(found)) for name, found in sorted(digests.items())}
 
 
-def claims_digest(claims: Sequence[ClaimConfig]) -> str:
-    """Return sha256 (hex) of the claims' canonical JSON, for which order of keys and notation do not matter."""
-    return _digest(_as_json(claims))
-
-
 def _digest(data: Any) -> str:
+    """Return sha256 (hex) of canonical JSON, for which the order of keys does not matter."""
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _as_json(claims: Sequence[ClaimConfig]) -> list[dict[str, Any]]:
-    return [claim.model_dump(mode="json") for claim in claims]
 
 
 def record(planned: Planned, frozen_ms: int | None) -> dict[str, Any]:
     """Return the record with its digest, as claims.json has it."""
     content = {
         "format": FORMAT,
-        "claims": _as_json(planned.claims),
+        "claims": [claim.model_dump(mode="json") for claim in planned.claims],
         "frozen_ms": frozen_ms,
         "seeds": list(planned.seeds),
         "num_steps": dict(planned.num_steps),

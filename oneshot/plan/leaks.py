@@ -55,16 +55,20 @@ class Leak:
     suite: str
     other: str = ""  # the other suite, if problems are shared
     num: int  # number of problems
+    num_near: int  # of these, near duplicates
     first: _Match
 
     def __str__(self) -> str:
         if self.kind == "repeated":
-            return f"{self.num} problems of {self.suite} repeat another one, such as {self.first}"
-        where = f"in {self.suite}" if self.kind == "trained" else f"in both {self.suite} and {self.other}"
+            many, one, where = "problems", "repeats another problem", f"of {self.suite}"
+        elif self.kind == "trained":
+            many, one, where = "training problems", "is", f"in {self.suite}"
+        else:
+            many, one, where = "problems", "is", f"in both {self.suite} and {self.other}"
         if self.num == 1:
-            return f"{self.first} is {where}"
-        what = "training problems" if self.kind == "trained" else "problems"
-        return f"{self.num} {what} are {where}, such as {self.first}"
+            return f"{self.first} {one} {where}"
+        verb = "repeat others" if self.kind == "repeated" else "are"
+        return f"{self.num} {many} {verb} {where}, such as {self.first}"
 
 
 def find_leaks(
@@ -88,12 +92,13 @@ def find_leaks(
 
 
 def leak_warnings(leaks: Sequence[Leak]) -> list[str]:
-    """Return a warning for each of the first leaks, and one with the number of the others."""
+    """Return a warning for each of the first leaks, and one with the number of the others.
+
+    Rows of a file that repeat another one exactly are left out: warnings.py names them.
+    """
+    leaks = [leak for leak in leaks if leak.kind != "repeated" or leak.num_near]
     more = len(leaks) - NUM_SHOWN
-    return [
-        *(f"leak: {leak}" for leak in leaks[:NUM_SHOWN]),
-        *([f"leak: {more} more between suites"] if more > 0 else []),
-    ]
+    return [*(f"leak: {leak}" for leak in leaks[:NUM_SHOWN]), *([f"leak: {more} more"] if more > 0 else [])]
 
 
 def by_suite(leaks: Sequence[Leak], groups: Mapping[str, GroupConfig]) -> dict[str, tuple[str, ...]]:
@@ -116,7 +121,8 @@ def _leak(
 ) -> Leak | None:
     if not matches:
         return None
-    return Leak(kind=kind, suite=suite.name, other=other, num=len(matches), first=matches[0])
+    num_near = sum(not match.is_exact for match in matches)
+    return Leak(kind=kind, suite=suite.name, other=other, num=len(matches), num_near=num_near, first=matches[0])
 
 
 def _trained(configs: Sequence[TrialConfig]) -> list[_Row]:
@@ -127,13 +133,18 @@ def _trained(configs: Sequence[TrialConfig]) -> list[_Row]:
         for config in configs
         if config.train.num_steps
     }
+    # within this call: files may change between two
     contents_of = cache(sets.contents)
-    is_here = cache(sets.is_here)
+    prompts_of = cache(lambda source: [each.prompt for each in sets.load(source)] if sets.is_here(source) else None)
     for config in by_examples.values():
         for row in example_rows(config.examples):
             name = row.problem.id if row.problem is not None else f"{row.source}:{row.row}"
             if name not in rows:
-                prompt = row.original.prompt if row.problem is not None or is_here(row.source) else None
+                if row.problem is not None:
+                    prompt: str | None = row.problem.prompt
+                else:
+                    prompts = prompts_of(row.source)
+                    prompt = None if prompts is None else prompts[row.row]
                 rows[name] = _Row(id=name, digest=row_content(row, contents_of)[0], prompt=prompt)
         shots = identify_shots(config.prompt)
         for name, digest in zip(shots.ids, shots.prompts, strict=True):

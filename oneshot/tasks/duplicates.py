@@ -37,8 +37,9 @@ class Index:
     def near(self, prompt: str) -> list[int]:
         """Return the places of the problems that a problem nearly duplicates, in order; its own is among them."""
         pieces = shingles(prompt)
-        places = self._places
-        shared = Counter(place for piece in pieces if piece in places for place in places[piece])
+        if self._places.keys().isdisjoint(pieces):
+            return []
+        shared = Counter(place for piece in pieces for place in self._places.get(piece, ()))
         return sorted(
             place for place, count in shared.items() if count > NEAR_SHARE * min(len(pieces), self._sizes[place])
         )
