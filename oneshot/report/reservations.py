@@ -86,13 +86,21 @@ def _record(gathered: Gathered) -> list[str]:
 
 
 def _known_before(gathered: Gathered, used: Sequence[Run]) -> list[str]:
-    """Return how many trainings had begun before the claims were frozen, so that their outcome may have been known."""
-    frozen_ms = gathered.frozen.frozen_ms
-    if frozen_ms is None:
+    """Return how many trainings had begun before the claims were frozen, so that their outcome may have been known.
+
+    A training whose first attempt carries the digest of the record began after it, whatever its machine's clock says.
+    """
+    frozen = gathered.frozen
+    if frozen.frozen_ms is None:
         return []
-    times = {run.key: [time for time in (run.started_ms, run.ended_ms) if time is not None] for run in used}
-    begun = sum(min(known, default=frozen_ms) < frozen_ms for known in times.values())
-    return [f"{begun} of {len(times)} trainings had begun before the claim was frozen"] if begun else []
+    runs = {run.key: run for run in used}
+    times = {
+        key: [time for time in (run.started_ms, run.ended_ms) if time is not None]
+        for key, run in runs.items()
+        if run.began_under != frozen.digest
+    }
+    begun = sum(min(known, default=frozen.frozen_ms) < frozen.frozen_ms for known in times.values())
+    return [f"{begun} of {len(runs)} trainings had begun before the claim was frozen"] if begun else []
 
 
 def _added_later(gathered: Gathered, used: Sequence[Run], suites: Sequence[str]) -> list[str]:

@@ -98,6 +98,7 @@ class Run:
     measured: dict[str, dict[int, dict[str, float]]] = field(repr=False)  # suite -> step -> measure -> value
     environments: tuple[dict[str, Any], ...]  # versions and device of its attempts, each once
     claims_digests: tuple[str, ...] = ()  # digests of the frozen record that its attempts of this sweep began under
+    began_under: str = ""  # the digest that its first attempt carries, whatever its sweep; empty if none
 
     @property
     def gpu_hours(self) -> float:
@@ -307,6 +308,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: s
         measured={} if folder is None else _measured(trial.config, folder),
         environments=_environments(attempts),
         claims_digests=_claims_digests(attempts, sweep),
+        began_under=attempts[0].get("claims", "") if attempts else "",
     )
 
 
