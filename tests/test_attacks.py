@@ -137,7 +137,7 @@ def test_run_refuses_another_stop_rule_and_other_groups_but_not_more_of_them(tmp
             return str(error)
         return ""
 
-    assert "seeds.stop: None -> decided" in said("planned: 3", "planned: 3, stop: decided")
+    assert "seeds.stop was changed" in said("planned: 3", "planned: 3, stop: decided")
     assert "groups.g was changed" in said("suites: [arithmetic, more]", "suites: [arithmetic, more], weight: problem")
     assert said("groups: {", "groups: {h: {suites: [more, arithmetic]}, ") == ""
 
@@ -261,6 +261,13 @@ def test_seeds_and_cells_that_are_dropped_from_the_stored_file_are_named(tmp_pat
         "frozen seeds that are no longer judged: 3",
         "frozen cells that are no longer judged: arm=format",
     )
+
+
+def test_rules_that_were_changed_in_the_stored_file_are_named(tmp_path: Path) -> None:
+    honest(tmp_path)
+    path = tmp_path / "runs/sweeps/attacked/sweep.yaml"
+    path.write_text(edited("seeds:", "failed: leave_out\nlooks: [3]\nseeds:"))
+    assert notes(tmp_path) == ("rules changed after the claims were frozen: looks, failed",)
 
 
 def test_a_seed_that_is_deleted_is_named(tmp_path: Path) -> None:

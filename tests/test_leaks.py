@@ -112,7 +112,8 @@ def test_problems_of_two_suites_are_named_and_concern_a_group_of_both(tmp_path: 
     suites = f"{{one: {{source: {one}}}, two: {{source: {two}}}}}"
     says = f"{one}:1 ({two}:0) is in both one and two"
     assert plan_warnings('["arithmetic:47+38"]', suites) == [f"leak: {says}"]
-    trial = f"{{model.path: 'tiny:qwen2', examples: ['arithmetic:47+38'], rollout.max_tokens: 9, eval: {{suites: {suites}}}}}"
+    settings = "model.path: 'tiny:qwen2', examples: ['arithmetic:47+38'], rollout.max_tokens: 9"
+    trial = f"{{{settings}, eval: {{suites: {suites}}}}}"
     text = f"version: 1\nname: s\nquestion: q\ntrial: {trial}\nseeds: [0]\n"
     configs = [trial.config for trial in make_plan(read(text, name="s")).grid]
     groups = {"both": GroupConfig(suites=["one", "two"])}

@@ -11,7 +11,7 @@ from typing import Any
 from oneshot.config.paths import flat
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import OneshotError
-from oneshot.plan.frozen import Frozen, Planned, Rules, frozen, suite_digests
+from oneshot.plan.frozen import Frozen, Planned, Rules, frozen, rule_changes, suite_digests
 from oneshot.plan.loader import recorded_sweep
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
@@ -28,7 +28,7 @@ UNKEYED = (
     "train.activation_checkpointing",
 )
 """Settings that are part of no key."""
-FROZEN = ("search", "early_stop", "guards", "claims", "looks", "failed", "allow_selection_on_test")
+FROZEN = ("search", "early_stop", "guards", "claims")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def find_edits(run: SweepRun) -> Edits | None:
 def _suite_changes(record: Frozen, plan: Plan) -> tuple[str, ...]:
     """Return the frozen suites whose problems, answers or sampling are not what they were. New suites are additions."""
     now = suite_digests(trial.config for trial in plan.grid)
-    changed = [name for name, digests in record.suites.items() if name in now and not {*digests} <= {*now[name]}]
+    changed = [name for name, digests in record.suites.items() if now.get(name) and not {*digests} <= {*now[name]}]
     sources = (
         {suite.name: suite.source for trial in plan.grid for suite in load_suites(trial.config)} if changed else {}
     )
@@ -106,7 +106,8 @@ def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan, *, 
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
     refused = [change for name in FROZEN for change in _section_changes(name, old, sweep)]
-    refused += _rule_changes(Rules.of(old.config), Rules.of(sweep.config))
+    rules = rule_changes(Rules.of(old.config), Rules.of(sweep.config))
+    refused += [f"{name} was changed" for name in rules]
     refused += _range_changes(before, plan)
     orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
     if orphaned and has_begun:
@@ -148,12 +149,6 @@ def _section_changes(name: str, old: PinnedSweep, sweep: PinnedSweep) -> list[st
         was, now = (search.model_dump(exclude={"num_trials", "space"}) for search in (was, now))
         return [f"search.{key}: {was[key]} -> {now[key]}" for key in was if was[key] != now[key]]
     return [] if was == now else [f"{name} was changed"]
-
-
-def _rule_changes(was: Rules, now: Rules) -> list[str]:
-    """Return the changes of groups and of the stop rule that are refused. A new group is an addition."""
-    changes = [f"groups.{name} was changed" for name, group in was.groups.items() if now.groups.get(name) != group]
-    return changes + ([f"seeds.stop: {was.stop} -> {now.stop}"] if was.stop != now.stop else [])
 
 
 def _range_changes(before: Plan, plan: Plan) -> list[str]:

@@ -105,15 +105,22 @@ def suite_digests(configs: Iterable[TrialConfig]) -> dict[str, tuple[str, ...]]:
     """Return the sorted digests of each suite of trials: several if its sampling rule differs between trials.
 
     A digest covers the problems, their answers and the sampling rule. A suite whose problems are unknown until they are
-    fetched is left out.
+    fetched has none.
     """
     by_rule = {config.model_dump_json(include={"eval", "prompt", "rollout"}): config for config in configs}
     digests: dict[str, set[str]] = {}
     for config in by_rule.values():
         for suite in load_suites(config):
-            if suite.is_known:
-                digests.setdefault(suite.name, set()).add(suite.digest)
+            digests.setdefault(suite.name, set()).update([suite.digest] if suite.is_known else [])
     return {name: tuple(sorted(found)) for name, found in sorted(digests.items())}
+
+
+def rule_changes(was: Rules, now: Rules) -> list[str]:
+    """Return the names of the rules that changed, as the sweep file calls them. A new group is an addition."""
+    names = ("looks", "stop", "failed", "allow_selection_on_test")
+    changed = [name for name in names if getattr(was, name) != getattr(now, name)]
+    changed = ["seeds.stop" if name == "stop" else name for name in changed]
+    return changed + [f"groups.{name}" for name, group in was.groups.items() if now.groups.get(name) != group]
 
 
 def _digest(data: Any) -> str:

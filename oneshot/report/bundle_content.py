@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.sweep import NAME
 from oneshot.config.trial import TrialConfig
+from oneshot.plan.frozen import Rules
 from oneshot.report.runs import Run
 from oneshot.trial.state import TrialState
 
@@ -29,6 +30,7 @@ class Metadata(BaseModel):
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
     warnings: tuple[str, ...]
+    rules: Rules = Field(default_factory=Rules)
     leaks: dict[str, tuple[str, ...]] = {}
     choices: dict[str, str] = {}
 

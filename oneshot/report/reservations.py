@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from oneshot.plan.claims import Comparison, Names, cell_key, judged_suites
+from oneshot.plan.frozen import rule_changes
 from oneshot.plan.leakage import choice_key
 from oneshot.report.environments import differences
 from oneshot.report.runs import Gathered, Grades, Run
@@ -35,7 +36,7 @@ def reservations(
     `used` are the runs of the seeds that count; `left_out` says why others do not.
     """
     claim = comparison.claim
-    suites = judged_suites(claim, gathered.frozen.rules.groups)
+    suites = judged_suites(claim, gathered.rules.groups)
     notes = [f"left out: {reason}" for reason in left_out]
     notes += _selection(comparison, gathered)
     notes += _record(gathered)
@@ -77,11 +78,13 @@ def _record(gathered: Gathered) -> list[str]:
         notes.append("the claims were not frozen when the sweep began")
     elif not frozen.is_intact:
         notes.append("the frozen claims do not match their digest: somebody edited them")
-    others = Counter(digest for run in gathered.runs for digest in run.claims_digests if digest != frozen.digest)
-    notes += [
-        f"the record of claims was replaced: {number} trainings began under digest {digest[:16]}"
-        for digest, number in sorted(others.items())
-    ]
+    began = {(run.key, digest) for run in gathered.runs for digest in run.claims_digests if digest != frozen.digest}
+    for digest, number in sorted(Counter(digest for _, digest in began).items()):
+        trainings = f"{number} training{'s' if number > 1 else ''}"
+        notes.append(f"the record of claims was replaced: {trainings} began under digest {digest[:16]}")
+    changed = rule_changes(frozen.rules, gathered.rules) if "rules" in frozen.written else []
+    if changed:
+        notes.append(f"rules changed after the claims were frozen: {', '.join(changed)}")
     return notes
 
 
@@ -119,11 +122,13 @@ def _added_later(gathered: Gathered, used: Sequence[Run], suites: Sequence[str])
     }
     if longer:
         notes.append(f"steps added after the claims were frozen: {', '.join(sorted(longer))}")
-    if added := [suite for suite in suites if frozen.suites and suite not in frozen.suites]:
-        notes.append(f"suites added after the claims were frozen: {_first(added)}")
-    for suite in suites:
+    for suite in suites if frozen.suites else ():
         now = {each.digest for run in used for each in run.suites if each.name == suite}
-        if suite in frozen.suites and not now <= {*frozen.suites[suite]}:
+        if suite not in frozen.suites:
+            notes.append(f"suites added after the claims were frozen: {suite}")
+        elif not frozen.suites[suite]:
+            notes.append(f"the problems of {suite} were not fetched when the claims were frozen")
+        elif not now <= {*frozen.suites[suite]}:
             notes.append(f"{suite} has other problems, answers or sampling than when the claims were frozen")
     return notes
 

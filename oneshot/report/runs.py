@@ -17,7 +17,7 @@ from oneshot.config.claims import ClaimConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.claims import trained_categories
-from oneshot.plan.frozen import Frozen, Planned, frozen
+from oneshot.plan.frozen import Frozen, Planned, Rules, frozen
 from oneshot.plan.leakage import VAL_SUITES, choices
 from oneshot.plan.leaks import by_suite, find_leaks
 from oneshot.plan.plan import Plan
@@ -141,6 +141,7 @@ class Gathered:
     selects_on_test: bool
     warnings: tuple[str, ...]
     record: CompletionReader
+    rules: Rules = field(default_factory=Rules)  # the rules of verdicts as the sweep file has them now
     leaks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Suite, or `@group` -> its problems that are trained on or repeated, in words."""
     choices: Mapping[str, str] = field(default_factory=dict)  # what chose by judged metrics, as leakage.choices has it
@@ -262,6 +263,7 @@ def gather(sweep_run: SweepRun) -> Gathered:
         selects_on_test=config.allow_selection_on_test,
         warnings=("the sweep file was edited after the sweep began",) if is_edited else (),
         record=StoreReader(store),
+        rules=Rules.of(config),
         leaks=by_suite(find_leaks(trained, judged, config.groups), config.groups),
         choices=choices(config, judged, [trial.config for trial in plan.trials]),
     )
