@@ -49,26 +49,13 @@ def report(
             )
         relay(address, "report", name, storage, json=as_json)
         return
-    from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
 
     if sign is not None and not bundle:
         raise UserError("--sign: signs a bundle; add --bundle")
-    sweep_run: SweepRun | None = None
-    if is_bundle(Path(name)):
-        gathered = read_bundle(Path(name), signers=signers)
-        for line in [*gathered.warnings, *([f"signed by {gathered.signed_by}"] if gathered.signed_by else [])]:
-            print(printable(f"{name}: {line}"), file=sys.stderr)
-    elif signers is not None:
-        raise UserError(f"--signers: {name} is not a bundle, and only bundles are signed; leave it out")
-    else:
-        sweep_run = _begun(name, storage, mlflow)
-        gathered = _gathered(sweep_run)
+    gathered, sweep_run = _read(name, storage, mlflow, signers)
     if bundle:
-        target = (out or Path()) / f"{gathered.name}{SUFFIX}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bundle(gathered, target, key=sign)
-        print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; to judge it again, use `oneshot report {target}`")
+        _write_bundle(gathered, out, sign)
         return
     made = make_report(gathered)
     if sweep_run is None and out is None:
@@ -87,6 +74,33 @@ def report(
         names = ", ".join(dict.fromkeys(claim.name for claim in made.cannot_judge))
         warn(f"cannot judge these claims, because no seed has all the runs that they need: {names}")
         raise typer.Exit(1)
+
+
+def _read(
+    name: str, storage: str | None, mlflow: str | None, signers: Path | None
+) -> "tuple[Gathered, SweepRun | None]":
+    """Return what a report is made from, and the run of a sweep; a bundle has none. Says who signed a bundle."""
+    from oneshot.report.bundle import is_bundle, read_bundle
+
+    if not is_bundle(Path(name)):
+        if signers is not None:
+            raise UserError(f"--signers: {name} is not a bundle, and only bundles are signed; leave it out")
+        sweep_run = _begun(name, storage, mlflow)
+        return _gathered(sweep_run), sweep_run
+    gathered = read_bundle(Path(name), signers=signers)
+    for line in [*gathered.warnings, *([f"signed by {gathered.signed_by}"] if gathered.signed_by else [])]:
+        print(printable(f"{name}: {line}"), file=sys.stderr)
+    return gathered, None
+
+
+def _write_bundle(gathered: "Gathered", out: Path | None, key: Path | None) -> None:
+    """Write the bundle into a folder, by default this one, and say how large it is."""
+    from oneshot.report.bundle import SUFFIX, write_bundle
+
+    target = (out or Path()) / f"{gathered.name}{SUFFIX}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(gathered, target, key=key)
+    print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; to judge it again, use `oneshot report {target}`")
 
 
 def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
