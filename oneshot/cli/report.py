@@ -41,6 +41,8 @@ def report(
 
     The report is one HTML page that needs no other files. It can be written while the sweep runs.
     """
+    if sign is not None and not bundle:
+        raise UserError("--sign: signs a bundle; add --bundle")
     if address is not None:
         if bundle or out is not None or signers is not None:
             raise UserError(
@@ -51,8 +53,6 @@ def report(
         return
     from oneshot.report.page import make_report
 
-    if sign is not None and not bundle:
-        raise UserError("--sign: signs a bundle; add --bundle")
     gathered, sweep_run = _read(name, storage, mlflow, signers)
     if bundle:
         _write_bundle(gathered, out, sign)
