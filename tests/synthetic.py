@@ -14,6 +14,8 @@ from builders import begin_attempt
 
 from oneshot.config.evaluation import ThinkingConfig
 from oneshot.config.file import load
+from oneshot.plan.frozen import FILE as FROZEN
+from oneshot.plan.frozen import Frozen, Planned, frozen, record, recorded_digest
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import Training, trainings
@@ -38,6 +40,8 @@ HOSTILE = "<script>document.title = 'taken'</script> <b>bold</b> & \"quoted\" "
 """How the completion of every evaluation's first problem begins."""
 STEP_MS = 4_000
 NUM_SAMPLED = 8
+
+FROZEN_H = 1.0  # hours before now at which `put_on_record` freezes
 
 SMALL = """\
 version: 1
@@ -90,23 +94,35 @@ def make_store(
     sweep = load(folder / "sweep.yaml")
     plan = make_plan(sweep)
     store = Store(str(folder / "runs"))
-    record = store.sweep(plan.name)
-    record.write("sweep.yaml", text)
-    record.write_json("settings.json", {})
-    record.write_json("plan.json", plan.to_json())
+    begun = store.sweep(plan.name)
+    begun.write("sweep.yaml", text)
+    begun.write_json("settings.json", {})
+    begun.write_json("plan.json", plan.to_json())
+    digest = recorded_digest(begun)
     for training in trainings(plan.trials):
         if training.label not in missing:
             first = training.trials[0]
             _write(
                 training,
                 store.trial(training.key),
-                {"sweep": plan.name, **facts(first)},
+                {"sweep": plan.name, "claims": digest, **facts(first)},
                 accuracy,
                 None if reward is None else partial(reward, first),
                 seed,
                 is_failed=training.label in failed,
             )
     return sweep, plan, store
+
+
+def put_on_record(folder: Path, text: str) -> Frozen:
+    """Writes `folder/sweep.yaml`, and freezes it in the store `folder/runs` as a run does that began an hour ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.yaml").write_text(text)
+    sweep = load(folder / "sweep.yaml")
+    planned = Planned.of(sweep.config, make_plan(sweep))
+    record_folder = Store(str(folder / "runs")).sweep(sweep.config.name)
+    record_folder.write_json(FROZEN, record(planned, now_ms() - int(FROZEN_H * 3_600_000)))
+    return frozen(record_folder, planned)
 
 
 def _write(

@@ -17,6 +17,7 @@ from scripted import Lab, chain, files, steps_of, sweep_text
 
 from oneshot.config.file import load
 from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.plan.frozen import Planned, freeze
 from oneshot.plan.loader import pin_all
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
@@ -26,6 +27,8 @@ from oneshot.store.records import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
+from oneshot.sweep.cluster.searcher import AgendaSearcher
+from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event
 from oneshot.sweep.run import drive
 from oneshot.training.metrics import StepMetrics
@@ -142,6 +145,19 @@ def test_a_driver_that_lost_its_sweep_writes_nothing_in_its_folder(lab: Lab) -> 
     with pytest.raises(LeaseLost):
         agenda.look()
     assert read_stops(lab.store.sweep("s")).cells == ()
+
+
+def test_a_worker_records_the_digest_of_the_frozen_record_with_its_attempt(lab: Lab) -> None:
+    desk = sit_down(lab, sweep_text(seeds="[0]"))
+    frozen = freeze(lab.store.sweep("s"), Planned.of(desk.sweep.config, desk.plan))
+    searcher = AgendaSearcher(desk.agenda, storage=f"{lab.folder}/runs", capacity=lambda resources: 1, most=None)
+    config = searcher.suggest("trial")
+    assert isinstance(config, dict)
+    worker = object.__new__(TrialTrainable)  # without a node of Ray
+    worker._node, worker._config, worker._grader, worker._steps = "node", config, None, None
+    assert worker.step()["key"] == config["key"]
+    worker.cleanup()
+    assert lab.store.trial(config["key"]).attempt(1)["claims"] == frozen.digest
 
 
 # --- what is next ---

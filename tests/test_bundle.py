@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from builders import sweep_run
-from synthetic import HOSTILE, SMALL, make_store
+from synthetic import HOSTILE, SMALL, make_store, put_on_record
 from verbs import oneshot
 
 from oneshot.config.file import load
 from oneshot.errors import UserError
-from oneshot.plan.claims import claims_digest, freeze
 from oneshot.plan.plan import make_plan
 from oneshot.report import bundle
 from oneshot.report.bundle import is_bundle, read_bundle, write_bundle
+from oneshot.report.manifest import manifest_of
 from oneshot.report.page import DATA, PAGE, make_report
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.verdicts import verdicts
@@ -45,8 +45,7 @@ FAILED, MISSING = "tiny-qwen2/outcome seed 1", "tiny-llama/format seed 2"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep file, its store, and `small.oneshot.zip`."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "sweep.yaml").write_text(CLAIMED)
-    freeze(Store(str(folder / "runs")).sweep("small"), load(folder / "sweep.yaml").config.claims)
+    put_on_record(folder, CLAIMED)
     make_store(
         folder,
         CLAIMED,
@@ -90,7 +89,8 @@ def test_a_bundle_of_a_bundle_is_the_same(made: Path, tmp_path: Path) -> None:
     write_bundle(read_bundle(made / "small.oneshot.zip"), again)
     with zipfile.ZipFile(made / "small.oneshot.zip") as one, zipfile.ZipFile(again) as other:
         assert one.namelist() == other.namelist()
-        assert all(one.read(name) == other.read(name) for name in one.namelist())
+        names = [name for name in one.namelist() if name not in ("report.html", "manifest.json")]  # when it was made
+        assert all(one.read(name) == other.read(name) for name in names)
 
 
 def test_what_failed_and_what_is_missing_is_in_it(made: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_claims_are_in_it_as_they_were_frozen(made: Path) -> None:
     found = read_bundle(made / "small.oneshot.zip").frozen
     assert found == from_store(made).frozen
     assert found.is_intact
-    assert found.digest == claims_digest(load(made / "sweep.yaml").config.claims)
+    assert list(found.claims) == load(made / "sweep.yaml").config.claims
     assert found.frozen_ms is not None
 
 
@@ -151,11 +151,11 @@ def test_a_search_is_in_it(made: Path, tmp_path: Path) -> None:
     assert read_bundle(made / "small.oneshot.zip").searched == ()
 
 
-def test_all_that_was_frozen_is_in_it(made: Path, tmp_path: Path) -> None:
-    whole = from_store(made)
-    record = replace(whole.frozen, seeds=(0, 1, 2), num_steps={"model=tiny-qwen2 arm=outcome": 12})
-    write_bundle(replace(whole, frozen=record), tmp_path / "b.zip")
-    assert read_bundle(tmp_path / "b.zip").frozen == record
+def test_all_that_was_frozen_is_in_it(made: Path) -> None:
+    found = read_bundle(made / "small.oneshot.zip").frozen
+    assert (found.seeds, len(found.cells), set(found.num_steps.values())) == ((0, 1, 2), 4, {12})
+    assert list(found.suites) == ["arithmetic"]
+    assert found.rules.failed == "start"
 
 
 def test_it_is_opened_once_and_each_file_read_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,11 +182,14 @@ def test_it_is_opened_once_and_each_file_read_once(made: Path, monkeypatch: pyte
 
 def test_it_is_small_and_has_neither_weights_nor_hosts(made: Path) -> None:
     path = made / "small.oneshot.zip"
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         text = b"".join(archive.read(name) for name in names)
     assert {name.partition("/")[0] for name in names} == {
+        "README.md",
+        "report.html",
+        "manifest.json",
         "bundle.json",
         "claims.json",
         "sweep.yaml",
@@ -195,7 +198,7 @@ def test_it_is_small_and_has_neither_weights_nor_hosts(made: Path) -> None:
         "grades",
         "shown",
     }
-    assert all(name.endswith((".json", ".yaml")) for name in names)
+    assert all(name.endswith((".json", ".yaml", ".md", ".html")) for name in names)
     assert b"secret-host" not in text
     assert b"Traceback" not in text
 
@@ -228,12 +231,17 @@ def broken(made: Path, tmp_path: Path) -> Callable[..., Path]:
             name.replace("__", "/").replace("_json", ".json").replace("_yaml", ".yaml"): text
             for name, text in files.items()
         }
+        contents: dict[str, Any] = {}
         with zipfile.ZipFile(made / "small.oneshot.zip") as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 key = "grades" if name.startswith("grades/") and "grades" in replaced else name
                 text = replaced.get(key, old.read(name))
-                if text is not None:
-                    new.writestr(name, text(old.read(name).decode()) if callable(text) else text)
+                if text is not None and name != "manifest.json":
+                    contents[name] = text(old.read(name).decode()) if callable(text) else text
+                    new.writestr(name, contents[name])
+            # whoever changes a file can make its manifest fit
+            files = {name: text if isinstance(text, bytes) else text.encode() for name, text in contents.items()}
+            new.writestr("manifest.json", json.dumps(manifest_of(files)))
         return path
 
     return write
@@ -327,7 +335,7 @@ def test_a_zip_without_a_sweep_is_no_bundle(broken: Callable[..., Path]) -> None
 
 def test_a_bundle_of_another_format_says_of_which(broken: Callable[..., Path]) -> None:
     path = broken(bundle_json='{"format": 99, "oneshot": "9.0"}')
-    assert complaint(path) == "written by oneshot 9.0 in format 99; this version reads only 1"
+    assert complaint(path) == "written by oneshot 9.0 in format 99; this version reads only up to 2"
 
 
 def test_what_is_no_zip_is_no_bundle(tmp_path: Path) -> None:

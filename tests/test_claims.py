@@ -1,7 +1,9 @@
 """A claim of the sweep file: which cells it compares, what it may not say, and what is frozen of it as a sweep begins."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,16 @@ import pytest
 from builders import sweep_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import make_store
+from synthetic import make_store, put_on_record
 from test_search_file import complaint, edited, plan
 from test_sweepfile import BASE
 from verbs import oneshot
 
-from oneshot.config.claims import ClaimConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig
 from oneshot.config.file import load
 from oneshot.config.paths import SettingError
-from oneshot.plan.claims import FILE, claims_digest, comparisons, freeze, frozen, record_of, thaw
+from oneshot.plan.claims import comparisons
+from oneshot.plan.frozen import FILE, Planned, Rules, freeze, frozen, record, recorded_digest, thaw
 from oneshot.report.runs import gather
 from oneshot.report.verdicts import verdicts
 from oneshot.store.folder import Folder
@@ -348,6 +351,17 @@ def test_every_side_of_a_claim_is_looked_at_in_all_its_cells() -> None:
 # frozen
 
 ASKED = (claim({"arm": "outcome"}, {"arm": "format"}), claim({"at": "last"}, {"at": "start"}, of="gain"))
+PLANNED = Planned(
+    claims=ASKED,
+    seeds=(0, 1, 2),
+    num_steps={"arm=outcome": 12, "arm=format": 12},
+    suites={"arithmetic": ("d",)},
+    rules=Rules(looks=(3,), groups={"both": GroupConfig(suites=["one", "two"])}),
+)
+
+
+def digest_of(*claims: ClaimConfig) -> str:
+    return str(record(Planned(claims=claims), None)["digest"])
 
 
 @pytest.fixture
@@ -356,50 +370,78 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_what_was_frozen_first_stays(folder: Folder) -> None:
-    first = freeze(folder, ASKED)
-    assert first.claims == ASKED
-    assert (first.is_intact, first.digest) == (True, claims_digest(ASKED))
+    first = freeze(folder, PLANNED)
+    assert (first.claims, first.seeds, first.num_steps) == (ASKED, (0, 1, 2), PLANNED.num_steps)
+    assert (first.suites, first.rules, first.cells) == (PLANNED.suites, PLANNED.rules, ("arm=format", "arm=outcome"))
+    assert first.is_intact
     assert first.frozen_ms is not None and first.frozen_at is not None and first.frozen_at.endswith(" UTC")
-    assert freeze(folder, ASKED[:1]) == first
-    assert frozen(folder, ()) == first
+    assert freeze(folder, Planned(claims=ASKED[:1])) == first
+    assert frozen(folder, Planned()) == first
+    assert recorded_digest(folder) == first.digest
 
 
 def test_a_sweep_without_claims_freezes_that_it_has_none(folder: Folder) -> None:
-    freeze(folder, ())
-    assert freeze(folder, ASKED).claims == ()
+    freeze(folder, Planned())
+    assert freeze(folder, PLANNED).claims == ()
 
 
 def test_a_sweep_that_began_without_a_record_has_the_claims_of_its_file_and_no_time(folder: Folder) -> None:
-    found = frozen(folder, ASKED)
+    found = frozen(folder, PLANNED)
     assert (found.claims, found.frozen_ms, found.frozen_at, found.is_intact) == (ASKED, None, None, True)
     assert folder.read(FILE) is None
+    assert recorded_digest(folder) == ""
 
 
-def test_a_record_that_was_changed_by_hand_is_told(folder: Folder) -> None:
-    before = freeze(folder, ASKED)
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a bound": lambda fields: fields["claims"][0]["expect"].update(greater_by=-1.0),
+    "the time": lambda fields: fields.update(frozen_ms=fields["frozen_ms"] - 3_600_000),
+    "a seed": lambda fields: fields["seeds"].append(3),
+    "steps": lambda fields: fields["num_steps"].update({"arm=outcome": 13}),
+    "a cell": lambda fields: fields["num_steps"].pop("arm=format"),
+    "a suite": lambda fields: fields["suites"].update(arithmetic=["e"]),
+    "looks": lambda fields: fields["rules"].update(looks=[]),
+    "what counts as failed": lambda fields: fields["rules"].update(failed="leave_out"),
+    "a group": lambda fields: fields["rules"]["groups"].clear(),
+    "selection": lambda fields: fields["rules"].update(allow_selection_on_test=True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_record_that_was_changed_by_hand_is_told(folder: Folder, name: str) -> None:
+    before = freeze(folder, PLANNED)
     fields = folder.read_json(FILE)
     assert fields is not None
-    fields["claims"][0]["expect"]["greater_by"] = -1.0
+    CHANGES[name](fields)
     folder.write_json(FILE, fields)
-    after = frozen(folder, ASKED)
-    assert after.claims[0].expect.greater_by == -1.0
-    assert (after.digest, after.is_intact) == (before.digest, False)
+    after = frozen(folder, PLANNED)
+    assert (after.digest, before.is_intact, after.is_intact) == (before.digest, True, False)
 
 
 def test_a_record_is_read_as_it_was_written(folder: Folder) -> None:
-    found = freeze(folder, ASKED)
-    assert thaw(json.loads(json.dumps(record_of(found)))) == found
+    found = freeze(folder, PLANNED)
+    assert thaw(json.loads(json.dumps(found.written))) == found
 
 
-def test_a_claim_that_a_later_version_reads_with_more_fields_keeps_its_digest(folder: Folder) -> None:
-    freeze(folder, ASKED)
+def test_a_record_of_the_format_before_has_the_digest_of_its_claims() -> None:
+    claims = [one.model_dump(mode="json") for one in ASKED]
+    text = json.dumps(claims, sort_keys=True, separators=(",", ":"))
+    old = {"claims": claims, "digest": sha256(text.encode()).hexdigest(), "frozen_ms": 5, "seeds": [0], "num_steps": {}}
+    found = thaw(old)
+    assert (found.claims, found.is_intact, found.seeds, found.suites) == (ASKED, True, (0,), {})
+    assert found.rules == Rules()
+    assert thaw({**old, "seeds": [0, 1]}).is_intact  # which this format did not cover
+    assert not thaw({**old, "claims": claims[:1]}).is_intact
+
+
+def test_a_claim_that_a_later_version_reads_with_more_fields_is_kept_as_written(folder: Folder) -> None:
+    freeze(folder, PLANNED)
     fields = folder.read_json(FILE)
     assert fields is not None
     written = [{key: value for key, value in one.items() if key != "for_all"} for one in fields["claims"]]
     old = thaw({**fields, "claims": written})
     assert old.claims == ASKED
     assert not old.is_intact  # for its digest is that of other words
-    assert list(old.written) == written
+    assert old.written["claims"] == written
 
 
 WRITTEN = {
@@ -421,7 +463,7 @@ def test_a_digest_heeds_neither_the_order_of_keys_nor_how_a_number_is_written(
     fields: dict[str, Any], a: dict[str, Any], number: float
 ) -> None:
     one = ClaimConfig.model_validate({**fields, "a": a, "expect": {"greater_by": number}})
-    assert claims_digest([one]) == claims_digest([ClaimConfig.model_validate(WRITTEN)])
+    assert digest_of(one) == digest_of(ClaimConfig.model_validate(WRITTEN))
 
 
 @pytest.mark.parametrize(
@@ -438,8 +480,8 @@ def test_a_digest_heeds_neither_the_order_of_keys_nor_how_a_number_is_written(
 )
 def test_another_claim_has_another_digest(change: dict[str, Any]) -> None:
     own, other = (ClaimConfig.model_validate(fields) for fields in (WRITTEN, {**WRITTEN, **change}))
-    assert claims_digest([own]) != claims_digest([other])
-    assert claims_digest([own, other]) != claims_digest([other, own])
+    assert digest_of(own) != digest_of(other)
+    assert digest_of(own, other) != digest_of(other, own)
 
 
 # edited after the start
@@ -449,7 +491,7 @@ BOUND = "expect: {greater_by: 0}"
 
 def test_run_refuses_a_claim_whose_bound_was_moved(tmp_path: Path) -> None:
     _, _, store = make_store(tmp_path, CLAIMED)
-    freeze(store.sweep("base"), load(tmp_path / "sweep.yaml").config.claims)
+    put_on_record(tmp_path, CLAIMED)
     before = store.sweep("base").read(FILE)
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "expect: {greater_by: -0.5}", CLAIMED))
     said = oneshot("run", "sweep.yaml", cwd=tmp_path)
@@ -462,8 +504,8 @@ def test_run_refuses_a_claim_whose_bound_was_moved(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_was_changed_is_judged_beside_the_frozen_one_and_marked(tmp_path: Path) -> None:
-    sweep, planned, store = make_store(tmp_path, CLAIMED)
-    freeze(store.sweep("base"), sweep.config.claims)
+    _, planned, store = make_store(tmp_path, CLAIMED)
+    put_on_record(tmp_path, CLAIMED)
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "expect: {greater_by: -0.5}", CLAIMED))
     judged = verdicts(gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)))
     assert [(one.expect, one.is_amended) for one in judged] == [("a - b > 0", False), ("a - b > -0.5", True)]
@@ -472,8 +514,8 @@ def test_a_claim_that_was_changed_is_judged_beside_the_frozen_one_and_marked(tmp
 
 
 def test_a_claim_that_was_taken_out_of_the_file_is_judged_all_the_same(tmp_path: Path) -> None:
-    sweep, planned, store = make_store(tmp_path, CLAIMED)
-    freeze(store.sweep("base"), sweep.config.claims)
+    _, planned, store = make_store(tmp_path, CLAIMED)
+    put_on_record(tmp_path, CLAIMED)
     (tmp_path / "sweep.yaml").write_text(BASE)
     judged = verdicts(gather(sweep_run(load(tmp_path / "sweep.yaml"), planned, store)))
     assert [(one.name, one.is_amended) for one in judged] == [("c", False)]
@@ -481,7 +523,7 @@ def test_a_claim_that_was_taken_out_of_the_file_is_judged_all_the_same(tmp_path:
 
 def test_other_words_for_the_same_claim_amend_nothing(tmp_path: Path) -> None:
     sweep, planned, store = make_store(tmp_path, CLAIMED)
-    freeze(store.sweep("base"), sweep.config.claims)
+    put_on_record(tmp_path, CLAIMED)
     found = gather(sweep_run(replace(sweep, config=sweep.config.model_copy()), planned, store))
     assert found.amended == ()
     (tmp_path / "sweep.yaml").write_text(edited(BOUND, "of: value, expect: {greater_by: 0.0}", CLAIMED))

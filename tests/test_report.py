@@ -13,7 +13,7 @@ from synthetic import SMALL, make_store
 from verbs import oneshot
 
 from oneshot.cli.verdict_tables import verdict_table
-from oneshot.plan.claims import freeze
+from oneshot.plan.frozen import Planned, freeze
 from oneshot.plan.loader import begun_sweep
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
@@ -46,7 +46,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the sweep `small` has run."""
     folder = tmp_path_factory.mktemp("begun")
     sweep, plan, store = make_store(folder, SMALL + CLAIM)
-    freeze(store.sweep(plan.name), sweep.config.claims)
+    freeze(store.sweep(plan.name), Planned.of(sweep.config, plan))
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_claim_that_is_added_wrongly_is_one_line_with_its_mend(begun: Path) ->
 
 def test_frozen_claims_that_name_an_unknown_cell_are_one_line(tmp_path: Path) -> None:
     sweep, plan, store = make_store(tmp_path, SMALL + CLAIM)
-    freeze(store.sweep(plan.name), sweep.config.claims)
+    freeze(store.sweep(plan.name), Planned.of(sweep.config, plan))
     record = tmp_path / "runs/sweeps/small/claims.json"
     record.write_text(record.read_text().replace('"outcome"', '"outcom"'))
     for arguments in (["report", "small", "--no-publish"], ["compare", "small", "small"]):

@@ -8,7 +8,7 @@ from browser import Browser, why_not
 from builders import sweep_run
 from synthetic import HOSTILE, SMALL, make_store
 
-from oneshot.plan.claims import freeze
+from oneshot.plan.frozen import Planned, freeze
 from oneshot.report.page import make_report
 from oneshot.report.runs import gather
 
@@ -61,7 +61,7 @@ return found;
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     sweep, plan, store = make_store(folder, TEXT, failed=["tiny-llama/format seed 2"])
-    freeze(store.sweep(plan.name), sweep.config.claims)
+    freeze(store.sweep(plan.name), Planned.of(sweep.config, plan))
     for name, text in make_report(gather(sweep_run(sweep, plan, store))).files.items():
         (folder / name).write_text(text)
     return folder / "report.html"

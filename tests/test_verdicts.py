@@ -12,18 +12,16 @@ from builders import sweep_run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic import make_store
+from synthetic import make_store, put_on_record
 from told import CATEGORIES, FROZEN_MS, claim, gathered, grades, run
 from verbs import oneshot
 
 from oneshot.config.claims import ClaimConfig
-from oneshot.config.file import load
-from oneshot.plan.claims import freeze
+from oneshot.plan.frozen import Rules
 from oneshot.report.runs import Gathered, gather
 from oneshot.report.values import over_problems
 from oneshot.report.verdicts import JudgedClaim, verdicts
 from oneshot.store.records import Row
-from oneshot.store.store import Store
 
 ARMS = [{"arm": "outcome"}, {"arm": "format"}]
 AGAINST_FORMAT = claim({"arm": "outcome"}, {"arm": "format"})
@@ -501,7 +499,7 @@ def test_a_seed_that_failed_gained_nothing(change: dict[str, Any], note: str) ->
     assert (found.effect, found.num_seeds, found.verdict) == (0.75, 4, "inconclusive")
     assert "1 of 8 trainings failed and count as their start: outcome seed 1" in found.notes
     assert found.without_failed == {"verdict": "supported", "effect": 1.0, "low": 1.0, "high": 1.0, "num_seeds": 3}
-    without = with_one(change, failed="leave_out")
+    without = with_one(change, rules=Rules(failed="leave_out"))
     assert (without.effect, without.num_seeds, without.verdict) == (1.0, 3, "supported")
     assert without.notes == (f"left out: seed 1: {note}",) and without.without_failed is None
 
@@ -517,7 +515,7 @@ def test_a_seed_that_failed_can_count_as_the_worst() -> None:
         return {"state": "failed", "reason": "nan"} if (cell["arm"], seed) == ("outcome", 1) else {}
 
     effects = [
-        judged(told(counts, AGAINST_FORMAT, seeds=range(4), of_run=of_run, failed=failed)).effect
+        judged(told(counts, AGAINST_FORMAT, seeds=range(4), of_run=of_run, rules=Rules(failed=failed))).effect
         for failed in ("start", "worst", "leave_out")
     ]
     assert effects == [pytest.approx((3 * 0.5 + 0) / 4), pytest.approx((3 * 0.5 - 0.5) / 4), pytest.approx(0.5)]
@@ -541,7 +539,12 @@ def test_where_every_seed_failed_nothing_was_gained() -> None:
     found = judged(told(last([EVEN] * 3), AGAINST_FORMAT, of_run=lambda cell, seed: {"state": "failed"}))
     assert (found.effect, found.verdict, found.num_seeds) == (0.0, "inconclusive", 3)
     left_out = judged(
-        told(last([EVEN] * 3), AGAINST_FORMAT, of_run=lambda cell, seed: {"state": "failed"}, failed="leave_out")
+        told(
+            last([EVEN] * 3),
+            AGAINST_FORMAT,
+            of_run=lambda cell, seed: {"state": "failed"},
+            rules=Rules(failed="leave_out"),
+        )
     )
     assert (left_out.effect, left_out.low, left_out.p_value, left_out.num_seeds) == (None, None, None, 0)
     assert (left_out.verdict, left_out.test) == ("inconclusive", "none: no seed has all its runs")
@@ -572,8 +575,7 @@ seeds: [0, 1, 2, 3, 4]
 claims:
   - {name: c, metric: eval/arithmetic/pass_at_1, a: {arm: outcome}, b: {arm: format}, expect: {greater_by: 0.5}}
 """
-    (tmp_path / "sweep.yaml").write_text(text)
-    freeze(Store(str(tmp_path / "runs")).sweep("broken"), load(tmp_path / "sweep.yaml").config.claims)
+    put_on_record(tmp_path, text)
     made = make_store(
         tmp_path,
         text,
@@ -776,7 +778,7 @@ def test_trainings_that_ended_before_the_claim_was_frozen_are_counted() -> None:
         return {"ended_ms": FROZEN_MS - 1} if (cell["arm"], seed) == ("format", 0) else {}
 
     found = judged(told(last([[1] * 6] * 3), AGAINST_FORMAT, of_run=of_run))
-    assert found.notes == ("1 of 6 trainings had ended before the claim was frozen",)
+    assert found.notes == ("1 of 6 trainings had begun before the claim was frozen",)
 
 
 def test_claims_that_were_not_frozen_or_were_changed_say_so() -> None:
@@ -803,7 +805,7 @@ def test_a_verdict_is_json_with_its_nine_keys(num_seeds: int) -> None:
         last([[1] * 6, [1, 1, 1, 1, 1, 0], [1] * 6]),
         AGAINST_FORMAT,
         of_run=lambda cell, seed: {} if seed < num_seeds else {"state": "failed"},
-        failed="leave_out",
+        rules=Rules(failed="leave_out"),
     )
     printed = json.loads(json.dumps(judged(found).to_json(), allow_nan=False))
     assert next(iter(printed)) == "name"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from oneshot.config.claims import ClaimConfig
-from oneshot.plan.claims import Frozen, claims_digest
+from oneshot.plan.frozen import Planned, Rules, record, thaw
 from oneshot.report.runs import Gathered, Grades, Run, RunSuite, Shown
 
 CATEGORIES = ("addition", "addition", "subtraction", "subtraction", "multiplication", "multiplication")
@@ -102,9 +102,10 @@ def gathered(
     *,
     tables: Mapping[tuple[str, str, int], Grades] | None = None,
     frozen_ms: int | None = FROZEN_MS,
+    rules: Rules | None = None,
     **changes: Any,
 ) -> Gathered:
-    record = Frozen(claims=tuple(claims), digest=claims_digest(claims), frozen_ms=frozen_ms, is_intact=True, written=())
+    rules = rules or Rules()
     fields: dict[str, Any] = {
         "name": "told",
         "question": "Is it so?",
@@ -112,11 +113,12 @@ def gathered(
         "yaml": "",
         "seeds": tuple(dict.fromkeys(run.seed for run in runs)),
         "runs": tuple(runs),
-        "frozen": record,
+        "frozen": thaw(record(Planned(claims=tuple(claims), rules=rules), frozen_ms)),
         "amended": (),
         "published": (),
         "selects_on_test": False,
         "warnings": (),
         "record": Told(tables=tables or {}),
+        "rules": rules,
     }
     return Gathered(**{**fields, **changes})

@@ -27,6 +27,12 @@ def report(
     mlflow: MlflowOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write page, JSON and figures into this folder")] = None,
     bundle: Annotated[bool, typer.Option("--bundle", help="Write NAME.oneshot.zip for a reviewer instead")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="With --bundle: sign it with this private SSH key")
+    ] = None,
+    signers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Accept a bundle only if one of these allowed signers signed it")
+    ] = None,
     address: ClusterOption = None,
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Show the report in MLflow")] = True,
     as_json: JsonOption = False,
@@ -35,27 +41,21 @@ def report(
 
     The report is one HTML page that needs no other files. It can be written while the sweep runs.
     """
+    if sign is not None and not bundle:
+        raise UserError("--sign: signs a bundle; add --bundle")
     if address is not None:
-        if bundle or out is not None:
+        if bundle or out is not None or signers is not None:
             raise UserError(
-                "--out and --bundle write on this machine; leave out --address, or run `oneshot report` there"
+                "--out, --bundle and --signers are about files of this machine; leave out --address, or run "
+                "`oneshot report` there"
             )
         relay(address, "report", name, storage, json=as_json)
         return
-    from oneshot.report.bundle import SUFFIX, is_bundle, read_bundle, write_bundle
     from oneshot.report.page import make_report
 
-    sweep_run: SweepRun | None = None
-    if is_bundle(Path(name)):
-        gathered = read_bundle(Path(name))
-    else:
-        sweep_run = _begun(name, storage, mlflow)
-        gathered = _gathered(sweep_run)
+    gathered, sweep_run = _read(name, storage, mlflow, signers)
     if bundle:
-        target = (out or Path()) / f"{gathered.name}{SUFFIX}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_bundle(gathered, target)
-        print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; to judge it again, use `oneshot report {target}`")
+        _write_bundle(gathered, out, sign)
         return
     made = make_report(gathered)
     if sweep_run is None and out is None:
@@ -74,6 +74,33 @@ def report(
         names = ", ".join(dict.fromkeys(claim.name for claim in made.cannot_judge))
         warn(f"cannot judge these claims, because no seed has all the runs that they need: {names}")
         raise typer.Exit(1)
+
+
+def _read(
+    name: str, storage: str | None, mlflow: str | None, signers: Path | None
+) -> "tuple[Gathered, SweepRun | None]":
+    """Return what a report is made from, and the run of a sweep; a bundle has none. Says who signed a bundle."""
+    from oneshot.report.bundle import is_bundle, read_bundle
+
+    if not is_bundle(Path(name)):
+        if signers is not None:
+            raise UserError(f"--signers: {name} is not a bundle, and only bundles are signed; leave it out")
+        sweep_run = _begun(name, storage, mlflow)
+        return _gathered(sweep_run), sweep_run
+    gathered = read_bundle(Path(name), signers=signers)
+    for line in [*gathered.warnings, *([f"signed by {gathered.signed_by}"] if gathered.signed_by else [])]:
+        print(printable(f"{name}: {line}"), file=sys.stderr)
+    return gathered, None
+
+
+def _write_bundle(gathered: "Gathered", out: Path | None, key: Path | None) -> None:
+    """Write the bundle into a folder, by default this one, and say how large it is."""
+    from oneshot.report.bundle import SUFFIX, write_bundle
+
+    target = (out or Path()) / f"{gathered.name}{SUFFIX}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(gathered, target, key=key)
+    print(f"{target}: {target.stat().st_size / 2**20:.2f} MiB; to judge it again, use `oneshot report {target}`")
 
 
 def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
@@ -97,7 +124,8 @@ def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
 
 def _gathered(sweep_run: "SweepRun") -> "Gathered":
     from oneshot.config.paths import SettingError
-    from oneshot.plan.claims import FILE, comparisons
+    from oneshot.plan.claims import comparisons
+    from oneshot.plan.frozen import FILE
     from oneshot.report.runs import gather
 
     gathered = gather(sweep_run)

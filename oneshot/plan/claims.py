@@ -1,28 +1,23 @@
-"""A claim and the grid's cells -> the comparisons that the claim makes; and claims -> their record in the store.
+"""A claim and the grid's cells -> the comparisons that the claim makes.
 
 A claim compares two selections of cells, each at a step. An axis that `b` leaves out is as in `a`: cells are matched on
 the axes that `b` does not name. A comparison is a list of matched pairs, and gives one verdict. `for_each` makes one
 comparison for every cell of an axis. The comparisons of `for_all` are parts of one verdict.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from hashlib import sha256
+from dataclasses import dataclass
 from typing import Any
 
-from oneshot.config.claims import ClaimConfig
+from oneshot.config.claims import ClaimConfig, GroupConfig
 from oneshot.config.paths import SettingError, Where
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import DataError, UserError, nearest
+from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import matches
-from oneshot.store.folder import Folder, now_ms
 from oneshot.tasks.examples import identify, load_row
 from oneshot.tasks.measures import measure_of, suite_of
 
 AT = ("start", "last", "best", "saturation")
-FILE = "claims.json"
 Names = Mapping[str, str]  # axis -> cell
 
 
@@ -187,94 +182,20 @@ def trained_categories(labels: Mapping[str, str], config: TrialConfig) -> frozen
     return frozenset(filter(None, categories))
 
 
-# --- claims frozen when the sweep begins ---
+def judged_suites(claim: ClaimConfig, groups: Mapping[str, GroupConfig]) -> tuple[str, ...]:
+    """Return the suites whose problems a claim judges: those of its metric or its group, and that of `b`'s own suite.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
-    """The claims of a sweep when it began."""
-
-    claims: tuple[ClaimConfig, ...]
-    digest: str  # sha256 (hex) of their canonical JSON
-    frozen_ms: int | None  # time on the driver's clock, before any trial began; None if nothing was frozen
-    is_intact: bool  # whether the recorded claims still match the recorded digest
-    written: tuple[dict[str, Any], ...]  # the claims exactly as recorded
-    seeds: tuple[int, ...] = ()  # seeds of the sweep when it began; empty if not recorded
-    num_steps: Mapping[str, int] = field(default_factory=dict)  # steps of each cell when the sweep began, by `cell_key`
-
-    @property
-    def frozen_at(self) -> str | None:
-        """Return the time as text, in UTC."""
-        if self.frozen_ms is None:
-            return None
-        return datetime.fromtimestamp(self.frozen_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def claims_digest(claims: Sequence[ClaimConfig]) -> str:
-    """Return sha256 (hex) of the claims' canonical JSON, for which order of keys and notation do not matter."""
-    return _digest(_as_json(claims))
-
-
-def _digest(data: Any) -> str:
-    return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _as_json(claims: Sequence[ClaimConfig]) -> list[dict[str, Any]]:
-    return [claim.model_dump(mode="json") for claim in claims]
+    A training metric has none.
+    """
+    suite = suite_of(claim.metric)
+    if suite is None:
+        return ()
+    group = groups.get(suite.removeprefix("@")) if suite.startswith("@") else None
+    names = [suite] if group is None else list(group.suites)
+    names += [side["suite"] for side in (claim.a, claim.b) if isinstance(side.get("suite"), str)]
+    return tuple(dict.fromkeys(names))
 
 
 def cell_key(cell: Names) -> str:
-    """Return a cell's name in the record."""
+    """Return a cell's name in the record of the claims."""
     return _label(cell) or "the only cell"
-
-
-def freeze(
-    folder: Folder,
-    claims: Sequence[ClaimConfig],
-    *,
-    seeds: Sequence[int] = (),
-    num_steps: Mapping[str, int] | None = None,
-) -> Frozen:
-    """Record the claims when a sweep begins, with the time, the seeds and the numbers of steps.
-
-    An existing record is kept.
-    """
-    planned = {"seeds": list(seeds), "num_steps": dict(num_steps or {})}
-    folder.create(FILE, json.dumps({**_record(claims, now_ms()), **planned}, indent=2, sort_keys=True))
-    return frozen(folder, claims)
-
-
-def frozen(folder: Folder, claims: Sequence[ClaimConfig]) -> Frozen:
-    """Return the recorded claims, or `claims` without a time if none are recorded."""
-    try:
-        fields = folder.read_json(FILE)
-        if fields is not None:
-            return thaw(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder.path}/{FILE}: cannot be read as frozen claims ({type(error).__name__}); restore the file"
-        ) from error
-    return thaw(_record(claims, None))
-
-
-def _record(claims: Sequence[ClaimConfig], frozen_ms: int | None) -> dict[str, Any]:
-    return {"claims": _as_json(claims), "digest": claims_digest(claims), "frozen_ms": frozen_ms}
-
-
-def thaw(fields: Mapping[str, Any]) -> Frozen:
-    """Return the record that `freeze` wrote."""
-    return Frozen(
-        claims=tuple(ClaimConfig.model_validate(claim) for claim in fields["claims"]),
-        digest=fields["digest"],
-        frozen_ms=fields["frozen_ms"],
-        is_intact=_digest(fields["claims"]) == fields["digest"],
-        written=tuple(fields["claims"]),
-        seeds=tuple(fields.get("seeds", ())),
-        num_steps=dict(fields.get("num_steps", {})),
-    )
-
-
-def record_of(record: Frozen) -> dict[str, Any]:
-    """Return the record in the form that `thaw` reads."""
-    names = ("digest", "frozen_ms", "seeds", "num_steps")
-    return {"claims": record.written, **{name: getattr(record, name) for name in names}}

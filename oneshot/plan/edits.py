@@ -5,18 +5,19 @@ affects no trial is no edit.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oneshot.config.paths import flat
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import OneshotError
+from oneshot.plan.frozen import Frozen, Planned, Rules, frozen, rule_changes, suite_digests
 from oneshot.plan.loader import recorded_sweep
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
-from oneshot.tasks.benchmarks import due_evaluations
+from oneshot.tasks.benchmarks import due_evaluations, load_suites
 
 HINT = "a sweep that has begun accepts only additions; undo the edit, or give the sweep a new name"
 UNKEYED = (
@@ -27,7 +28,7 @@ UNKEYED = (
     "train.activation_checkpointing",
 )
 """Settings that are part of no key."""
-FROZEN = ("search", "early_stop", "guards", "claims", "allow_selection_on_test")
+FROZEN = ("search", "early_stop", "guards", "claims")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +68,34 @@ def find_edits(run: SweepRun) -> Edits | None:
     if text is None:
         return None
     settings = folder.read_json("settings.json") or {}
+    changed_suites = _suite_changes(frozen(folder, Planned()), plan)
     if text == sweep.source.text and settings == sweep.override_values():
-        return None
+        return _only_refused(plan, changed_suites) if changed_suites else None
     try:
         old = recorded_sweep(folder, text, name=f"{plan.name} as it began")
         before = make_plan(old)
     except OneshotError:  # written by a version with other settings; trial keys still tell trainings apart
         return None
     has_begun = any(run.store.trial(trial.key).list("metrics") for trial in before.trials if trial.key is not None)
-    return _compare(old, before, sweep, plan, has_begun=has_begun)
+    edits = _compare(old, before, sweep, plan, has_begun=has_begun)
+    return replace(edits, refused=edits.refused + changed_suites)
+
+
+def _suite_changes(record: Frozen, plan: Plan) -> tuple[str, ...]:
+    """Return the frozen suites whose problems, answers or sampling are not what they were. New suites are additions."""
+    now = suite_digests(trial.config for trial in plan.grid)
+    changed = [name for name, digests in record.suites.items() if now.get(name) and not {*digests} <= {*now[name]}]
+    sources = (
+        {suite.name: suite.source for trial in plan.grid for suite in load_suites(trial.config)} if changed else {}
+    )
+    return tuple(
+        f"eval.suites.{name}: the problems, answers or sampling of {sources[name]} are not the frozen ones"
+        for name in changed
+    )
+
+
+def _only_refused(plan: Plan, refused: tuple[str, ...]) -> Edits:
+    return Edits(new=(), unchanged=plan.trials, extended={}, changed=(), orphaned=(), refused=refused)
 
 
 def _identity(trial: Trial) -> tuple[object, ...]:
@@ -86,6 +106,8 @@ def _compare(old: PinnedSweep, before: Plan, sweep: PinnedSweep, plan: Plan, *, 
     was = {_identity(trial): trial for trial in before.trials}
     now = {_identity(trial): trial for trial in plan.trials}
     refused = [change for name in FROZEN for change in _section_changes(name, old, sweep)]
+    rules = rule_changes(Rules.of(old.config), Rules.of(sweep.config))
+    refused += [f"{name} was changed" for name in rules]
     refused += _range_changes(before, plan)
     orphaned = tuple(trial for identity, trial in was.items() if identity not in now)
     if orphaned and has_begun:

@@ -1,20 +1,22 @@
 """A sweep and its cells -> an error if what it chooses by is also what it judges by or trains on.
 
-The metrics that choose (objective and constraint of a search, early stopping, `at: best`) may not be metrics of a
-claim. The seeds of a search may not be seeds of the grid. Problems for choosing may not be trained on.
+The metrics that choose (objective and constraint of a search, early stopping, guards, `at: best`) may not be metrics of
+a claim, nor of a suite that has any of its problems under another name. The seeds of a search may not be seeds of the
+grid. Problems for choosing may not be trained on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.paths import SettingError, Where
+from oneshot.config.sweep import SweepConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import Cell
-from oneshot.plan.claims import comparisons, trained_categories
+from oneshot.plan.claims import comparisons, judged_suites, trained_categories
 from oneshot.plan.pinned import PinnedSweep
-from oneshot.tasks.benchmarks import load_suites, val_prompts
+from oneshot.tasks.benchmarks import Suite, load_suites, val_prompts
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import (
     category_key,
@@ -28,6 +30,7 @@ from oneshot.tasks.measures import (
 )
 
 MIN_CELLS = 3  # of an axis that a claim takes the mean over
+Suites = Sequence[tuple[Suite, ...]]  # the suites of each trial
 VAL_SUITES = ("val", "arithmetic-val")
 HINT = "choose by `val` or `arithmetic-val`, or set allow_selection_on_test: true, which verdicts then state"
 
@@ -49,20 +52,64 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
             if seed in config.planned_seeds:
                 why = f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
                 raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.planned_seeds) + 100}")
-    choosers = {metric: ".".join(where[:2]) for where, metric in _choosers(sweep)}
-    sources = _sources(cells) if choosers and config.claims else {}
+    suites = _suites([cell.config for cell in cells]) if config.claims else ()
     for number, claim in enumerate(config.claims):
-        chosen_by = next((why for metric, why in choosers.items() if _overlap(metric, claim.metric, sources)), None)
-        is_at_best = "best" in (claim.a.get("at"), claim.b.get("at"))
-        if chosen_by is None and is_at_best and not _is_for_choosing(claim, cells):
-            chosen_by = "`at: best`, which chooses a step by it"
-        if chosen_by is not None:
+        for where, metric in _guards(config):
+            if (reason := _overlap(metric, claim, config.groups, suites)) is not None:
+                why = (
+                    f"{metric} is judged by claims.{number}{reason}; a guard fails trials, which changes who is judged"
+                )
+                raise sweep.source.error(where, f"{why}; guard a metric of training, such as rollout/entropy")
+        if chosen_by := chosen(config, claim, suites):
             raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {HINT}")
 
 
-def _choosers(sweep: PinnedSweep) -> Iterator[tuple[tuple[str, ...], str]]:
+def choices(config: SweepConfig, claims: Sequence[ClaimConfig], configs: Sequence[TrialConfig]) -> dict[str, str]:
+    """Return what chooses by the problems of each metric that is judged, as `allow_selection_on_test` lets it.
+
+    The key is the metric, with ` at best` if a claim chooses its step.
+    """
+    suites = _suites(configs)
+    found = {}
+    for claim in claims:
+        reasons = [chosen(config, claim, suites)]
+        reasons += [
+            f"{'.'.join(map(str, where[:2]))}{reason}"
+            for where, metric in _guards(config)
+            if (reason := _overlap(metric, claim, config.groups, suites)) is not None
+        ]
+        if text := ", ".join(filter(None, reasons)):
+            found[choice_key(claim)] = text
+    return found
+
+
+def choice_key(claim: ClaimConfig) -> str:
+    """Return the key of a claim in what `choices` returns."""
+    return f"{claim.metric} at best" if "best" in (claim.a.get("at"), claim.b.get("at")) else claim.metric
+
+
+def chosen(config: SweepConfig, claim: ClaimConfig, suites: Suites) -> str:
+    """Return what chooses by the problems that a claim judges, or an empty text."""
+    for where, metric in _choosers(config):
+        if (reason := _overlap(metric, claim, config.groups, suites)) is not None:
+            return f"{'.'.join(where[:2])}{reason}"
+    if "best" not in (claim.a.get("at"), claim.b.get("at")):
+        return ""
+    judged = judged_suites(claim, config.groups)
+    has_chooser = False
+    for of_trial in suites:
+        # as report/steps.py chooses: by the first suite for choosing that the claim does not judge
+        by = next((suite for suite in of_trial if suite.source in VAL_SUITES and suite.name not in judged), None)
+        has_chooser = has_chooser or by is not None
+        for suite in of_trial:
+            if by is not None and suite.name in judged and (shared := len(by.prompts & suite.prompts)):
+                return f"`at: best`, which chooses a step by {by.name}, with {shared} of the problems of {suite.name}"
+    return "" if has_chooser else "`at: best`, which chooses a step by it"
+
+
+def _choosers(config: SweepConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the place and the name of each metric that chooses."""
-    search, early_stop = sweep.config.search, sweep.config.early_stop
+    search, early_stop = config.search, config.early_stop
     if search is not None:
         yield ("search", "objective", "metric"), search.objective.metric
         if search.constraint is not None:
@@ -71,31 +118,41 @@ def _choosers(sweep: PinnedSweep) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("early_stop", "metric"), early_stop.metric
 
 
-def _sources(cells: Sequence[Cell]) -> dict[str, set[str]]:
-    """Return the sets of problems of each suite."""
-    sources: dict[str, set[str]] = {}
-    for suite in (suite for cell in cells for suite in load_suites(cell.config)):
-        sources.setdefault(suite.name, set()).add(suite.source)
-    return sources
+def _guards(config: SweepConfig) -> Iterator[tuple[Where, str]]:
+    """Yield the place and the metric of each guard that fails trials by a value. A metric that is nan has none."""
+    for number, guard in enumerate(config.guards):
+        if guard.is_ is None:
+            yield ("guards", number, "metric"), guard.metric
 
 
-def _overlap(metric: str, other: str, sources: Mapping[str, set[str]]) -> bool:
-    """Return whether two metrics are the same, or their suites have problems of the same set."""
-    suite, other_suite = suite_of(metric), suite_of(other)
-    if suite is None or other_suite is None:
-        return metric == other
-    return suite == other_suite or not sources.get(suite, set()).isdisjoint(sources.get(other_suite, ()))
+def _suites(configs: Iterable[TrialConfig]) -> Suites:
+    """Return the suites of each trial, each set of suites once."""
+    by_rule = {config.model_dump_json(include={"eval", "prompt", "rollout"}): config for config in configs}
+    return tuple(load_suites(config) for config in by_rule.values())
 
 
-def _is_for_choosing(claim: ClaimConfig, cells: Sequence[Cell]) -> bool:
-    """Return whether a suite for choosing, other than the claim's own, can choose the best step."""
-    suites = {(suite.name, suite.source) for cell in cells for suite in load_suites(cell.config)}
-    return any(source in VAL_SUITES and name != suite_of(claim.metric) for name, source in suites)
+def _overlap(metric: str, claim: ClaimConfig, groups: Mapping[str, GroupConfig], suites: Suites) -> str | None:
+    """Return how a metric is about what a claim judges; an empty text if it is its metric or suite, None if not at all.
+
+    Suites are compared by their problems: a copy of a file is the same suite under another name.
+    """
+    name, judged = suite_of(metric), judged_suites(claim, groups)
+    if name is None or not judged:
+        return "" if metric == claim.metric else None
+    names = [*groups[name[1:]].suites] if name.startswith("@") and name[1:] in groups else [name]
+    if not {*names}.isdisjoint(judged):
+        return ""
+    every = [suite for of_trial in suites for suite in of_trial]
+    for suite in (suite for suite in every if suite.name in judged):
+        for own in (own for own in every if own.name in names):
+            if shared := len(own.prompts & suite.prompts):
+                return f", whose {own.name} has {shared} of the problems of {suite.name}"
+    return None
 
 
 def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence[Cell]) -> None:
     """Refuse a metric of a search that some of its cells do not have, and other metrics that no trial has."""
-    for where, metric in _choosers(sweep):
+    for where, metric in _choosers(sweep.config):
         for cell in searched:
             if not has_metric(metric, suites := set(cell.config.eval.suites)):
                 raise sweep.source.error(where, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")

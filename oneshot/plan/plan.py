@@ -21,6 +21,7 @@ from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import TrainingShape, estimate, training_shape
 from oneshot.plan.keys import TrialIdentity, identify_trial
 from oneshot.plan.leakage import check_choices
+from oneshot.plan.leaks import find_leaks, leak_warnings
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import AWAITS
 from oneshot.plan.studies import Study, at_point, idle, read_studies
@@ -142,6 +143,8 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings += odd_resources(every)
     warnings += odd_suites(every)
     warnings += odd_rows(every)
+    known = [cell.config for cell in every if cell.waits_for is None]
+    warnings += leak_warnings(find_leaks(known, sweep.config.claims, sweep.config.groups))
     warnings += too_large(trials)
     if missing := sorted({name for trial in trials for name in trial.provisional}):
         warnings.append(

@@ -28,7 +28,7 @@ class Beside:
 def beside(group: Sequence[Comparison], part: Part, gathered: Gathered, *, seeds: Sequence[int]) -> Beside:
     """Measure the claim's base, its other settings, and the claim without the seeds that failed."""
     without = None
-    if gathered.failed != "leave_out" and any(run.state in FAILED for run in part.used):
+    if gathered.judging.failed != "leave_out" and any(run.state in FAILED for run in part.used):
         without = _numbers(decide(group, gathered, seeds=seeds, failed="leave_out", level=LEVEL))
         if without["effect"] == (None if part.difference is None else part.difference.effect):
             without = None
@@ -71,7 +71,7 @@ def _under_settings(group: Sequence[Comparison], gathered: Gathered, *, seeds: S
     steps: Sequence[str | None] = settings.at or (None,)
     for grader, at in product(graders, steps):
         changed = [_changed(comparison, grader=grader, at=at) for comparison in group]
-        part = decide(changed, gathered, seeds=seeds, failed=gathered.failed, level=LEVEL)
+        part = decide(changed, gathered, seeds=seeds, failed=gathered.judging.failed, level=LEVEL)
         names: Mapping[str, str | None] = {"grader": grader, "at": at}
         found.append({**{name: value for name, value in names.items() if value is not None}, **_numbers(part)})
     return found

@@ -1,9 +1,9 @@
 """Gathered runs <-> one small archive for a reviewer, which gives the same verdicts to the last digit.
 
-The archive is a zip of JSON: the sweep file, the frozen claims as written, and the config, metrics, environments and
+The archive is a zip of JSON: the sweep file, the frozen record as written, and the config, metrics, environments and
 failure of every run. It has grades by problem for every evaluation that a verdict reads, and for the first and last
-step of each trial. It has no weights, logs or host names. A bundle is not trusted: it is read as data, and its texts
-are escaped.
+step of each trial, and the page. It has no weights, logs or host names. Its manifest has the sha256 of every file
+(manifest.py). A bundle is not trusted: it is read as data, and its texts are escaped.
 """
 
 import json
@@ -15,31 +15,56 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.paths import SettingError
-from oneshot.config.sweep import NAME
-from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError, first_line
-from oneshot.plan.claims import FILE as CLAIMS
-from oneshot.plan.claims import comparisons, record_of, thaw
+from oneshot.plan.claims import comparisons
+from oneshot.plan.frozen import FILE as CLAIMS
+from oneshot.plan.frozen import thaw
+from oneshot.report.bundle_content import (
+    ARRAYS,
+    ClaimsFile,
+    GradesFile,
+    InvalidRunError,
+    Metadata,
+    checked_runs,
+    finding,
+    of_one_grid,
+)
 from oneshot.report.completions import chosen, shown_tables
+from oneshot.report.manifest import FILE as MANIFEST
+from oneshot.report.manifest import SIGNATURE, check_manifest, manifest_of, sign, signer
+from oneshot.report.page import PAGE, make_report
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
 from oneshot.report.verdicts import verdicts
-from oneshot.trial.state import TrialState
 
 SUFFIX = ".oneshot.zip"
-FORMAT = 1
+FORMAT = 2
+UNCHECKED = 1  # the format before, which had no manifest
+README = """\
+# {name}
+
+{question}
+
+This is a bundle of oneshot {version}: the results of a sweep with everything that its verdicts need.
+
+- `report.html` is the report. Open it in a browser; it needs no network.
+- `sweep.yaml` is the sweep file. `claims.json` is the record that was frozen before the sweep began, with its digest.
+- `runs.json` and `searched.json` have the settings and metrics of each trial, `grades/` the grade of each completion.
+- `manifest.json` has the sha256 of every other file.
+
+To judge it again, install oneshot {version} and run `oneshot report {name}.oneshot.zip`. This needs neither a GPU nor
+torch, refuses a file that does not fit the manifest, and says who signed it.
+
+To check the signature without oneshot, if there is a `manifest.json.sig`, unpack the bundle and run
+`ssh-keygen -Y check-novalidate -n oneshot -s manifest.json.sig < manifest.json`.
+"""
 MAX_BYTES = 4 * 2**30  # largest size of an unpacked bundle, because a small zip can unpack to any size
 MAX_DIGITS = 20  # most digits of a whole number. No seed, time or count has more.
-MAX_NAME = 200  # most characters of a sweep's name. Folder names cannot be much longer.
-MAX_MS = 253_402_300_799_000  # end of the year 9999, the last that `datetime` knows
 
 
 def is_bundle(path: Path) -> bool:
@@ -75,39 +100,52 @@ def _name(run: Run, suite: str, step: int) -> str:
     return f"{run.key}-{run_suite.digest[:16]}-{step}.json"
 
 
-def write_bundle(gathered: Gathered, path: Path) -> None:
-    """Write the archive. An existing file is replaced in one move."""
+def write_bundle(gathered: Gathered, path: Path, *, key: Path | None = None) -> None:
+    """Write the archive, signed if there is a private key of SSH. An existing file is replaced in one move.
+
+    Raises UserError: it cannot be signed.
+    """
+    files = {name: text.encode() for name, text in _files(gathered).items()}
+    manifest = json.dumps(manifest_of(files), indent=1).encode()
+    files[MANIFEST] = manifest
+    if key is not None:
+        files[SIGNATURE] = sign(manifest, key)
+    temporary = path.with_name(path.name + ".tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    temporary.replace(path)
+
+
+def _files(gathered: Gathered) -> dict[str, str]:
+    """Return the text of each file of a bundle but the manifest."""
     record = _RecordingReader(gathered.record)
     verdicts(replace(gathered, record=record))
     for run in gathered.runs:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):
                 record.grades(run, suite.name, step)
-    metadata = to_jsonable_python({name: getattr(gathered, name) for name in _Metadata.model_fields})
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-
-        def put(name: str, data: Any) -> None:
-            archive.writestr(name, json.dumps(data))
-
-        put("bundle.json", {"format": FORMAT, "oneshot": version("oneshot"), **metadata})
-        put(CLAIMS, record_of(gathered.frozen))
-        archive.writestr("sweep.yaml", gathered.yaml)
-        put("runs.json", [asdict(run) for run in gathered.runs])
-        put("searched.json", [asdict(run) for run in gathered.searched])
-        for name, grades in sorted(record.read.items()):
-            put(f"grades/{name}", _as_json(grades))
-        for name, lines in _shown_tables(gathered):
-            put(f"shown/{name}", [asdict(line) for line in lines])
-    temporary.replace(path)
+    metadata = to_jsonable_python({name: getattr(gathered, name) for name in Metadata.model_fields})
+    oneshot = version("oneshot")
+    data = {
+        "bundle.json": {"format": FORMAT, "oneshot": oneshot, **metadata},
+        CLAIMS: gathered.frozen.written,
+        "runs.json": [asdict(run) for run in gathered.runs],
+        "searched.json": [asdict(run) for run in gathered.searched],
+        **{f"grades/{name}": _as_json(grades) for name, grades in sorted(record.read.items())},
+        **{f"shown/{name}": [asdict(line) for line in lines] for name, lines in _shown_tables(gathered)},
+    }
+    return {
+        "README.md": README.format(name=gathered.name, question=gathered.question, version=oneshot),
+        PAGE: make_report(gathered).files[PAGE],
+        "sweep.yaml": gathered.yaml,
+        **{name: json.dumps(content) for name, content in data.items()},
+    }
 
 
 def _as_json(grades: Grades) -> dict[str, Any]:
     arrays = {name: getattr(grades, name).astype(int).tolist() for name in ARRAYS}
     return {"ids": grades.ids, "categories": grades.categories, "families": grades.families, **arrays}
-
-
-ARRAYS = ("strict_PK", "lenient_PK", "num_tokens_PK", "boxed_PK")
 
 
 def _shown_tables(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
@@ -134,75 +172,6 @@ _UNREADABLE = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.
 """Errors of a file in a zip archive that is damaged, encrypted, not JSON, or nested too deep."""
 
 
-class _Metadata(BaseModel):
-    """Content of bundle.json in this format."""
-
-    name: Annotated[str, Field(pattern=NAME, max_length=MAX_NAME)]
-    question: str
-    reproduces: str | None
-    seeds: tuple[int, ...]
-    amended: tuple[ClaimConfig, ...]
-    published: tuple[PublishedConfig, ...]
-    selects_on_test: bool
-    groups: dict[str, GroupConfig] = {}
-    looks: tuple[int, ...] = ()
-    failed: Literal["start", "worst", "leave_out"] = "leave_out"
-    warnings: tuple[str, ...]
-
-
-class _Claims(BaseModel):
-    """Content of claims.json."""
-
-    claims: list[dict[str, Any]]
-    digest: str
-    frozen_ms: Annotated[int, Field(ge=0, le=MAX_MS)] | None
-    seeds: tuple[int, ...] = ()
-    num_steps: dict[str, int] = {}
-
-
-class _Environment(BaseModel):
-    """Versions and device of one attempt."""
-
-    env_digest: str
-    gpu: str
-    platform: str
-    versions: dict[str, str]
-
-
-_ENVIRONMENTS = TypeAdapter(tuple[_Environment, ...])
-
-
-class _Grades(BaseModel):
-    """Content of one grades/*.json."""
-
-    ids: tuple[str, ...]
-    categories: tuple[str, ...]
-    families: tuple[str, ...] = ()
-    strict_PK: list[list[int]]
-    lenient_PK: list[list[int]]
-    num_tokens_PK: list[list[int]]
-    boxed_PK: list[list[int]]
-
-    def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return the arrays by name, each [problems, completions].
-
-        Raises ValueError: an array is empty, or has another shape.
-        """
-        arrays = {name: np.array(getattr(self, name), dtype=np.float64) for name in ARRAYS}
-        shape = (len(self.ids), *arrays["strict_PK"].shape[1:])
-        if (
-            len(self.categories) != len(self.ids)
-            or len(self.families) not in (0, len(self.ids))
-            or any(array.shape != shape for array in arrays.values())
-        ):
-            raise ValueError("the columns of grades have different numbers of problems or completions")
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError("grades need at least one problem and one completion")
-        if any(not np.isin(arrays[name], (0, 1)).all() for name in ARRAYS if name != "num_tokens_PK"):
-            raise ValueError("a grade must be 0 or 1")
-        return arrays
-
-
 def _int(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"a number has {len(text)} digits; at most {MAX_DIGITS} are allowed")
@@ -219,6 +188,22 @@ class _Archive:
     @cached_property
     def _file(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self._path)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return name in self._file.namelist()
+
+    def check(self) -> None:
+        """Check every file against the manifest. Raises UserError: one does not fit."""
+        try:
+            check_manifest(self._path, self._file)
+        except _UNREADABLE as error:
+            raise _broken(self._path, error) from error
+
+    def signer(self, signers: Path | None) -> str:
+        """Return who signed the manifest; empty if nobody did. Raises UserError: the signature is bad, or missing."""
+        manifest, signature = (self._file.read(name) if self.has(name) else None for name in (MANIFEST, SIGNATURE))
+        return signer(self._path, manifest or b"", signature, signers=signers)
 
     def num_bytes(self) -> int:
         """Return the unpacked size of all files as the archive states it. Reading a file never exceeds it."""
@@ -256,7 +241,7 @@ class _Archive:
         if (data := self.data(f"grades/{name}")) is None:
             return None
         try:
-            grades = _Grades.model_validate(data)
+            grades = GradesFile.model_validate(data)
             arrays: dict[str, Any] = grades.arrays()
             return Grades(ids=grades.ids, categories=grades.categories, families=grades.families, **arrays)
         except (ValueError, OverflowError) as error:
@@ -272,21 +257,19 @@ class _Archive:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    reason = str(error) if isinstance(error, _InvalidRunError) else first_line(error)
+    reason = str(error) if isinstance(error, InvalidRunError) else first_line(error)
     if isinstance(error, ValidationError):
-        reason = _finding(error)
+        reason = finding(error)
     return UserError(f"{path}: the bundle is damaged: {reason}".splitlines()[0])
 
 
-def _finding(error: ValidationError) -> str:
-    finding = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, finding["loc"])), finding["msg"])))
-
-
-def read_bundle(path: Path) -> Gathered:
+def read_bundle(path: Path, *, signers: Path | None = None) -> Gathered:
     """Return what was gathered when the bundle was written, with the same numbers to the last bit.
 
-    Raises UserError: the file is not a bundle, or has a format that this version cannot read.
+    `signers` is a file of allowed signers (ssh-keygen(1)), one of which must have signed the bundle.
+
+    Raises UserError: the file is not a bundle, was changed, is not signed as it must be, or has a format that this
+    version cannot read.
     """
     archive = _Archive(path)
     try:
@@ -298,61 +281,30 @@ def read_bundle(path: Path) -> Gathered:
         raise UserError(f"{path}: not a bundle: it has no sweep.yaml; make one with `oneshot report NAME --bundle`")
     if num_bytes > MAX_BYTES:
         raise UserError(f"{path}: not a bundle: it unpacks to more than {MAX_BYTES // 2**30} GiB")
-    names = ("bundle.json", CLAIMS, "runs.json", "searched.json")
-    metadata, claims, runs, searched = (archive.data(name) for name in names)
-    if isinstance(metadata, dict) and metadata.get("format") != FORMAT:
+    metadata = archive.data("bundle.json")
+    format_ = metadata.get("format") if isinstance(metadata, dict) else FORMAT
+    if format_ not in (UNCHECKED, FORMAT):
         written_by = f"oneshot {metadata.get('oneshot')}"
-        raise UserError(
-            f"{path}: written by {written_by} in format {metadata.get('format')}; this version reads only {FORMAT}"
-        )
+        raise UserError(f"{path}: written by {written_by} in format {format_}; this version reads only up to {FORMAT}")
+    if format_ == FORMAT or archive.has(MANIFEST):
+        archive.check()
+    signed_by = archive.signer(signers)
+    claims, runs, searched = (archive.data(name) for name in (CLAIMS, "runs.json", "searched.json"))
     try:
+        ClaimsFile.model_validate(claims)
         gathered = Gathered(
-            **dict(_Metadata.model_validate(metadata)),
+            **dict(Metadata.model_validate(metadata)),
             yaml=yaml,
-            runs=_of_one_grid(_checked(_RUNS.validate_python(runs))),
-            searched=_checked(_RUNS.validate_python(searched or ())),
-            frozen=thaw(_Claims.model_validate(claims).model_dump()),
+            runs=of_one_grid(checked_runs(_RUNS.validate_python(runs))),
+            searched=checked_runs(_RUNS.validate_python(searched or ())),
+            frozen=thaw(claims),
             record=archive,
+            signed_by=signed_by,
         )
         comparisons((*gathered.frozen.claims, *gathered.amended), gathered.cells)
     except (ValueError, SettingError) as error:
         raise _broken(path, error) from error
+    if not archive.has(MANIFEST):
+        why = "this bundle has no manifest, so whether its files were changed is unknown"
+        return replace(gathered, warnings=(*gathered.warnings, why))
     return gathered
-
-
-class _InvalidRunError(ValueError):
-    """A run that has the right types and wrong values. The message names the run."""
-
-
-def _checked(runs: tuple[Run, ...]) -> tuple[Run, ...]:
-    """Return the runs unchanged if a report can use them.
-
-    Raises ValueError: a run has a wrong share, key, digest, config or environment.
-    """
-    for place, run in enumerate(runs):
-        shares = [numbers.get("pass_at_1", 0.0) for steps in run.measured.values() for numbers in steps.values()]
-        if any(share < 0 or share > 1 for share in shares):
-            raise _InvalidRunError(f"runs.json: {place}.measured: a share is not between 0 and 1")
-        if run.state in (TrialState.RUNNING, TrialState.PENDING):
-            raise _InvalidRunError(f"runs.json: {place}.state: {str(run.state)!r} is not a state of a reported run")
-        names = [run.key or "", *(suite.digest for suite in run.suites)]
-        if invalid := [name for name in names if not re.fullmatch(r"[A-Za-z0-9]*", name)]:
-            raise _InvalidRunError(f"runs.json: {place}: {invalid[0]!r} is not a key of a trial or a digest of a suite")
-        try:
-            TrialConfig.model_validate(run.config)
-            _ENVIRONMENTS.validate_python(run.environments)
-        except ValidationError as error:
-            raise _InvalidRunError(f"runs.json: {place}: {_finding(error)}") from error
-    return runs
-
-
-def _of_one_grid(runs: tuple[Run, ...]) -> tuple[Run, ...]:
-    """Return the runs unchanged if they have the same axes and no two have the same cell and seed.
-
-    Raises ValueError: they do not fit together.
-    """
-    if any(list(run.cell) != list(runs[0].cell) for run in runs):
-        raise _InvalidRunError("runs.json: the axes of a cell differ from those of the first run")
-    if len({(*run.cell.values(), run.seed) for run in runs}) < len(runs):
-        raise _InvalidRunError("runs.json: two runs have the same cell and seed")
-    return runs

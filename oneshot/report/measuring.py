@@ -13,6 +13,8 @@ from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import CHANGE, MIN_SEEDS, Array, Interval
 from oneshot.report.values import ENDED, FAILED, Measure, Part, Sides, Unknown, Values, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
+from oneshot.trial.requests import DECIDED
+from oneshot.trial.state import TrialState
 
 MIN_FOR_OUTLIER, FAR, FAR_POINTS = 4, 5.0, 0.05
 NORMAL = 1.4826  # SD of normal numbers with a median absolute deviation of 1
@@ -47,9 +49,14 @@ def has_ended(comparison: Comparison, gathered: Gathered, seeds: Sequence[int]) 
     for pair in comparison.pairs:
         for cells, at in ((pair.a, comparison.at_a), (pair.b, comparison.at_b)):
             runs = [gathered.run_of(cell, seed) for cell in cells for seed in seeds]
-            if any(run is None or (run.state not in ENDED and at != "start") for run in runs):
+            if any(run is None or (at != "start" and not _is_over(run)) for run in runs):
                 return False
     return True
+
+
+def _is_over(run: Run) -> bool:
+    """Return whether a run has ended, other than because an earlier look had decided the claims."""
+    return run.state in ENDED and not (run.state is TrialState.STOPPED and run.reason.startswith(DECIDED))
 
 
 def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int], failed: Failed) -> Measured:

@@ -269,14 +269,21 @@ def description(gathered: Gathered, judged: Sequence[JudgedClaim]) -> str:
 
 
 def summary(judged: Sequence[JudgedClaim]) -> str:
-    """Return the counts of verdicts: `Verdict: 6 of 7 supported, 1 inconclusive.`"""
-    if not judged:
-        return "No claims, so no verdict."
-    counts = Counter(claim.verdict for claim in judged)
-    others = [
-        f"{counts[verdict]} {verdict}" for verdict in ("contradicted", "inconclusive", "interim") if counts[verdict]
-    ]
-    return "Verdict: " + ", ".join([f"{counts['supported']} of {len(judged)} supported", *others]) + "."
+    """Return the counts: `Verdict: 6 of 7 supported (2 with reservations), 1 inconclusive; 1 amended, apart.`
+
+    Claims that were added after the sweep began are counted apart.
+    """
+    frozen = [claim for claim in judged if not claim.is_amended]
+    amended = f"; {len(judged) - len(frozen)} amended, apart" if len(frozen) < len(judged) else ""
+    if not frozen:
+        return f"No {'frozen ' if amended else ''}claims, so no verdict{amended}."
+    counts = Counter(claim.verdict for claim in frozen)
+    noted = sum(claim.verdict == "supported" and bool(claim.notes) for claim in frozen)
+    supported = f"{counts.pop('supported', 0)} of {len(frozen)} supported"
+    supported += f" ({noted} with reservations)" if noted else ""
+    return (
+        f"Verdict: {', '.join([supported, *(f'{number} {word}' for word, number in sorted(counts.items()))])}{amended}."
+    )
 
 
 def _cell(text: str) -> str:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.sweep import FaultsConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.plan.claims import Frozen, frozen, trained_categories
-from oneshot.plan.leakage import VAL_SUITES
+from oneshot.plan.claims import trained_categories
+from oneshot.plan.frozen import Frozen, Planned, Rules, frozen
+from oneshot.plan.leakage import VAL_SUITES, choices
+from oneshot.plan.leaks import by_suite, find_leaks
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
@@ -69,6 +71,7 @@ class RunSuite:
     digest: str
     samples: int
     num_problems: int | None  # none if the suite's problems are not on this machine
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,8 @@ class Run:
     rows: tuple[Row, ...]  # the training metrics of its steps, without evaluations
     measured: dict[str, dict[int, dict[str, float]]] = field(repr=False)  # suite -> step -> measure -> value
     environments: tuple[dict[str, Any], ...]  # versions and device of its attempts, each once
+    claims_digests: tuple[str, ...] = ()  # digests of the frozen record that its attempts of this sweep began under
+    began_under: str = ""  # the digest that its first attempt carries, whatever its sweep; empty if none
 
     @property
     def gpu_hours(self) -> float:
@@ -136,15 +141,29 @@ class Gathered:
     amended: tuple[ClaimConfig, ...]  # claims that were added to the file after the sweep began
     published: tuple[PublishedConfig, ...]
     selects_on_test: bool
-    groups: Mapping[str, GroupConfig] = field(default_factory=dict)
-    looks: tuple[int, ...] = ()  # numbers of seeds after which claims are judged; empty: all of them
-    failed: Literal["start", "worst", "leave_out"] = "start"
     warnings: tuple[str, ...]
     record: CompletionReader
+    rules: Rules = field(default_factory=Rules)  # the rules of verdicts as the sweep file has them now
+    leaks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Suite, or `@group` -> its problems that are trained on or repeated, in words."""
+    choices: Mapping[str, str] = field(default_factory=dict)  # what chose by judged metrics, as leakage.choices has it
+    signed_by: str = ""  # who signed the bundle that this was read from
 
     def run_of(self, cell: Mapping[str, str], seed: int) -> Run | None:
         """Return the run of a cell with a seed, or None if there is none."""
         return self._by_name.get((frozenset(cell.items()), seed))
+
+    @property
+    def judging(self) -> Rules:
+        """Return the rules of the verdicts: the frozen ones, with groups that were added later."""
+        if "rules" not in self.frozen.written:  # frozen by a version that had no rules
+            return self.rules
+        return replace(self.frozen.rules, groups={**self.rules.groups, **self.frozen.rules.groups})
+
+    @property
+    def design(self) -> tuple[int, ...]:
+        """Return the numbers of seeds after which claims are judged: the planned looks, or else all seeds."""
+        return self.judging.looks or (len(self.seeds),)
 
     @cached_property
     def _by_name(self) -> dict[tuple[frozenset[tuple[str, str]], int], Run]:
@@ -160,7 +179,7 @@ def primary_suite(gathered: Gathered) -> str | None:
     """Return the suite of the first claim, or else the first suite that is not used to choose."""
     for claim in gathered.frozen.claims:
         if (suite := suite_of(claim.metric)) is not None:
-            return suite if (name := group_of(claim.metric)) is None else gathered.groups[name].suites[0]
+            return suite if (name := group_of(claim.metric)) is None else gathered.judging.groups[name].suites[0]
     suites = [suite for run in gathered.runs for suite in run.suites if not suite.name.startswith("@")]
     judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
     return next(iter([*judging, *(suite.name for suite in suites)]), None)
@@ -239,7 +258,7 @@ def read_runs(
 
     def read(trial: Trial) -> Run:
         state = trial_state(trial, store, stops, faults=faults)
-        return _run(trial, store, state=state, reason=stops.reason(trial) or "")
+        return _run(trial, store, state=state, reason=stops.reason(trial) or "", sweep=plan.name)
 
     with ThreadPoolExecutor(NUM_READERS) as readers:
         return tuple(readers.map(read, plan.grid if phase == "grid" else plan.searched))
@@ -248,26 +267,30 @@ def read_runs(
 def gather(sweep_run: SweepRun) -> Gathered:
     """Read a sweep: its runs, and the claims as it began."""
     sweep, plan, store, folder = sweep_run.sweep, sweep_run.plan, sweep_run.store, sweep_run.folder
-    claims = frozen(folder, sweep.config.claims)
+    config = sweep.config
+    claims = frozen(folder, Planned.of(config, plan))
+    amended = tuple(claim for claim in config.claims if claim not in claims.claims)
+    judged, trained = (*claims.claims, *amended), [trial.config for trial in plan.grid if trial.waits_for is None]
     recorded_text = folder.read("sweep.yaml")
     is_edited = recorded_text is not None and recorded_text != sweep.source.text
+    groups = {**config.groups, **claims.rules.groups}
     return Gathered(
         name=plan.name,
-        question=sweep.config.question,
-        reproduces=sweep.config.reproduces,
+        question=config.question,
+        reproduces=config.reproduces,
         yaml=sweep.source.text,
-        seeds=sweep.config.planned_seeds,
-        runs=with_groups(read_runs(plan, store, faults=sweep.config.faults), sweep.config.groups),
-        groups=sweep.config.groups,
-        looks=tuple(sweep.config.looks),
-        failed=sweep.config.failed,
-        searched=read_runs(plan, store, faults=sweep.config.faults, phase="search"),
+        seeds=config.planned_seeds,
+        runs=with_groups(read_runs(plan, store, faults=config.faults), groups),
+        searched=read_runs(plan, store, faults=config.faults, phase="search"),
         frozen=claims,
-        amended=tuple(claim for claim in sweep.config.claims if claim not in claims.claims),
-        published=tuple(sweep.config.published),
-        selects_on_test=sweep.config.allow_selection_on_test,
+        amended=amended,
+        published=tuple(config.published),
+        selects_on_test=config.allow_selection_on_test,
         warnings=("the sweep file was edited after the sweep began",) if is_edited else (),
         record=StoreReader(store),
+        rules=Rules.of(config),
+        leaks=by_suite(find_leaks(trained, judged, config.groups), config.groups),
+        choices=choices(config, judged, [trial.config for trial in plan.trials]),
     )
 
 
@@ -298,7 +321,7 @@ def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
     return replace(run, suites=(*run.suites, whole), measured={**run.measured, name: measured})
 
 
-def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
+def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: str) -> Run:
     folder = None if trial.key is None else store.trial(trial.key)
     result = None if folder is None else folder.result()
     attempts = [] if folder is None else [folder.attempt(n) for n in range(1, folder.last_attempt() + 1)]
@@ -306,7 +329,12 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         reason = result.reason
     suites = tuple(
         RunSuite(
-            name=suite.name, source=suite.source, digest=suite.digest, samples=suite.samples, num_problems=suite.count
+            name=suite.name,
+            source=suite.source,
+            digest=suite.digest,
+            samples=suite.samples,
+            num_problems=suite.count,
+            temperature=suite.temperature,
         )
         for suite in load_suites(trial.config)
     )
@@ -333,7 +361,15 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str) -> Run:
         rows=() if folder is None else _rows(trial, folder),
         measured={} if folder is None else _measured(trial.config, folder),
         environments=_environments(attempts),
+        claims_digests=_claims_digests(attempts, sweep),
+        began_under=attempts[0].get("claims", "") if attempts else "",
     )
+
+
+def _claims_digests(attempts: Sequence[Mapping[str, Any]], sweep: str) -> tuple[str, ...]:
+    """Return the digests of the frozen record that a sweep's attempts carry; older versions recorded none."""
+    digests = (attempt.get("claims") for attempt in attempts if attempt.get("sweep") == sweep)
+    return tuple(dict.fromkeys(digest for digest in digests if digest))
 
 
 def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:

@@ -6,23 +6,22 @@ expected bound, and a p-value below 0.05 after the correction for looks and Holm
 (docs/statistics.md).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from oneshot.config.claims import ExpectConfig
-from oneshot.plan.claims import Comparison, cell_key, comparisons
+from oneshot.plan.claims import Comparison, comparisons
 from oneshot.report.beside import Beside, beside
 from oneshot.report.decision import Verdict, holm
-from oneshot.report.environments import differences, environments_of
+from oneshot.report.environments import environments_of
 from oneshot.report.looks import bounds, spent_level
 from oneshot.report.measuring import has_ended
 from oneshot.report.parts import Part, decide
+from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import LEVEL, MIN_SEEDS
-from oneshot.report.steps import saturation
 from oneshot.report.values import FAILED
-from oneshot.tasks.measures import suite_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,18 +119,18 @@ def _look(group: Group, gathered: Gathered) -> _Look:
     The p-value is the smallest over the looks so far, each for the whole design (looks.py), so that a claim which was
     decided stays decided.
     """
-    design = gathered.looks or (len(gathered.seeds),)
+    design = gathered.design
     best: _Look | None = None
     for place, num_seeds in enumerate(design):
         seeds = gathered.seeds[:num_seeds]
         if not all(has_ended(comparison, gathered, seeds) for comparison in group):
             break
-        part = decide(group, gathered, seeds=seeds, failed=gathered.failed, level=bounds(design)[place])
+        part = decide(group, gathered, seeds=seeds, failed=gathered.judging.failed, level=bounds(design)[place])
         p_value = None if part.p_value is None else spent_level(part.p_value, place, design)
         if best is None or (p_value or 1.0) < (best.p_value or 1.0) or _is_open(best):
             best = _Look(part=part, number=place + 1, p_value=p_value)
     if best is None:
-        part = decide(group, gathered, seeds=gathered.seeds, failed=gathered.failed, level=LEVEL)
+        part = decide(group, gathered, seeds=gathered.seeds, failed=gathered.judging.failed, level=LEVEL)
         best = _Look(part=part, number=0, p_value=None)
     return best
 
@@ -186,9 +185,9 @@ def _judged(
         change.format(num=num),
         _failed_text(part.used, gathered),
         *part.notes,
-        *_notes(comparison, gathered, part.used, part.left_out, environments),
+        *reservations(comparison, gathered, part.used, part.left_out, environments),
     ]
-    design = gathered.looks or (len(gathered.seeds),)
+    design = gathered.design
     seeds = gathered.seeds[: design[look.number - 1]] if look.number else gathered.seeds
     found: Beside = beside(group, part, gathered, seeds=seeds)
     if look.number == 0 and difference is not None:
@@ -224,7 +223,7 @@ def _failed_text(used: Sequence[Run], gathered: Gathered) -> str:
     if not failed:
         return ""
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    how = "their start" if gathered.failed == "start" else "all wrong"
+    how = "their start" if gathered.judging.failed == "start" else "all wrong"
     num = len({run.label for run in used})
     return f"{len(failed)} of {num} trainings failed and count as {how}: {', '.join(failed[:3])}{more}"
 
@@ -235,7 +234,7 @@ def _ends(mean: float, low: float | None, high: float | None) -> dict[str, Any]:
 
 def _look_numbers(look: _Look, gathered: Gathered) -> dict[str, Any] | None:
     """Return which planned look the numbers are those of, and the p-value that decides there; None without looks."""
-    design = gathered.looks
+    design = gathered.judging.looks
     if not design or not look.number:
         return None
     place = look.number - 1
@@ -265,56 +264,3 @@ def caveats(judged: Sequence[JudgedClaim]) -> Iterator[str]:
             f"Seeds count as independent trainings. {fewest} of them cannot rule out a collapse that strikes up to "
             f"{unseen:.0%} of trainings and did not strike these."
         )
-
-
-# --- notes ---
-
-
-def _notes(
-    comparison: Comparison,
-    gathered: Gathered,
-    used: Sequence[Run],
-    left_out: Sequence[str],
-    environments: Sequence[Mapping[str, Any]],
-) -> tuple[str, ...]:
-    notes = [f"left out: {reason}" for reason in left_out]
-    if gathered.selects_on_test:
-        notes.append("allow_selection_on_test: metrics and seeds that chose may also judge")
-    frozen_ms = gathered.frozen.frozen_ms
-    ended = {run.key for run in used if frozen_ms is not None and run.ended_ms is not None and run.ended_ms < frozen_ms}
-    if ended:
-        notes.append(
-            f"{len(ended)} of {len({run.key for run in used})} trainings had ended before the claim was frozen"
-        )
-    if frozen_ms is None:
-        notes.append("the claims were not frozen when the sweep began")
-    elif not gathered.frozen.is_intact:
-        notes.append("the frozen claims do not match their digest: somebody edited them")
-    if len(environments) > 1:
-        notes.append(f"{len(environments)} environments: {differences(environments)}")
-    notes += _added_later(gathered, used)
-    suite = suite_of(comparison.claim.metric)
-    digests = {each.digest for run in used for each in run.suites if each.name == suite}
-    if len(digests) > 1:
-        notes.append(f"{suite} differs between runs in its problems, prompts or sampling")
-    if "saturation" in (comparison.at_a, comparison.at_b):
-        rising = {run.label for run in used if (saturated := saturation(run)) is None or not saturated.is_seen}
-        if rising:
-            notes.append(f"reward still rising near the end, so saturation is not certain: {', '.join(sorted(rising))}")
-    return tuple(notes)
-
-
-def _added_later(gathered: Gathered, used: Sequence[Run]) -> list[str]:
-    """Return what was added after the claims were frozen. Somebody who sees results first may stop when they fit."""
-    frozen, notes = gathered.frozen, []
-    seeds = sorted({run.seed for run in used} - set(frozen.seeds)) if frozen.seeds else []
-    if seeds:
-        notes.append(f"seeds added after the claims were frozen: {', '.join(map(str, seeds))}")
-    longer = {
-        f"{run.num_steps} instead of {before}"
-        for run in used
-        if (before := frozen.num_steps.get(cell_key(run.cell), run.num_steps)) != run.num_steps
-    }
-    if longer:
-        notes.append(f"steps added after the claims were frozen: {', '.join(sorted(longer))}")
-    return notes

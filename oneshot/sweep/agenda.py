@@ -9,8 +9,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+from oneshot.plan.frozen import recorded_digest
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import Training, trainings
@@ -88,6 +90,11 @@ class Agenda:
         self._serve_requests()
         self._judge_recorded()
         self._search_on()
+
+    @cached_property
+    def claims_digest(self) -> str:
+        """Return the digest of the sweep's frozen record, which every attempt carries; empty if nothing is frozen."""
+        return recorded_digest(self._folder)
 
     # --- what is next ---
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from oneshot.errors import UserError
 from oneshot.models.engines import has_vllm
 from oneshot.plan.cells import expand, read_axes
-from oneshot.plan.claims import cell_key, freeze
+from oneshot.plan.frozen import Planned, freeze
 from oneshot.plan.loader import DATA, ENGINES
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
@@ -109,6 +109,8 @@ def _run(
     configs = [training.config for training in missing] + unkeyed
     check_data(configs)
     check_lengths(sweep_run, missing)
+    if only is None:  # the data are here, so that the record covers them
+        freeze(folder, Planned.of(sweep_run.sweep.config, plan))
     text = f"{plan.name}: {len(plan.trials)} trials, {len(missing)} trainings to run"
     listen(Event(kind="message", text=text, num_left=len(missing)))
     tracking = TrackingThread(replace(sweep_run, plan=agenda.plan))
@@ -153,7 +155,7 @@ def check_lengths(sweep_run: SweepRun, missing: Sequence[Training]) -> None:
 
 
 def _record_start(sweep_run: SweepRun) -> None:
-    """Record the file, the `--set` values, the plan and the claims before any trial begins."""
+    """Record the file, the `--set` values and the plan before any trial begins."""
     sweep, plan, folder = sweep_run.sweep, sweep_run.plan, sweep_run.folder
     if sweep.has_vllm is None and any(trial.resources.gpus for trial in plan.trials):
         folder.write_json(ENGINES, {"vllm": has_vllm()})
@@ -162,8 +164,6 @@ def _record_start(sweep_run: SweepRun) -> None:
     folder.write_json("plan.json", plan.to_json())
     # with these, the sweep can be read where its data are not
     folder.write_json(DATA, data_digests(trial.config for trial in plan.trials))
-    num_steps = {cell_key(trial.cell): trial.config.train.num_steps for trial in plan.grid}
-    freeze(folder, sweep.config.claims, seeds=sweep.config.planned_seeds, num_steps=num_steps)
 
 
 def _summary(sweep_run: SweepRun, agenda: Agenda, *, interrupted: bool) -> Summary:

@@ -86,6 +86,16 @@ class Suite:
         sizes = (sets.num_rows(self.source), self.num_problems)
         return min((size for size in sizes if size is not None), default=None)
 
+    @property
+    def is_known(self) -> bool:
+        """Return whether the digests of its problems are known; those of some sets are not before they are fetched."""
+        return self.source in GENERATED or sets.contents(self.source) is not None
+
+    @property
+    def prompts(self) -> frozenset[str]:
+        """Return the sha256 (hex) of each prompt; the name of the source while they are unknown."""
+        return _prompts(self.source, self.num_problems, sets.version(self.source))
+
     @cached_property
     def digest(self) -> str:
         """Return the sha256 (hex) of everything but the policy that decides the completions and their grades."""
@@ -109,6 +119,15 @@ def val_prompts(source: str) -> frozenset[str]:
     if source in GENERATED:
         return frozenset(problem.content[0] for problem in arithmetic.held_out(None, which=GENERATED[source]))
     return frozenset(prompt for prompt, _ in sets.contents(source) or ())
+
+
+@cache
+def _prompts(source: str, num_problems: int | None, _version: object) -> frozenset[str]:
+    """Return the sha256 (hex) of every prompt of a suite; a name in their place while they are unknown."""
+    if source in GENERATED:
+        return frozenset(problem.content[0] for problem in arithmetic.held_out(num_problems, which=GENERATED[source]))
+    contents = sets.contents(source)
+    return frozenset([source] if contents is None else [prompt for prompt, _ in contents[:num_problems]])
 
 
 def load_suites(config: TrialConfig) -> tuple[Suite, ...]:

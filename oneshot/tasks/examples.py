@@ -84,7 +84,8 @@ def identify(examples: Sequence[Example]) -> Identity:
 
 def _unknown(rows: Sequence[ExampleRow]) -> tuple[str, ...]:
     """Return the sets of these rows whose contents are unknown."""
-    return tuple(sorted({row.source for row in rows if row.problem is None and sets.contents(row.source) is None}))
+    sources = {row.source for row in rows if row.problem is None}
+    return tuple(sorted(source for source in sources if sets.contents(source) is None))
 
 
 def sources(examples: Sequence[Example]) -> set[str]:
@@ -110,7 +111,8 @@ def train_problem(row: ExampleRow) -> Problem:
 def present_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
     """Return those problems of a trial that are on this machine and have their own labels."""
     rows = (row for row in example_rows(examples) if row.answer is None and row.wrong_seed is None)
-    return tuple(row.original for row in rows if row.problem is not None or sets.is_here(row.source))
+    is_here = cache(sets.is_here)  # within this call: files may come and go between two
+    return tuple(row.original for row in rows if row.problem is not None or is_here(row.source))
 
 
 def load_row(name: str) -> Problem:

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 
 from oneshot.tasks import sets
+from oneshot.tasks.duplicates import near_duplicates
 from oneshot.tasks.examples import aliases
 from oneshot.tasks.grading import grade
 from oneshot.tasks.problems import load_file
@@ -17,26 +18,7 @@ from oneshot.tasks.problems import load_file
 WITH_DIGESTS = ("dsr_sub", "math500", "aime24", "aime25", "amc23")
 TEST_SUITES = WITH_DIGESTS[1:]
 NUM_VAL = 200
-SHINGLE = 40  # characters per shingle
-NEAR_SHARE = 0.25  # two problems are near duplicates if they share more than this part of either one's shingles
 KNOWN_NEAR = {708: "OlympiadBench's problem 65"}  # near duplicates of sets that have no shipped digests
-
-
-def shingles(prompt: str) -> set[str]:
-    """Return every run of 40 letters and digits in a problem."""
-    text = "".join(character for character in prompt.lower() if character.isalnum())
-    return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
-
-
-def near_duplicates(rows: list[str], tested: list[str]) -> list[int]:
-    """Return the rows that are near duplicates of a tested problem."""
-    tests = [shingles(prompt) for prompt in tested]
-    trains = [shingles(prompt) for prompt in rows]
-    return [
-        row
-        for row, train in enumerate(trains)
-        if any(len(train & test) > NEAR_SHARE * min(len(train), len(test)) for test in tests)
-    ]
 
 
 def draw_val() -> list[int]:

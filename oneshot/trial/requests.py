@@ -12,6 +12,9 @@ from typing import Literal
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder, now_ms
 
+DECIDED = "decided at look"
+"""How the reason begins of a seed that is not run because a planned look decided the claims."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

@@ -54,6 +54,7 @@ class AgendaSearcher(Unsaved, Searcher):
             assignment.training,
             storage=self._storage,
             sweep=self._agenda.plan.name,
+            claims_digest=self._agenda.claims_digest,
             stale_holder=assignment.stale_holder,
             watched=self._agenda.watched,
         )

@@ -24,13 +24,20 @@ SHOWN = ("reward/mean", "perf/step_s", "perf/tokens_per_s")
 
 
 def to_tune_config(
-    training: Training, *, storage: str, sweep: str, stale_holder: Holder | None, watched: tuple[str, ...]
+    training: Training,
+    *,
+    storage: str,
+    sweep: str,
+    claims_digest: str,
+    stale_holder: Holder | None,
+    watched: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return what a worker needs to run a training, as plain values."""
     return {
         "key": training.key,
         "storage": storage,
         "sweep": sweep,
+        "claims": claims_digest,
         "working_directory": os.getcwd(),
         "data_folder": os.environ.get("ONESHOT_DATA"),
         "stale_holder": json.dumps(None if stale_holder is None else asdict(stale_holder)),
@@ -100,7 +107,7 @@ class TrialTrainable(tune.Trainable):
             grader=self._grader,
             origin=self._config["sweep"],
             stale_holder=None if stale is None else Holder(**stale),
-            metadata={"node": self._node},
+            metadata={"node": self._node, "claims": self._config["claims"]},
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

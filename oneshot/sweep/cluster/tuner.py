@@ -252,7 +252,8 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
     elif _lost_its_node(trial, folder.attempt(attempt)):
         kind, reason = "node", "node: the node was lost"
     if not attempt:  # it died before it began
-        lease = take(folder, sweep=trial.config["sweep"], metadata={"gpu": "", "env_digest": ""})
+        metadata = {"gpu": "", "env_digest": "", "claims": trial.config["claims"]}
+        lease = take(folder, sweep=trial.config["sweep"], metadata=metadata)
         attempt = lease.attempt
         lease.release()
     log_name = folder.log_name(attempt)
