@@ -12,6 +12,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import Cell
 from oneshot.plan.claims import comparisons, trained_categories
+from oneshot.plan.keep_best import check_kept, kept_by
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.tasks.benchmarks import load_suites, val_prompts
 from oneshot.tasks.examples import identify
@@ -36,6 +37,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
     """
     cells = [*grid, *searched]
     _refuse_val(sweep, cells)
+    check_kept(sweep, cells)
     _check_metrics(sweep, cells, searched)
     _check_claims(sweep, grid)
     config = sweep.config
@@ -46,7 +48,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
             if seed in config.planned_seeds:
                 why = f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
                 raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.planned_seeds) + 100}")
-    choosers = {metric: ".".join(where[:2]) for where, metric in _choosers(sweep)}
+    choosers = kept_by(cells) | {metric: ".".join(where[:2]) for where, metric in _choosers(sweep)}
     sources = _sources(cells) if choosers and config.claims else {}
     for number, claim in enumerate(config.claims):
         chosen_by = next((why for metric, why in choosers.items() if _overlap(metric, claim.metric, sources)), None)
