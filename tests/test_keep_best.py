@@ -329,6 +329,7 @@ name: s
 question: Which step is best?
 trial:
   model.path: tiny:qwen2
+  rollout.max_tokens: 32
   examples: ["arithmetic:47+38"]
   train.num_steps: 4
   checkpoint.keep: {keep}
@@ -353,19 +354,19 @@ def test_a_suite_for_choosing_may_choose() -> None:
     [
         (
             "{best: eval/arithmetic/pass_at_1}",
-            "s.yaml:12: claims.0.metric: eval/arithmetic/pass_at_1 also chooses: checkpoint.keep.best; choose by `val`",
+            "s.yaml:13: claims.0.metric: eval/arithmetic/pass_at_1 also chooses: checkpoint.keep.best; choose by `val`",
         ),
         (
             "{best: eval/arithmetic-vall/pass_at_1}",
-            "s.yaml:8: trial.checkpoint.keep: the only cell has no metric eval/arithmetic-vall/pass_at_1; did you mean "
+            "s.yaml:9: trial.checkpoint.keep: the only cell has no metric eval/arithmetic-vall/pass_at_1; did you mean "
             "'eval/arithmetic-val/pass_at_1'?",
         ),
         (
             "{best: eval/arithmetic-val/length_mean}",
-            "s.yaml:8: trial.checkpoint.keep: eval/arithmetic-val/length_mean: more of it is not better",
+            "s.yaml:9: trial.checkpoint.keep: eval/arithmetic-val/length_mean: more of it is not better",
         ),
-        ("{best: reward/mean}", "s.yaml:8: trial.checkpoint.keep: best: 'reward/mean' is no metric of a suite"),
-        ("all", "s.yaml:8: trial.checkpoint.keep: 'all' is not one of none, weights, full and {best: METRIC}"),
+        ("{best: reward/mean}", "s.yaml:9: trial.checkpoint.keep: best: 'reward/mean' is no metric of a suite"),
+        ("all", "s.yaml:9: trial.checkpoint.keep: 'all' is not one of none, weights, full and {best: METRIC}"),
         ("{worst: eval/arithmetic-val/pass_at_1}", "is not one of none, weights, full and {best: METRIC}"),
     ],
 )

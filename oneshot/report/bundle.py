@@ -1,9 +1,9 @@
 """Gathered runs <-> one small archive for a reviewer, which gives the same verdicts to the last digit.
 
 The archive is a zip of JSON: the sweep file, the frozen claims as written, and the config, metrics, environments and
-failure of every run. It has grades by problem for every evaluation that a verdict reads, and for the first and last
-step of each trial. It has no weights, logs or host names. A bundle is not trusted: it is read as data, and its texts
-are escaped.
+failure of every run. It has grades by problem for every evaluation that a verdict or the table of selection reads, and
+for the first and last step of each trial. It has no weights, logs or host names. A bundle is not trusted: it is read as
+data, and its texts are escaped.
 """
 
 import json
@@ -31,6 +31,7 @@ from oneshot.plan.claims import FILE as CLAIMS
 from oneshot.plan.claims import comparisons, record_of, thaw
 from oneshot.report.completions import chosen, shown_tables
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
+from oneshot.report.selection import selection_table
 from oneshot.report.verdicts import verdicts
 from oneshot.trial.state import TrialState
 
@@ -79,6 +80,8 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
     """Write the archive. An existing file is replaced in one move."""
     record = _RecordingReader(gathered.record)
     verdicts(replace(gathered, record=record))
+    if (suite := primary_suite(gathered)) is not None:
+        selection_table(replace(gathered, record=record), suite)
     for run in gathered.runs:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):
