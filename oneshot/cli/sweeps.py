@@ -230,6 +230,8 @@ def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered
     stopped = f", {summary.stopped} stopped" if summary.stopped else ""
     counts = f"{summary.finished} finished, {summary.failed} failed{stopped}, {summary.missing} missing"
     print(f"\n{counts}; store: {sweep_run.store.root}")
+    if summary.decided:
+        print(summary.decided)
     server = f"oneshot ui {as_typed.place}" if location.uri.startswith("sqlite") else location.uri
     print(f"MLflow: {server}, experiment {location.experiment!r}")
     if summary.tracking_error:

@@ -329,3 +329,9 @@ def _added_later(gathered: Gathered, used: Sequence[Run]) -> list[str]:
     if longer:
         notes.append(f"steps added after the claims were frozen: {', '.join(sorted(longer))}")
     return notes
+
+
+# STUB: to be replaced by the rewritten statistics.
+def decided_at(gathered: Gathered) -> int | None:
+    """Return the number of the look, from 1, at which every claim that counts was decided; None so far."""
+    raise NotImplementedError(f"{gathered.name}: looks are not judged yet")
