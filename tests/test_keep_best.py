@@ -1,6 +1,7 @@
 """`checkpoint.keep: {best: METRIC}`: the weights of the best step are kept beside the last ones, and used later."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_steps import run
 
 from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.file import SweepFile, read
+from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import SweepFileError, UserError
 from oneshot.export.kept import Selection, read_kept
@@ -24,6 +26,7 @@ from oneshot.report.runs import read_runs
 from oneshot.report.steps import find_step
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
+from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.trial import recorder
 from oneshot.trial.best import BEST, best_of, best_step, can_resume, why_no_best
@@ -144,6 +147,42 @@ def test_trials_that_share_a_training_keep_what_one_of_them_asks_for(tiny_config
     (both,) = trainings([*plain.trials, *other.trials])
     assert both.config.checkpoint.best_metric == "eval/arithmetic 2/pass_at_1"
     assert both.config.eval.suites["arithmetic 2"].num_problems == 3
+
+
+def test_a_suites_own_further_steps_are_due_for_it_alone_and_all_of_them_if_trials_share(
+    tiny_config: MakeConfig,
+) -> None:
+    def suites(**own: Any) -> dict[str, Any]:
+        rule = {"num_problems": 4, "temperature": 1.0}
+        return {"every_steps": 6, "suites": {"arithmetic": {**rule, **own}, "arithmetic-val": rule}}
+
+    one, other = (made(tiny_config, "none", eval=suites(also_at=[step])) for step in (3, 5))
+    first, second = load_suites(one.config)
+    assert (list(due_steps(first, one.config)), list(due_steps(second, one.config))) == ([0, 3, 6], [0, 6])
+    (both,) = trainings([*one.trials, *other.trials])
+    first, second = load_suites(both.config)
+    assert (list(due_steps(first, both.config)), list(due_steps(second, both.config))) == ([0, 3, 5, 6], [0, 6])
+
+
+@pytest.mark.slow
+def test_shards_keep_whole_weights_and_evaluate_them_later(
+    tiny_config: MakeConfig, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(monkeypatch, {0: 0.1, 2: 0.5, 4: 0.2, 6: 0.2})
+    alone = made(tiny_config, {"best": METRIC})
+    resources = ResourceConfig(cpus=2, num_processes=2, strategy="fsdp")
+    shared = replace(alone, resources=resources)
+    folder, other = (folder_of(tmp_path / name, alone) for name in ("shards", "whole"))
+    list(record(shared, folder, grader=grader, origin="test"))
+    list(record(alone, other, grader=grader, origin="test"))
+    ours, theirs = weights(folder, BEST), weights(other, BEST)
+    assert (folder.kept_step(BEST), other.kept_step(BEST)) == (2, 2)
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert not same(ours, weights(folder, "checkpoint"))
+    plan, _, _ = with_suites(planned(shared), TWO, Store(str(tmp_path / "shards")), at="best")
+    (more,) = trainings(plan.trials)
+    more = replace(more, resources=resources)
+    assert [step.step for step in record(more, folder, grader=grader, origin="eval")] == [0, 2, 6]
 
 
 # whatever ends it
