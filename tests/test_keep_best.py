@@ -10,22 +10,30 @@ import torch
 from conftest import make_tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from safetensors.torch import load_file
+from synthetic import SMALL, make_store
 from test_plan import trial
 from test_steps import run
+from verbs import oneshot
 
 from oneshot.config.evaluation import SuiteConfig
-from oneshot.config.file import SweepFile, read
+from oneshot.config.file import SweepFile, load, read
 from oneshot.config.sweep import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import SweepFileError, UserError
 from oneshot.export.kept import Selection, read_kept
+from oneshot.plan.loader import pin_all
 from oneshot.plan.plan import Plan, make_plan, with_seed
+from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trainings import Training, trainings
 from oneshot.report.runs import read_runs
 from oneshot.report.steps import find_step
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
+from oneshot.sweep.agenda import Agenda
+from oneshot.sweep.run import Summary
+from oneshot.sweep.run import run as run_sweep
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.trial import recorder
@@ -344,6 +352,65 @@ def test_trials_without_best_weights_are_left_out_with_the_reason(
     now_asked = made(tiny_config, {"best": METRIC})
     _, _, left_out = with_suites(planned(now_asked), TWO, store, at="best")
     assert left_out[0].startswith(f"a seed 0: the weights of step 4, the best by {METRIC}, are not kept")
+
+
+RUN = """\
+version: 1
+name: s
+question: Which step is best?
+trial:
+  model.path: tiny:qwen2
+  prompt: {template: plain, train_suffix: ""}
+  examples: ["arithmetic:47+38"]
+  rollout: {num_groups: 2, group_size: 4, temperature: 1.0, max_tokens: 56}
+  optim.lr: 1.0e-12          # nothing changes, so all steps are equal, and the first one is the best
+  train.num_steps: 4
+  checkpoint.keep: {best: eval/arithmetic-val/pass_at_1}
+  eval: {at_start: false, every_steps: 2, suites: {arithmetic-val: {num_problems: 2, temperature: 1.0}}}
+seeds: [0]
+"""
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_later_evaluation_at_the_best_step(grader: Grader, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(RUN)
+    store = Store(str(tmp_path / "runs"))
+    sweep_run = pin_all(load(tmp_path / "s.yaml"), store)
+
+    def launch(agenda: Agenda, _tracking: Any) -> bool:
+        while not isinstance(following := agenda.next(), str):
+            key = following.training.key
+            agenda.begun(key)
+            list(record(following.training, store.trial(key), grader=grader, origin="s"))
+            agenda.ended(key)
+        return False
+
+    def run_it(sweep_run: SweepRun, only: set[str] | None) -> Summary:
+        return run_sweep(sweep_run, launch=launch, listen=lambda event: None, only=only)[0]
+
+    assert run_it(sweep_run, None).finished == 1
+    (key,) = store.trainings()
+    assert store.trial(key).kept_step(BEST) == 2
+    whole, _, left_out = with_suites(sweep_run.plan, TWO, store, at="best")
+    assert left_out == []
+    summary = run_it(replace(sweep_run, plan=whole), {key})
+    assert (summary.finished, summary.tracking_error) == (1, "")
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    found = client.get_experiment_by_name("s")
+    assert found is not None
+    runs = [run for run in client.search_runs([found.experiment_id]) if run.data.tags["phase"] == "grid"]
+    (points,) = (client.get_metric_history(run.info.run_id, "eval/two/pass_at_1") for run in runs)
+    assert sorted(point.step for point in points) == [0, 2, 4]
+
+
+def test_the_verb_names_what_is_missing_in_one_error(tmp_path: Path) -> None:
+    make_store(tmp_path, SMALL)
+    done = oneshot("eval", "small", "--suite", "arithmetic-val", "--step", "best", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == (
+        "oneshot: small: --step best: no finished trial with kept best weights in runs; before a sweep runs, set "
+        "checkpoint.keep: {best: METRIC}"
+    )
 
 
 def test_an_export_of_the_best_step_has_its_weights(

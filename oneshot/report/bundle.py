@@ -80,8 +80,8 @@ def write_bundle(gathered: Gathered, path: Path) -> None:
     """Write the archive. An existing file is replaced in one move."""
     record = _RecordingReader(gathered.record)
     verdicts(replace(gathered, record=record))
-    if (suite := primary_suite(gathered)) is not None:
-        selection_table(replace(gathered, record=record), suite)
+    if (primary := primary_suite(gathered)) is not None:
+        selection_table(replace(gathered, record=record), primary)
     for run in gathered.runs:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):

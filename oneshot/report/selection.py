@@ -49,7 +49,7 @@ def cross_fitted(right_TP: Array, *, num_halvings: int = NUM_HALVINGS, seed: int
         for chooses, judges in (halves, halves[::-1]):
             step = int(right_TP[:, chooses].mean(axis=1).argmax())
             total += float(right_TP[step, judges].sum())
-    return total / (num_halvings * num_problems)
+    return total / float(num_halvings * num_problems)
 
 
 def selected(right_TP: Array) -> Selected:

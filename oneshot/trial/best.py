@@ -17,7 +17,9 @@ BEST = "best"  # sub-folder of a trial's folder with the weights
 def choosing_suite(config: TrialConfig) -> Suite | None:
     """Return the suite that chooses the best step, or None if no best weights are kept."""
     metric = config.checkpoint.best_metric
-    return next((suite for suite in load_suites(config) if metric is not None and suite.name == suite_of(metric)), None)
+    if metric is None:
+        return None
+    return next((suite for suite in load_suites(config) if suite.name == suite_of(metric)), None)
 
 
 def recorded_scores(config: TrialConfig, folder: TrialFolder, *, until: int) -> dict[int, float]:
