@@ -54,26 +54,27 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
+def make_tiny(**sections: Any) -> TrialConfig:
+    """A tiny trial that takes a second; sections given as keywords are merged into it."""
+    data: dict[str, Any] = {
+        "model": {"path": "tiny:qwen2"},
+        "prompt": {"template": "plain", "train_suffix": ""},
+        "examples": ["arithmetic:47+38"],
+        "rollout": {"num_groups": 4, "group_size": 4, "temperature": 1.0, "max_tokens": 56},
+        "loss": {"kl_coef": 0.001, "entropy_coef": 0.001},
+        "optim": {"lr": 1e-4, "weight_decay": 0.0},
+        "train": {"num_steps": 2},
+        "eval": {"suites": {"arithmetic": {"num_problems": 4, "temperature": 1.0}}},
+    }
+    for name, section in sections.items():
+        data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+    return TrialConfig.model_validate(data)
+
+
 @pytest.fixture
 def tiny_config() -> Callable[..., TrialConfig]:
-    """A tiny trial that takes a second; sections given as keywords are merged into it."""
-
-    def make(**sections: Any) -> TrialConfig:
-        data: dict[str, Any] = {
-            "model": {"path": "tiny:qwen2"},
-            "prompt": {"template": "plain", "train_suffix": ""},
-            "examples": ["arithmetic:47+38"],
-            "rollout": {"num_groups": 4, "group_size": 4, "temperature": 1.0, "max_tokens": 56},
-            "loss": {"kl_coef": 0.001, "entropy_coef": 0.001},
-            "optim": {"lr": 1e-4, "weight_decay": 0.0},
-            "train": {"num_steps": 2},
-            "eval": {"suites": {"arithmetic": {"num_problems": 4, "temperature": 1.0}}},
-        }
-        for name, section in sections.items():
-            data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
-        return TrialConfig.model_validate(data)
-
-    return make
+    """What makes tiny trials."""
+    return make_tiny
 
 
 def small_model(kind: str) -> Any:

@@ -119,14 +119,14 @@ class Desk:
         return trial_state(trial, self.lab.store, stops, faults=self.sweep.config.faults)
 
 
-def sit_down(lab: Lab, text: str = "", *, slots: int = 1) -> Desk:
+def sit_down(lab: Lab, text: str = "", *, slots: int = 1, **options: Any) -> Desk:
     """A driver that starts: with a new sweep file, or with the one that is there."""
     if text:
         lab.write(text.replace("seeds:", f"storage: {lab.folder}/runs\nseeds:", 1))
     store, events = lab.store, list[Event]()
     run = pin_all(load(lab.folder / "s.yaml"), store)
     run.folder.write("sweep.yaml", run.sweep.source.text)
-    agenda = Agenda(run, listen=events.append, replanned=lambda plan: None)
+    agenda = Agenda(run, listen=events.append, replanned=lambda plan: None, **options)
     return Desk(lab=lab, agenda=agenda, sweep=run.sweep, events=events, slots=slots)
 
 
@@ -539,12 +539,14 @@ def search_text(
     rest: str = "",
     noise: float = 0.0,
     num_steps: int = 2,
+    grid_seeds: str = "[0]",
 ) -> str:
     """A search of a bowl whose best point is lr 1e-4."""
     return sweep_text(
         script=f"bowl: {{optim.lr: 1.0e-4}}, noise: {noise}",
         trial=f"  train.num_steps: {num_steps}\n",
         axes=axes,
+        seeds=grid_seeds,
         rest=f"search:\n  seeds: {seeds}\n  num_trials: {num_trials}\n  objective: {{metric: script/bowl}}\n"
         f"  space: {space}\n  sampler: {{kind: tpe, seed: 7, num_startup: 3}}\n{search}{rest}",
     )

@@ -41,6 +41,9 @@ from oneshot.trial import recorder
 from oneshot.trial.state import standing
 
 STEPS = 7
+BEST_BY = "eval/arithmetic/boxed"
+SCORES = {0: 0.1, 2: 0.3, 4: 0.5, 6: 0.2, 7: 0.5}
+"""What an evaluation gives the metric that chooses the best weights: those of a tiny model may all be equal."""
 PATIENCE_S = 120.0
 """For what takes seconds, on a machine that is busy with other things."""
 
@@ -65,13 +68,17 @@ def training(method: str = "grpo") -> Training:
         config["examples"] = [{"row": "arithmetic:47+38", "solution": solution}]
         config["train"] |= {"method": "sft", "batch_size": 3}
         config["optim"]["schedule"] = {"kind": "cosine", "warmup": 0.2}
+    if method == "best":  # kept after step 2, and then after step 4
+        config["examples"] = ["arithmetic:47+39"]
+        config["eval"]["every_steps"] = 2
+        config["checkpoint"]["keep"] = {"best": BEST_BY}
     (made,) = trainings([with_seed(trial(TrialConfig.model_validate(config)), 0)])
     return made
 
 
 def training_of(folder: TrialFolder) -> Training:
     """The training that a folder belongs to."""
-    return next(made for made in (training(), training("sft")) if made.key == Path(folder.path).name)
+    return next(made for made in (training(), training("sft"), training("best")) if made.key == Path(folder.path).name)
 
 
 # --- the moments ---
@@ -142,6 +149,21 @@ STORIES = {
     ),
 }
 
+BEST_STORY = (
+    Moment(
+        name="upload torn",
+        owner=LocalFileSystem,
+        function="put_file",
+        about="/model.safetensors",
+        when="torn",
+        goes_on=0,
+    ),
+    Moment(name="uploaded, does not count yet", owner=Folder, function="_rename", about="/best.json", nth=2, goes_on=4),
+    Moment(name="counts, the earlier ones still there", owner=Folder, function="remove", goes_on=4),
+    Moment(name="counts alone, no checkpoint since", owner=Folder, function="put_folder", when="after", goes_on=4),
+)
+STORIES_OF_ALL = {**STORIES, "best": BEST_STORY}
+
 
 def stop_at(moment: Moment) -> None:
     """Has this process say `there` at a moment, and go no further."""
@@ -178,13 +200,15 @@ def main() -> None:
     """Lines `[storage, key, story, number of a moment]` on stdin -> for each: `begun PID`, `there`, `ended STATUS`."""
     training()
     training("sft")
+    training("best")
+    give_scores()
     while line := sys.stdin.readline():
         storage, key, story, number = json.loads(line)
         pid = os.fork()
         if pid == 0:
             say(f"begun {os.getpid()}")
             if story:
-                stop_at(STORIES[story][number])
+                stop_at(STORIES_OF_ALL[story][number])
             folder = Store(storage).trial(key)
             made = training_of(folder)
             with Grader(timeout_s=made.config.reward.timeout_s) as grader:
@@ -192,6 +216,18 @@ def main() -> None:
             os._exit(0)
         say(f"ended {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
     os._exit(0)
+
+
+def give_scores() -> None:
+    """Puts `SCORES` into the evaluations of a training that keeps its best weights."""
+    take = recorder._Recorder.take
+
+    def taking(self: Any, step: Any, trainer: Any) -> None:
+        for evaluation in step.evaluations if self.training.config.checkpoint.best_metric is not None else ():
+            step.metrics[BEST_BY] = evaluation.metrics[BEST_BY] = SCORES[evaluation.step]
+        take(self, step, trainer)
+
+    recorder._Recorder.take = taking  # type: ignore[method-assign]
 
 
 def say(words: str) -> None:
@@ -412,6 +448,30 @@ def test_a_trial_killed_at_bad_moments_ends_in_the_same_bits(
     assert record_of(folder) == whole
     assert graders
     assert end_by_themselves(graders)
+
+
+@pytest.mark.slow
+def test_a_trial_killed_while_it_keeps_its_best_weights_keeps_the_same(nursery: Nursery, tmp_path: Path) -> None:
+    whole_folder, folder = (Store(str(tmp_path / name)).trial(training("best").key) for name in ("whole", "cut"))
+    nursery.run(whole_folder)
+    whole = record_of(whole_folder)
+    for number, moment in enumerate(BEST_STORY):
+        nursery.kill_at(folder, "best", number)
+        assert folder.result() is None, moment.name
+        assert goes_on(folder) == moment.goes_on, moment.name
+        check_steps(whole, folder)
+    nursery.run(folder)
+    assert record_of(folder) == whole
+    assert best_of(folder) == best_of(whole_folder)
+
+
+def best_of(folder: TrialFolder) -> str:
+    """sha256 of the best weights, which are the only ones in their place."""
+    (kept,) = folder.list("best")
+    assert folder.read_json("best.json") == {"folder": kept}
+    assert folder.list(f"best/{kept}") == ["model.safetensors", "state.json"]
+    assert folder.kept_step("best") == 4
+    return sha256(Path(folder.path, "best", kept, "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.slow

@@ -372,6 +372,7 @@ seeds: [0, 1, 2]
         "format",
         "strictness",
         "pass_at_k",
+        "selection",
         "texts",
         "labels",
         "ranking",

@@ -70,6 +70,7 @@ SAME: dict[str, dict[str, Any]] = {
     "evaluation": {"eval": {"every_steps": 7, "suites": {}}},
     "evaluation prompt": {"prompt": {"eval_suffix": "Go."}},
     "checkpoints": {"checkpoint": {"every_steps": 3}},
+    "best weights": {"checkpoint": {"keep": {"best": "eval/arithmetic/pass_at_1"}}},
     "device": {"model": {"device": "cpu"}},
 }
 

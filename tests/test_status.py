@@ -522,6 +522,18 @@ def test_a_training_that_no_sweep_asks_for_can_go(failed: Store) -> None:
     assert Counter(states(sweep_status(failed, "kinds")).values()) == {"finished": 1, "failed": 2, "pending": 1}
 
 
+def test_an_incomplete_copy_of_the_best_weights_can_go(store: Store, grader: Grader, tmp_path: Path) -> None:
+    plan = start(store)
+    work_off(store, plan, "good seed 0", grader=grader)
+    folder = store.trial(training(plan, "good seed 0").key)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "state.json").write_text('{"step": 1}')
+    folder.put_folder("best", weights)
+    folder.write("best/torn/model.safetensors", "half")
+    assert waste_of(store) == {f"trials/{Path(folder.path).name}/best/torn": "an incomplete checkpoint"}
+
+
 def test_a_training_that_somebody_is_at_stays(store: Store, grader: Grader) -> None:
     plan = start(store)
     under_way = steps(store, training(plan, "good seed 1"), grader)

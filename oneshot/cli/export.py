@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from oneshot.cli.find import find_name, open_store, read_cells, with_mlflow
-from oneshot.cli.options import JsonOption, MlflowOption, StorageOption, app, load_sweep, warn
+from oneshot.cli.options import JsonOption, MlflowOption, StepOption, StorageOption, app, load_sweep, warn
 from oneshot.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder")],
     cell: Annotated[str, typer.Option(help="The trial's cell in the sweep, as model=a,arm=b")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="The trial's seed in the sweep")] = None,
+    step: StepOption = "last",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Precision of the weights; default: that of the trial's evaluation")
     ] = None,
@@ -73,7 +74,7 @@ def export(
     from oneshot.export.write import write_export
 
     store, selection = _find(name, cell, seed, storage)
-    kept = read_kept(store, selection)
+    kept = read_kept(store, selection, at=step)
     target = to.expanduser().resolve()
     made = write_export(kept, target, dtype=dtype or kept.dtype, force=force, say=warn)
     published = _register(made, store, mlflow, upload=upload, name=register) if in_mlflow else Published()

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -74,6 +74,9 @@ RayOption = Annotated[
 ]
 ClusterOption = Annotated[
     str | None, typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml")
+]
+StepOption = Annotated[
+    Literal["last", "best"], typer.Option("--step", help="Weights: of the last step, or of the best (checkpoint.keep)")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 

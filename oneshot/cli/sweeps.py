@@ -18,6 +18,7 @@ from oneshot.cli.options import (
     Name,
     RayOption,
     SetOption,
+    StepOption,
     StorageOption,
     Typed,
     app,
@@ -238,6 +239,8 @@ def _show_summary(sweep_run: "SweepRun", summary: "Summary", gathered: "Gathered
     stopped = f", {summary.stopped} stopped" if summary.stopped else ""
     counts = f"{summary.finished} finished, {summary.failed} failed{stopped}, {summary.missing} missing"
     print(f"\n{counts}; store: {sweep_run.store.root}")
+    if summary.decided:
+        print(summary.decided)
     server = f"oneshot ui {as_typed.place}" if location.uri.startswith("sqlite") else location.uri
     print(f"MLflow: {server}, experiment {location.experiment!r}")
     if summary.tracking_error:
@@ -281,13 +284,15 @@ def evaluate(
     num_problems: Annotated[
         int | None, typer.Option(min=1, help="Use only part of the suite, as in the sweep file")
     ] = None,
+    step: StepOption = "last",
     storage: StorageOption = None,
     address: RayOption = None,
     mlflow: MlflowOption = None,
 ) -> None:
     """Evaluate a finished sweep's weights on more suites.
 
-    Trials that kept their weights are evaluated before and after training, without training again.
+    Trials that kept their weights are evaluated before and after training, without training again. With --step best,
+    also at the best step, if the trial kept its weights (checkpoint.keep).
     """
     from oneshot.config.evaluation import SuiteConfig
     from oneshot.plan.loader import pin_all
@@ -301,10 +306,13 @@ def evaluate(
     for text in suite:
         suite_name, _, source = text.partition("=")
         suites[suite_name] = SuiteConfig.model_validate({**options, "source": source or None})
-    whole, trials, left_out = with_suites(sweep_run.plan, suites, store)
+    whole, trials, left_out = with_suites(sweep_run.plan, suites, store, at=step)
     for reason in left_out:
         warn(reason)
     if not trials:
+        if step == "best":
+            hint = "before a sweep runs, set checkpoint.keep: {best: METRIC}"
+            raise UserError(f"{name}: --step best: no finished trial with kept best weights in {store.root}; {hint}")
         raise UserError(f"{name}: no finished trial with kept weights in {store.root}; run the sweep first")
     keys = {trial.key for trial in trials if trial.key is not None}
     as_typed = Typed(name=name, settings=settings, storage=storage, address=address, mlflow=mlflow)

@@ -71,6 +71,7 @@ class SuiteConfig(Config):
     every_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="Steps between evaluations. Absent: eval.every_steps"
     )
+    also_at: list[Step] = Field(default_factory=list, description="Further steps at which this suite is evaluated")
     suffix: str | None = Field(None, description="Text added to its problems. Absent: prompt.eval_suffix")
     template: Template | None = Field(
         None, description="Template of its prompts. Absent: prompt.eval_template, else prompt.template"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from oneshot.config.checkpoint import CheckpointConfig
 from oneshot.config.evaluation import EvalConfig, GraderName, Template
 from oneshot.config.examples import Example, read_example
 from oneshot.config.fields import (
@@ -262,26 +263,6 @@ class TrainConfig(Config):
     )
     activation_checkpointing: bool = Field(
         False, description="Compute each layer twice instead of storing its activations: slower, with far less memory"
-    )
-
-
-class CheckpointConfig(Config):
-    """When a trial writes checkpoints, and what it keeps on disk."""
-
-    every_steps: int = Field(
-        20, ge=1, le=MAX_STEPS, description="Steps between checkpoints, from which an interrupted trial resumes"
-    )
-    every_s: float | None = Field(
-        None,
-        gt=0,
-        le=MAX_S,
-        description="Also write a checkpoint when the last is this many seconds old. It bounds the loss on a spot "
-        "machine",
-    )
-    keep: Literal["none", "weights", "full"] = Field(
-        "weights",
-        description="What a finished trial keeps: nothing, its weights, or also its optimiser, with which a longer run "
-        "can continue",
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
@@ -18,6 +18,7 @@ from oneshot.store.gc import keys_of
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import load_suites
+from oneshot.trial.best import BEST, best_step, why_no_best
 
 MOST_SHOWN = 12  # largest number of trials or keys that an error lists
 
@@ -138,8 +139,8 @@ def _alone(store: Store, key: str) -> Trial:
     return Trial(cell={}, seed=record["seed"], key=key, config=TrialConfig.model_validate(record["config"]))
 
 
-def read_kept(store: Store, selection: Selection) -> Kept:
-    """Read what the store has of a trial with kept final weights.
+def read_kept(store: Store, selection: Selection, *, at: Literal["last", "best"] = "last") -> Kept:
+    """Read what the store has of a finished trial with kept weights: its last ones, or those of its best step.
 
     Raises UserError: they are not kept; says why, and what to do.
     """
@@ -150,25 +151,35 @@ def read_kept(store: Store, selection: Selection) -> Kept:
         raise UserError(f"{label}: a script trains no model; there is nothing to export")
     if num_steps == 0:
         raise UserError(f"{label}: trains no step (train.num_steps: 0): its model is {trial.config.model.path} itself")
-    pointer = folder.salvage("checkpoint.json")
-    state = folder.salvage(f"checkpoint/{pointer['folder']}/state.json") if pointer is not None else None
-    if pointer is None or state is None or state["step"] < num_steps:
-        raise UserError(f"{label}: {_why_not(selection, folder, at=state['step'] if state else None)}")
-    if state["step"] > num_steps:
+    place, step = folder.kept_place("checkpoint"), folder.kept_step("checkpoint")
+    if place is None or step is None or step < num_steps:
+        raise UserError(f"{label}: {_why_not(selection, folder, at=step)}")
+    if at == "best":
+        place, step = _best(trial, folder, label)
+    elif step > num_steps:
         raise UserError(
-            f"{label}: its training continued to step {state['step']} for another trial, whose weights are kept; "
+            f"{label}: its training continued to step {step} for another trial, whose weights are kept; "
             f"`oneshot export {selection.key}` writes those"
         )
-    place = f"checkpoint/{pointer['folder']}"
     result = folder.result()
     return Kept(
         selection=selection,
-        step=num_steps,
+        step=step,
         folder=folder,
         weights=tuple(f"{place}/{name}" for name in folder.list(place) if fnmatch(name, "model*.safetensors")),
-        evaluations=_evaluations(trial, folder, at=(0, num_steps)),
+        evaluations=_evaluations(trial, folder, at=(0, step)),
         attempt=folder.attempt(result.attempt if result is not None else folder.last_attempt()),
     )
+
+
+def _best(trial: Trial, folder: TrialFolder, label: str) -> tuple[str, int]:
+    """Return the place and step of a trial's best weights. Raises UserError: they are not kept."""
+    if reason := why_no_best(trial.config, folder):
+        raise UserError(f"{label}: --step best: {reason}; leave out --step, or train with checkpoint.keep.best")
+    step, place = best_step(trial.config, folder), folder.kept_place(BEST)
+    if not step or place is None:
+        raise UserError(f"{label}: --step best: it is best at the start, so this is {trial.config.model.path} itself")
+    return place, step
 
 
 def _why_not(selection: Selection, folder: TrialFolder, *, at: int | None) -> str:

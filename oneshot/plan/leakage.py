@@ -15,6 +15,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.cells import Cell
 from oneshot.plan.claims import comparisons, judged_suites, trained_categories
+from oneshot.plan.keep_best import check_kept, kept_by
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.tasks.benchmarks import Suite, load_suites, val_prompts
 from oneshot.tasks.examples import identify
@@ -42,6 +43,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
     """
     cells = [*grid, *searched]
     _refuse_val(sweep, cells)
+    check_kept(sweep, cells)
     _check_metrics(sweep, cells, searched)
     _check_claims(sweep, grid)
     config = sweep.config
@@ -52,6 +54,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
             if seed in config.planned_seeds:
                 why = f"seed {seed} is also a seed of the grid, which judges the winner; use another seed, such as "
                 raise sweep.source.error(("search", "seeds", place), f"{why}{max(config.planned_seeds) + 100}")
+    kept = kept_by([cell.config for cell in cells])
     suites = _suites([cell.config for cell in cells]) if config.claims else ()
     for number, claim in enumerate(config.claims):
         for where, metric in _guards(config):
@@ -60,7 +63,7 @@ def check_choices(sweep: PinnedSweep, *, grid: Sequence[Cell], searched: Sequenc
                     f"{metric} is judged by claims.{number}{reason}; a guard fails trials, which changes who is judged"
                 )
                 raise sweep.source.error(where, f"{why}; guard a metric of training, such as rollout/entropy")
-        if chosen_by := chosen(config, claim, suites):
+        if chosen_by := chosen(config, claim, suites, kept):
             raise sweep.source.error(("claims", number, "metric"), f"{claim.metric} also chooses: {chosen_by}; {HINT}")
 
 
@@ -69,10 +72,10 @@ def choices(config: SweepConfig, claims: Sequence[ClaimConfig], configs: Sequenc
 
     The key is the metric, with ` at best` if a claim chooses its step.
     """
-    suites = _suites(configs)
+    suites, kept = _suites(configs), kept_by(configs)
     found = {}
     for claim in claims:
-        reasons = [chosen(config, claim, suites)]
+        reasons = [chosen(config, claim, suites, kept)]
         reasons += [
             f"{'.'.join(map(str, where[:2]))}{reason}"
             for where, metric in _guards(config)
@@ -85,15 +88,20 @@ def choices(config: SweepConfig, claims: Sequence[ClaimConfig], configs: Sequenc
 
 def choice_key(claim: ClaimConfig) -> str:
     """Return the key of a claim in what `choices` returns."""
-    return f"{claim.metric} at best" if "best" in (claim.a.get("at"), claim.b.get("at")) else claim.metric
+    return f"{claim.metric} at best" if _is_at_best(claim) else claim.metric
 
 
-def chosen(config: SweepConfig, claim: ClaimConfig, suites: Suites) -> str:
-    """Return what chooses by the problems that a claim judges, or an empty text."""
-    for where, metric in _choosers(config):
+def _is_at_best(claim: ClaimConfig) -> bool:
+    return "best" in (claim.a.get("at"), claim.b.get("at"), *claim.over_settings.at)
+
+
+def chosen(config: SweepConfig, claim: ClaimConfig, suites: Suites, kept: Mapping[str, str]) -> str:
+    """Return what chooses by the problems that a claim judges, or an empty text. `kept` is what `kept_by` returns."""
+    choosers = {**kept, **{metric: ".".join(where[:2]) for where, metric in _choosers(config)}}
+    for metric, chooser in choosers.items():
         if (reason := _overlap(metric, claim, config.groups, suites)) is not None:
-            return f"{'.'.join(where[:2])}{reason}"
-    if "best" not in (claim.a.get("at"), claim.b.get("at")):
+            return f"{chooser}{reason}"
+    if not _is_at_best(claim):
         return ""
     judged = judged_suites(claim, config.groups)
     has_chooser = False

@@ -14,6 +14,7 @@ from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites
 from oneshot.tasks.examples import check_labels, load_examples, load_shots, sources
 from oneshot.tasks.grading import Grader
+from oneshot.tasks.measures import measure_of, suite_of
 from oneshot.tasks.solutions import column_digests, recorded_name, solution_columns
 
 
@@ -59,6 +60,7 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
     longest = max(trials, key=lambda trial: trial.config.train.num_steps)
     suites: dict[str, SuiteConfig] = {}
     also_at = set(longest.config.eval.also_at)
+    keep = longest.config.checkpoint.keep
     for trial in (longest, *trials):
         also_at |= {*trial.config.eval.also_at, trial.config.train.num_steps}
         for name, suite in trial.config.eval.suites.items():
@@ -67,17 +69,24 @@ def _serving_all(trials: list[Trial]) -> TrialConfig:
             names = chain([name], (f"{name} {number}" for number in count(2)))
             free = next(n for n in names if n not in suites or _is_same_suite(suites[n], resolved))
             merged = suites.get(free, resolved)
-            every_steps = gcd(merged.every_steps or 0, resolved.every_steps or 0)
-            suites[free] = merged.model_copy(update={"every_steps": every_steps})
+            timing = {
+                "every_steps": gcd(merged.every_steps or 0, resolved.every_steps or 0),
+                "also_at": sorted({*merged.also_at, *resolved.also_at}),
+            }
+            suites[free] = merged.model_copy(update=timing)
+            best = trial.config.checkpoint.best_metric
+            if best is not None and suite_of(best) == name and keep in ("none", "weights"):
+                keep = {"best": f"eval/{free}/{measure_of(best)}"}
     data = longest.config.model_dump()
     data["eval"]["suites"] = {name: suite.model_dump() for name, suite in suites.items()}
     data["eval"]["also_at"] = sorted(also_at - {longest.config.train.num_steps})
+    data["checkpoint"]["keep"] = keep
     data["eval"]["at_start"] = any(trial.config.eval.at_start for trial in trials)
     return TrialConfig.model_validate(data)
 
 
 def _is_same_suite(suite: SuiteConfig, other: SuiteConfig) -> bool:
-    return suite.model_copy(update={"every_steps": other.every_steps}) == other
+    return suite.model_copy(update={"every_steps": other.every_steps, "also_at": other.also_at}) == other
 
 
 def _resolved(name: str, suite: SuiteConfig, config: TrialConfig) -> SuiteConfig:

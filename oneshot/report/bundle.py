@@ -1,9 +1,9 @@
 """Gathered runs <-> one small archive for a reviewer, which gives the same verdicts to the last digit.
 
 The archive is a zip of JSON: the sweep file, the frozen record as written, and the config, metrics, environments and
-failure of every run. It has grades by problem for every evaluation that a verdict reads, and for the first and last
-step of each trial, and the page. It has no weights, logs or host names. Its manifest has the sha256 of every file
-(manifest.py). A bundle is not trusted: it is read as data, and its texts are escaped.
+failure of every run. It has grades by problem for every evaluation that a verdict or the table of selection reads, and
+for the first and last step of each trial, and the page. It has no weights, logs or host names. Its manifest has the
+sha256 of every file (manifest.py). A bundle is not trusted: it is read as data, and its texts are escaped.
 """
 
 import json
@@ -40,6 +40,7 @@ from oneshot.report.manifest import FILE as MANIFEST
 from oneshot.report.manifest import SIGNATURE, check_manifest, manifest_of, sign, signer
 from oneshot.report.page import PAGE, make_report
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
+from oneshot.report.selection import selection_table
 from oneshot.report.verdicts import verdicts
 
 SUFFIX = ".oneshot.zip"
@@ -121,6 +122,8 @@ def _files(gathered: Gathered) -> dict[str, str]:
     """Return the text of each file of a bundle but the manifest."""
     record = _RecordingReader(gathered.record)
     verdicts(replace(gathered, record=record))
+    if (primary := primary_suite(gathered)) is not None:
+        selection_table(replace(gathered, record=record), primary)
     for run in gathered.runs:
         for suite in run.suites:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):

@@ -11,6 +11,7 @@ from oneshot.report.cells import cell_label, change, ended_cells, gain, gains, l
 from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.forcing import forcing_table, scaling_table
 from oneshot.report.runs import Gathered, primary_suite
+from oneshot.report.selection import selection_table
 from oneshot.report.steps import evaluated_after, saturation
 from oneshot.report.table import Table, Value
 from oneshot.tasks.measures import REFLECTION_WORDS, category_key
@@ -178,6 +179,7 @@ TABLES: tuple[Callable[[Gathered, str], Table | None], ...] = (
     format_table,
     strictness_table,
     pass_at_k_table,
+    selection_table,
     text_table,
     forcing_table,
     scaling_table,

@@ -31,6 +31,7 @@ from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
 from oneshot.tasks.measures import group_of, suite_of
+from oneshot.trial.best import best_step
 from oneshot.trial.requests import read_stops
 from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_state
 
@@ -381,11 +382,13 @@ def _rows(trial: Trial, folder: TrialFolder) -> tuple[Row, ...]:
 
 def _measured(config: TrialConfig, folder: TrialFolder) -> dict[str, dict[int, dict[str, float]]]:
     """Return the metrics of each recorded evaluation, under the trial's own names of its suites."""
-    recorded = folder.evaluations()
+    recorded, best = folder.evaluations(), best_step(config, folder)  # `oneshot eval --step best` may add the latter
     measured: dict[str, dict[int, dict[str, float]]] = {}
     for suite in load_suites(config):
         due = due_steps(suite, config)
-        for step in sorted(step for digest, step in recorded if digest == suite.digest and step in due):
+        for step in sorted(
+            step for digest, step in recorded if digest == suite.digest and (step in due or step == best)
+        ):
             if (evaluation := folder.evaluation(suite.digest, step)) is not None:
                 measured.setdefault(suite.name, {})[step] = evaluation["metrics"]
     return measured

@@ -177,8 +177,13 @@ class Folder:
                 self.fs.rm(target, recursive=True)
             raise
         self.write_json(f"{name}.json", {"folder": fresh})
+        self.remove_superseded(name)
+
+    def remove_superseded(self, name: str) -> None:
+        """Remove what `put_folder` stored before its last call, and what a killed process left of it."""
+        pointer = self.salvage(f"{name}.json") or {"folder": None}
         for other in self.list(name):
-            if other != fresh:
+            if other != pointer["folder"]:
                 self.remove(f"{name}/{other}")
 
     def get_folder(self, name: str, local: Path) -> bool:

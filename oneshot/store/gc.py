@@ -7,6 +7,7 @@ from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
 from oneshot.store.store import Store
 
+WEIGHTS = ("checkpoint", "best")  # sub-folders of a training with weights
 LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 
 
@@ -60,7 +61,7 @@ def _holding(name: str, keys: set[str], sizes_by_key: dict[str, dict[str, int]])
         sweep=name,
         num_trainings=len(keys & sizes_by_key.keys()),
         num_bytes=sum(size for _, size in sizes),
-        checkpoint_bytes=sum(size for path, size in sizes if "/checkpoint/" in path),
+        checkpoint_bytes=sum(size for path, size in sizes if any(f"/{name}/" in path for name in WEIGHTS)),
     )
 
 
@@ -84,12 +85,13 @@ def _sizes(store: Store, key: str) -> dict[str, int]:
 def _leftovers(store: Store, folder: Folder, sizes: dict[str, int]) -> list[Waste]:
     """Return what processes that were killed while writing left behind."""
     waste = []
-    pointer = folder.read_json("checkpoint.json")
-    for copy in folder.list("checkpoint"):
-        if pointer is None or copy != pointer["folder"]:
-            path = posixpath.join(folder.path, "checkpoint", copy)
-            size = sum(size for file, size in sizes.items() if file.startswith(f"{path}/"))
-            waste.append(Waste(path=path, why="an incomplete checkpoint", num_bytes=size))
+    for name in WEIGHTS:
+        pointer = folder.read_json(f"{name}.json")
+        for copy in folder.list(name):
+            if pointer is None or copy != pointer["folder"]:
+                path = posixpath.join(folder.path, name, copy)
+                size = sum(size for file, size in sizes.items() if file.startswith(f"{path}/"))
+                waste.append(Waste(path=path, why="an incomplete checkpoint", num_bytes=size))
     for path, size in sizes.items():
         if path.endswith(".tmp") and now_ms() - 1000 * store.fs.modified(path).timestamp() > LEFT_MS:
             waste.append(Waste(path=path, why="an incomplete write", num_bytes=size))

@@ -7,6 +7,7 @@
                        evaluations/<suite digest>-<step>.json  the metrics of each evaluation
                        rollouts/<name>.json    completions: of evaluations, and samples of training steps
                        checkpoint/<id>/        weights, optimiser, step; checkpoint.json points to the current one
+                       best/<id>/              weights of the best step (checkpoint.keep); best.json points to them
                        log/<attempt>.txt
                        result.json             the result of the last attempt that ended; written last
 <root>/sweeps/<name>/  sweep.yaml  claims.json  plan.json  report/  attempts/  lease

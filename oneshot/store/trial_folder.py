@@ -95,6 +95,17 @@ class TrialFolder(Folder):
         names = (name.removesuffix(".json").rsplit("-", 1) for name in self.list("evaluations"))
         return frozenset((digest, int(step)) for digest, step in names)
 
+    def kept_place(self, name: str) -> str | None:
+        """Return the sub-folder with the weights that are stored under a name (`checkpoint`, `best`), or None."""
+        pointer = self.salvage(f"{name}.json")
+        return None if pointer is None else f"{name}/{pointer['folder']}"
+
+    def kept_step(self, name: str) -> int | None:
+        """Return the step of the weights that are stored under a name, or None without any."""
+        place = self.kept_place(name)
+        state = None if place is None else self.salvage(f"{place}/state.json")
+        return None if state is None else int(state["step"])
+
     def end_attempt(
         self,
         attempt: int,

@@ -21,6 +21,7 @@ from oneshot.store.lease import Holder, Watch, holder, known_dead
 from oneshot.store.records import Result
 from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event, Listener
+from oneshot.sweep.looks import Decide, Looks, decide
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.phase import Searching
 from oneshot.trial.requests import Stops, covers, pop_requests, read_stops, write_stops
@@ -57,15 +58,20 @@ class Agenda:
         listen: Listener,
         replanned: Callable[[Plan], None],
         only: Collection[str] | None = None,
+        decide: Decide = decide,
     ) -> None:
         self.plan = sweep_run.plan
         self.num_started = 0  # attempts that this driver began
         self.halted = ""  # why no more trainings begin and running ones end with a checkpoint
         self.kill = False  # whether running trainings end at once instead
+        self.decided = ""  # at which look the claims were decided, and what that saved
         self._store = sweep_run.store
         self._folder = sweep_run.folder
         self._listen, self._replanned, self._only = listen, replanned, only
-        self._stops = read_stops(self._folder)
+        recorded = read_stops(self._folder)
+        # later seeds wait until this driver has judged the looks, too
+        self._stops = recorded if only is not None else replace(recorded, seeds={})
+        self._looks = Looks(sweep_run, decide=decide, applies=only is None)
         self._faults = sweep_run.sweep.config.faults
         self._watch = Watch()
         self._trainings: dict[str, Training] = {}
@@ -90,6 +96,9 @@ class Agenda:
         self._serve_requests()
         self._judge_recorded()
         self._search_on()
+        self._judge_looks()
+        if self._stops.seeds != recorded.seeds:
+            self._set_stops(self._stops)
 
     @cached_property
     def claims_digest(self) -> str:
@@ -101,12 +110,13 @@ class Agenda:
     def next(self, is_full: Callable[[Training], bool] | None = None) -> Assignment | Literal["wait", "done"]:
         """Return the next training that the cluster has room for; `wait` while others may still matter."""
         self.look()
+        self._judge_looks()
         skipped: list[str] = []
         try:
             while self._queue and not self.halted:
                 key = self._queue.popleft()
                 training = self._trainings[key]
-                if is_full is not None and is_full(training):
+                if not self._looks.may_run(training) or (is_full is not None and is_full(training)):
                     skipped.append(key)
                     continue
                 if not self._is_open(training):
@@ -356,6 +366,20 @@ class Agenda:
         if fresh:
             self._set_stops(replace(self._stops, early={**self._stops.early, **fresh}))
             self._say(f"{trial.study} point {trial.point}  stopped: {judgement.reason}")
+
+    def _judge_looks(self) -> None:
+        """Judge the claims when all trainings of a look have ended; if they are decided, stop the later seeds."""
+        while self._queue and self._looks.are_left and not self.halted and not self.decided:
+            if any(self._looks.may_run(self._trainings[key]) for key in (*self._queue, *self._live, *self._elsewhere)):
+                return
+            seeds = self._looks.judge(self.plan)
+            if not seeds:
+                continue
+            self._set_stops(replace(self._stops, seeds=seeds))
+            stopped = [self._trainings[key] for key in self._queue if not self._is_open(self._trainings[key])]
+            self.decided = self._looks.summary(next(iter(seeds.values())), stopped, self.plan)
+            self._queue = deque(key for key in self._queue if self._states.get(key) is not TrialState.STOPPED)
+            self._say(self.decided)
 
     def _search_on(self) -> None:
         """Ask the points that can be asked now, and set the grid by the studies that have finished."""

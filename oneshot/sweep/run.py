@@ -35,12 +35,13 @@ class Summary:
 
     finished: int
     failed: int
-    stopped: int  # by early stopping, or by hand
+    stopped: int  # by early stopping, by hand, or because a look decided the claims
     missing: int
     interrupted: bool
     halted: str  # why the sweep ended although trials are missing
     num_started: int  # attempts that this driver began
     tracking_error: str
+    decided: str = ""  # at which look the claims were decided, and what that saved
 
 
 def run(
@@ -178,4 +179,5 @@ def _summary(sweep_run: SweepRun, agenda: Agenda, *, interrupted: bool) -> Summa
         halted=agenda.halted,
         num_started=agenda.num_started,
         tracking_error="",
+        decided=agenda.decided,
     )

@@ -70,6 +70,7 @@ class Suite:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     thinking: ThinkingConfig | None = None
+    also_at: tuple[int, ...] = ()
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
@@ -188,7 +189,8 @@ class DueEvaluations(Set[tuple[str, int]]):
 def due_steps(suite: Suite, config: TrialConfig) -> DueSteps:
     """Return the steps after which a suite runs; step 0 is before training, the last step is always due."""
     last = config.train.num_steps
-    also = {last, *(step for step in config.eval.also_at if step <= last), *([0] if config.eval.at_start else [])}
+    further = (*config.eval.also_at, *suite.also_at)
+    also = {last, *(step for step in further if step <= last), *([0] if config.eval.at_start else [])}
     return DueSteps(range(suite.every_steps, last, suite.every_steps), also=also)
 
 
@@ -231,6 +233,7 @@ def load_suite(name: str, config: SuiteConfig, trial: TrialConfig) -> Suite:
         stop=tuple(config.stop),
         thinking=thinking,
         every_steps=config.every_steps or trial.eval.every_steps,
+        also_at=tuple(config.also_at),
         suffix=trial.prompt.eval_suffix if config.suffix is None else config.suffix,
         template=config.template or trial.prompt.eval_template or trial.prompt.template,
         graders=tuple(trial.eval.graders),

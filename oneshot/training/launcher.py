@@ -101,9 +101,9 @@ class Processes:
         """Run the remaining steps."""
         return self._steps("train")
 
-    def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
-        return self._steps("evaluate", checkpoint, done=set(done))
+    def evaluate(self, kept: Mapping[int, Path], *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
+        """Run the evaluations at the start and at steps with `kept` weights that are not in `done`."""
+        return self._steps("evaluate", dict(kept), done=set(done))
 
     def _steps(self, name: str, *arguments: Any, **options: Any) -> Iterator[StepMetrics]:
         self._command(name, *arguments, **options)

@@ -1,6 +1,6 @@
 """Config and state -> one `StepMetrics` per step of a trial, whatever method trains it, with the evaluations due."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,12 +39,12 @@ def train(config: TrialConfig, state: TrainingState) -> Iterator[StepMetrics]:
 
 
 def evaluate_kept(
-    config: TrialConfig, state: TrainingState, checkpoint: Path | None, *, done: Collection[tuple[str, int]]
+    config: TrialConfig, state: TrainingState, kept: Mapping[int, Path], *, done: Collection[tuple[str, int]]
 ) -> Iterator[StepMetrics]:
-    """Run the evaluations due at step 0 and after the last step, except those in `done`, with the final weights."""
-    for step in sorted({0, config.train.num_steps}):
-        if step and checkpoint is not None:
-            load_weights(state, checkpoint)
+    """Run the evaluations due at step 0 and at steps with kept weights, except those in `done`."""
+    for step in sorted({0, *kept}):
+        if step in kept:
+            load_weights(state, kept[step])
         evaluations = _evaluate(config, state, done=done)
         if evaluations:
             yield StepMetrics(step=step, metrics=_merged(evaluations), evaluations=evaluations, sampled=(), visits={})

@@ -95,9 +95,9 @@ class LocalTrainer:
         """Run the remaining steps."""
         return train(self._config, self._state)
 
-    def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
-        """Run the evaluations at start and end that are not in `done`, with a checkpoint's weights."""
-        return evaluate_kept(self._config, self._state, checkpoint, done=done)
+    def evaluate(self, kept: Mapping[int, Path], *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
+        """Run the evaluations at the start and at steps with `kept` weights that are not in `done`."""
+        return evaluate_kept(self._config, self._state, kept, done=done)
 
     def save(self, folder: Path, *, with_optimizer: bool) -> None:
         """Write a checkpoint into an empty folder."""

@@ -31,6 +31,7 @@ from oneshot.tasks.grading import Grader
 from oneshot.tasks.solutions import Sampled
 from oneshot.training.launcher import Processes
 from oneshot.training.metrics import EvaluatedCompletion, Evaluation, StepMetrics
+from oneshot.trial.best import BEST, best_of, can_resume, recorded_scores
 from oneshot.trial.environment import describe, distribution, environment
 from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.scripted import ScriptedTrainer
@@ -132,6 +133,7 @@ class _Recorder:
         self.trainer: Trainer | None = None
         self.only_evaluates = False  # the training is done: only evaluations are added, and the checkpoint stays
         self.recorded_rows: dict[int, Row] = {}
+        self.scores: dict[int, float] = {}  # step -> value of the metric that chooses the best weights
 
     def begin(self, grader: Grader) -> Trainer:
         """Load what the training needs; after attempts that ran out of memory, compute in smaller portions."""
@@ -163,17 +165,21 @@ class _Recorder:
             if at and any(step not in self.recorded_rows for step in range(1, at + 1)):
                 logger.warning("starts from scratch: metrics before the checkpoint of step %d are damaged", at)
                 at = 0
-            if at == config.train.num_steps and all(step in (0, at) for step in self._steps_left(done)):
-                logger.info("the training is done; %d evaluations are left", len(list(self._steps_left(done))))
+            left = list(self._steps_left(done))
+            if at == config.train.num_steps and set(left) <= {0, at, self.folder.kept_step(BEST)}:
+                logger.info("the training is done; %d evaluations are left", len(left))
                 self.only_evaluates = True
                 trainer.set_baseline(self._baseline())
-                yield from trainer.evaluate(Path(local) if at else None, done=done)
+                yield from trainer.evaluate(self._fetch_kept(set(left), at, Path(local)), done=done)
                 return
             # training cannot resume without the optimiser's state, which a script does not have
             if at and (config.script is not None or Path(local, "optimizer.safetensors").is_file()):
-                if any(step <= at for step in self._steps_left(done)):
+                if any(step <= at for step in left):
                     logger.info("starts from scratch: an evaluation is due before the checkpoint of step %d", at)
+                elif not can_resume(config, self.folder, at=at):
+                    logger.info("starts from scratch: the best weights before step %d are not kept", at)
                 else:
+                    self.scores = recorded_scores(config, self.folder, until=at)
                     trainer.load(Path(local))
                     trainer.set_baseline(self._baseline())
                     logger.info("resumes from step %d", trainer.step)
@@ -188,6 +194,15 @@ class _Recorder:
         if not self.folder.get_folder("checkpoint", local):
             return 0
         return int(json.loads((local / "state.json").read_text())["step"])
+
+    def _fetch_kept(self, steps: set[int], last: int, local: Path) -> dict[int, Path]:
+        """Return the places of the weights of steps after the start: the last ones, in `local`, and the best ones."""
+        places = {last: local} if last else {}
+        if best := steps - {0, last}:
+            places[best.pop()] = local / BEST
+            (local / BEST).mkdir()
+            self.folder.get_folder(BEST, local / BEST)
+        return {step: place for step, place in places.items() if step in steps}
 
     def _baseline(self) -> dict[str, float]:
         """Return the accuracies at the start, looked up by digest: another sweep may name a suite differently."""
@@ -205,6 +220,7 @@ class _Recorder:
         self.pending.append(row)
         for evaluation in step.evaluations:
             self._write_evaluation(evaluation)
+        self._keep_best(step, trainer)
         if step.sampled and (step.step == 1 or step.evaluations or step.step == config.train.num_steps):
             rows = map(_SAMPLED, step.sampled[:MAX_SAMPLED])
             self.folder.write_completions(f"step-{step.step:06d}", SAMPLED_COLUMNS, rows)
@@ -230,6 +246,26 @@ class _Recorder:
         metrics = {name.removeprefix(prefix): value for name, value in evaluation.metrics.items()}
         self.folder.write_evaluation(evaluation.suite, evaluation.digest, evaluation.step, metrics)
 
+    def _keep_best(self, step: StepMetrics, trainer: Trainer) -> None:
+        """Keep the weights of a step that is the best so far, before any checkpoint of this step or a later one."""
+        config, metric = self.training.config, self.training.config.checkpoint.best_metric
+        if metric is None or self.only_evaluates or metric not in step.metrics:
+            return
+        self.scores[step.step] = step.metrics[metric]
+        if step.step and config.train.num_steps and best_of(self.scores) == step.step:
+            self._save(trainer, BEST, with_optimizer=False)
+
+    def _end_best(self) -> None:
+        """Remove weights that are not those of the best step, which a killed attempt may have left."""
+        if self.training.config.checkpoint.best_metric is None:
+            return
+        best = best_of(self.scores)
+        if not best:  # the best weights are the base model's
+            self.folder.remove_folder(BEST)
+        elif self.folder.kept_step(BEST) != best:  # where a resumed training is not exact to the last bit
+            logger.warning("the weights of step %d, the best, are lost", best)
+        self.folder.remove_superseded(BEST)
+
     def flush(self) -> None:
         """Write the steps since the last segment, and the log so far."""
         if self.pending:
@@ -239,10 +275,13 @@ class _Recorder:
         self.last_segment_s = time.monotonic()
 
     def _checkpoint(self, trainer: Trainer, *, with_optimizer: bool) -> None:
+        self._save(trainer, "checkpoint", with_optimizer=with_optimizer)
+        self.last_checkpoint_s = time.monotonic()
+
+    def _save(self, trainer: Trainer, name: str, *, with_optimizer: bool) -> None:
         with tempfile.TemporaryDirectory() as local:
             trainer.save(Path(local), with_optimizer=with_optimizer)
-            self.folder.put_folder("checkpoint", Path(local))
-        self.last_checkpoint_s = time.monotonic()
+            self.folder.put_folder(name, Path(local))
 
     def interrupt(self) -> None:
         """Save a checkpoint of the last complete step, without a result."""
@@ -259,6 +298,9 @@ class _Recorder:
         """Write what is kept of a finished training, then its result."""
         self.flush()
         keep = self.training.config.checkpoint.keep
+        keep = "weights" if isinstance(keep, dict) else keep
+        if not self.only_evaluates:
+            self._end_best()
         if self.only_evaluates or self.training.config.train.num_steps == 0:
             pass  # the checkpoint is already there, or equals the base model
         elif keep == "none":

@@ -50,9 +50,12 @@ class Stops:
 
     early: dict[str, str] = field(default_factory=dict)  # key of a search trial -> why early stopping stopped it
     cells: tuple[dict[str, str], ...] = ()  # cells that a user stopped
+    seeds: dict[str, str] = field(default_factory=dict)  # seed of the grid -> why the claims do not need it
 
     def reason(self, trial: Trial) -> str | None:
         """Return why a trial is stopped, or None. Early stopping of a search trial stops no trial of the grid."""
+        if trial.phase == "grid" and str(trial.seed) in self.seeds:
+            return self.seeds[str(trial.seed)]
         if trial.phase == "search" and trial.key in self.early:
             return self.early[trial.key]
         return "stopped by hand" if any(covers(cell, trial) for cell in self.cells) else None
@@ -76,7 +79,8 @@ def axes_of(trial: Trial) -> dict[str, str]:
 def read_stops(folder: Folder) -> Stops:
     """Read which trials of a sweep are stopped."""
     fields = folder.read_json("stops.json") or {}
-    return Stops(early=fields.get("early", {}), cells=tuple(fields.get("cells", ())))
+    early, cells, seeds = fields.get("early", {}), tuple(fields.get("cells", ())), fields.get("seeds", {})
+    return Stops(early=early, cells=cells, seeds=seeds)
 
 
 def requested_stops(folder: Folder) -> Stops:
@@ -92,4 +96,4 @@ def requested_stops(folder: Folder) -> Stops:
 
 def write_stops(folder: Folder, stops: Stops) -> None:
     """Write which trials of a sweep are stopped."""
-    folder.write_json("stops.json", {"early": stops.early, "cells": list(stops.cells)})
+    folder.write_json("stops.json", {"early": stops.early, "cells": list(stops.cells), "seeds": stops.seeds})

@@ -48,7 +48,7 @@ class ScriptedTrainer:
         """Write a checkpoint into an empty folder."""
         (folder / "state.json").write_text(json.dumps({"step": self.step, "chain": self._chain}))
 
-    def evaluate(self, checkpoint: Path | None, *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
+    def evaluate(self, kept: Mapping[int, Path], *, done: Collection[tuple[str, int]]) -> Iterator[StepMetrics]:
         """Run no evaluation: a script has no suites."""
         return iter(())
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
+from oneshot.trial.best import best_step, why_no_best
 from oneshot.trial.requests import Stops
 
 DEFAULT_FAULTS = FaultsConfig()
@@ -129,8 +131,10 @@ def end_accuracies(trial: Trial, folder: TrialFolder) -> dict[str, tuple[float |
     return ends
 
 
-def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> tuple[Plan, list[Trial], list[str]]:
-    """Return a plan in which trials with kept final weights also have these suites, at start and end only.
+def with_suites(
+    plan: Plan, suites: Mapping[str, SuiteConfig], store: Store, *, at: Literal["last", "best"] = "last"
+) -> tuple[Plan, list[Trial], list[str]]:
+    """Return a plan in which trials with kept weights also have these suites: at start and end only, or also at best.
 
     Also return the changed trials, and for each other trial the reason why it was left out.
 
@@ -148,17 +152,20 @@ def with_suites(plan: Plan, suites: Mapping[str, SuiteConfig], store: Store) -> 
             left_out.append(
                 f"{trial.label}: its training continued to step {result.steps_done}, whose weights are kept"
             )
+        elif at == "best" and (reason := why_no_best(trial.config, folder)):
+            left_out.append(f"{trial.label}: {reason}, so not evaluated")
         else:
-            extended.append(replace(trial, config=_add_suites(trial, suites)))
+            also_at = best_step(trial.config, folder) if at == "best" else None
+            extended.append(replace(trial, config=_add_suites(trial, suites, also_at=also_at)))
             trials.append(extended[-1])
             continue
         trials.append(trial)
     return replace(plan, trials=tuple(trials)), extended, left_out
 
 
-def _add_suites(trial: Trial, suites: Mapping[str, SuiteConfig]) -> TrialConfig:
+def _add_suites(trial: Trial, suites: Mapping[str, SuiteConfig], *, also_at: int | None) -> TrialConfig:
     data = trial.config.model_dump()
-    only_last = {"every_steps": max(1, trial.config.train.num_steps)}
+    only_last = {"every_steps": max(1, trial.config.train.num_steps), "also_at": [also_at] if also_at else []}
     data["eval"]["suites"] |= {name: suite.model_copy(update=only_last).model_dump() for name, suite in suites.items()}
     data["eval"] |= {"also_at": [], "at_start": True}
     try:
