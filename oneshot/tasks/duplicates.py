@@ -2,8 +2,8 @@
 
 Two problems are near duplicates if they share enough of either one's shingles, which are runs of 40 letters and digits:
 more than half to be called a leak, which pairs that differ in a number do; more than a quarter to be kept out of `val`,
-which pairs that share a sentence do. A text that is shorter than one shingle resembles no other: `10+77=?` and `107+7=?` have the same
-letters and digits. Such texts are duplicates only if they are equal.
+which pairs that share a sentence do. A text that is shorter than one shingle resembles no other: `10+77=?` and
+`107+7=?` have the same letters and digits. Such texts are duplicates only if they are equal.
 """
 
 import re
