@@ -173,7 +173,7 @@ def test_a_trial_that_vllm_cannot_run_is_refused_at_its_place(
         ("0.33.0", "vLLM 0.33.0 is not supported; install one from 0.29 to below 0.33"),
         (
             "missing",
-            "vLLM is not installed; install it with `pip install 'oneshot[vllm]'`, or set rollout.engine: lockstep",
+            "vLLM is not installed; install it with `pip install 'oneshot-lab[vllm]'`, or set rollout.engine: lockstep",
         ),
     ],
 )

@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oneshot.cli.find import cluster_at, is_elsewhere, open_store, sweep_name, with_mlflow
-from oneshot.cli.options import ClusterOption, FarStorageOption, File, SetOption, app, load_sweep, results, warn
+from oneshot.cli.options import (
+    ClusterOption,
+    FarStorageOption,
+    File,
+    OptionalFile,
+    SetOption,
+    app,
+    load_sweep,
+    results,
+    warn,
+)
 from oneshot.errors import DataError, ModelError, UserError
 from oneshot.logs import printable
 
 if TYPE_CHECKING:
     from oneshot.config.file import SweepFile
     from oneshot.sweep.cluster.jobs import Submission
-    from oneshot.sweep.cluster.preflight import Finding
+    from oneshot.sweep.findings import Finding
 
 JobsOption = Annotated[str, typer.Option("--address", help="http://HEAD:8265, or a context of cluster/contexts.yaml")]
 FarMlflowOption = Annotated[str | None, typer.Option("--mlflow", help="MLflow tracking server; overrides the context")]
@@ -157,7 +167,7 @@ def logs(
 
 @app.command()
 def doctor(
-    file: File,
+    file: OptionalFile = None,
     settings: SetOption = None,
     address: ClusterOption = None,
     storage: FarStorageOption = None,
@@ -165,10 +175,13 @@ def doctor(
 ) -> None:
     """Check the cluster, storage, MLflow and data of a sweep.
 
-    Without --address, checks this machine. Runs no trial.
+    Without --address, checks this machine; without FILE, what it can do for any sweep. Runs no trial.
     """
     from oneshot.cli.tables import findings_table
 
+    if file is None:
+        _check_machine(settings, address, storage)
+        return
     sweep = load_sweep(file, settings)
     if address is not None and is_elsewhere(address):
         from oneshot.sweep.cluster.package import bundle
@@ -180,6 +193,18 @@ def doctor(
         print(printable(output), end="")
         raise typer.Exit(code)
     findings = _findings(sweep, address, storage=storage, mlflow=mlflow)
+    results().print(findings_table(findings))
+    if any(finding.is_bad for finding in findings):
+        raise typer.Exit(2)
+
+
+def _check_machine(settings: list[str] | None, address: str | None, storage: str | None) -> None:
+    if settings or address is not None:
+        raise UserError("doctor: --set and --address need a sweep file; write `oneshot doctor FILE ...`")
+    from oneshot.cli.tables import findings_table
+    from oneshot.sweep.machine import check_machine
+
+    findings = check_machine(storage or os.environ.get("ONESHOT_STORAGE") or "runs")
     results().print(findings_table(findings))
     if any(finding.is_bad for finding in findings):
         raise typer.Exit(2)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from oneshot.config.file import SweepFile
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -27,18 +26,33 @@ app = typer.Typer(
 )
 
 
+LIBRARIES = ("torch", "transformers", "vllm", "ray", "optuna", "mlflow", "math-verify")
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import platform
 
-        print(f"oneshot {version('oneshot')}")
+        from oneshot import __version__
+
+        print(f"oneshot {__version__}")
+        print(f"python {platform.python_version()}, {', '.join(map(_with_version, LIBRARIES))}")
         raise typer.Exit
+
+
+def _with_version(library: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return f"{library} not installed"
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit")
     ] = False,
 ) -> None:
     """Plan, run, watch and judge sweeps of GRPO trials: a replication lab for one-shot RLVR."""
@@ -54,8 +68,19 @@ def _no_password(storage: str | None) -> str | None:
         raise UserError(f"--storage: {error}") from error
 
 
+def _shipped(file: Path | None) -> Path | None:
+    from oneshot.config.shipped import find_file
+
+    return None if file is None else find_file(file)
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A sweep file, or the name of a sweep in the storage")]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file")]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", callback=_shipped, help="A sweep file, or the name of a shipped sweep")
+]
+OptionalFile = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", callback=_shipped, help="A sweep file, or a shipped sweep's name")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a setting of the file; repeatable")
 ]
@@ -127,7 +152,10 @@ def load_sweep(file: Path, settings: list[str] | None = None) -> "SweepFile":
     from oneshot.config.file import load
 
     if not file.exists():
-        files = {path.stem: str(path) for folder in ("sweeps", ".") for path in Path(folder).glob("*.yaml")}
+        from oneshot.config.shipped import shipped_sweeps
+
+        files = {name: name for name in shipped_sweeps()}
+        files |= {path.stem: str(path) for folder in ("sweeps", ".") for path in Path(folder).glob("*.yaml")}
         if names := get_close_matches(file.stem, files, n=1):
             raise UserError(f"{file}: no such file; did you mean {files[names[0]]}?")
     return load(file, overrides=tuple(settings or ()))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from oneshot.plan.rank_rules import Ranked
     from oneshot.store.gc import Holding
     from oneshot.sweep.cluster.jobs import Submission
-    from oneshot.sweep.cluster.preflight import Finding
+    from oneshot.sweep.findings import Finding
     from oneshot.sweep.status import SweepStatus
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
+from oneshot import __version__
 from oneshot.config.paths import flat
 from oneshot.export.kept import Kept
 from oneshot.export.source import SourceModel
@@ -55,7 +56,7 @@ def describe(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]
         "last_attempt_on": {
             name: kept.attempt[name] for name in ("versions", "gpu", "platform") if name in kept.attempt
         },
-        "exported_with": {name: version(name) for name in ("oneshot", "torch", "transformers")}
+        "exported_with": {"oneshot": __version__, **{name: version(name) for name in ("torch", "transformers")}}
         | {"python": platform.python_version()},
         "files": files,
     }
@@ -92,7 +93,7 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
         licence=source.licence,
         hub_metadata=data.to_yaml(),
         dtype=dtype,
-        oneshot_version=version("oneshot"),
+        oneshot_version=__version__,
     )
 
 

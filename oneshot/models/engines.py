@@ -44,7 +44,9 @@ def version_fault(installed: str) -> str:
     """Return what is wrong with a version of vLLM and how to correct it; an empty text if it can be used."""
     lowest, highest = (".".join(map(str, number)) for number in (VLLM_FROM, VLLM_BELOW))
     if installed == "missing":
-        return "vLLM is not installed; install it with `pip install 'oneshot[vllm]'`, or set rollout.engine: lockstep"
+        return (
+            "vLLM is not installed; install it with `pip install 'oneshot-lab[vllm]'`, or set rollout.engine: lockstep"
+        )
     numbers = tuple(int(part) if part.isdecimal() else 0 for part in installed.split(".")[:2])
     if VLLM_FROM <= numbers < VLLM_BELOW:
         return ""

@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
+from oneshot import __version__
 from oneshot.config.paths import SettingError
 from oneshot.errors import UserError, first_line
 from oneshot.plan.claims import comparisons
@@ -129,7 +129,7 @@ def _files(gathered: Gathered) -> dict[str, str]:
             for step in {0, run.num_steps} & set(run.measured.get(suite.name, {})):
                 record.grades(run, suite.name, step)
     metadata = to_jsonable_python({name: getattr(gathered, name) for name in Metadata.model_fields})
-    oneshot = version("oneshot")
+    oneshot = __version__
     data = {
         "bundle.json": {"format": FORMAT, "oneshot": oneshot, **metadata},
         CLAIMS: gathered.frozen.written,

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from oneshot import __version__
 from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, pictures
@@ -342,7 +342,7 @@ def _page(
         sweep=gathered,
         standing=standing(gathered),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=version("oneshot"),
+        version=__version__,
         frozen=frozen_text(gathered),
         is_tiny=any(run.config["model"]["path"].startswith("tiny:") for run in gathered.runs),
         num_trials=len(every),

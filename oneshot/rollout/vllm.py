@@ -4,7 +4,7 @@ Trainer and engine share the device: the engine gives its memory back while the 
 come out, so nothing is tokenised twice. A completion's key seeds its draws, so that they depend neither on the order of
 requests nor on their number; log-probabilities may differ in their last digits.
 
-vLLM is imported when the engine starts: it takes seconds, and is an extra (`pip install 'oneshot[vllm]'`).
+vLLM is imported when the engine starts: it takes seconds, and is an extra (`pip install 'oneshot-lab[vllm]'`).
 """
 
 import gc

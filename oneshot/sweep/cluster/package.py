@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,14 +66,10 @@ def _beside(text: str) -> Path | None:
 
 @contextmanager
 def packed(bundle: Bundle | None) -> Iterator[Path]:
-    """Make a temporary folder with oneshot, its metadata, and a sweep with its data."""
+    """Make a temporary folder with oneshot, and a sweep with its data."""
     with TemporaryDirectory(prefix="oneshot-job-") as made:
         folder = Path(made)
         shutil.copytree(PACKAGE, folder / "oneshot", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        # importing works without the metadata; the version is read from it
-        metadata = folder / f"oneshot-{version('oneshot')}.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: oneshot\nVersion: {version('oneshot')}\n")
         if bundle is not None:
             (folder / bundle.file.name).write_text(bundle.text, encoding="utf-8")
         for path in bundle.data if bundle is not None else ():

@@ -4,7 +4,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import ray
 from ray import cloudpickle
@@ -21,19 +21,7 @@ from oneshot.sweep.cluster import probe
 from oneshot.sweep.cluster.nodes import NodeType, check_feasible, fits, live_types, reservation
 from oneshot.sweep.cluster.probe import Answer, Question
 from oneshot.sweep.events import ANSWER_S, PASSED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The result of one check."""
-
-    check: str
-    text: str
-    is_bad: bool
-    is_warning: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.text}"
+from oneshot.sweep.findings import Finding
 
 
 def _findings(check: str, bad: Sequence[str], *, good: str) -> list[Finding]:
