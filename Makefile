@@ -12,7 +12,7 @@ GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
+.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop test test-all check fmt docs site wheel bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -25,6 +25,7 @@ help:
 	@echo "make check       run ruff, mypy, import-linter and codespell"
 	@echo "make bench       compare a GRPO step with TRL's and sweeps with plain Tune; time a report and two processes"
 	@echo "make gpu         run the checks that need a GPU (make gpu-wheels collects the packages for them)"
+	@echo "make wheel       build dist/oneshot_lab-*.whl, which needs no clone"
 	@echo "make docs        write the generated documents"
 	@echo "make site        build the documentation into site/; a dead link fails the build"
 
@@ -118,6 +119,11 @@ site: .venv/ready-dev
 	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests bench build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# pip install dist/oneshot_lab-*.whl gives the command without this clone
+wheel: .venv/ready-dev
+	rm -rf dist
+	$(BIN)/python -c "from hatchling.build import build_wheel; print(build_wheel('dist'))"
+
 bench: .venv/ready-dev
 	$(BIN)/python bench/grpo_step.py
 	$(BIN)/python bench/orchestration.py
@@ -136,4 +142,4 @@ gpu:
 	PYTHONPATH=build/gpu-packages:. $(PYTHON) bench/gpu.py $(GPU_OPTIONS)
 
 clean:
-	rm -rf .venv .venv-vllm* runs build site
+	rm -rf .venv .venv-vllm* runs build site dist

@@ -14,7 +14,17 @@ from oneshot.cli.options import app, warn
 from oneshot.errors import OneshotError, UserError
 from oneshot.logs import JsonLines, json_line, wants_json
 
-for _verbs in ("start", "sweeps", "report", "export", "cluster", "store", "data"):  # in the order of `--help`
+# in the order of `--help`
+for _verbs in (
+    "start",
+    "sweeps",
+    "report",
+    "export",
+    "metrics",
+    "cluster",
+    "store",
+    "data",
+):  # in the order of `--help`
     import_module(f"oneshot.cli.{_verbs}")
 
 

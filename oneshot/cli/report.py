@@ -76,6 +76,11 @@ def report(
         raise typer.Exit(1)
 
 
+def read_gathered(name: str, storage: str | None) -> "tuple[Gathered, SweepRun | None]":
+    """Return the results of a sweep or a bundle, and the run of a sweep; a bundle has none."""
+    return _read(name, storage, None, None)
+
+
 def _read(
     name: str, storage: str | None, mlflow: str | None, signers: Path | None
 ) -> "tuple[Gathered, SweepRun | None]":

@@ -83,8 +83,7 @@ def problems_frame(gathered: Gathered, *, suite: str | None = None, step: int | 
     if not parts:
         return pd.DataFrame(columns=["seed", "key", "suite", "step", "problem", "sample", "strict", "lenient"])
     whole = pd.concat(parts, ignore_index=True)
-    first = [column for column in whole if column not in GRADED]
-    return whole[[*first, *GRADED]]
+    return whole.reindex(columns=[*(column for column in whole if column not in GRADED), *GRADED])
 
 
 GRADED = ("problem", "category", "sample", "strict", "lenient", "boxed", "num_tokens")

@@ -81,9 +81,14 @@ def _sampler(config: SamplerConfig, points: Sequence[Point], *, seed: int) -> Ba
 
 def _restored(space: Space, points: Sequence[Point], *, mode: Mode, sampler: BaseSampler) -> optuna.Study:
     study = optuna.create_study(sampler=sampler, direction="maximize" if mode == "max" else "minimize")
-    ended = _any_ended(points)
-    study.add_trials(_trial(space, point, ended=ended) for point in points)
+    study.add_trials(trials_of(space, points))
     return study
+
+
+def trials_of(space: Space, points: Sequence[Point]) -> list[FrozenTrial]:
+    """Return the points as Optuna's trials."""
+    ended = _any_ended(points)
+    return [_trial(space, point, ended=ended) for point in points]
 
 
 def _trial(space: Space, point: Point, *, ended: bool) -> FrozenTrial:
