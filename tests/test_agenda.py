@@ -9,16 +9,19 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
+import optuna
 import pytest
 from builders import begin_attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from scripted import Lab, chain, files, steps_of, sweep_text
 
 from oneshot.config.file import load
 from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
 from oneshot.plan.frozen import Planned, freeze
-from oneshot.plan.loader import pin_all
+from oneshot.plan.loader import begun_sweep, pin_all
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
 from oneshot.plan.trainings import Training, trainings
@@ -31,6 +34,7 @@ from oneshot.sweep.cluster.searcher import AgendaSearcher
 from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event
 from oneshot.sweep.run import drive
+from oneshot.sweep.search.journal import write_journals
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 from oneshot.trial.requests import Request, read_stops, send_request
@@ -584,6 +588,19 @@ def test_a_search_asks_its_points_and_its_winner_sets_the_grid(lab: Lab) -> None
     assert grid.config.optim.lr == found["points"][found["winner"]]["params"]["optim.lr"]
     assert desk.labels() == [*(f"trial point {number} seed 100" for number in range(6)), "trial seed 0"]
     assert desk.state("trial seed 0") == "finished"
+
+
+def test_a_study_is_a_journal_that_optuna_opens(lab: Lab) -> None:
+    assert sit_down(lab, search_text()).work() == "done"
+    sweep_run = begun_sweep(lab.store, "s")
+    (path,) = write_journals(sweep_run, lab.folder / "journals")
+    assert write_journals(sweep_run, lab.folder / "journals") == [path], "an earlier file is replaced"
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.load_study(study_name=path.stem, storage=storage)
+    found = study_of(lab)
+    assert [trial.value for trial in study.trials] == pytest.approx([point["value"] for point in found["points"]])
+    assert study.best_trial.number == found["winner"]
+    assert study.best_trial.params["optim.lr"] == found["points"][found["winner"]]["params"]["optim.lr"]
 
 
 def test_each_group_has_its_own_study_and_a_cells_own_setting_stays(lab: Lab) -> None:
