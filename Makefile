@@ -112,6 +112,7 @@ docs: .venv/ready-dev
 	$(BIN)/oneshot schema > docs/sweep.schema.json
 	$(BIN)/oneshot schema --markdown > docs/sweep-file.md
 	$(BIN)/python docs/catalog.py sweeps > docs/sweeps.md
+	$(BIN)/python docs/api.py > docs/api.md
 
 # MkDocs checks links only within one folder, so the files that documents link to are copied beside them.
 site: .venv/ready-dev

@@ -33,7 +33,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         import platform
 
-        from oneshot import __version__
+        from oneshot.version import __version__
 
         print(f"oneshot {__version__}")
         print(f"python {platform.python_version()}, {', '.join(map(_with_version, LIBRARIES))}")

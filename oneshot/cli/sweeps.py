@@ -42,10 +42,8 @@ if TYPE_CHECKING:
     from oneshot.report.power import Prospect, Spread
     from oneshot.report.runs import Gathered
     from oneshot.store.records import Result
-    from oneshot.sweep.agenda import Agenda
     from oneshot.sweep.remaining import Remaining
     from oneshot.sweep.run import Summary
-    from oneshot.sweep.tracking.thread import TrackingThread
 
 
 @app.command()
@@ -198,30 +196,12 @@ def _run(
 
     from oneshot.cli.progress import Progress
     from oneshot.report.runs import gather
-    from oneshot.sweep.run import run as run_sweep
+    from oneshot.sweep.local import run_local
 
-    location = sweep_run.mlflow()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     with Progress(Console(stderr=True), sweep=sweep_run.name) as progress:
-
-        def launch(agenda: "Agenda", tracking: "TrackingThread") -> bool:
-            # Ray takes seconds to import, and a finished sweep does not need it
-            from oneshot.sweep.cluster.tuner import run_on_ray
-            from oneshot.sweep.tracking.server import why_not
-
-            return run_on_ray(
-                agenda,
-                tracking,
-                store=sweep_run.store,
-                address=as_typed.address,
-                max_concurrent=sweep_run.sweep.config.resources.max_concurrent,
-                listen=progress,
-                check=check,
-                reach=partial(why_not, location.uri),
-            )
-
-        summary, sweep_run = run_sweep(sweep_run, launch=launch, listen=progress, only=only)
+        summary, sweep_run = run_local(sweep_run, listen=progress, address=as_typed.address, check=check, only=only)
     gathered = gather(sweep_run)
     _show_summary(sweep_run, summary, gathered, as_typed)
     has_results = any(run.suites for run in gathered.runs)  # scripted trials have none

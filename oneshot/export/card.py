@@ -11,11 +11,11 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
-from oneshot import __version__
 from oneshot.config.paths import flat
 from oneshot.export.kept import Kept
 from oneshot.export.source import SourceModel
 from oneshot.models.source import local_folder
+from oneshot.version import __version__
 
 FORMAT = 1
 MEASURES = {"pass_at_1": "strict", "pass_at_1_lenient": "lenient", "avg_at_k": "avg@k", "pass_at_k": "pass@k"}

@@ -19,7 +19,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from oneshot import __version__
 from oneshot.config.paths import SettingError
 from oneshot.errors import UserError, first_line
 from oneshot.plan.claims import comparisons
@@ -42,6 +41,7 @@ from oneshot.report.page import PAGE, make_report
 from oneshot.report.runs import CompletionReader, Gathered, Grades, Run, Shown, primary_suite
 from oneshot.report.selection import selection_table
 from oneshot.report.verdicts import verdicts
+from oneshot.version import __version__
 
 SUFFIX = ".oneshot.zip"
 FORMAT = 2

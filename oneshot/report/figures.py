@@ -39,11 +39,12 @@ def pictures(gathered: Gathered, judged: list[JudgedClaim]) -> list[Picture]:
     """Draw every figure that the sweep has data for."""
     return [
         Picture(name=name, caption=caption, svg=as_svg(figure, name=name))
-        for name, caption, figure in _drawn(gathered, judged)
+        for name, caption, figure in drawn(gathered, judged)
     ]
 
 
-def _drawn(gathered: Gathered, judged: list[JudgedClaim]) -> Iterator[tuple[str, str, Figure]]:
+def drawn(gathered: Gathered, judged: Sequence[JudgedClaim]) -> Iterator[tuple[str, str, Figure]]:
+    """Yield name, caption and drawing of every figure that the sweep has data for."""
     runs, suite = gathered.runs, primary_suite(gathered)
     bars = [
         (

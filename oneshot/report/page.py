@@ -10,7 +10,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from oneshot import __version__
 from oneshot.report.cells import by_cell, cell_label, finished, gains, level
 from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, pictures
@@ -25,6 +24,7 @@ from oneshot.report.verdicts import JudgedClaim, caveats, verdicts
 from oneshot.store.folder import Folder
 from oneshot.tasks.measures import is_share
 from oneshot.trial.state import TrialState
+from oneshot.version import __version__
 
 PAGE, DATA = "report.html", "report.json"
 KEPT = "report"  # folder of the report in the sweep's own

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from oneshot import __version__
 from oneshot.errors import first_line
 from oneshot.models.engines import version_fault, vllm_version
 from oneshot.sweep.findings import Finding
+from oneshot.version import __version__
 
 LIBRARIES = ("torch", "transformers", "ray", "optuna", "mlflow", "math-verify")
 HUB_S = 5.0  # how long the hub may take to answer

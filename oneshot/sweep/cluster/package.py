@@ -12,11 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import oneshot
 from oneshot.config.file import SweepFile
 from oneshot.errors import UserError
 
-PACKAGE = Path(oneshot.__file__).parent
+PACKAGE = Path(__file__).parents[2]
 COMMIT = "ONESHOT_COMMIT"  # variable with the commit that was shipped, because the copy has no git
 MOST_MIB = 64  # most data files that are shipped; Ray itself accepts 500 MiB
 _DATA_FILE = re.compile(r"(?P<path>[^:]+\.(jsonl|parquet|json))(:.*)?")

@@ -1,0 +1,3 @@
+"""The version of oneshot."""
+
+__version__ = "0.1.0"
