@@ -13,7 +13,8 @@ from verbs import oneshot
 from oneshot.children import command
 from oneshot.config.claims import PublishedConfig
 from oneshot.config.evaluation import EvalConfig
-from oneshot.config.trial import RewardConfig, TrialConfig
+from oneshot.config.reward import RewardConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.report.graders import graders_table
 from oneshot.report.published import published_tables
 from oneshot.report.stats import Interval

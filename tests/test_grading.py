@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oneshot.config.trial import RewardConfig
+from oneshot.config.reward import RewardConfig
 from oneshot.errors import TrialError
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.grading import Grade, Grader, grade

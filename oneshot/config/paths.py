@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from keyword import iskeyword
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -136,7 +137,7 @@ def _children(kind: Any) -> dict[str, Any] | Any | None:
     if _is_optional(kind):
         kind = next(inner for inner in get_args(kind) if inner is not NoneType)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
+        return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
     if get_origin(kind) is dict:
         return get_args(kind)[1]
     return None
@@ -153,7 +154,8 @@ def setting_of(config: BaseModel, path: str) -> Any:
     value: Any = config
     for part in path.split("."):
         if value is not None:  # else an optional section that is absent
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
+            # a field whose name is a word of Python ends in _, such as `with`
+            value = value[part] if isinstance(value, dict) else getattr(value, f"{part}_" if iskeyword(part) else part)
     return value
 
 

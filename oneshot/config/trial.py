@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from oneshot.config.checkpoint import CheckpointConfig
-from oneshot.config.evaluation import EvalConfig, GraderName, Template
+from oneshot.config.evaluation import EvalConfig, Template
 from oneshot.config.examples import Example, read_example
 from oneshot.config.fields import (
     MAX_COUNT,
@@ -24,6 +24,7 @@ from oneshot.config.fields import (
     exactly_one,
 )
 from oneshot.config.model import ModelConfig
+from oneshot.config.reward import RewardConfig
 
 TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
@@ -73,25 +74,6 @@ class PromptConfig(Config):
         "turn",
         description="Tokens that end a completion. `eos`: the end tokens of generation config and tokenizer. `turn`: "
         "also the tokens that end an answer in the chat template of the tokenizer or family",
-    )
-
-
-class RewardConfig(Config):
-    """The rule that rewards completions: the outcome, or a control."""
-
-    kind: Literal["outcome", "format", "random", "majority"] = Field(
-        "outcome",
-        description="What earns a reward. `outcome`: a right boxed answer. `format`: any boxed answer. `random`: a "
-        "seeded coin. `majority`: the most common of the example's answers in the step",
-    )
-    probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
-    grader: GraderName = Field(
-        "strict",
-        description="Grader that decides which answers are right. `strict`: ours, exact and by type. `released`: the "
-        "rules of the released evaluation (Qwen2.5-Math's `math_equal`), with numbers equal within 1e-4",
-    )
-    timeout_s: float = Field(
-        5.0, gt=0, le=60, description="Seconds to grade one answer, after which it counts as ungraded"
     )
 
 

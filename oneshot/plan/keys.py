@@ -10,6 +10,7 @@ from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.errors import DataError, ModelError
 from oneshot.models.source import folder_digest, is_commit, local_folder
 from oneshot.tasks.examples import check_fit, identify, identify_shots
+from oneshot.tasks.foreign import find
 from oneshot.tasks.solutions import identify_solutions, is_sampled, sampling_models
 
 KEY_LENGTH = 16
@@ -38,6 +39,8 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     shots = identify_shots(config.prompt)
     digests, provisional = _identify_examples(config)
     contents: dict[str, Any] = {"examples": digests, "shots": shots.digests}
+    if config.reward.calls and config.train.method == "grpo":
+        contents["code"] = {call: find(call).digest for call in config.reward.calls}
     folder = local_folder(config.model.path)
     if config.model.trust_remote_code:
         contents["trust_remote_code"] = True
@@ -97,6 +100,9 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     # left out at their defaults, so that older keys stay valid
     if config.reward.grader == "strict":
         del dump["reward"]["grader"]
+    for name in ("call", "with_", "terms"):
+        if not dump["reward"][name]:
+            del dump["reward"][name]
     if config.rollout.correction == "none":
         del dump["rollout"]["correction"]
     if config.rollout.engine == "auto":  # what it is until a plan chooses

@@ -14,12 +14,12 @@ import re
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from oneshot.children import command
 from oneshot.config.evaluation import GraderName
@@ -57,7 +57,7 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    verdict: Verdict
+    verdict: Any  # a verdict, or what a function returned
     reason: str
 
 
@@ -104,7 +104,8 @@ class Grader:
 
     def strict(self, completion: str, answer: str) -> Verdict:
         """Return whether the last boxed answer is right."""
-        return self._strict(completion, answer).verdict
+        verdict: Verdict = self._strict(completion, answer).verdict
+        return verdict
 
     def verdict(self, name: GraderName, completion: str, answer: str) -> Verdict:
         """Return whether a completion is right by one grader."""
@@ -133,7 +134,8 @@ class Grader:
             return False
         if _NUMERAL.fullmatch(boxed.strip()):
             return True
-        return self._ask(_Question("parses", boxed, "")).verdict
+        verdict: Verdict = self._ask(_Question("parses", boxed, "")).verdict
+        return verdict
 
     def _strict(self, completion: str, answer: str) -> _Reply:
         boxed = extract_boxed(completion)
@@ -155,14 +157,29 @@ class Grader:
             return _Reply(True, "")
         return self._ask(_Question("released", f"\\boxed{{{boxed}}}", answer))
 
+    def call(self, function: str, arguments: Mapping[str, Any]) -> tuple[Any, str]:
+        """Return what `package.module:name` returns for the arguments, as JSON has it, and why not if it fails.
+
+        It runs in a grading process, with its deadline and memory bound.
+        """
+        reply = self._exchange(["call", json.dumps(arguments), function])
+        return reply.verdict, reply.reason
+
     def _ask(self, question: _Question) -> _Reply:
         if question in self._cache:
             return self._cache[question]
+        reply = self._exchange([question.kind, question.text, question.answer])
+        if len(question.text) <= MAX_CACHED_CHARACTERS:
+            self._cache[question] = reply
+        return reply
+
+    def _exchange(self, line: Sequence[str]) -> _Reply:
+        """Have one child answer; a child that gives no answer in time is killed."""
         child = self._slots.get()
         try:
             if child is None:
                 child = _Child(self.timeout_s)
-            reply = child.ask(question)
+            reply = child.ask(line)
             if reply is None:
                 died = child.has_ended()
                 child.kill()
@@ -170,8 +187,6 @@ class Grader:
                 reply = _Reply(None, "the grader died" if died else f"no verdict within {self.timeout_s:g} s")
         finally:
             self._slots.put(child)
-        if len(question.text) <= MAX_CACHED_CHARACTERS:
-            self._cache[question] = reply
         return reply
 
 
@@ -222,17 +237,17 @@ class _Child:
         except queue.Empty:
             return None
 
-    def ask(self, question: _Question) -> _Reply | None:
+    def ask(self, line: Sequence[str]) -> _Reply | None:
         """Return the child's reply, or None if it gave none in time; such a child must not be used again."""
         try:
-            self._stdin.write(json.dumps([question.kind, question.text, question.answer]) + "\n")
+            self._stdin.write(json.dumps(list(line)) + "\n")
             self._stdin.flush()
         except BrokenPipeError:
             return None
-        line = self._next_line(self._timeout_s)
-        if not line:
+        answer = self._next_line(self._timeout_s)
+        if not answer:
             return None
-        verdict, reason = json.loads(line)
+        verdict, reason = json.loads(answer)
         return _Reply(verdict, reason)
 
     def has_ended(self) -> bool:

@@ -1,5 +1,7 @@
 """The grading child: lines `[kind, text, answer]` on stdin -> lines `[verdict, reason]` on stdout.
 
+With the kind `call`, the text has a function's arguments, and the answer names it.
+
 `grading.Grader` runs this module with a deadline in seconds, and kills it at the deadline. math-verify's own time-outs
 are off: they return False, as if the answer had been judged.
 """
@@ -12,6 +14,7 @@ import sys
 from typing import Any
 
 from oneshot.tasks.equality import equal, parses
+from oneshot.tasks.foreign import load
 from oneshot.tasks.lenient import lenient_equal
 from oneshot.tasks.released import released_equal
 
@@ -25,6 +28,12 @@ def judge(kind: str, text: str, answer: str) -> bool:
     return lenient_equal(text, answer) if kind == "lenient" else equal(text, answer)
 
 
+def call(function: str, arguments: dict[str, Any]) -> Any:
+    """Return what a function of a foreign module returns; raise whatever it raises."""
+    found = load(function)
+    return found(**arguments)
+
+
 MEMORY_BYTES = 4 * 2**30  # memory limit of one child: `9^{9^9}` then raises MemoryError and does not kill the trial
 
 
@@ -34,17 +43,20 @@ def main() -> None:
     deadline_s = float(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process by closing stdin
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        kind, text, answer = json.loads(line)
+    # what foreign code prints is no reply
+    replies, sys.stdout = sys.stdout, sys.stderr
+    print("ready", file=replies, flush=True)
+    for question in sys.stdin:
+        kind, text, answer = json.loads(question)
         # without a handler the kernel kills this process even inside C code, in case the parent is gone
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
         try:
-            reply: list[Any] = [judge(kind, text, answer), ""]
+            reply: list[Any] = [call(answer, json.loads(text)) if kind == "call" else judge(kind, text, answer), ""]
+            line = json.dumps(reply)
         except Exception as error:  # math-verify, sympy and the LaTeX parser raise any type; the parent counts them
-            reply = [None, f"{type(error).__name__}: {error}"[:500]]
+            line = json.dumps([None, f"{type(error).__name__}: {error}"[:500]])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(reply), flush=True)
+        print(line, file=replies, flush=True)
 
 
 if __name__ == "__main__":

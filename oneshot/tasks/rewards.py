@@ -5,19 +5,33 @@ Only the completion is graded. (The released code grades prompt and completion t
 accuracy on the examples. None is a completion that the grader could not judge.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from oneshot.config.evaluation import GraderName
-from oneshot.config.trial import RewardConfig
+from oneshot.config.reward import RewardConfig, RewardTerm
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.grading import Grader, Verdict
 
 NUM_CANDIDATES = 20  # answers that can be elected; a rarer answer only counts for one that it equals
 _COIN = 0xC01  # separates the coins' random stream from the completions' random table
+
+
+Reward = float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """The example of a group, as functions see it."""
+
+    id: str
+    problem: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,30 +40,118 @@ class GradedCompletion:
 
     completion: str
     correct: Verdict
-    has_answer: Verdict  # judged in the format arm only
+    has_answer: Verdict  # judged for a format reward only
+    lenient: Verdict = None  # judged for functions only
+    token_ids: tuple[int, ...] = ()
 
 
-def judge(completion: str, answer: str, config: RewardConfig, grader: Grader) -> GradedCompletion:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRewards:
+    """The rewards of the completions of one example in one step."""
+
+    values: list[Reward]  # of the whole rule; None if a part of it could not be judged
+    terms: dict[str, list[Reward]]  # of each term of a sum, before its weight
+    errors: tuple[str, ...] = ()  # what functions raised, and why they gave no rewards
+
+
+def judge(
+    completion: str, answer: str, config: RewardConfig, grader: Grader, *, token_ids: Sequence[int] = ()
+) -> GradedCompletion:
     """Grade a completion as soon as it has ended."""
+    kinds = {rule.kind for rule in config.rules.values()}
     return GradedCompletion(
         completion=completion,
         correct=grader.verdict(config.grader, completion, answer),
-        has_answer=grader.has_answer(completion) if config.kind == "format" else None,
+        has_answer=grader.has_answer(completion) if "format" in kinds else None,
+        lenient=grader.grade(completion, answer).lenient if config.calls else None,
+        token_ids=tuple(token_ids) if config.calls else (),
     )
 
 
 def rewards(
-    group: Sequence[GradedCompletion], config: RewardConfig, grader: Grader, *, keys: Sequence[tuple[int, ...]]
+    group: Sequence[GradedCompletion],
+    config: RewardConfig,
+    grader: Grader,
+    *,
+    keys: Sequence[tuple[int, ...]],
+    example: Example | None = None,
+) -> GroupRewards:
+    """Return the reward of each completion of one example in one step; `keys` are those of the random table.
+
+    A function that raises, or gives something else than one number or None for each completion, rewards nothing: its
+    completions count as ungraded, and what went wrong is returned.
+    """
+    terms: dict[str, list[Reward]] = {}
+    errors: list[str] = []
+    for name, rule in config.rules.items():
+        if rule.call is None:
+            terms[name] = [
+                None if each is None else float(each) for each in _by_kind(rule, group, config, grader, keys)
+            ]
+            continue
+        values, error = _called(rule, group, grader, example)
+        terms[name] = values
+        errors += [error] if error else []
+    weights = [rule.weight for rule in config.rules.values()]
+    return GroupRewards(
+        values=[_weighted(row, weights) for row in zip(*terms.values(), strict=True)],
+        terms=terms if config.terms else {},
+        errors=tuple(errors),
+    )
+
+
+def _weighted(row: Sequence[Reward], weights: Sequence[float]) -> Reward:
+    known = [value for value in row if value is not None]
+    if len(known) < len(row):
+        return None
+    return sum(weight * value for weight, value in zip(weights, known, strict=True))
+
+
+def _by_kind(
+    rule: RewardTerm,
+    group: Sequence[GradedCompletion],
+    config: RewardConfig,
+    grader: Grader,
+    keys: Sequence[tuple[int, ...]],
 ) -> list[Verdict]:
-    """Return the reward of each completion of one example in one step; `keys` are those of the random table."""
-    if config.kind == "outcome":
+    if rule.kind == "outcome":
         return [graded.correct for graded in group]
-    if config.kind == "format":
+    if rule.kind == "format":
         return [graded.has_answer for graded in group]
-    if config.kind == "random":
-        return [_coin(key) < config.probability for key in keys]
+    if rule.kind == "random":
+        return [_coin(key) < rule.probability for key in keys]
     elected = elect([graded.completion for graded in group], grader, config.grader)
     return [elected is not None and grader.verdict(config.grader, graded.completion, elected) for graded in group]
+
+
+def _called(
+    rule: RewardTerm, group: Sequence[GradedCompletion], grader: Grader, example: Example | None
+) -> tuple[list[Reward], str]:
+    """Return what a function rewards, and why not if it fails."""
+    assert rule.call is not None, "only functions are called"
+    arguments = {
+        "completions": [graded.completion for graded in group],
+        "token_ids": [list(graded.token_ids) for graded in group],
+        "strict": [graded.correct for graded in group],
+        "lenient": [graded.lenient for graded in group],
+        "example": {} if example is None else {"problem": example.problem, "answer": example.answer, "id": example.id},
+        **rule.with_,
+    }
+    values, error = grader.call(rule.call, arguments)
+    if not error:
+        error = _fault(values, len(group))
+    if error:
+        return [None] * len(group), f"{rule.call}: {error}"
+    return [None if value is None else float(value) for value in values], ""
+
+
+def _fault(values: Any, num: int) -> str:
+    """Return what is wrong with the return value of a function, or an empty text."""
+    if not isinstance(values, list) or len(values) != num:
+        return f"returned {type(values).__name__} instead of a list of {num} numbers"
+    if any(value is not None and not (isinstance(value, int | float) and math.isfinite(value)) for value in values):
+        return "returned something that is neither a finite number nor None"
+    return ""
 
 
 def elect(completions: Sequence[str], grader: Grader, name: GraderName = "strict") -> str | None:

@@ -7,9 +7,11 @@ the clip is never active), and log-probabilities and entropy at the sampling tem
 Shapes: G completions of the step, group after group; N groups of K.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from statistics import fmean
@@ -21,7 +23,7 @@ from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks.answers import extract_boxed
-from oneshot.tasks.rewards import GradedCompletion, judge, rewards
+from oneshot.tasks.rewards import Example, GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import grade_each
 from oneshot.training.free_memory import pop_gpu_peak_gib
@@ -30,6 +32,8 @@ from oneshot.training.mismatch import Mismatch
 from oneshot.training.order import groups_of_step
 from oneshot.training.state import TrainingState
 from oneshot.training.update import Batch, update
+
+logger = logging.getLogger(__name__)
 
 
 def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
@@ -102,9 +106,11 @@ def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
     rows = sorted(state.world.gather(_sample(config, state, share)), key=itemgetter(0))
     _, completions, graded = zip(*rows, strict=True)
     example_G = tuple(example for example in example_N for _ in range(group_size))
-    values = _reward(config, state, example_G, graded) if state.world.is_first else None
+    rewarded = state.world.broadcast(_reward(config, state, example_G, graded) if state.world.is_first else None)
+    if rewarded.errors and not any(map(math.isfinite, rewarded.values_G)):
+        raise TrialError(f"no completion of step {state.step + 1} has a reward: {rewarded.errors[0]}")
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(state.world.broadcast(values), dtype=dtype, device=state.policy.device)
+    rewards_G = torch.tensor(rewarded.values_G, dtype=dtype, device=state.policy.device)
     return Batch(
         example_G=example_G,
         completions=completions,
@@ -113,6 +119,8 @@ def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
         rewards_G=rewards_G,
         advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
         mismatch=Mismatch(completions, state.policy.device),
+        terms=rewarded.terms,
+        num_errors=len(rewarded.errors),
     )
 
 
@@ -139,7 +147,8 @@ def _sample(
 
     def grade(request: int, completion: Completion) -> tuple[Completion, GradedCompletion]:
         text = decode(state.policy, completion.token_ids)
-        return completion, judge(text, state.examples[examples[request]].answer, config.reward, state.grader)
+        answer, ids = state.examples[examples[request]].answer, completion.token_ids
+        return completion, judge(text, answer, config.reward, state.grader, token_ids=ids)
 
     sampling = Sampling(temperature=config.rollout.temperature)
     generate = partial(state.engine.generate, state.policy, requests, sampling)
@@ -150,18 +159,37 @@ def _sample(
     return [(places[examples[request]][row], *result) for (request, row), result in graded.items()]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rewarded:
+    """The rewards of a step."""
+
+    values_G: list[float]  # NaN if a completion could not be graded
+    terms: dict[str, list[float]]  # of each term of a sum, before its weight
+    errors: list[str]  # what functions raised, one text for each example
+
+
 def _reward(
     config: TrialConfig, state: TrainingState, example_G: Sequence[int], graded: Sequence[GradedCompletion]
-) -> list[float]:
-    """Return the reward of each completion of the step, NaN if it could not be graded."""
-    values = [math.nan] * len(graded)
+) -> _Rewarded:
+    """Return the reward of each completion of the step."""
+    values_G = [math.nan] * len(graded)
+    terms = {name: [math.nan] * len(graded) for name in config.reward.terms}
+    errors: list[str] = []
     for example in dict.fromkeys(example_G):
         places = [place for place in range(len(example_G)) if example_G[place] == example]
         keys = [_key(state, place) for place in places]
-        verdicts = rewards([graded[place] for place in places], config.reward, state.grader, keys=keys)
-        for place, reward in zip(places, verdicts, strict=True):
-            values[place] = math.nan if reward is None else float(reward)
-    return values
+        problem = state.examples[example]
+        shown = Example(id=problem.id, problem=problem.prompt, answer=problem.answer)
+        group = [graded[place] for place in places]
+        rewarded = rewards(group, config.reward, state.grader, keys=keys, example=shown)
+        for name, values in (("", rewarded.values), *rewarded.terms.items()):
+            row = terms[name] if name else values_G
+            for place, reward in zip(places, values, strict=True):
+                row[place] = math.nan if reward is None else reward
+        errors += rewarded.errors
+    for error in errors:
+        logger.warning("step %d: no reward: %s", state.step + 1, error)
+    return _Rewarded(values_G=values_G, terms=terms, errors=errors)
 
 
 def _key(state: TrainingState, place: int) -> tuple[int, ...]:
@@ -186,9 +214,21 @@ def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
         "reward/accuracy": fmean(correct or 0.0 for correct in batch.correct_G),
         "reward/frac_groups_zero_std": zero_std_groups(rewards_NK).float().mean().item(),
         "reward/ungraded": float(len(batch.rewards_G) - len(graded_G)),
+        **_term_metrics(batch, config),
         "rollout/entropy": -sum(sum(c.logprobs) for c in batch.completions) / batch.num_tokens,
         "rollout/length_mean": batch.num_tokens / len(batch.completions),
         "rollout/truncated": fmean(completion.truncated for completion in batch.completions),
         "rollout/empty": fmean(not text.strip() for text in batch.texts),
         "rollout/boxed": fmean(extract_boxed(text) is not None for text in batch.texts),
     }
+
+
+def _term_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
+    """Return the mean of each term of the reward, and the number of examples whose function failed."""
+    if not config.reward.calls and not batch.terms:
+        return {}
+    means = {}
+    for name, values in batch.terms.items():
+        known = [value for value in values if math.isfinite(value)]
+        means[f"reward/{name}"] = fmean(known) if known else 0.0
+    return {**means, "reward/errors": float(batch.num_errors)}

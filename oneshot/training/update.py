@@ -7,7 +7,8 @@ Shapes: G completions of the step, group after group; M completion tokens of a m
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -34,6 +35,8 @@ class Batch:
     rewards_G: Tensor
     advantages_G: Tensor
     mismatch: Mismatch  # between sampler and trainer; the update fills it
+    terms: Mapping[str, Sequence[float]] = field(default_factory=dict)  # rewards by term of a sum, before its weight
+    num_errors: int = 0  # examples whose reward function failed
 
     @property
     def token_ids(self) -> list[tuple[int, ...]]:

@@ -1,0 +1,98 @@
+"""The `reward` section of a trial: what earns a reward, one rule or a weighted sum of several."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, model_validator
+
+from oneshot.config.evaluation import GraderName
+from oneshot.config.fields import MAX_FACTOR, Config
+
+Call = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$")]
+"""A Python function, `package.module:name`."""
+Rule = TypeVar("Rule", "RewardTerm", "RewardConfig")
+TermName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+TAKEN = ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "errors")
+"""Names of curves under `reward/` that are not those of terms."""
+
+
+class RewardTerm(Config):
+    """One rule that rewards completions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+    kind: Literal["outcome", "format", "random", "majority", "python"] = Field(
+        "outcome", description="What earns a reward, as for `reward.kind`"
+    )
+    weight: float = Field(1.0, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Factor of this rule in the sum")
+    probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
+    call: Call | None = Field(None, description="With `kind: python`: the function, `package.module:name`")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
+
+    @model_validator(mode="after")
+    def _calls_with_python_only(self) -> "RewardTerm":
+        return _checked_call(self)
+
+
+class RewardConfig(Config):
+    """The rule that rewards completions: the outcome, a control, your own, or a weighted sum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+    kind: Literal["outcome", "format", "random", "majority", "python", "sum"] = Field(
+        "outcome",
+        description="What earns a reward. `outcome`: a right boxed answer. `format`: any boxed answer. `random`: a "
+        "seeded coin. `majority`: the most common of the example's answers in the step. `python`: what `call` returns. "
+        "`sum`: the weighted sum of `terms`",
+    )
+    probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
+    call: Call | None = Field(
+        None,
+        description="With `kind: python`: a function `package.module:name` of an installed package, or beside the "
+        "sweep file with `--trust-code` (docs/rewards.md)",
+    )
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
+    terms: dict[TermName, RewardTerm] = Field(
+        default_factory=dict, description="With `kind: sum`: rules by name; each has the curve `reward/<name>`"
+    )
+    grader: GraderName = Field(
+        "strict",
+        description="Grader that decides which answers are right. `strict`: ours, exact and by type. `released`: the "
+        "rules of the released evaluation (Qwen2.5-Math's `math_equal`), with numbers equal within 1e-4",
+    )
+    timeout_s: float = Field(
+        5.0,
+        gt=0,
+        le=600,
+        description="Seconds to grade one answer, or to call a function for one example, after which it is ungraded",
+    )
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "RewardConfig":
+        if (self.kind == "sum") != bool(self.terms):
+            raise ValueError("reward: `kind: sum` and `terms` belong together; set both or none")
+        for name in self.terms:
+            if name in TAKEN:
+                raise ValueError(f"reward.terms.{name}: is the name of another curve; give the term another name")
+        return _checked_call(self)
+
+    @property
+    def rules(self) -> dict[str, RewardTerm]:
+        """Return the rules by name; a reward without terms has one, without a name."""
+        if self.terms:
+            return dict(self.terms)
+        kind = self.kind
+        assert kind != "sum", "a sum has terms"
+        return {"": RewardTerm(kind=kind, probability=self.probability, call=self.call, with_=self.with_)}
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """Return the functions that the reward calls, each once."""
+        return tuple(dict.fromkeys(rule.call for rule in self.rules.values() if rule.call is not None))
+
+
+def _checked_call(rule: Rule) -> Rule:
+    if (rule.kind == "python") != (rule.call is not None):
+        raise ValueError("`kind: python` and `call` belong together; set both or none")
+    if rule.with_ and rule.call is None:
+        raise ValueError("`with` has the arguments of a function; set `kind: python` and `call`")
+    return rule
