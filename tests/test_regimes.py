@@ -398,7 +398,7 @@ def test_families_of_one_size_are_their_means(seed: int, size: int) -> None:
 def test_a_share_is_inside_its_interval_exactly_if_0_is_in_that_of_the_difference() -> None:
     rng = np.random.default_rng(3)
     a_SP, b_SP = (tables[0, :, :80] for tables in format_tables(rng, 1, 5))
-    found = share_of(lambda ratio: [a_SP - ratio * b_SP], float(a_SP.mean() / b_SP.mean()))
+    found = share_of(lambda ratio: paired_difference(a_SP - ratio * b_SP), float(a_SP.mean() / b_SP.mean()))
     assert found.low is not None
     ratios = np.array([found.low - 0.01, found.low + 0.01, *([] if found.high is None else [found.high - 0.01])])
     tables_RSP = a_SP[None] - ratios[:, None, None] * b_SP[None]

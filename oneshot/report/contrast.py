@@ -250,22 +250,22 @@ def _no_difference(
     )
 
 
-def share_of(tables_at: Callable[[float], Sequence[Array]], share: float) -> Interval:
+def share_of(difference_at: Callable[[float], Difference], share: float) -> Interval:
     """Return a share a / b with its interval by Fieller (J. R. Stat. Soc. B 16, 1954).
 
-    `tables_at(r)` are the tables of a - r b, and `share` is the r with effect 0. The interval holds every r at which
-    the paired difference does not exclude 0, so that it agrees with the verdict on a - r b. An end is None if it is
-    further than MAX_SHARE, as it is when b is not clearly above 0.
+    `difference_at(r)` is the difference a - r b, which has an interval for every r, and `share` is the r with effect 0.
+    The share's interval holds every r at which that difference does not exclude 0, so that it agrees with the verdict
+    on a - r b. An end is None if it is further than MAX_SHARE, as it is when b is not clearly above 0.
     """
 
     def ends(ratio: float) -> tuple[float, float]:
-        difference = paired_difference(*tables_at(ratio))
+        difference = difference_at(ratio)
         assert difference.low is not None and difference.high is not None, "the caller has an interval of b"
         return difference.low, difference.high
 
     low = _crossing(lambda ratio: ends(ratio)[0], share, towards=-1)
     high = _crossing(lambda ratio: ends(ratio)[1], share, towards=1)
-    return Interval(mean=share, low=low, high=high, num=len(tables_at(share)[0]))
+    return Interval(mean=share, low=low, high=high, num=difference_at(share).num_seeds)
 
 
 def _crossing(end: Callable[[float], float], share: float, *, towards: int) -> float | None:

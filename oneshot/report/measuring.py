@@ -227,9 +227,9 @@ def _share(
         notes.append(f"the gain of b ({100 * of_b:+.1f} points) is not clearly above 0, so a share of it says little")
         return Interval(mean=of_a / of_b, low=None, high=None, num=len(by_seed)) if of_b else None
 
-    def tables_at(ratio: float) -> list[Array]:
+    def difference_at(ratio: float) -> Difference:
         by_suite = tables(by_seed, ratio=ratio)
         assert by_suite is not None, "they exist for every ratio or for none"
-        return list(by_suite.values())
+        return paired_difference(*by_suite.values())
 
-    return share_of(tables_at, of_a / of_b)
+    return share_of(difference_at, of_a / of_b)
