@@ -12,7 +12,7 @@ GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
+.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop test test-all check fmt docs site bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -21,6 +21,7 @@ help:
 	@echo "make miniature   repeat the paper on tiny models: collect, rank, one-shot; ten minutes"
 	@echo "make laptop      download SmolLM2-135M-Instruct and run one-shot GRPO on it; half an hour"
 	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
+	@echo "make test-soak   run further variants of slow tests, which CI leaves out"
 	@echo "make check       run ruff, mypy, import-linter and codespell"
 	@echo "make bench       compare a GRPO step with TRL's and sweeps with plain Tune; time a report and two processes"
 	@echo "make gpu         run the checks that need a GPU (make gpu-wheels collects the packages for them)"
@@ -73,20 +74,25 @@ laptop: models/SmolLM2-135M-Instruct/model.safetensors
 	$(BIN)/oneshot run sweeps/laptop.yaml
 
 test: .venv/ready-dev
-	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu and not vllm"
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu and not vllm and not soak"
 
 # Tests on Ray have deadlines, so nothing runs beside them.
 test-all: .venv/ready-dev
-	$(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster"
-	$(BIN)/pytest -q --durations 20 -m "cluster or (slow and ray)"
+	$(BIN)/pytest -q $(PARALLEL) -m "slow and not ray and not cluster and not soak"
+	$(BIN)/pytest -q --durations 20 -m "(cluster or (slow and ray)) and not soak"
+
+# Further variants of what other tests show: before a release, and after a change of what they test.
+test-soak: .venv/ready-dev $(VLLM_ENV)/ready
+	$(BIN)/pytest -q --durations 20 -m "soak and not vllm"
+	$(VLLM_ENV)/bin/pytest -q -m "soak and vllm" $(VLLM_TESTS)
 
 test-vllm: $(VLLM_ENV)/ready
-	$(VLLM_ENV)/bin/pytest -q --numprocesses 2 --dist worksteal --durations 10 -m vllm $(VLLM_TESTS)
+	$(VLLM_ENV)/bin/pytest -q --numprocesses 2 --dist worksteal --durations 10 -m "vllm and not soak" $(VLLM_TESTS)
 
 # Replaces vLLM alone, and puts it back: another environment would take minutes to install.
 test-vllm-oldest: $(VLLM_ENV)/ready
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM_OLDEST)"
-	$(VLLM_ENV)/bin/pytest -q -m vllm $(VLLM_TESTS) -k "qwen2 and (contract or agree or sleeps)"
+	$(VLLM_ENV)/bin/pytest -q -m "vllm and not soak" $(VLLM_TESTS) -k "qwen2 and (contract or agree or sleeps)"
 	$(VLLM_ENV)/bin/pip install --quiet --no-deps "$(VLLM)"
 
 check: .venv/ready-dev

@@ -269,7 +269,14 @@ def test_a_sweep_spreads_over_the_hosts_and_all_of_it_is_in_mlflow(site: Site, s
     assert "Traceback" not in spread.said
 
 
-@pytest.mark.parametrize("how", ["cut off", "cut off and frozen", "without power"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("cut off", marks=pytest.mark.soak),
+        "cut off and frozen",
+        pytest.param("without power", marks=pytest.mark.soak),
+    ],
+)
 def test_what_a_lost_host_was_at_is_done_elsewhere(site: Site, how: str) -> None:
     name = how.replace(" ", "-")
     every = "  checkpoint.every_steps: 1\n  train.num_steps: 10\n"

@@ -209,7 +209,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, grader: Grader) -> TrialFold
     return folder
 
 
-@pytest.mark.parametrize("last", [1, 3, 4])
+@pytest.mark.parametrize("last", [1, pytest.param(3, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak)])
 def test_a_trial_that_is_closed_anywhere_resumes_to_the_same_weights(
     whole: TrialFolder, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
@@ -232,7 +232,13 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("moment", "nth"),
-    [("before the upload", 2), ("before it counts", 1), ("before it counts", 2), ("before removing", 2), ("after", 2)],
+    [
+        ("before the upload", 2),
+        pytest.param("before it counts", 1, marks=pytest.mark.soak),
+        ("before it counts", 2),
+        ("before removing", 2),
+        pytest.param("after", 2, marks=pytest.mark.soak),
+    ],
 )
 def test_a_trial_that_dies_while_it_keeps_its_best_ends_in_the_same_weights(
     whole: TrialFolder, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, nth: int

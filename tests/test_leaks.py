@@ -46,12 +46,14 @@ def test_a_short_text_resembles_only_its_equal() -> None:
     assert shingles("10+77=?") == {"10+77=?"}
 
 
-def test_a_text_of_more_than_a_quarter_of_another_is_near() -> None:
-    # 50 letters have 11 shingles. A text that begins with 43 of them shares 4, more than a quarter; with 41: 2, fewer.
+def test_a_text_of_more_than_half_of_another_is_near_and_of_a_quarter_similar() -> None:
+    # 50 letters have 11 shingles. A text that begins with 45 of them shares 6, more than half; with 44: 5, fewer.
+    # With 42 it shares 3, more than a quarter; with 41: 2, fewer.
     text = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwx"
     filler = "0123456789" * 10
-    assert Index([text]).near(text[:43] + filler) == [0]
-    assert Index([text]).near(text[:41] + filler) == []
+    assert Index([text]).near(text[:45] + filler) == [0]
+    assert Index([text]).near(text[:44] + filler) == []
+    assert near_duplicates([text[:42] + filler, text[:41] + filler], [text]) == [0]
 
 
 def test_an_index_finds_all_that_are_near_in_order() -> None:

@@ -489,6 +489,7 @@ def test_the_estimate_of_activations_is_what_a_forward_pass_keeps(
 
 FEW = ("llama", "sft")
 """Of the measured cases those that are always run; the others are slow for their number."""
+FEW_OF_SEVERAL = ("fsdp", "fsdp, adapter", "ddp, bf16, weights above all")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
@@ -509,7 +510,9 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "name", [one if one in FEW_OF_SEVERAL else pytest.param(one, marks=pytest.mark.soak) for one in SEVERAL]
+)
 def test_so_it_is_in_each_of_two_processes(name: str, make: Callable[..., TrialConfig]) -> None:
     strategy, sizes, sections = SEVERAL[name]
     made = make("llama", sizes, sections)

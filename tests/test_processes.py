@@ -111,7 +111,7 @@ def alone(grader: Grader) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.soak)])
 def test_the_gradient_is_that_of_one_process(
     alone: dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]], size: int, tmp_path: Path
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_trial_is_the_same_in_copies_from_the_checkpoint_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(("first", "second"), [pytest.param(2, 3, marks=pytest.mark.soak), (3, 2)])
 def test_a_checkpoint_goes_on_in_another_number_of_shards(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path, first: int, second: int
 ) -> None:

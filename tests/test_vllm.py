@@ -258,7 +258,7 @@ def run_trial(config: str, root: str, *, dies_at: int | None) -> None:
 @pytest.mark.parametrize(
     ("strategy", "sections"),
     [
-        ("ddp", {}),
+        pytest.param("ddp", {}, marks=pytest.mark.soak),
         ("fsdp", {"model": {"adapter": {"kind": "lora", "r": 4}}}),
         ("ddp", {"rollout": {"tensor_parallel": 2}}),
     ],

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from oneshot.plan.claims import Comparison
+from oneshot.report.levels import LEVEL
 from oneshot.report.parts import Part, decide
 from oneshot.report.runs import Gathered
-from oneshot.report.stats import LEVEL
 from oneshot.report.values import FAILED
 from oneshot.tasks.measures import suite_of
 

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from oneshot.report.evidence import NUM_RESAMPLES, Bootstrap, Difference, Evidence, NoDifference, Skewed, StudentT
-from oneshot.report.stats import LEVEL, MIN_SEEDS, ROUNDING, Array, Interval
+from oneshot.report.levels import LEVEL, MIN_SEEDS
+from oneshot.report.stats import ROUNDING, Array, Interval
 
 MAX_BATCH = 1_000_000  # resampled differences held in memory at a time
 # If fewer problems than these carry a difference, every interval can be too narrow. With 30 problems x 8 completions at

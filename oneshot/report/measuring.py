@@ -9,8 +9,10 @@ import numpy as np
 from oneshot.plan.claims import Comparison, Pair
 from oneshot.report.contrast import FEW_CARRIERS, paired_difference, problem_difference, seed_difference, share_of
 from oneshot.report.evidence import Difference
+from oneshot.report.levels import MIN_SEEDS
+from oneshot.report.power import Spread
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import CHANGE, MIN_SEEDS, Array, Interval
+from oneshot.report.stats import CHANGE, Array, Interval
 from oneshot.report.values import ENDED, FAILED, Measure, Part, Sides, Unknown, Values, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
 from oneshot.trial.requests import DECIDED
@@ -87,15 +89,6 @@ def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int],
         left_out=tuple(left_out),
         notes=tuple(notes),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """What varied in a comparison that has been measured."""
-
-    seed_sd: float  # SD of one seed's difference that is due to training
-    discordance: float  # mean square of a problem's difference
-    rest_variance: float  # variance of one problem at one seed that is neither the seed's nor the problem's
 
 
 def observed_spread(comparison: Comparison, gathered: Gathered) -> Spread | None:

@@ -6,22 +6,23 @@ the level that Holm's correction leaves to the first of the sweep's verdicts. Th
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
+import numpy.typing as npt
 
 from oneshot.config.claims import ClaimConfig, ExpectConfig, GroupConfig
 from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
-from oneshot.report.measuring import Spread, observed_spread
-from oneshot.report.runs import Gathered
-from oneshot.report.stats import LEVEL, MIN_SEEDS, Array
+from oneshot.report.levels import LEVEL, MIN_SEEDS
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.measures import group_of, is_one_of, is_share, suite_of
+
+Array = npt.NDArray[np.float64]
 
 DRAWS = 4_000  # the standard error of a power of 0.8 is 0.6 points
 STEPS = 1_000  # the search for an effect has a resolution of a tenth of a point of accuracy
@@ -39,6 +40,15 @@ class Noise:
     seed_sd: float  # SD of one seed's difference of accuracies that is due to training
     discordance: float  # share of problems on which one side is right and the other wrong, at least the effect
     rest_variance: float = 0.0  # part of the variance over problems that more seeds average out, if there are seeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """What varied in a comparison that has been measured."""
+
+    seed_sd: float  # SD of one seed's difference that is due to training
+    discordance: float  # mean square of a problem's difference
+    rest_variance: float  # variance of one problem at one seed that is neither the seed's nor the problem's
 
 
 def power(effect: float, noise: Noise, *, num_verdicts: int = 1, within: float | None = None) -> float | None:
@@ -140,11 +150,15 @@ class Prospect:
 
 
 def find_prospects(
-    plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int, gathered: Gathered | None = None
+    plan: Plan,
+    claims: Sequence[ClaimConfig],
+    *,
+    num_seeds: int,
+    observe: Callable[[Comparison], Spread | None] = lambda _: None,
 ) -> list[Prospect]:
     """Return a prospect for every verdict on a share of completions, in the claims' order.
 
-    The spread is that of `gathered`, if it has results to measure it by, else what the claim assumes.
+    The spread is what `observe` returns, which has results to measure it by, or else what the claim assumes.
     """
     trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
     found = comparisons(claims, list({names: dict(names) for names in trials}.values()))
@@ -158,7 +172,7 @@ def find_prospects(
         verdict = (comparison.number, tuple(comparison.cells.values()))
         if verdict in prospects:
             continue
-        spread = None if gathered is None else observed_spread(comparison, gathered)
+        spread = observe(comparison)
         prospects[verdict] = _prospect(
             comparison,
             _noise(comparison, trial, spread, plan.groups, num_seeds=num_seeds),

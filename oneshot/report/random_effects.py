@@ -14,7 +14,8 @@ from scipy import optimize, stats
 
 from oneshot.plan.leakage import MIN_CELLS
 from oneshot.report.evidence import StudentT
-from oneshot.report.stats import LEVEL, Array
+from oneshot.report.levels import LEVEL
+from oneshot.report.stats import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,12 @@ from oneshot.plan.claims import Comparison, comparisons
 from oneshot.report.beside import Beside, beside
 from oneshot.report.decision import Verdict, holm
 from oneshot.report.environments import environments_of
+from oneshot.report.levels import LEVEL, MIN_SEEDS
 from oneshot.report.looks import bounds, spent_level
 from oneshot.report.measuring import has_ended
 from oneshot.report.parts import Part, decide
 from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import LEVEL, MIN_SEEDS
 from oneshot.report.values import FAILED
 
 

@@ -1,8 +1,9 @@
 """Texts of problems -> which of them are exactly or nearly the same.
 
-Two problems are near duplicates if they share more than a quarter of either one's shingles, which are runs of 40
-letters and digits. A text that is shorter than one shingle resembles no other: `10+77=?` and `107+7=?` have the same
-letters and digits. Such texts are duplicates only if they are equal.
+Two problems are near duplicates if they share enough of either one's shingles, which are runs of 40 letters and digits:
+more than half to be called a leak, which pairs that differ in a number do; more than a quarter to be kept out of `val`,
+which pairs that share a sentence do. A text that is shorter than one shingle resembles no other: `10+77=?` and
+`107+7=?` have the same letters and digits. Such texts are duplicates only if they are equal.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 SHINGLE = 40  # characters per shingle
-NEAR_SHARE = 0.25  # two problems are near duplicates if they share more than this part of either one's shingles
+LEAK_SHARE, SIMILAR_SHARE = 0.5, 0.25  # parts of either one's shingles
 _OTHERS = re.compile(r"[\W_]+")
 
 
@@ -34,18 +35,16 @@ class Index:
             for piece in pieces:
                 self._places.setdefault(piece, []).append(place)
 
-    def near(self, prompt: str) -> list[int]:
-        """Return the places of the problems that a problem nearly duplicates, in order; its own is among them."""
+    def near(self, prompt: str, *, share: float = LEAK_SHARE) -> list[int]:
+        """Return the places of the problems that share more than this part with a problem, in order; its own too."""
         pieces = shingles(prompt)
         if self._places.keys().isdisjoint(pieces):
             return []
         shared = Counter(place for piece in pieces for place in self._places.get(piece, ()))
-        return sorted(
-            place for place, count in shared.items() if count > NEAR_SHARE * min(len(pieces), self._sizes[place])
-        )
+        return sorted(place for place, count in shared.items() if count > share * min(len(pieces), self._sizes[place]))
 
 
 def near_duplicates(rows: Sequence[str], tested: Sequence[str]) -> list[int]:
-    """Return the rows that are near duplicates of a tested problem."""
+    """Return the rows that are similar to a tested problem."""
     index = Index(tested)
-    return [row for row, prompt in enumerate(rows) if index.near(prompt)]
+    return [row for row, prompt in enumerate(rows) if index.near(prompt, share=SIMILAR_SHARE)]
