@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from oneshot.report.contrast import FEW_CARRIERS, paired_errors
-from oneshot.report.measuring import FAR, FAR_POINTS, MIN_FOR_OUTLIER, NORMAL
 from oneshot.report.levels import LEVEL
+from oneshot.report.measuring import FAR, FAR_POINTS, MIN_FOR_OUTLIER, NORMAL
 from oneshot.report.stats import Array
 
 Ends = tuple[Array, Array]
