@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from builders import sweep_run
 from synthetic import make_store
-from told import claim, gathered, run, suite
+from told import claim, gathered, grades, run, suite
 
 from oneshot.config.claims import PublishedConfig
 from oneshot.report.cells import cell_lines, gains
+from oneshot.report.contrast import paired_difference, share_of
 from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.phenomena import (
     category_table,
@@ -24,7 +26,7 @@ from oneshot.report.phenomena import (
     text_table,
 )
 from oneshot.report.published import published_tables
-from oneshot.report.runs import Gathered, Run, gather, primary_suite
+from oneshot.report.runs import Gathered, Grades, Run, gather, primary_suite
 from oneshot.report.stats import Interval
 from oneshot.report.table import Table
 from oneshot.store.records import Row
@@ -116,14 +118,34 @@ def test_a_suite_of_one_category_has_no_transfer() -> None:
 
 def test_the_share_of_format_by_hand() -> None:
     # outcome gains 0.4, 0.5, 0.6 (0.5 -+ 0.248, clear of 0), format 0.1, 0.2, 0.3: share 0.2/0.5 = 0.4.
-    # without a seed: 0.5/1.1, 0.4/1.0, 0.3/0.9; pseudo-values 3 * 0.4 - 2 * each: 0.290909, 0.4, 0.533333;
-    # mean 0.408081, SD 0.121414, error 0.070099: -+ 0.301610
+    # format - r outcome at each seed: 0.2 - 0.5 r and -+ 0.1 (1 - r), so its interval is -+ 0.248414 (1 - r)
+    # 0.2 - 0.5 r is 0.248414 (1 - r) at r = -0.192435, and -0.248414 (1 - r) at r = 0.599152
     runs = gaining(OUTCOME, 0.4, 0.5, 0.6) + gaining(FORMAT, 0.1, 0.2, 0.3, config=AS_FORMAT)
     (row,) = made(format_table(gathered(runs), "arithmetic")).rows
     assert row[:2] == ("outcome", "format")
     assert ends(row[2]) == tuple(pytest.approx(0.5 + sign * T * 0.1 / 3**0.5, abs=1e-6) for sign in (0, -1, 1))
     assert ends(row[3])[0] == pytest.approx(0.2)
-    assert ends(row[4]) == tuple(pytest.approx(0.408081 + sign * 0.301610, abs=1e-5) for sign in (0, -1, 1))
+    assert ends(row[4]) == tuple(pytest.approx(end, abs=1e-4) for end in (0.4, -0.192435, 0.599152))
+
+
+def test_the_share_of_format_counts_problems_if_their_grades_are_stored() -> None:
+    rng = np.random.default_rng(8)
+    runs = gaining(OUTCOME, 0.5, 0.5, 0.5, 0.5) + gaining(FORMAT, 0.2, 0.2, 0.2, 0.2, config=AS_FORMAT)
+    chance_of = {"outcome": 0.8, "format": 0.45}
+    right_of = {one.label: (rng.random(80) < chance_of[one.cell["arm"]]).astype(int) for one in runs}
+    graded: dict[tuple[str, str, int], Grades] = {}
+    for one in runs:
+        for step, right in ((0, np.arange(80) % 4 == 0), (8, right_of[one.label])):
+            graded[one.label, "arithmetic", step] = grades(right.astype(int).tolist(), categories=["x"] * 80)
+    (row,) = made(format_table(gathered(runs, tables=graded), "arithmetic")).rows
+    outcome_SP, format_SP = (
+        np.array([right_of[f"{arm} seed {seed}"] for seed in range(4)]) - (np.arange(80) % 4 == 0)
+        for arm in ("outcome", "format")
+    )
+    expected = share_of(
+        lambda ratio: paired_difference(format_SP - ratio * outcome_SP), format_SP.mean() / outcome_SP.mean()
+    )
+    assert ends(row[4]) == pytest.approx((expected.mean, expected.low, expected.high), abs=1e-3)
 
 
 def test_the_share_of_a_gain_that_is_not_clear_of_0_is_not_told() -> None:

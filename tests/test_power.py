@@ -1,12 +1,16 @@
 """Power against numbers of the literature, simulated sweeps that are judged, and its own inverse."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import intervals
 from statsmodels.stats.power import TTestPower
 
-from oneshot.report.contrast import paired_difference
+from oneshot.report.contrast import paired_difference, problem_difference
 from oneshot.report.power import DRAWS, Noise, detectable, power, seeds_needed
 
 
@@ -17,7 +21,7 @@ def noise(
 
 
 OVER_SEEDS = {"num_problems": None, "seed_sd": 1.0, "discordance": 0.0}
-EXACT = 3 * 0.5 / DRAWS**0.5  # three standard errors of a share of the draws
+EXACT = 4 * 0.5 / DRAWS**0.5  # four standard errors of a share of the draws: it is compared at many settings
 
 
 def test_power_of_a_t_test_as_in_the_textbook() -> None:
@@ -131,3 +135,48 @@ def test_what_is_chance_at_each_seed_is_averaged_out() -> None:
     drawn = Noise(num_seeds=10, num_problems=500, seed_sd=0.01, discordance=0.3, rest_variance=0.28)
     fixed = Noise(num_seeds=10, num_problems=500, seed_sd=0.01, discordance=0.3)
     assert (power(0.03, drawn) or 0.0) > 2 * (power(0.03, fixed) or 0.0)
+
+
+def test_given_checkpoints_have_all_of_the_chance_in_their_difference() -> None:
+    # 500 problems, 30% of them differ, 12% the wrong way round: whatever part of it is chance, it was drawn once
+    given_ones = Noise(num_seeds=None, num_problems=500, seed_sd=0.0, discordance=0.3, rest_variance=0.15)
+    rng = np.random.default_rng(4)
+    decided = []
+    for _ in range(200):
+        found = problem_difference(rng.choice([1.0, 0.0, -1.0], 500, p=[0.18, 0.7, 0.12]), num_seeds=1)
+        assert found.low is not None
+        decided.append(found.low > 0)
+    # 200 sweeps: the standard error of a share is at most 3.5 points
+    assert power(0.06, given_ones) == pytest.approx(np.mean(decided), abs=0.105)
+
+
+def test_the_interval_over_problems_counts_where_chance_is_most_of_what_varies() -> None:
+    # three seeds without a spread of their own: sometimes t over seeds and the crossed interval are both narrow
+    # by luck. With no effect that alone would decide 2 in 100 sweeps, and the union decides fewer than 1
+    noisy = Noise(num_seeds=3, num_problems=500, seed_sd=0.0, discordance=0.3, rest_variance=0.3)
+    tables_RSP = np.random.default_rng(5).normal(0.0, 0.3**0.5, (4_000, 3, 500))
+    low_R, _ = intervals(tables_RSP).union
+    # 4,000 draws on both sides: the standard error of the difference of two shares of 0.01 is 0.2 points
+    assert power(0.0, noisy) == pytest.approx((low_R > 0).mean(), abs=0.006)
+    assert (power(0.0, noisy) or 0.0) < 0.012
+
+
+def test_the_document_shows_what_is_computed() -> None:
+    document = (PROJECT / "docs" / "statistics.md").read_text()
+
+    def spread(num_seeds: int, num_problems: int, seed_sd: float = 0.02) -> Noise:
+        settings = {"seed_sd": seed_sd, "discordance": 0.3, "rest_variance": 0.15}
+        return Noise(num_seeds=num_seeds, num_problems=num_problems, **settings)
+
+    for num_seeds, num_problems in ((3, 500), (5, 500), (10, 500), (10, 1547), (10, 30)):
+        effects = [detectable(spread(num_seeds, num_problems, sd)) for sd in (0.01, 0.02, 0.03)]
+        effects.append(detectable(spread(num_seeds, num_problems), num_verdicts=7))
+        numbers = " | ".join(f"{100 * (effect or np.nan):.1f}" for effect in effects)
+        assert f"| {num_seeds} seeds, {num_problems} problems | {numbers} |\n" in document
+    for num_problems, (num_verdicts, among) in product((500, 1547), ((1, "one verdict"), (7, "first of 7"))):
+        seeds = [
+            seeds_needed(effect, spread(3, num_problems), num_verdicts=num_verdicts)
+            for effect in (0.04, 0.06, 0.08, 0.1)
+        ]
+        numbers = " | ".join("none" if num is None else str(num) for num in seeds)
+        assert f"| {num_problems} problems, {among} | {numbers} |\n" in document

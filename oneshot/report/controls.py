@@ -8,9 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from oneshot.report.cells import cell_label, ended_cells, finished, gain, gains, mean_difference
+from oneshot.report.contrast import paired_difference, seed_difference, share_of
+from oneshot.report.evidence import Difference
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import Interval, kendall, mean_interval
+from oneshot.report.stats import Interval, kendall
 from oneshot.report.table import Table, Value
+from oneshot.report.values import Part, Sides, Values, mean_of, over_problems, tables
 
 
 def format_table(gathered: Gathered, suite: str) -> Table | None:
@@ -19,37 +22,62 @@ def format_table(gathered: Gathered, suite: str) -> Table | None:
     for outcome, control in _partners(gathered, lambda config: config["reward"]["kind"] == "format"):
         if outcome[0].config["reward"]["kind"] != "outcome":
             continue
-        arms, share = (cell_label(outcome[0]), cell_label(control[0])), _share(outcome, control, suite)
+        arms, share = (cell_label(outcome[0]), cell_label(control[0])), _share(outcome, control, suite, gathered)
         rows.append((*arms, gains(outcome, suite), gains(control, suite), share))
     return Table(
         name="format",
         title="How much of the gain is format",
         about=(
             "The format arm rewards any boxed answer. Share: its mean gain as a percentage of the outcome arm's, with "
-            "a jackknife interval over seeds. It is empty if the interval of the outcome arm's gain is not above 0."
+            "Fieller's interval. It is empty if the interval of the outcome arm's gain is not above 0."
         ),
         columns=("outcome arm", "format arm", "gain, outcome", "gain, format", "share"),
         rows=tuple(rows),
     )
 
 
-def _share(outcome: Sequence[Run], control: Sequence[Run], suite: str) -> Interval | None:
-    """Return the ratio of mean gains, by the jackknife over the seeds that both have."""
-    of_outcome = {run.seed: number for run in outcome if (number := gain(run, suite)) is not None}
-    of_control = {run.seed: number for run in control if (number := gain(run, suite)) is not None}
-    seeds = sorted(of_outcome.keys() & of_control.keys())
-    if len(seeds) < 2:
+def _share(outcome: Sequence[Run], control: Sequence[Run], suite: str, gathered: Gathered) -> Interval | None:
+    """Return the ratio of mean gains with its interval, as a claim with `share_at_least` has it."""
+    of_outcome, of_control = (
+        {run.seed: values for run in runs if (values := _gain_by_problem(run, suite, gathered)) is not None}
+        for runs in (outcome, control)
+    )
+    both = sorted(of_outcome.keys() & of_control.keys())
+    if not both:
         return None
-    mean_gain = mean_interval([of_outcome[seed] for seed in seeds])
-    if mean_gain.low is None or mean_gain.low <= 0:
+    by_seed: list[list[Sides]] = [[((of_control[seed],), (of_outcome[seed],))] for seed in both]
+    base = _difference([[((of_outcome[seed],), (of_outcome[seed],))] for seed in both], ratio=0.0)
+    if base.low is None or base.low <= 0:
         return None
-    whole = fmean(of_control[seed] for seed in seeds) / mean_gain.mean
-    pseudo = []
-    for left_out in seeds:
-        rest = [seed for seed in seeds if seed != left_out]
-        ratio = fmean(of_control[seed] for seed in rest) / fmean(of_outcome[seed] for seed in rest)
-        pseudo.append(len(seeds) * whole - (len(seeds) - 1) * ratio)
-    return mean_interval(pseudo)
+    share = fmean(of_control[seed].mean for seed in both) / base.effect
+    return share_of(lambda ratio: _difference(by_seed, ratio=ratio), share)
+
+
+def _difference(by_seed: Sequence[Sequence[Sides]], *, ratio: float) -> Difference:
+    """Return the mean of a - ratio * b, over problems too if their grades are stored."""
+    by_suite = tables(by_seed, ratio=ratio)
+    if by_suite is not None:
+        return paired_difference(*by_suite.values())
+    return seed_difference([fmean(mean_of(pair, ratio=ratio) for pair in pairs) for pairs in by_seed])
+
+
+def _gain_by_problem(run: Run, suite: str, gathered: Gathered) -> Values | None:
+    """Return the gain of a run, by problem if its grades at the start and at the end are stored."""
+    number = gain(run, suite)
+    if number is None:
+        return None
+    parts = []
+    for step in (0, run.num_steps):
+        grades = gathered.record.grades(run, suite, step)
+        if grades is None or (chosen := over_problems(grades, "pass_at_1")) is None:
+            return Values(mean=number)
+        values_P, ids = chosen
+        parts.append(Part(suite=suite, weight=1.0, values_P=values_P, ids=ids, families=grades.families or ids))
+    start, end = parts
+    if start.ids != end.ids:
+        return Values(mean=number)
+    change_P = end.values_P - start.values_P
+    return Values(mean=float(change_P.mean()), parts=(end.times(change_P),))
 
 
 def _partners(

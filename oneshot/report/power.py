@@ -1,8 +1,8 @@
 """A plan's claims -> what each can detect and how many seeds it needs, by the rule that will judge, before it runs.
 
 The two-way layout of contrast.py is drawn DRAWS times: seeds, problems and the rest are normal, and their mean squares
-are chi-squares. The interval is the wider of t over seeds and seeds crossed with problems, at the level that Holm's
-correction leaves to the first of the sweep's verdicts. The draws are the same each time.
+are chi-squares. The interval is the widest of t over seeds, seeds crossed with problems, and problems without skew, at
+the level that Holm's correction leaves to the first of the sweep's verdicts. The draws are the same each time.
 """
 
 from bisect import bisect_left
@@ -39,7 +39,7 @@ class Noise:
     num_problems: int | None  # None if the metric is not counted over problems
     seed_sd: float  # SD of one seed's difference of accuracies that is due to training
     discordance: float  # share of problems on which one side is right and the other wrong, at least the effect
-    rest_variance: float = 0.0  # part of the variance over problems that more seeds average out
+    rest_variance: float = 0.0  # part of the variance over problems that more seeds average out, if there are seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def power(effect: float, noise: Noise, *, num_verdicts: int = 1, within: float |
         return None
     effect = abs(effect)
     total = max(noise.discordance, effect) - effect**2 if noise.num_problems else 0.0
-    rest = min(noise.rest_variance, total)
+    rest = 0.0 if num_seeds is None else min(noise.rest_variance, total)
     normal, seeds, problems, residual = _draws(num_seeds, noise.num_problems)
     count, num_problems = num_seeds or 1, noise.num_problems or 1
     rest_part = rest / (count * num_problems)
@@ -86,7 +86,8 @@ def _half_width(by_seed: Array, by_problem: Array, rest: Array, noise: Noise, *,
     spread = by_seed**2 / seed_df + by_problem**2 / problem_df + rest**2 / (seed_df * problem_df)
     df = np.divide(combined**2, spread, out=np.full_like(combined, MANY), where=spread > 0)
     crossed = stdtrit(np.maximum(df, min(seed_df, problem_df)), 1 - level / 2) * np.sqrt(combined)
-    return np.asarray(np.maximum(crossed, stdtrit(seed_df, 1 - level / 2) * np.sqrt(by_seed)))
+    alone = (stdtrit(df, 1 - level / 2) * np.sqrt(part) for df, part in ((seed_df, by_seed), (problem_df, by_problem)))
+    return np.asarray(np.maximum.reduce([crossed, *alone]))
 
 
 @lru_cache(maxsize=256)
