@@ -51,7 +51,7 @@ def test_the_grader_that_rewards_is_a_setting(grader: Grader) -> None:
     def paid(name: str) -> list[bool | None]:
         config = RewardConfig.model_validate({"grader": name})
         graded = [judge(line["completion"], line["answer"], config, grader) for line in LINES]
-        return rewards(graded, config, grader, keys=[(0, 0, row) for row in range(3)])
+        return rewards(graded, config, grader, keys=[(0, 0, row) for row in range(3)]).values
 
     assert paid("strict") == [True, False, False]
     assert paid("released") == [True, True, False]

@@ -146,7 +146,7 @@ def test_a_child_that_dies_leaves_that_answer_ungraded_and_is_replaced() -> None
 
 def paid(texts: list[str], config: RewardConfig, grader: Grader, *, answer: str = "85") -> list[bool | None]:
     keys = [(0, 0, row) for row in range(len(texts))]
-    return rewards([judge(text, answer, config, grader) for text in texts], config, grader, keys=keys)
+    return rewards([judge(text, answer, config, grader) for text in texts], config, grader, keys=keys).values
 
 
 def test_the_outcome_arm_pays_the_boxed_answer(grader: Grader) -> None:

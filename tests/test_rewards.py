@@ -19,7 +19,7 @@ Key = tuple[int, ...]
 
 def paid(texts: list[str], config: RewardConfig, grader: Grader, *, keys: list[Key] | None = None) -> list[Verdict]:
     judged = [judge(text, "85", config, grader) for text in texts]
-    return rewards(judged, config, grader, keys=keys or [(0, 0, place) for place in range(len(texts))])
+    return rewards(judged, config, grader, keys=keys or [(0, 0, place) for place in range(len(texts))]).values
 
 
 def boxed(*answers: str) -> list[str]:

@@ -15,6 +15,7 @@ from oneshot.cli.options import (
     File,
     OptionalFile,
     SetOption,
+    TrustOption,
     app,
     load_sweep,
     results,
@@ -41,6 +42,7 @@ def submit(
     storage: FarStorageOption = None,
     mlflow: FarMlflowOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show the driver's log until the sweep ends")] = False,
+    trust_code: TrustOption = False,
 ) -> None:
     """Submit a sweep to a Ray cluster, or resume it there.
 
@@ -49,7 +51,7 @@ def submit(
     from oneshot.sweep.cluster.package import bundle
     from oneshot.sweep.events import PASSED
 
-    sweep = load_sweep(file, settings)
+    sweep = load_sweep(file, settings, trust_code=trust_code)
     root, arguments = _far(sweep, settings, address, storage=storage, mlflow=mlflow)
     wait_s = _check_plan(sweep)
     cluster = cluster_at(address)

@@ -103,6 +103,9 @@ ClusterOption = Annotated[
 StepOption = Annotated[
     Literal["last", "best"], typer.Option("--step", help="Weights: of the last step, or of the best (checkpoint.keep)")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-code", help="Let the sweep call functions of the Python files beside it")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
@@ -147,8 +150,11 @@ def warn(text: str) -> None:
     print(f"oneshot: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def load_sweep(file: Path, settings: list[str] | None = None) -> "SweepFile":
-    """Read a sweep file with its `--set` values. Raises UserError: there is no such file; names one like it."""
+def load_sweep(file: Path, settings: list[str] | None = None, *, trust_code: bool = False) -> "SweepFile":
+    """Read a sweep file with its `--set` values; with `trust_code`, functions beside it may be called.
+
+    Raises UserError: there is no such file; names one like it.
+    """
     from oneshot.config.file import load
 
     if not file.exists():
@@ -158,4 +164,8 @@ def load_sweep(file: Path, settings: list[str] | None = None) -> "SweepFile":
         files |= {path.stem: str(path) for folder in ("sweeps", ".") for path in Path(folder).glob("*.yaml")}
         if names := get_close_matches(file.stem, files, n=1):
             raise UserError(f"{file}: no such file; did you mean {files[names[0]]}?")
+    if trust_code:
+        from oneshot.tasks.foreign import trust
+
+        trust(file.parent)
     return load(file, overrides=tuple(settings or ()))

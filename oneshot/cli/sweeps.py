@@ -20,6 +20,7 @@ from oneshot.cli.options import (
     SetOption,
     StepOption,
     StorageOption,
+    TrustOption,
     Typed,
     app,
     load_sweep,
@@ -53,6 +54,7 @@ def plan(
     storage: StorageOption = None,
     gpus: Annotated[float | None, typer.Option(min=0.01, help="Estimate wall-clock time and budget on N GPUs")] = None,
     address: RayOption = None,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show a sweep's trials, keys and cost without running it.
@@ -68,7 +70,7 @@ def plan(
     from oneshot.sweep.remaining import find_remaining
 
     check_ray(address, instead=f"doctor {file}")
-    sweep = load_sweep(file, settings)
+    sweep = load_sweep(file, settings, trust_code=trust_code)
     store = open_store(storage, sweep)
     pinned = pin_known(sweep, store)
     sweep_run = SweepRun.of(pinned, make_plan(pinned, measured=measured_steps(store)), store)
@@ -163,6 +165,7 @@ def run(
         bool | None,
         typer.Option("--check/--no-check", help="Check the cluster first; default: if it has several nodes"),
     ] = None,
+    trust_code: TrustOption = False,
 ) -> None:
     """Run a sweep, or resume it.
 
@@ -173,7 +176,7 @@ def run(
     from oneshot.sweep.notify import notify, webhook_url
 
     check_ray(address, instead=f"submit {file}")
-    sweep = with_mlflow(load_sweep(file, settings), mlflow)
+    sweep = with_mlflow(load_sweep(file, settings, trust_code=trust_code), mlflow)
     sweep_run = pin_all(sweep, open_store(storage, sweep))
     _warn_of_plan(sweep_run.plan)
     check_edits(sweep_run)

@@ -103,10 +103,11 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
 
 
 def _trial_rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    by_name = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     for path, default, text in _rows(model, prefix):
         if path == HIDDEN:
             continue
-        kind: Any = model.model_fields[path.removeprefix(prefix)].annotation
+        kind: Any = by_name[path.removeprefix(prefix)]
         inner = next((k for k in (kind, *getattr(kind, "__args__", ())) if hasattr(k, "model_fields")), None)
         is_optional = type(None) in getattr(kind, "__args__", ())  # also a value, as a mapping or null
         if inner is None or is_optional:

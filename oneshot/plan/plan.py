@@ -28,6 +28,7 @@ from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
 from oneshot.plan.warnings import (
     coinciding,
+    foreign_code,
     inert_settings,
     odd_resources,
     odd_rows,
@@ -38,6 +39,7 @@ from oneshot.plan.warnings import (
 )
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
+from oneshot.tasks.foreign import find
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +145,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings += odd_resources(every)
     warnings += odd_suites(every)
     warnings += odd_rows(every)
+    warnings += foreign_code(every)
     known = [cell.config for cell in every if cell.waits_for is None]
     warnings += leak_warnings(find_leaks(known, sweep.config.claims, sweep.config.groups))
     warnings += too_large(trials)
@@ -254,6 +257,11 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
             load_suite(name, suite, config)
         except UserError as error:
             raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
+    for call in config.reward.calls:
+        try:
+            find(call)
+        except DataError as error:
+            raise sweep.source.error(cell.place("reward.call"), str(error)) from error
     try:
         identify_shots(config.prompt)
     except DataError as error:

@@ -9,6 +9,7 @@ from math import gcd
 from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import TrialConfig
+from oneshot.errors import DataError
 from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites
@@ -122,6 +123,9 @@ def check_data(configs: Sequence[TrialConfig]) -> None:
     with Grader() as grader:
         for config in read_data(configs):
             check_labels(config.examples, grader)
+        for call in dict.fromkeys(call for config in configs for call in config.reward.calls):
+            if error := grader.cannot_load(call):
+                raise DataError(f"reward.call: {call}: {error}; correct the function, or its name")
 
 
 def read_data(configs: Sequence[TrialConfig]) -> list[TrialConfig]:

@@ -7,6 +7,7 @@ variable ONESHOT_CODE. Nothing of a sweep file is ever run as code.
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from oneshot.errors import DataError
 
 FOLDER = "ONESHOT_CODE"  # variable with the folder of trusted code
+_CALL = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,20 @@ def load(call: str) -> Callable[..., Any]:
     module, _, name = call.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def is_call(text: str) -> bool:
+    """Return whether a text has the form of a function's name."""
+    return _CALL.fullmatch(text) is not None
+
+
+def is_trusted(call: str) -> bool:
+    """Return whether a function is in the trusted folder, as opposed to an installed package."""
+    folder = os.environ.get(FOLDER)
+    try:
+        return folder is not None and find(call).path.resolve().is_relative_to(Path(folder).resolve())
+    except DataError:  # a text that only looks like a function's name
+        return False
 
 
 @cache

@@ -165,6 +165,10 @@ class Grader:
         reply = self._exchange(["call", json.dumps(arguments), function])
         return reply.verdict, reply.reason
 
+    def cannot_load(self, function: str) -> str:
+        """Return why a function cannot be imported in a grading process, or an empty text."""
+        return self._exchange(["load", "", function]).reason
+
     def _ask(self, question: _Question) -> _Reply:
         if question in self._cache:
             return self._cache[question]

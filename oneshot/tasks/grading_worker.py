@@ -28,10 +28,18 @@ def judge(kind: str, text: str, answer: str) -> bool:
     return lenient_equal(text, answer) if kind == "lenient" else equal(text, answer)
 
 
+def answered(kind: str, text: str, answer: str) -> Any:
+    """Return the reply to one line; raise whatever goes wrong."""
+    if kind == "call":
+        return call(answer, json.loads(text))
+    if kind == "load":
+        return callable(load(answer))
+    return judge(kind, text, answer)
+
+
 def call(function: str, arguments: dict[str, Any]) -> Any:
     """Return what a function of a foreign module returns; raise whatever it raises."""
-    found = load(function)
-    return found(**arguments)
+    return load(function)(**arguments)
 
 
 MEMORY_BYTES = 4 * 2**30  # memory limit of one child: `9^{9^9}` then raises MemoryError and does not kill the trial
@@ -51,8 +59,7 @@ def main() -> None:
         # without a handler the kernel kills this process even inside C code, in case the parent is gone
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline_s)
         try:
-            reply: list[Any] = [call(answer, json.loads(text)) if kind == "call" else judge(kind, text, answer), ""]
-            line = json.dumps(reply)
+            line = json.dumps([answered(kind, text, answer), ""])
         except Exception as error:  # math-verify, sympy and the LaTeX parser raise any type; the parent counts them
             line = json.dumps([None, f"{type(error).__name__}: {error}"[:500]])
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -11,10 +11,11 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,7 @@ from oneshot.config.contexts import ContextConfig, token_of
 from oneshot.errors import OneshotError, UserError
 from oneshot.sweep.cluster.package import COMMIT, Bundle, commit, packed
 from oneshot.sweep.events import BEGIN
+from oneshot.tasks.foreign import FOLDER
 
 STOP_WAIT_S = 60  # least time from the stop signal to the kill
 LOOK_S = 1.0
@@ -135,14 +137,23 @@ class Cluster:
                         folder,
                         {"sweep": sweep, "attempt": str(attempt), "storage": storage},
                         wait_s=max(STOP_WAIT_S, wait_s),
+                        variables={FOLDER: "."} if bundle.code else {},
                     )
                 except _TakenError:  # another user took it just now, or it was deleted from the list
                     attempt += 1
 
     def _start(
-        self, submission_id: str, entrypoint: str, folder: Path, metadata: dict[str, str], *, wait_s: int = STOP_WAIT_S
+        self,
+        submission_id: str,
+        entrypoint: str,
+        folder: Path,
+        metadata: dict[str, str],
+        *,
+        wait_s: int = STOP_WAIT_S,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         variables = {
+            **variables,
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": str(wait_s),
             "PYTHONUNBUFFERED": "1",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
@@ -19,6 +20,7 @@ from ray._private.state import state
 from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.trial import Trial
+from oneshot.tasks.foreign import FOLDER
 
 MOST_AT_A_TIME = 1000  # most trials that Tune is given ahead of free workers, unless the sweep sets a limit
 NODE_TYPES = "ONESHOT_NODE_TYPES"
@@ -64,6 +66,7 @@ def joined(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=_short_temp_dir() if address is None else None,
+            runtime_env=_trusted_code() if address is not None else None,
         )
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -84,6 +87,13 @@ def joined(address: str | None) -> Iterator[None]:
         yield
     finally:
         leave()
+
+
+def _trusted_code() -> dict[str, Any] | None:
+    """Return where workers find trusted code, on a disk that all nodes share. A job has this in its own environment."""
+    folder = os.environ.get(FOLDER)
+    is_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return None if folder is None or is_job else {"env_vars": {FOLDER: folder}}
 
 
 def _short_temp_dir() -> str | None:

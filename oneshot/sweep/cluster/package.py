@@ -14,6 +14,7 @@ from typing import Any
 
 from oneshot.config.file import SweepFile
 from oneshot.errors import UserError
+from oneshot.tasks.foreign import FOLDER, find, is_call, is_trusted
 
 PACKAGE = Path(__file__).parents[2]
 COMMIT = "ONESHOT_COMMIT"  # variable with the commit that was shipped, because the copy has no git
@@ -28,6 +29,7 @@ class Bundle:
     file: Path
     text: str
     data: tuple[Path, ...]
+    code: tuple[Path, ...] = ()  # modules and packages beside it, whose functions it calls
 
 
 def bundle(file: Path, sweep: SweepFile) -> Bundle:
@@ -41,7 +43,18 @@ def bundle(file: Path, sweep: SweepFile) -> Bundle:
             f"{', '.join(map(str, paths))}: larger than {MOST_MIB} MiB, so not shipped; put them on the cluster's "
             "shared disk and name them by absolute paths, or use URLs"
         )
-    return Bundle(file=file, text=sweep.source.text, data=tuple(paths))
+    return Bundle(file=file, text=sweep.source.text, data=tuple(paths), code=_trusted_code(sweep))
+
+
+def _trusted_code(sweep: SweepFile) -> tuple[Path, ...]:
+    """Return the trusted modules and packages that the sweep's functions are in; installed ones are on the nodes."""
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return ()
+    settings = [setting.value for setting in sweep.overrides.values()]
+    calls = [text for text in _texts([sweep.config.model_dump(mode="json"), settings]) if is_call(text)]
+    paths = {find(call).path: None for call in calls if is_trusted(call)}
+    return tuple(paths)
 
 
 def _texts(values: Any) -> Iterator[str]:
@@ -74,6 +87,11 @@ def packed(bundle: Bundle | None) -> Iterator[Path]:
         for path in bundle.data if bundle is not None else ():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / path)
+        for path in bundle.code if bundle is not None else ():
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            else:
+                shutil.copy(path, folder / path.name)
         yield folder
 
 
