@@ -10,8 +10,10 @@ import pytest
 from verbs import oneshot as verb
 
 import oneshot
+from oneshot.config.file import load
 from oneshot.config.reward import RewardConfig
 from oneshot.errors import DataError, TrialError
+from oneshot.sweep.cluster.package import bundle, packed
 from oneshot.tasks import foreign
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.rewards import Example, GroupRewards, judge, rewards
@@ -227,6 +229,16 @@ def test_code_beside_the_file_is_not_run_unless_it_is_trusted(tmp_path: Path, mo
     assert said.code == 2
     assert said.err.startswith("oneshot: own.yaml:9: trial.reward.call: untrusted_rewards:shorter: no module named")
     assert "--trust-code" in said.err
+
+
+def test_a_job_takes_the_trusted_code_along_and_no_other(code: Path) -> None:
+    (code / "own.yaml").write_text(SWEEP)
+    (code / "other.py").write_text("raise SystemExit")
+    shipped = bundle(code / "own.yaml", load(code / "own.yaml"))
+    assert shipped.code == (code / "own_rewards.py",)
+    with packed(shipped) as folder:
+        assert (folder / "own_rewards.py").read_text() == MODULE
+        assert not (folder / "other.py").exists()
 
 
 @pytest.mark.parametrize(
