@@ -140,7 +140,7 @@ BAD_SECTIONS = {
     "a claim of an unknown axis": (f"claims: [{CLAIM.replace('{arm: found}', '{arms: found}')}]", "claims.0.a.arms: unknown axis; did you mean 'arm'?"),
     "a claim of an unknown cell": (f"claims: [{CLAIM.replace('{arm: fixed}', '{arm: fxed}')}]", "claims.0.b.arm: unknown cell 'fxed'; did you mean 'fixed'?"),
     "a claim at no step": (f"claims: [{CLAIM.replace('{arm: found}', '{at: end}')}]", "claims.0.a.at: 'end' is not a step"),
-    "a claim of nothing": (f"claims: [{CLAIM.replace('{greater_by: 0}', '{}')}]", "claims.0.expect: expect needs exactly one of greater_by, less_by and within"),
+    "a claim of nothing": (f"claims: [{CLAIM.replace('{greater_by: 0}', '{}')}]", "claims.0.expect: expect needs exactly one of greater_by, less_by, within and share_at_least"),
     "a claim for each of nothing": (f"claims: [{CLAIM.replace('expect', 'for_each: [modle], expect')}]", "claims.0.for_each.0: unknown axis; did you mean 'model'?"),
     "a claim of what no trial has": (f"claims: [{CLAIM.replace('script/m1', 'eval/math501/pass_at_1')}]", "claims.0.metric: no trial has the metric eval/math501/pass_at_1"),
     "no time of day": ("budget: {until: 8:00}", "budget.until: '8:00' is not a time; write it as 08:00 or 2026-12-01T08:00"),

@@ -403,18 +403,6 @@ class SweepConfig(Config):
         """Return whether a look that decides the claims ends the sweep."""
         return isinstance(self.seeds, SeedsConfig) and self.seeds.stop is not None
 
-    @model_validator(mode="after")
-    def _looks_fit_the_seeds(self) -> "SweepConfig":
-        num_seeds = len(self.planned_seeds)
-        if self.looks and (sorted(set(self.looks)) != self.looks or self.looks[-1] != num_seeds):
-            raise ValueError(f"looks: {self.looks} must rise and end with the number of seeds, {num_seeds}")
-        if self.stops_when_decided and not self.looks:
-            raise ValueError("seeds.stop: needs `looks`, the numbers of seeds after which the claims are judged")
-        for name, group in self.groups.items():
-            if any(suite.startswith("@") for suite in group.suites):
-                raise ValueError(f"groups.{name}.suites: a group cannot hold another group; name suites")
-        return self
-
     @property
     def asks_for_gpus(self) -> bool:
         """Return whether any trial uses a GPU."""

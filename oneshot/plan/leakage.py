@@ -192,7 +192,8 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
         raise sweep.source.error(error.where, error.message) from error
     for comparison in all_comparisons:
         where: Where = ("claims", comparison.number)
-        claim, num_parts = comparison.claim, sum(comparison.cells == each.cells for each in all_comparisons)
+        claim = comparison.claim
+        num_parts = sum((each.number, each.cells) == (comparison.number, comparison.cells) for each in all_comparisons)
         if claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
             raise sweep.source.error((*where, "of"), "the gain at the start is always 0; remove `of: gain`")
         if claim.expect.share_at_least is not None and claim.of != "gain":

@@ -268,6 +268,8 @@ def share_of(tables_at: Callable[[float], Sequence[Array]], share: float) -> Int
 
 def _crossing(end: Callable[[float], float], share: float, *, towards: int) -> float | None:
     """Return the ratio, on one side of the share, at which an end of the interval is 0."""
+    if end(share) * -towards >= 0:  # the gains are proportional at every seed and problem
+        return share
     step = 0.25
     while step <= MAX_SHARE:
         far = share + towards * step

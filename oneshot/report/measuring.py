@@ -11,10 +11,8 @@ from oneshot.report.contrast import FEW_CARRIERS, paired_difference, problem_dif
 from oneshot.report.evidence import Difference
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import CHANGE, MIN_SEEDS, Array, Interval
-from oneshot.report.values import ENDED, FAILED, Measure, Part, Sides, Unknown, Values, mean_of, tables, value_of
+from oneshot.report.values import Measure, Part, Sides, Unknown, Values, has_ended, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
-from oneshot.trial.requests import DECIDED
-from oneshot.trial.state import TrialState
 
 MIN_FOR_OUTLIER, FAR, FAR_POINTS = 4, 5.0, 0.05
 NORMAL = 1.4826  # SD of normal numbers with a median absolute deviation of 1
@@ -33,30 +31,22 @@ class Measured:
     left_out: tuple[str, ...]  # seeds that do not count, each with the reason
     notes: tuple[str, ...]
 
-    @property
-    def failed(self) -> tuple[Run, ...]:
-        """Return the runs that failed and count all the same."""
-        return tuple(run for run in self.used if run.state in FAILED)
-
 
 def ratio_of(comparison: Comparison) -> float:
     """Return the factor of `b`: the share of its gain that the claim is about, or else 1."""
     return comparison.claim.expect.share_at_least or 1.0
 
 
-def has_ended(comparison: Comparison, gathered: Gathered, seeds: Sequence[int]) -> bool:
-    """Return whether all runs that a comparison needs at these seeds have ended, well or not."""
-    for pair in comparison.pairs:
-        for cells, at in ((pair.a, comparison.at_a), (pair.b, comparison.at_b)):
-            runs = [gathered.run_of(cell, seed) for cell in cells for seed in seeds]
-            if any(run is None or (at != "start" and not _is_over(run)) for run in runs):
-                return False
-    return True
-
-
-def _is_over(run: Run) -> bool:
-    """Return whether a run has ended, other than because an earlier look had decided the claims."""
-    return run.state in ENDED and not (run.state is TrialState.STOPPED and run.reason.startswith(DECIDED))
+def is_complete(comparison: Comparison, gathered: Gathered, seeds: Sequence[int]) -> bool:
+    """Return whether all runs that a comparison needs at these seeds have ended, or their start if it needs no more."""
+    sides = ("a", comparison.at_a, comparison.claim.metric), ("b", comparison.at_b, comparison.metric_b)
+    return all(
+        run is not None and (has_ended(run) or (at == "start" and 0 in run.measured.get(suite_of(metric) or "", {})))
+        for side, at, metric in sides
+        for pair in comparison.pairs
+        for cell in getattr(pair, side)
+        for run in (gathered.run_of(cell, seed) for seed in seeds)
+    )
 
 
 def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int], failed: Failed) -> Measured:

@@ -199,7 +199,7 @@ class StoreReader:
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""
         run_suite = run.suite(suite)
-        if run_suite is None or run.key is None:
+        if run_suite is None or run.key is None or suite.startswith("@"):  # a group has no evaluation of its own
             return None
         name = (run.key, run_suite.digest, step)
         if name not in self._grades:

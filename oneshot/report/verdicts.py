@@ -12,16 +12,16 @@ from typing import Any
 
 from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison, comparisons
-from oneshot.report.beside import Beside, beside
+from oneshot.report.beside import Beside, Decision, beside
 from oneshot.report.decision import Verdict, holm
 from oneshot.report.environments import environments_of
 from oneshot.report.looks import bounds, spent_level
-from oneshot.report.measuring import has_ended
+from oneshot.report.measuring import is_complete
 from oneshot.report.parts import Part, decide
 from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import LEVEL, MIN_SEEDS
-from oneshot.report.values import FAILED
+from oneshot.report.values import has_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +78,9 @@ def verdicts(gathered: Gathered) -> list[JudgedClaim]:
     groups = _groups(gathered)
     looks = [_look(group, gathered) for _, group in groups]
     corrected = _corrected([is_amended for is_amended, _ in groups], looks)
-    num_frozen = sum(not is_amended for is_amended, _ in groups)
+    frozen, every = ([group for is_amended, group in groups if not is_amended], [group for _, group in groups])
     return [
-        _judged(group, look, p_holm, gathered, num=len(looks) if is_amended else num_frozen, is_amended=is_amended)
+        _judged(look, p_holm, gathered, group=group, tested=every if is_amended else frozen, is_amended=is_amended)
         for (is_amended, group), look, p_holm in zip(groups, looks, corrected, strict=True)
     ]
 
@@ -99,7 +99,7 @@ def decided_at(gathered: Gathered) -> int | None:
         for look, p_holm, counts in zip(looks, corrected, is_primary, strict=True)
         if counts or not any(is_primary)
     ]
-    if not counting or any(_verdict(look, p_holm)[0] in ("interim", "inconclusive") for look, p_holm in counting):
+    if not counting or any(_verdict(look, p_holm) in ("interim", "inconclusive") for look, p_holm in counting):
         return None
     return max(look.number for look, _ in counting)
 
@@ -123,7 +123,7 @@ def _look(group: Group, gathered: Gathered) -> _Look:
     best: _Look | None = None
     for place, num_seeds in enumerate(design):
         seeds = gathered.seeds[:num_seeds]
-        if not all(has_ended(comparison, gathered, seeds) for comparison in group):
+        if len(seeds) < num_seeds or not all(is_complete(comparison, gathered, seeds) for comparison in group):
             break
         part = decide(group, gathered, seeds=seeds, failed=gathered.judging.failed, level=bounds(design)[place])
         p_value = None if part.p_value is None else spent_level(part.p_value, place, design)
@@ -163,33 +163,40 @@ def _gated(looks: Sequence[_Look]) -> list[float | None]:
     return [next(of_first) if is_first else next(of_rest) for is_first in is_primary]
 
 
-def _verdict(look: _Look, p_holm: float | None) -> tuple[Verdict, str]:
-    """Return the verdict after Holm's correction, and what the correction changed."""
+def _verdict(look: _Look, p_holm: float | None) -> Verdict:
+    """Return the verdict after Holm's correction."""
     if look.number == 0:
-        return "interim", ""
+        return "interim"
+    return look.part.by_interval if p_holm is not None and p_holm <= LEVEL else "inconclusive"
+
+
+def _correction(look: _Look, verdict: Verdict, tested: Sequence[Group]) -> str:
+    """Return what the correction over all verdicts changed, or an empty text. `tested` are the verdicts it is over."""
     alone = look.part.by_interval
-    if alone == "inconclusive" or (p_holm is not None and p_holm <= LEVEL):
-        return alone, ""
-    return "inconclusive", f"{alone} as the only claim, but not after Holm's correction over {{num}} verdicts"
+    if look.number == 0 or verdict == alone:
+        return ""
+    primary = [group[0].claim.primary for group in tested]
+    num, gate = sum(primary) if look.part.comparison.claim.primary else len(primary) - sum(primary), ""
+    if any(primary) and not look.part.comparison.claim.primary:
+        gate = " and the gate of the primary ones"
+    return f"{alone} as the only claim, but not after Holm's correction over {num} verdicts{gate}"
 
 
 def _judged(
-    group: Group, look: _Look, p_holm: float | None, gathered: Gathered, *, num: int, is_amended: bool
+    look: _Look, p_holm: float | None, gathered: Gathered, *, group: Group, tested: Sequence[Group], is_amended: bool
 ) -> JudgedClaim:
     part = look.part
     comparison, difference, claim = part.comparison, part.difference, part.comparison.claim
-    verdict, change = _verdict(look, p_holm)
+    verdict = _verdict(look, p_holm)
     environments = environments_of(part.used)
     notes = [
         "amended: added after the sweep began" if is_amended else "",
-        change.format(num=num),
+        _correction(look, verdict, tested),
         _failed_text(part.used, gathered),
         *part.notes,
         *reservations(comparison, gathered, part.used, part.left_out, environments),
     ]
-    design = gathered.design
-    seeds = gathered.seeds[: design[look.number - 1]] if look.number else gathered.seeds
-    found: Beside = beside(group, part, gathered, seeds=seeds)
+    found: Beside = beside(group, part, gathered, _decision(look, gathered))
     if look.number == 0 and difference is not None:
         difference = replace(difference, test=f"{difference.test}; interim")
     return JudgedClaim(
@@ -217,9 +224,17 @@ def _judged(
     )
 
 
+def _decision(look: _Look, gathered: Gathered) -> Decision:
+    """Return the seeds and the level of a look, or all seeds if none is complete."""
+    if not look.number:
+        return Decision(seeds=gathered.seeds, level=LEVEL, is_interim=True)
+    design, place = gathered.design, look.number - 1
+    return Decision(seeds=gathered.seeds[: design[place]], level=bounds(design)[place], is_interim=False)
+
+
 def _failed_text(used: Sequence[Run], gathered: Gathered) -> str:
     """Return which trainings failed and count all the same, or an empty text."""
-    failed = sorted({run.label for run in used if run.state in FAILED})
+    failed = sorted({run.label for run in used if has_failed(run)})
     if not failed:
         return ""
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
