@@ -217,7 +217,7 @@ def beside_texts(judged: JudgedClaim) -> list[str]:
         texts.append(
             f"without the seeds that failed: {effect_text(judged, other['effect']) or 'nothing'}, {other['verdict']}"
         )
-    if judged.over_settings:
+    if judged.over_settings and judged.verdict != "interim":
         num = sum(other["verdict"] == "supported" for other in judged.over_settings)
         texts.append(f"supported under {num} of {len(judged.over_settings)} settings" + _exceptions(judged))
     if judged.base:

@@ -163,7 +163,7 @@ def find_prospects(
             _noise(comparison, trial, spread, plan.groups, num_seeds=num_seeds),
             is_observed=spread is not None,
             num_seeds=num_seeds,
-            num_verdicts=len(primary) if comparison.claim.primary else len(verdicts),
+            num_verdicts=len(primary) if comparison.claim.primary else len(verdicts) - len(primary),
         )
     return list(prospects.values())
 

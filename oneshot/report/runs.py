@@ -180,7 +180,8 @@ def primary_suite(gathered: Gathered) -> str | None:
     """Return the suite of the first claim, or else the first suite that is not used to choose."""
     for claim in gathered.frozen.claims:
         if (suite := suite_of(claim.metric)) is not None:
-            return suite if (name := group_of(claim.metric)) is None else gathered.judging.groups[name].suites[0]
+            group = gathered.judging.groups.get(group_of(claim.metric) or "")
+            return suite if group is None else group.suites[0]
     suites = [suite for run in gathered.runs for suite in run.suites if not suite.name.startswith("@")]
     judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
     return next(iter([*judging, *(suite.name for suite in suites)]), None)

@@ -133,7 +133,8 @@ def _minus(end: Values, start: Values) -> Values:
 def _at(measure: Measure, run: Run, step: int, gathered: Gathered) -> Values:
     if (group := group_of(measure.metric)) is None:
         return _on_suite(measure, run, suite_of(measure.metric), step, gathered)
-    config = gathered.judging.groups[group]
+    if (config := gathered.judging.groups.get(group)) is None:
+        raise Unknown(f"the sweep has no group @{group}")
     values = [_on_suite(measure, run, suite, step, gathered) for suite in config.suites]
     weights = [1.0] * len(values)
     if config.weight == "problem":

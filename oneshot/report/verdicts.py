@@ -172,14 +172,14 @@ def _verdict(look: _Look, p_holm: float | None) -> Verdict:
 
 def _correction(look: _Look, verdict: Verdict, tested: Sequence[Group]) -> str:
     """Return what the correction over all verdicts changed, or an empty text. `tested` are the verdicts it is over."""
-    alone = look.part.by_interval
+    alone, is_primary = look.part.by_interval, look.part.comparison.claim.primary
     if look.number == 0 or verdict == alone:
         return ""
-    primary = [group[0].claim.primary for group in tested]
-    num, gate = sum(primary) if look.part.comparison.claim.primary else len(primary) - sum(primary), ""
-    if any(primary) and not look.part.comparison.claim.primary:
-        gate = " and the gate of the primary ones"
-    return f"{alone} as the only claim, but not after Holm's correction over {num} verdicts{gate}"
+    num_primary = sum(group[0].claim.primary for group in tested)
+    num = num_primary if is_primary else len(tested) - num_primary
+    behind = f", which come after {num_primary} primary" if num_primary and not is_primary else ""
+    verdicts_text = "1 verdict" if num == 1 else f"{num} verdicts"
+    return f"{alone} as the only claim, but not after Holm's correction over {verdicts_text}{behind}"
 
 
 def _judged(
