@@ -160,7 +160,9 @@ def _difference(
         difference = paired_difference(*by_suite.values(), weights=weights)
     num_columns = sum(table.shape[1] for table in by_suite.values())
     if num_columns < num_problems:
-        test = difference.test.replace(f"{num_columns} problems", f"{num_columns} families of {num_problems} problems")
+        families = f"{num_columns} families of {num_problems} problems"
+        test = difference.test.replace(f"{num_columns} problems", families)
+        test += "" if families in test else f", {families}"
         difference = replace(difference, num_problems=num_problems, test=test)
     if difference.carriers is not None and difference.carriers < FEW_CARRIERS < num_problems:
         notes.append(
