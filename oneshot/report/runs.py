@@ -24,6 +24,7 @@ from oneshot.plan.leaks import by_suite, find_leaks
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
+from oneshot.report.groups import group_measures
 from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
@@ -307,17 +308,7 @@ def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
     suites = [suite for each in group.suites if (suite := run.suite(each)) is not None]
     if len(suites) < len(group.suites):
         return run
-    sizes = {suite.name: suite.num_problems for suite in suites}
-    measured: dict[int, dict[str, float]] = {}
-    for step in sorted(set.intersection(*(set(run.measured.get(suite.name, {})) for suite in suites))):
-        by_suite = {suite.name: run.measured[suite.name][step] for suite in suites}
-        names = set.intersection(*map(set, by_suite.values()))
-        means = {
-            each: group.mean({suite: numbers[each] for suite, numbers in by_suite.items()}, sizes)
-            for each in sorted(names)
-            if "/" not in each  # a category of one suite is not that of another
-        }
-        measured[step] = {each: mean for each, mean in means.items() if mean is not None}
+    measured = group_measures(group, {suite.name: suite.num_problems for suite in suites}, run.measured)
     digest = sha256("".join(suite.digest for suite in suites).encode()).hexdigest()
     whole = RunSuite(name=name, source="", digest=digest, samples=1, num_problems=None)
     return replace(run, suites=(*run.suites, whole), measured={**run.measured, name: measured})

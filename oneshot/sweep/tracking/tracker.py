@@ -361,11 +361,8 @@ class Tracker:
         self._list_tables(self._parent_id, ["cells.json"])
         self.measure(run_data.sweep_metrics(self._states(), lines))
         for suite in sorted({line.suite for line in lines}):
-            self._client.log_figure(
-                self._parent_id,
-                sweep_curves(runs, suite=suite, name=self._plan.name),
-                f"{run_data.plain_name(suite)}.png",
-            )
+            curves = sweep_curves(runs, suite=suite, name=self._plan.name)
+            self._client.log_figure(self._parent_id, curves, f"{run_data.plain_name(suite)}.png")
 
     def _states(self) -> Iterator[TrialState]:
         stops = read_stops(self._store.sweep(self._plan.name))
