@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
+from oneshot.report.constants import Array
 from oneshot.report.contrast import clustered, paired_difference, paired_errors, problem_difference, share_of
 from oneshot.report.evidence import NoDifference, Skewed
 from oneshot.report.looks import bounds, spent_level
 from oneshot.report.random_effects import random_effects
-from oneshot.report.stats import Array
 
 RNG = np.random.default_rng(20)
 

@@ -22,8 +22,8 @@ import pytest
 from conftest import PROJECT
 from scipy import stats
 
+from oneshot.report.constants import Array
 from oneshot.report.contrast import half_width, paired_errors
-from oneshot.report.stats import Array
 
 pytestmark = pytest.mark.slow
 

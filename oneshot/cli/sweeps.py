@@ -78,15 +78,15 @@ def plan(
     prospects: list[Prospect] = []
     if sweep.config.claims:
         from oneshot.report.power import find_prospects
-        from oneshot.report.runs import gather
 
-        has_results = sum(remaining.ended.values()) > 0 and len(sweep_run.plan.trials) <= MOST_GATHERED
-        prospects = find_prospects(
-            sweep_run.plan,
-            sweep.config.claims,
-            num_seeds=len(sweep.config.planned_seeds),
-            gathered=gather(sweep_run) if has_results else None,
-        )
+        measured = {}
+        if sum(remaining.ended.values()) > 0 and len(sweep_run.plan.trials) <= MOST_GATHERED:
+            from oneshot.report.runs import gather
+            from oneshot.report.spread import observed_spread
+
+            measured["spread_of"] = partial(observed_spread, gathered=gather(sweep_run))
+        num_seeds = len(sweep.config.planned_seeds)
+        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=num_seeds, **measured)
     if address is not None:
         from oneshot.sweep.cluster.nodes import check_cluster
 

@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 from scipy import optimize, stats
 
+from oneshot.report.constants import LEVEL, MIN_SEEDS, Array
 from oneshot.report.evidence import NUM_RESAMPLES, Bootstrap, Difference, Evidence, NoDifference, Skewed, StudentT
-from oneshot.report.stats import LEVEL, MIN_SEEDS, ROUNDING, Array, Interval
+from oneshot.report.stats import ROUNDING, Interval
 
 MAX_BATCH = 1_000_000  # resampled differences held in memory at a time
 FEW_CARRIERS = 6  # fewer problems than these that carry a difference can make every interval too narrow

@@ -7,7 +7,8 @@ from typing import Any
 
 from scipy import optimize, stats
 
-from oneshot.report.stats import LEVEL, within
+from oneshot.report.constants import LEVEL
+from oneshot.report.stats import within
 
 NUM_RESAMPLES = 9_999
 RESOLUTION = 2 / (NUM_RESAMPLES + 1)  # smallest level that so many resamples can tell

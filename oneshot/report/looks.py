@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize
 from scipy.special import ndtr, ndtri
 
-from oneshot.report.stats import LEVEL, Array
+from oneshot.report.constants import LEVEL, Array
 
 NODES = 200  # of the quadrature over the statistic at one look
 FARTHEST = 37.0  # the largest bound: its p-value is the smallest that a float can hold

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 
 from oneshot.plan.claims import Comparison, Pair
+from oneshot.report.constants import Array
 from oneshot.report.contrast import FEW_CARRIERS, paired_difference, problem_difference, seed_difference, share_of
 from oneshot.report.evidence import Difference
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import CHANGE, MIN_SEEDS, Array, Interval
+from oneshot.report.stats import CHANGE, Interval
 from oneshot.report.values import Measure, Part, Sides, Unknown, Values, has_ended, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
 
@@ -56,7 +57,7 @@ def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int],
     used: list[Run] = []
     for seed in seeds:
         try:
-            pairs = [_sides(comparison, pair, seed, gathered, failed=failed) for pair in comparison.pairs]
+            pairs = [sides_of(comparison, pair, seed, gathered, failed=failed) for pair in comparison.pairs]
         except Unknown as unknown:
             left_out.append(f"seed {seed}: {unknown}")
             continue
@@ -77,43 +78,7 @@ def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int],
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """What varied in a comparison that has been measured."""
-
-    seed_sd: float  # SD of one seed's difference that is due to training
-    discordance: float  # mean square of a problem's difference
-    rest_variance: float  # variance of one problem at one seed that is neither the seed's nor the problem's
-
-
-def observed_spread(comparison: Comparison, gathered: Gathered) -> Spread | None:
-    """Return the spread of a comparison over the seeds that have ended, or None with fewer than three of them."""
-    by_seed = []
-    for seed in gathered.seeds:
-        try:
-            pairs = [_sides(comparison, pair, seed, gathered, failed="leave_out") for pair in comparison.pairs]
-        except Unknown:
-            continue
-        by_seed.append([sides for sides, _ in pairs])
-    by_suite = tables(by_seed, ratio=ratio_of(comparison)) if len(by_seed) >= MIN_SEEDS else None
-    if by_suite is None or len(by_suite) > 1:
-        return None
-    (table_SP,) = by_suite.values()
-    num_problems = table_SP.shape[1]
-    if num_problems < 2:
-        return None
-    rest = table_SP - table_SP.mean(0) - table_SP.mean(1, keepdims=True) + table_SP.mean()
-    rest_variance = float(np.square(rest).sum()) / ((len(table_SP) - 1) * (num_problems - 1))
-    of_seeds = float(table_SP.mean(1).var(ddof=1)) - rest_variance / num_problems
-    discordance = float(np.square(table_SP).mean())
-    return Spread(
-        seed_sd=max(0.0, of_seeds) ** 0.5,
-        discordance=max(discordance, 1e-6),
-        rest_variance=min(rest_variance, discordance),
-    )
-
-
-def _sides(
+def sides_of(
     comparison: Comparison, pair: Pair, seed: int, gathered: Gathered, *, failed: Failed
 ) -> tuple[Sides, list[Run]]:
     """Return the values of both sides of one matched pair at one seed, and the runs that they are of."""

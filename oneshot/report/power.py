@@ -6,7 +6,7 @@ correction leaves to the first of the sweep's verdicts. The draws are the same e
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -17,9 +17,7 @@ from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
-from oneshot.report.measuring import Spread, observed_spread
-from oneshot.report.runs import Gathered
-from oneshot.report.stats import LEVEL, MIN_SEEDS, Array
+from oneshot.report.constants import LEVEL, MIN_SEEDS, Array
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.measures import group_of, is_one_of, is_share, suite_of
 
@@ -39,6 +37,15 @@ class Noise:
     seed_sd: float  # SD of one seed's difference of accuracies that is due to training
     discordance: float  # share of problems on which one side is right and the other wrong, at least the effect
     rest_variance: float = 0.0  # part of the variance over problems that more seeds average out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """What varied in a comparison that has been measured."""
+
+    seed_sd: float  # SD of one seed's difference that is due to training
+    discordance: float  # mean square of a problem's difference
+    rest_variance: float  # variance of one problem at one seed that is neither the seed's nor the problem's
 
 
 def power(effect: float, noise: Noise, *, num_verdicts: int = 1, within: float | None = None) -> float | None:
@@ -139,11 +146,15 @@ class Prospect:
 
 
 def find_prospects(
-    plan: Plan, claims: Sequence[ClaimConfig], *, num_seeds: int, gathered: Gathered | None = None
+    plan: Plan,
+    claims: Sequence[ClaimConfig],
+    *,
+    num_seeds: int,
+    spread_of: Callable[[Comparison], Spread | None] = lambda _: None,
 ) -> list[Prospect]:
     """Return a prospect for every verdict on a share of completions, in the claims' order.
 
-    The spread is that of `gathered`, if it has results to measure it by, else what the claim assumes.
+    `spread_of` measures a comparison's spread, if the sweep has results (spread.py); else it is what the claim assumes.
     """
     trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
     found = comparisons(claims, list({names: dict(names) for names in trials}.values()))
@@ -157,7 +168,7 @@ def find_prospects(
         verdict = (comparison.number, tuple(comparison.cells.values()))
         if verdict in prospects:
             continue
-        spread = None if gathered is None else observed_spread(comparison, gathered)
+        spread = spread_of(comparison)
         prospects[verdict] = _prospect(
             comparison,
             _noise(comparison, trial, spread, plan.groups, num_seeds=num_seeds),

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from oneshot.plan.leakage import MIN_CELLS
+from oneshot.report.constants import LEVEL, Array
 from oneshot.report.evidence import StudentT
-from oneshot.report.stats import LEVEL, Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,8 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-Array = npt.NDArray[np.float64]
-
-LEVEL = 0.05  # of every interval and test below
-MIN_SEEDS = 3  # with two seeds the t interval is 12.7 errors to each side, too wide to show anything
 ROUNDING = 1e-12  # an error smaller than this, relative to the largest difference, counts as zero
 UNBOUNDED, SHARE, CHANGE = (-math.inf, math.inf), (0.0, 1.0), (-1.0, 1.0)
 """Bounds of a quantity: any number, a share, and the difference of two shares."""

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from oneshot.config.claims import ClaimConfig
+from oneshot.report.constants import Array
 from oneshot.report.contrast import clustered
 from oneshot.report.runs import Gathered, Grades, Run
-from oneshot.report.stats import Array
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.tasks.measures import category_key, group_of, is_one_of, is_share, measure_of, pass_at_k, suite_of
 from oneshot.trial.requests import DECIDED

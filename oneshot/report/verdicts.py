@@ -13,6 +13,7 @@ from typing import Any
 from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison, comparisons
 from oneshot.report.beside import Beside, Decision, beside
+from oneshot.report.constants import LEVEL, MIN_SEEDS
 from oneshot.report.decision import Verdict, holm
 from oneshot.report.environments import environments_of
 from oneshot.report.looks import bounds, spent_level
@@ -20,7 +21,6 @@ from oneshot.report.measuring import is_complete
 from oneshot.report.parts import Part, decide
 from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import LEVEL, MIN_SEEDS
 from oneshot.report.values import has_failed
 
 
