@@ -1,5 +1,6 @@
 """Planned looks, primary claims, failed seeds and other settings: what is judged when, and at which level. By hand."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from told import ARMS, Counts, Told, claim, gathered, grades, run, suite, told
 from oneshot.config.claims import ClaimConfig
 from oneshot.plan.frozen import Rules
 from oneshot.report.looks import bounds, spent_level
-from oneshot.report.page import beside_texts, summary
+from oneshot.report.page import beside_texts, interval_text, summary
 from oneshot.report.runs import Gathered
 from oneshot.report.verdicts import JudgedClaim, decided_at, verdicts
 
@@ -353,3 +354,43 @@ def test_before_a_look_other_settings_are_interim_too() -> None:
     found = with_settings(num_ended=2)
     assert {one["verdict"] for one in found.over_settings} == {"interim"}
     assert beside_texts(found) == []
+
+
+# Ends of intervals.
+
+SPARSE = {0: [1, 1, 1, 0, 0, 0], 1: [1, 1, 0, 0, 0, 0], 2: [1, 0, 0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "low", "high"),
+    [({"of": "gain"}, -2.0, 2.0), ({"of": "gain", "expect": {"share_at_least": 0.5}}, -1.5, 1.5), ({}, -1.0, 1.0)],
+)
+def test_no_interval_is_wider_than_its_quantity(change: dict[str, Any], low: float, high: float) -> None:
+    asked = claim(OUTCOME, FORMAT, **change)
+    found = judged(
+        told(
+            lambda cell, seed, step, _: SPARSE[seed % 3] if step and cell == OUTCOME else [0] * 6,
+            asked,
+            seeds=range(10),
+            rules=LOOKS,
+            of_run=lambda cell, seed: {} if seed < 3 else {"state": "missing"},
+        )
+    )
+    assert (found.low, found.high) == (low, high)
+
+
+def test_an_end_that_is_infinite_is_no_number_in_json() -> None:
+    # lengths have no bounds: six problems, of which one is longer by far, at the level of the first of three looks
+    runs = [run(cell, seed, state="finished" if seed < 3 else "missing") for cell in ARMS for seed in range(10)]
+    tables = {
+        (one.label, "arithmetic", 8): grades(
+            [0] * 6, num_tokens=[10, 10, 10, 10, 10, 900 + one.seed] if one.cell == OUTCOME else [10] * 6
+        )
+        for one in runs
+    }
+    asked = claim(OUTCOME, FORMAT, metric="eval/arithmetic/length_mean")
+    found = judged(gathered(runs, [asked], tables=tables, rules=LOOKS))
+    assert (found.verdict, found.low, found.high) == ("inconclusive", None, None)
+    json.dumps(found.to_json(), allow_nan=False)
+    assert interval_text(found) == ""
+    assert interval_text(replace(found, low=3.0)) == "[+3, no end]"

@@ -49,8 +49,9 @@ def beside(group: Sequence[Comparison], part: Part, gathered: Gathered, decision
 def _numbers(group: Sequence[Comparison], gathered: Gathered, decision: Decision, *, failed: Failed) -> dict[str, Any]:
     """Return the verdict by its interval alone, as the claim's own is decided, and its numbers."""
     part = decide(group, gathered, seeds=decision.seeds, failed=failed, level=decision.level)
-    ends = {name: getattr(part.difference, name, None) for name in ("effect", "low", "high", "num_seeds")}
-    return {"verdict": "interim" if decision.is_interim else part.by_interval, **ends}
+    numbers = {} if part.difference is None else part.difference.numbers()
+    shown = {name: numbers.get(name) for name in ("effect", "low", "high", "num_seeds")}
+    return {"verdict": "interim" if decision.is_interim else part.by_interval, **shown}
 
 
 def _base(part: Part) -> dict[str, float]:

@@ -11,7 +11,7 @@ from oneshot.report.constants import Array
 from oneshot.report.contrast import FEW_CARRIERS, paired_difference, problem_difference, seed_difference, share_of
 from oneshot.report.evidence import Difference
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import CHANGE, Interval
+from oneshot.report.stats import Interval
 from oneshot.report.values import Measure, Part, Sides, Unknown, Values, has_ended, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
 
@@ -163,8 +163,11 @@ def _weights(pairs: Sequence[Sides], by_suite: Mapping[str, Array]) -> list[floa
 
 
 def _in_bounds(comparison: Comparison, difference: Difference) -> Difference:
-    claim = comparison.claim
-    return difference.within(CHANGE) if is_share(claim.metric) and claim.of == "value" else difference
+    """Cut the interval of a difference of shares, or of their gains, where no true value can be."""
+    if not is_share(comparison.claim.metric):
+        return difference
+    most = 1.0 if comparison.claim.of == "value" else 1 + ratio_of(comparison)
+    return difference.within((-most, most))
 
 
 def _share(

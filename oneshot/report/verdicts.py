@@ -22,6 +22,7 @@ from oneshot.report.parts import Part, decide
 from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.values import has_failed
+from oneshot.tasks.measures import is_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,7 @@ def _judged(
     notes = [
         "amended: added after the sweep began" if is_amended else "",
         _correction(look, verdict, tested),
-        _failed_text(part.used, gathered),
+        _failed_text(part.used, claim.metric, gathered),
         *part.notes,
         *reservations(comparison, gathered, part.used, part.left_out, environments),
     ]
@@ -232,13 +233,13 @@ def _decision(look: _Look, gathered: Gathered) -> Decision:
     return Decision(seeds=gathered.seeds[: design[place]], level=bounds(design)[place], is_interim=False)
 
 
-def _failed_text(used: Sequence[Run], gathered: Gathered) -> str:
+def _failed_text(used: Sequence[Run], metric: str, gathered: Gathered) -> str:
     """Return which trainings failed and count all the same, or an empty text."""
     failed = sorted({run.label for run in used if has_failed(run)})
     if not failed:
         return ""
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    how = "their start" if gathered.judging.failed == "start" else "all wrong"
+    how = "all wrong" if gathered.judging.failed == "worst" and is_share(metric) else "their start"
     num = len({run.label for run in used})
     return f"{len(failed)} of {num} trainings failed and count as {how}: {', '.join(failed[:3])}{more}"
 
