@@ -159,7 +159,15 @@ def test_a_start_that_is_not_there_yet_completes_no_look() -> None:
 
 @pytest.mark.parametrize(
     ("num_seeds", "of_outcome", "look"),
-    [(2, SURE, None), (3, SURE, 1), (5, WEAK, None), (6, WEAK, 2), (10, [6, 0, 0, 0, 6, 0, 0, 0, 0, 0], None)],
+    [
+        (2, SURE, None),
+        (3, SURE, 1),
+        (5, WEAK, None),
+        (6, WEAK, 2),
+        (10, [6, 0, 0, 0, 6, 0, 0, 0, 0, 0], None),
+        (10, SURE, 1),
+        (10, WEAK, 2),
+    ],
 )
 def test_the_claims_are_decided_at_the_first_look_that_decides_all(
     num_seeds: int, of_outcome: list[int], look: int | None

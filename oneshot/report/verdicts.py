@@ -92,17 +92,17 @@ def decided_at(gathered: Gathered) -> int | None:
     None if some claim is still open.
     """
     groups = [group for is_amended, group in _groups(gathered) if not is_amended]
-    looks = [_look(group, gathered) for group in groups]
-    corrected = _corrected([False] * len(groups), looks)
+    numbers = range(1, len(gathered.design) + 1)
+    return next((number for number in numbers if _is_decided(groups, gathered, until=number)), None)
+
+
+def _is_decided(groups: Sequence[Group], gathered: Gathered, *, until: int) -> bool:
+    """Return whether the claims that count were decided by a look."""
+    looks = [_look(group, gathered, until=until) for group in groups]
     is_primary = [group[0].claim.primary for group in groups]
-    counting = [
-        (look, p_holm)
-        for look, p_holm, counts in zip(looks, corrected, is_primary, strict=True)
-        if counts or not any(is_primary)
-    ]
-    if not counting or any(_verdict(look, p_holm) in ("interim", "inconclusive") for look, p_holm in counting):
-        return None
-    return max(look.number for look, _ in counting)
+    judged = [_verdict(look, p_holm) for look, p_holm in zip(looks, _gated(looks), strict=True)]
+    counting = [verdict for verdict, counts in zip(judged, is_primary, strict=True) if counts or not any(is_primary)]
+    return bool(counting) and all(verdict in ("supported", "contradicted") for verdict in counting)
 
 
 def _groups(gathered: Gathered) -> list[tuple[bool, Group]]:
@@ -114,15 +114,15 @@ def _groups(gathered: Gathered) -> list[tuple[bool, Group]]:
     return [(is_amended, group) for (is_amended, _, _), group in groups.items()]
 
 
-def _look(group: Group, gathered: Gathered) -> _Look:
-    """Return the claim at the planned look that decides it, or at the last one that is complete.
+def _look(group: Group, gathered: Gathered, *, until: int | None = None) -> _Look:
+    """Return the claim at the planned look that has the most evidence, or at the last complete one if none decides.
 
     The p-value is the smallest over the looks so far, each for the whole design (looks.py), so that a claim which was
-    decided stays decided.
+    decided stays decided. `until` is the last look that counts, from 1; absent: all.
     """
     design = gathered.design
     best: _Look | None = None
-    for place, num_seeds in enumerate(design):
+    for place, num_seeds in enumerate(design[:until]):
         seeds = gathered.seeds[:num_seeds]
         if len(seeds) < num_seeds or not all(is_complete(comparison, gathered, seeds) for comparison in group):
             break
