@@ -12,7 +12,7 @@ from scipy import stats
 from told import ARMS, Counts, Told, claim, gathered, grades, run, suite, told
 
 from oneshot.config.claims import ClaimConfig
-from oneshot.plan.frozen import Rules
+from oneshot.plan.frozen import Planned, Rules, record, thaw
 from oneshot.report.looks import bounds, spent_level
 from oneshot.report.page import beside_texts, interval_text, summary
 from oneshot.report.runs import Gathered
@@ -152,6 +152,13 @@ def test_a_start_that_is_not_there_yet_completes_no_look() -> None:
     assert judged(running).verdict == "interim"
     begun = after(2, SURE, asked, rules=Rules(), rest={"state": "running", **measured})
     assert judged(begun).verdict != "interim"
+
+
+@pytest.mark.parametrize("looks", [[6, 3], [3, 3], [0, 3], [-3], [2]])
+def test_a_record_with_looks_that_no_file_can_have_is_not_read(looks: list[int]) -> None:
+    fields = record(Planned(rules=LOOKS), 1)
+    with pytest.raises(ValueError, match="must rise, and begin at 3 seeds"):
+        thaw({**fields, "rules": {**fields["rules"], "looks": looks}})
 
 
 # When a sweep may stop.
