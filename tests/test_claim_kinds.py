@@ -243,7 +243,8 @@ def test_over_models_each_cell_of_for_each_has_its_mean() -> None:
 
 def test_models_without_an_interval_make_no_mean() -> None:
     found = judged(told(by_model(one=10, two=20, three=30), OVER, cells=MODELS, samples=100, seeds=range(2)))
-    assert (found.verdict, found.effect) == ("inconclusive", None)
+    assert (found.verdict, found.low, found.p_value, found.num_seeds) == ("inconclusive", None, None, 2)
+    assert (found.effect, found.test) == (pytest.approx(0.2), "no interval over model")
     assert found.notes[0] == "over model: needs 3 cells with an interval each, and has 0"
 
 
