@@ -302,6 +302,23 @@ def test_it_gained_nothing_also_against_its_own_start() -> None:
     assert found.notes == ("1 of 3 trainings failed and count as their start: outcome seed 0",)
 
 
+def test_where_every_training_failed_the_arms_are_not_alike() -> None:
+    # each counts as its start, so that no problem differs: [-6.0, +6.0] is within 10 points
+    asked = claim(OUTCOME, FORMAT, expect={"within": 0.1})
+    found = judged(
+        told(
+            lambda *_: 0,
+            asked,
+            seeds=range(5),
+            sizes={"arithmetic": 60},
+            of_run=lambda cell, seed: {"state": "failed", "reason": "it broke"},
+        )
+    )
+    assert (found.verdict, found.effect, found.p_value) == ("inconclusive", 0.0, None)
+    assert "no training finished, so nothing is judged" in found.notes
+    assert not any("carry the difference" in note for note in found.notes)
+
+
 def test_without_the_failed_seeds_stands_beside_the_verdict() -> None:
     found = sampled(
         right([6] * 5),

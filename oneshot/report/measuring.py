@@ -129,7 +129,7 @@ def _difference(
         test = difference.test.replace(f"{num_columns} problems", families)
         test += "" if families in test else f", {families}"
         difference = replace(difference, num_problems=num_problems, test=test)
-    if difference.carriers is not None and difference.carriers < FEW_CARRIERS < num_problems:
+    if difference.carriers and difference.carriers < FEW_CARRIERS < num_problems:
         notes.append(
             f"about {max(1, round(difference.carriers))} of {num_problems} problems carry the difference, so the "
             "interval may be too narrow"

@@ -14,6 +14,7 @@ from oneshot.report.measuring import Failed, Measured, measure
 from oneshot.report.random_effects import random_effects
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
+from oneshot.report.values import has_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,13 @@ def _gathered_from(measured: Sequence[Measured], *notes: str) -> dict[str, Any]:
 def _part(measured: Measured, difference: Difference | None, *, level: float, **changes: Any) -> Part:
     by_interval: Verdict = "inconclusive"
     p_value = None
+    fields = {"used": measured.used, "left_out": measured.left_out, "notes": measured.notes, **changes}
     if difference is not None:
         difference = difference.at_level(level)
-        by_interval, p_value = judge(difference, measured.comparison.claim.expect)
-    fields = {"used": measured.used, "left_out": measured.left_out, "notes": measured.notes, **changes}
+        if all(map(has_failed, fields["used"])):  # starts would be compared with starts, and are alike
+            fields["notes"] = ("no training finished, so nothing is judged", *fields["notes"])
+        else:
+            by_interval, p_value = judge(difference, measured.comparison.claim.expect)
     return Part(
         comparison=measured.comparison,
         difference=difference,
