@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from oneshot.report.constants import LEVEL, Array
 from oneshot.report.contrast import FEW_CARRIERS, paired_errors
-from oneshot.report.levels import LEVEL
 from oneshot.report.measuring import FAR, FAR_POINTS, MIN_FOR_OUTLIER, NORMAL
-from oneshot.report.stats import Array
 
 Ends = tuple[Array, Array]
 """The lower and the upper ends of intervals."""

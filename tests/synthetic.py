@@ -225,6 +225,7 @@ def _record(problem: Problem, draw: random.Random, *, is_right: bool, is_first: 
         level=problem.level,
         problem=problem.prompt,
         answer=problem.answer,
+        family=problem.family,
         completion=completion,
         strict=is_right,
         lenient=is_right or draw.random() < 0.05,

@@ -6,7 +6,7 @@ import pytest
 from verbs import oneshot
 
 from oneshot.config.contexts import find_context, token_of
-from oneshot.config.sweep import has_password
+from oneshot.config.urls import has_password
 from oneshot.errors import UserError
 
 LAB = """\

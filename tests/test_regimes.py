@@ -25,12 +25,11 @@ from told import claim, gathered, grades, run
 
 from oneshot.plan.claims import comparisons
 from oneshot.plan.frozen import Rules
+from oneshot.report.constants import LEVEL, MIN_SEEDS, Array
 from oneshot.report.contrast import FEW_CARRIERS, clustered, paired_difference, share_of
-from oneshot.report.levels import LEVEL, MIN_SEEDS
 from oneshot.report.looks import bounds
 from oneshot.report.measuring import _outlier, measure
 from oneshot.report.runs import Grades
-from oneshot.report.stats import Array
 from oneshot.report.values import _union
 from oneshot.trial.state import TrialState
 

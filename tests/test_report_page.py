@@ -86,7 +86,7 @@ def test_the_page_shows_verdict_numbers_and_figures_and_asks_the_network_for_not
     ):
         assert said in text
     assert "the loss is not finite" in text, "a trial that failed is listed with its reason"
-    assert "left out: seed 2: tiny-llama/format seed 2 is failed" in text
+    assert "1 of 16 trainings failed and count as their start: tiny-llama/format seed 2" in text
     assert "Somebody, Table 1" in text and "best checkpoint on test, one seed" in text
     assert "What tiny models can and cannot show" in text
     assert len(opened.all("figure svg")) >= 5

@@ -12,10 +12,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from oneshot.config.claims import ExpectConfig
+from oneshot.report.constants import Array
 from oneshot.report.contrast import paired_difference, paired_errors, problem_difference, seed_difference
 from oneshot.report.decision import holm, judge
 from oneshot.report.evidence import Difference
-from oneshot.report.stats import CHANGE, SHARE, Array, kendall, mean_interval, wilson
+from oneshot.report.stats import CHANGE, SHARE, kendall, mean_interval, wilson
 
 SHARES = st.integers(-16, 16).map(lambda num: num / 16)  # of 16 completions a problem
 

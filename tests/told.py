@@ -1,6 +1,6 @@
 """What a test says of runs -> `Gathered`, without a store: numbers that can be worked by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from oneshot.report.runs import Gathered, Grades, Run, RunSuite, Shown
 CATEGORIES = ("addition", "addition", "subtraction", "subtraction", "multiplication", "multiplication")
 """Of the problems that are asked where a test does not say."""
 FROZEN_MS = 1_000
+ARMS = ({"arm": "outcome"}, {"arm": "format"})
+Counts = Callable[[Mapping[str, str], int, int, str], Sequence[int] | int]
+"""(cell, seed, step, suite) -> right completions of each problem."""
 METRIC = "eval/arithmetic/pass_at_1"
 
 
@@ -35,7 +38,7 @@ def grades(
     """Of each problem so many completions right, the first ones; the problems are named from `first` on."""
 
     def array(counts: Sequence[int]) -> Any:
-        return np.array([[float(sample < count) for sample in range(samples)] for count in counts])
+        return np.array([float(sample < count) for count in counts for sample in range(samples)]).reshape(-1, samples)
 
     num = len(num_right)
     tokens = num_tokens or [10] * num
@@ -94,6 +97,33 @@ def run(cell: Mapping[str, str], seed: int = 0, **changes: Any) -> Run:
         "environments": (),
     }
     return Run(**{**fields, **changes})
+
+
+def told(
+    counts: Counts,
+    *claims: ClaimConfig,
+    cells: Sequence[Mapping[str, str]] = ARMS,
+    seeds: Sequence[int] = (0, 1, 2),
+    sizes: Mapping[str, int] = {"arithmetic": 6},
+    samples: int = 1,
+    of_run: Callable[[Mapping[str, str], int], Mapping[str, Any]] = lambda cell, seed: {},
+    **changes: Any,
+) -> Gathered:
+    """Runs of every cell and seed, with grades at the start and the end on suites of these sizes.
+
+    `counts` is how many of the `samples` completions of each problem are right: one number for all, or a list.
+    """
+    runs, tables = [], {}
+    for cell in cells:
+        for seed in seeds:
+            fields = {"suites": tuple(suite(name, samples=samples) for name in sizes), **of_run(cell, seed)}
+            runs.append(run(cell, seed, **fields))
+            for name, size in sizes.items():
+                for step in (0, runs[-1].num_steps):
+                    right = counts(cell, seed, step, name)
+                    each = [right] * size if isinstance(right, int) else right
+                    tables[runs[-1].label, name, step] = grades(each, samples=samples, categories=[""] * size)
+    return gathered(runs, claims, **{"tables": tables, **changes})
 
 
 def gathered(

@@ -28,7 +28,7 @@ def with_mlflow(sweep: Sweep, uri: str | None) -> Sweep:
     """Return the sweep with another tracking server than the file's, if one is given."""
     if not uri:  # also an empty MLFLOW_TRACKING_URI
         return sweep
-    from oneshot.config.sweep import server_uri
+    from oneshot.config.urls import server_uri
 
     try:
         server_uri(uri)

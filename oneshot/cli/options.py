@@ -60,7 +60,7 @@ def _options(
 
 def _no_password(storage: str | None) -> str | None:
     """Refuse a `--storage` that contains a password, because it is shown, logged and recorded."""
-    from oneshot.config.sweep import STORAGE_HINT, without_password
+    from oneshot.config.urls import STORAGE_HINT, without_password
 
     try:
         return without_password(storage, STORAGE_HINT)

@@ -123,6 +123,7 @@ def _begun(name: str, storage: str | None, mlflow: str | None) -> "SweepRun":
     if Path(name).is_file():
         written = load_sweep(Path(name))
         updates = {field: getattr(written.config, field) for field in ("claims", "published", "mlflow")}
+        updates["groups"] = {**written.config.groups, **sweep.config.groups}  # that of the sweep cannot be changed
         sweep = replace(sweep, config=sweep.config.model_copy(update=updates), source=written.source)
     return replace(sweep_run, sweep=with_mlflow(sweep, mlflow))
 

@@ -33,14 +33,11 @@ from oneshot.logs import printable
 MOST_GATHERED = 500  # trials whose results `plan` reads, to measure the spread of claims by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from oneshot.plan.claims import Comparison
     from oneshot.plan.edits import Edits
     from oneshot.plan.plan import Plan
     from oneshot.plan.sweep_run import SweepRun
     from oneshot.plan.wallclock import Schedule
-    from oneshot.report.power import Prospect, Spread
+    from oneshot.report.power import Prospect
     from oneshot.report.runs import Gathered
     from oneshot.store.records import Result
     from oneshot.sweep.remaining import Remaining
@@ -82,13 +79,14 @@ def plan(
     if sweep.config.claims:
         from oneshot.report.power import find_prospects
 
-        has_results = sum(remaining.ended.values()) > 0 and len(sweep_run.plan.trials) <= MOST_GATHERED
-        prospects = find_prospects(
-            sweep_run.plan,
-            sweep.config.claims,
-            num_seeds=len(sweep.config.planned_seeds),
-            observe=_observer(sweep_run) if has_results else lambda _: None,
-        )
+        measured = {}
+        if sum(remaining.ended.values()) > 0 and len(sweep_run.plan.trials) <= MOST_GATHERED:
+            from oneshot.report.runs import gather
+            from oneshot.report.spread import observed_spread
+
+            measured["spread_of"] = partial(observed_spread, gathered=gather(sweep_run))
+        num_seeds = len(sweep.config.planned_seeds)
+        prospects = find_prospects(sweep_run.plan, sweep.config.claims, num_seeds=num_seeds, **measured)
     if address is not None:
         from oneshot.sweep.cluster.nodes import check_cluster
 
@@ -97,14 +95,6 @@ def plan(
         print(json.dumps(_plan_json(sweep_run, edits, remaining, scheduled, prospects), indent=2))
     else:
         _show_plan(sweep_run, edits, remaining, scheduled, prospects, gpus=gpus)
-
-
-def _observer(sweep_run: "SweepRun") -> "Callable[[Comparison], Spread | None]":
-    """Return what measures the spread of a comparison in the sweep's own results."""
-    from oneshot.report.measuring import observed_spread
-    from oneshot.report.runs import gather
-
-    return partial(observed_spread, gathered=gather(sweep_run))
 
 
 def _warn_of_plan(plan: "Plan") -> None:

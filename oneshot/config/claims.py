@@ -79,7 +79,8 @@ class ClaimConfig(Config):
         default_factory=OverSettingsConfig, description="Other settings, under which the claim is judged beside its own"
     )
     primary: bool = Field(
-        False, description="Test this claim first. Claims that are not primary are tested once all primary ones hold"
+        False,
+        description="Test this claim first. Claims that are not primary are tested once all primary ones are decided",
     )
     categories: Literal["all", "trained", "untrained"] = Field(
         "all",

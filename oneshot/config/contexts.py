@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from oneshot.config.fields import Config
 from oneshot.config.file import explain
 from oneshot.config.source import parse_yaml
-from oneshot.config.sweep import has_password, no_password
+from oneshot.config.urls import has_password, no_password
 from oneshot.errors import SweepFileError, UserError, nearest
 from oneshot.text import read_text
 

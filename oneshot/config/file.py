@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,12 +54,29 @@ def read(
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
         raise SweepFileError("\n".join(_explain(error, data, source))) from error
-    seeds = config.planned_seeds
+    _check_rules(config, source)
+    earlier = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
+    return SweepFile(config=config, source=source, overrides={**earlier, **_read_overrides(overrides)})
+
+
+def _check_rules(config: SweepConfig, source: Source) -> None:
+    """Refuse seeds that appear twice, looks that do not fit them, and groups of groups."""
+    seeds, looks = config.planned_seeds, config.looks
     for place, seed in enumerate(seeds):
         if seed in seeds[:place]:
             raise source.error(("seeds", place), f"seed {seed} appears twice; each seed is one replicate")
-    earlier = {path: Setting(value, ("--set", path)) for path, value in settings.items()}
-    return SweepFile(config=config, source=source, overrides={**earlier, **_read_overrides(overrides)})
+    for place, (earlier, look) in enumerate(pairwise(looks), 1):
+        if look <= earlier:
+            raise source.error(("looks", place), f"{look} is not above {earlier}, the look before; sort the looks")
+    if looks and looks[-1] != len(seeds):
+        raise source.error(("looks",), f"the last look is {looks[-1]}; it must be the number of seeds, {len(seeds)}")
+    if config.stops_when_decided and not looks:
+        why = "needs the numbers of seeds after which the claims are judged; add `looks`, such as"
+        raise source.error(("seeds", "stop"), f"{why} looks: [3, {max(4, len(seeds))}]")
+    for name, group in config.groups.items():
+        for place, suite in enumerate(group.suites):
+            if suite.startswith("@"):
+                raise source.error(("groups", name, "suites", place), "is a group; name the suites of that group")
 
 
 def _read_overrides(overrides: tuple[str, ...]) -> dict[str, Setting]:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -27,6 +26,7 @@ from oneshot.config.fields import (
     exactly_one,
 )
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
+from oneshot.config.urls import STORAGE_HINT, no_password, server_uri
 
 logger = logging.getLogger(__name__)
 
@@ -215,40 +215,6 @@ class FaultsConfig(Config):
         return {("same_failure_limit" if name == "alike" else name): value for name, value in data.items()}
 
 
-STORAGE_HINT = "set the environment variables of fsspec's driver, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-MLFLOW_HINT = "name an MLflow server, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-
-
-_DATABASES = ("sqlite:///", "postgresql", "mysql", "mssql")
-
-
-def without_password(url: str | None, hint: str) -> str | None:
-    """Return the URL unchanged. Raises ValueError: it contains a password, which would be logged and stored."""
-    if url is not None and has_password(url):
-        raise ValueError(f"the URL contains a password, and URLs are logged and stored; {hint}")
-    return url
-
-
-def server_uri(uri: str | None) -> str | None:
-    """Return a tracking URI unchanged. Raises ValueError: MLflow has no such server, or it has a password."""
-    if uri is not None and not uri.startswith(("http://", "https://", "databricks", *_DATABASES)):
-        raise ValueError(
-            f"{uri!r} is no address of MLflow; name a server, such as http://HOST:5000, or a database, such as "
-            "sqlite:////path/mlflow.db"
-        )
-    return without_password(uri, MLFLOW_HINT)
-
-
-def no_password(*fields: str, hint: str) -> Any:
-    """Return a validator of fields that are URLs: their error has this hint."""
-    return field_validator(*fields)(partial(without_password, hint=hint))
-
-
-def has_password(url: str) -> bool:
-    """Return whether a URL contains a user's password."""
-    return re.search(r"://[^@?#\s/]*:(?!\d+/)[^@?#\s]*@", url) is not None
-
-
 class CellConfig(Config):
     """A named cell of an axis, with its settings, resources and labels."""
 
@@ -402,18 +368,6 @@ class SweepConfig(Config):
     def stops_when_decided(self) -> bool:
         """Return whether a look that decides the claims ends the sweep."""
         return isinstance(self.seeds, SeedsConfig) and self.seeds.stop is not None
-
-    @model_validator(mode="after")
-    def _looks_fit_the_seeds(self) -> "SweepConfig":
-        num_seeds = len(self.planned_seeds)
-        if self.looks and (sorted(set(self.looks)) != self.looks or self.looks[-1] != num_seeds):
-            raise ValueError(f"looks: {self.looks} must rise and end with the number of seeds, {num_seeds}")
-        if self.stops_when_decided and not self.looks:
-            raise ValueError("seeds.stop: needs `looks`, the numbers of seeds after which the claims are judged")
-        for name, group in self.groups.items():
-            if any(suite.startswith("@") for suite in group.suites):
-                raise ValueError(f"groups.{name}.suites: a group cannot hold another group; name suites")
-        return self
 
     @property
     def asks_for_gpus(self) -> bool:

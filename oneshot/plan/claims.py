@@ -113,6 +113,9 @@ def _split_axes(claim: ClaimConfig, where: Where, names_by_axis: Mapping[str, li
         return [*claim.for_each, *claim.for_all]
     if claim.over not in names_by_axis:
         raise SettingError((*where, "over"), f"unknown axis{nearest(claim.over, list(names_by_axis))}")
+    if claim.over in claim.b:
+        why = f"`b` names {claim.over}, so that all its cells have one control and are no sample; compare them within"
+        raise SettingError((*where, "over"), f"{why} {claim.over}, or use for_each")
     if claim.over in claim.for_each or claim.for_all:
         other = "for_all" if claim.for_all else "for_each"
         raise SettingError(
@@ -187,13 +190,12 @@ def judged_suites(claim: ClaimConfig, groups: Mapping[str, GroupConfig]) -> tupl
 
     A training metric has none.
     """
-    suite = suite_of(claim.metric)
-    if suite is None:
+    if (suite := suite_of(claim.metric)) is None:
         return ()
-    group = groups.get(suite.removeprefix("@")) if suite.startswith("@") else None
-    names = [suite] if group is None else list(group.suites)
-    names += [side["suite"] for side in (claim.a, claim.b) if isinstance(side.get("suite"), str)]
-    return tuple(dict.fromkeys(names))
+    names = [suite, *([claim.b["suite"]] if isinstance(claim.b.get("suite"), str) else [])]
+    found = [groups.get(name[1:]) if name.startswith("@") else None for name in names]
+    judged = [[name] if group is None else group.suites for name, group in zip(names, found, strict=True)]
+    return tuple(dict.fromkeys(suite for suites in judged for suite in suites))
 
 
 def cell_key(cell: Names) -> str:

@@ -24,6 +24,7 @@ from oneshot.store.folder import Folder, now_ms
 from oneshot.tasks.benchmarks import load_suites
 
 FILE = "claims.json"
+MIN_LOOK = 3  # fewest seeds of a planned look
 FORMAT = 2  # in format 1, which had no number, the digest covered only the claims
 
 
@@ -36,6 +37,11 @@ class Rules:
     failed: Literal["start", "worst", "leave_out"] = "start"
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     allow_selection_on_test: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse looks that no sweep file can have. A record may come from a stranger."""
+        if list(self.looks) != sorted({*self.looks}) or any(look < MIN_LOOK for look in self.looks):
+            raise ValueError(f"looks: {list(self.looks)} must rise, and begin at {MIN_LOOK} seeds or more")
 
     @classmethod
     def of(cls, config: SweepConfig) -> "Rules":

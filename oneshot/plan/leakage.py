@@ -175,8 +175,11 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
     groups = {f"@{name}" for name in sweep.config.groups}
     for section, measured in (("claims", sweep.config.claims), ("guards", sweep.config.guards)):
         for number, metric in enumerate(each.metric for each in measured):
-            if not has_metric(metric, suites | groups if section == "claims" else suites):
-                why = f"no trial has the metric {metric}{nearest_metric(metric, suites)}"
+            there = suites | groups if section == "claims" else suites
+            if not has_metric(metric, there):
+                is_undeclared = section == "claims" and not groups and group_of(metric) is not None
+                hint = "; declare the group under `groups`" if is_undeclared else nearest_metric(metric, there)
+                why = f"no trial has the metric {metric}{hint}"
                 raise sweep.source.error((section, number, "metric"), why)
 
 
@@ -192,7 +195,8 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
         raise sweep.source.error(error.where, error.message) from error
     for comparison in all_comparisons:
         where: Where = ("claims", comparison.number)
-        claim, num_parts = comparison.claim, sum(comparison.cells == each.cells for each in all_comparisons)
+        claim = comparison.claim
+        num_parts = sum((each.number, each.cells) == (comparison.number, comparison.cells) for each in all_comparisons)
         if claim.of == "gain" and comparison.at_a == comparison.at_b == "start":
             raise sweep.source.error((*where, "of"), "the gain at the start is always 0; remove `of: gain`")
         if claim.expect.share_at_least is not None and claim.of != "gain":

@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from oneshot.plan.claims import Comparison
-from oneshot.report.levels import LEVEL
+from oneshot.report.measuring import Failed
 from oneshot.report.parts import Part, decide
 from oneshot.report.runs import Gathered
-from oneshot.report.values import FAILED
+from oneshot.report.values import has_failed
 from oneshot.tasks.measures import suite_of
 
 LENIENT = "_lenient"
@@ -25,22 +25,33 @@ class Beside:
     over_settings: tuple[dict[str, Any], ...]
 
 
-def beside(group: Sequence[Comparison], part: Part, gathered: Gathered, *, seeds: Sequence[int]) -> Beside:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The seeds and the level by which a claim is decided, or will be if it is interim."""
+
+    seeds: Sequence[int]
+    level: float
+    is_interim: bool
+
+
+def beside(group: Sequence[Comparison], part: Part, gathered: Gathered, decision: Decision) -> Beside:
     """Measure the claim's base, its other settings, and the claim without the seeds that failed."""
     without = None
-    if gathered.judging.failed != "leave_out" and any(run.state in FAILED for run in part.used):
-        without = _numbers(decide(group, gathered, seeds=seeds, failed="leave_out", level=LEVEL))
+    if gathered.judging.failed != "leave_out" and any(map(has_failed, part.used)):
+        without = _numbers(group, gathered, decision, failed="leave_out")
         if without["effect"] == (None if part.difference is None else part.difference.effect):
             without = None
     return Beside(
-        base=_base(part), without_failed=without, over_settings=tuple(_under_settings(group, gathered, seeds=seeds))
+        base=_base(part), without_failed=without, over_settings=tuple(_under_settings(group, gathered, decision))
     )
 
 
-def _numbers(part: Part) -> dict[str, Any]:
-    difference = part.difference
-    ends = {name: getattr(difference, name, None) for name in ("effect", "low", "high", "num_seeds")}
-    return {"verdict": part.by_interval, **ends}
+def _numbers(group: Sequence[Comparison], gathered: Gathered, decision: Decision, *, failed: Failed) -> dict[str, Any]:
+    """Return the verdict by its interval alone, as the claim's own is decided, and its numbers."""
+    part = decide(group, gathered, seeds=decision.seeds, failed=failed, level=decision.level)
+    numbers = {} if part.difference is None else part.difference.numbers()
+    shown = {name: numbers.get(name) for name in ("effect", "low", "high", "num_seeds")}
+    return {"verdict": "interim" if decision.is_interim else part.by_interval, **shown}
 
 
 def _base(part: Part) -> dict[str, float]:
@@ -61,7 +72,7 @@ def _base(part: Part) -> dict[str, float]:
     return shares
 
 
-def _under_settings(group: Sequence[Comparison], gathered: Gathered, *, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _under_settings(group: Sequence[Comparison], gathered: Gathered, decision: Decision) -> list[dict[str, Any]]:
     """Return the claim's verdict by its interval alone under each combination of its `over_settings`."""
     settings = group[0].claim.over_settings
     if not settings.grader and not settings.at:
@@ -71,9 +82,9 @@ def _under_settings(group: Sequence[Comparison], gathered: Gathered, *, seeds: S
     steps: Sequence[str | None] = settings.at or (None,)
     for grader, at in product(graders, steps):
         changed = [_changed(comparison, grader=grader, at=at) for comparison in group]
-        part = decide(changed, gathered, seeds=seeds, failed=gathered.judging.failed, level=LEVEL)
+        numbers = _numbers(changed, gathered, decision, failed=gathered.judging.failed)
         names: Mapping[str, str | None] = {"grader": grader, "at": at}
-        found.append({**{name: value for name, value in names.items() if value is not None}, **_numbers(part)})
+        found.append({**{name: value for name, value in names.items() if value is not None}, **numbers})
     return found
 
 

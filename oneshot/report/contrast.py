@@ -14,9 +14,9 @@ from functools import partial
 import numpy as np
 from scipy import optimize, stats
 
+from oneshot.report.constants import LEVEL, MIN_SEEDS, Array
 from oneshot.report.evidence import NUM_RESAMPLES, Bootstrap, Difference, Evidence, NoDifference, Skewed, StudentT
-from oneshot.report.levels import LEVEL, MIN_SEEDS
-from oneshot.report.stats import ROUNDING, Array, Interval
+from oneshot.report.stats import ROUNDING, Interval
 
 MAX_BATCH = 1_000_000  # resampled differences held in memory at a time
 # If fewer problems than these carry a difference, every interval can be too narrow. With 30 problems x 8 completions at
@@ -271,6 +271,8 @@ def share_of(difference_at: Callable[[float], Difference], share: float) -> Inte
 
 def _crossing(end: Callable[[float], float], share: float, *, towards: int) -> float | None:
     """Return the ratio, on one side of the share, at which an end of the interval is 0."""
+    if end(share) * -towards >= 0:  # the gains are proportional at every seed and problem
+        return share
     step = 0.25
     while step <= MAX_SHARE:
         far = share + towards * step

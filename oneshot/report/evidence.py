@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy import optimize, stats
 
-from oneshot.report.levels import LEVEL
+from oneshot.report.constants import LEVEL
 from oneshot.report.stats import within
 
 NUM_RESAMPLES = 9_999
@@ -167,9 +167,13 @@ class Difference:
         return replace(self, bounds=bounds).at_level(LEVEL)
 
     def numbers(self) -> dict[str, Any]:
-        """Return what a report says about it: the effect, its interval, the replicates and the test."""
+        """Return what a report says about it: the effect, its interval, the replicates and the test.
+
+        An end that is infinite is None, since JSON and figures have no such number.
+        """
         names = ("effect", "low", "high", "num_seeds", "num_problems", "test")
-        return {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in names}
+        return {name: None if number in (-math.inf, math.inf) else number for name, number in numbers.items()}
 
     def p_value(self, bound: float = 0.0) -> float | None:
         """Return the two-sided p-value of a true difference of `bound`: below 0.05 exactly if outside the interval.

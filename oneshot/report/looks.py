@@ -7,15 +7,14 @@ and Rowe, J. R. Stat. Soc. A 132, 1969).
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from math import sqrt
 
 import numpy as np
 from scipy import optimize
 from scipy.special import ndtr, ndtri
 
-from oneshot.report.levels import LEVEL
-from oneshot.report.stats import Array
+from oneshot.report.constants import LEVEL, Array
 
 NODES = 200  # of the quadrature over the statistic at one look
 FARTHEST = 37.0  # the largest bound: its p-value is the smallest that a float can hold
@@ -23,10 +22,17 @@ WEIGHTLESS = 8.5  # statistics beyond this have no weight beside the others in d
 LEAST = 1e-12  # smallest level that is told apart from 0
 
 
+@cache
+def _quadrature() -> tuple[Array, Array]:
+    """Return the nodes between -1 and 1 and their weights. Cached, because every level that is tried needs them."""
+    points_N, weights_N = np.polynomial.legendre.leggauss(NODES)
+    return points_N, weights_N
+
+
 @lru_cache(maxsize=4096)
 def bounds(looks: tuple[int, ...], level: float = LEVEL) -> tuple[float, ...]:
     """Return, for each look, the two-sided p-value below which it decides. `looks` are numbers of seeds, rising."""
-    points_N, weights_N = np.polynomial.legendre.leggauss(NODES)
+    points_N, weights_N = _quadrature()
     decides: list[float] = []
     density_N, nodes_N, spent, before = np.array([1.0]), np.array([0.0]), 0.0, 0.0
     for share in (num / looks[-1] for num in looks):

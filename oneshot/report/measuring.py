@@ -7,16 +7,13 @@ from typing import Literal
 import numpy as np
 
 from oneshot.plan.claims import Comparison, Pair
+from oneshot.report.constants import Array
 from oneshot.report.contrast import FEW_CARRIERS, paired_difference, problem_difference, seed_difference, share_of
 from oneshot.report.evidence import Difference
-from oneshot.report.levels import MIN_SEEDS
-from oneshot.report.power import Spread
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.stats import CHANGE, Array, Interval
-from oneshot.report.values import ENDED, FAILED, Measure, Part, Sides, Unknown, Values, mean_of, tables, value_of
+from oneshot.report.stats import Interval
+from oneshot.report.values import Measure, Part, Sides, Unknown, Values, has_ended, mean_of, tables, value_of
 from oneshot.tasks.measures import is_share, suite_of
-from oneshot.trial.requests import DECIDED
-from oneshot.trial.state import TrialState
 
 # Of 40,000 sweeps of 4, 5 and 10 seeds (SD 3 points), these note 1.5, 2.4 and 1.6% (0.05 instead of 0.1: 7, 9, 3%), and
 # if one seed loses 25 points 48, 54 and 64%. With three seeds no distance stands out.
@@ -37,30 +34,22 @@ class Measured:
     left_out: tuple[str, ...]  # seeds that do not count, each with the reason
     notes: tuple[str, ...]
 
-    @property
-    def failed(self) -> tuple[Run, ...]:
-        """Return the runs that failed and count all the same."""
-        return tuple(run for run in self.used if run.state in FAILED)
-
 
 def ratio_of(comparison: Comparison) -> float:
     """Return the factor of `b`: the share of its gain that the claim is about, or else 1."""
     return comparison.claim.expect.share_at_least or 1.0
 
 
-def has_ended(comparison: Comparison, gathered: Gathered, seeds: Sequence[int]) -> bool:
-    """Return whether all runs that a comparison needs at these seeds have ended, well or not."""
-    for pair in comparison.pairs:
-        for cells, at in ((pair.a, comparison.at_a), (pair.b, comparison.at_b)):
-            runs = [gathered.run_of(cell, seed) for cell in cells for seed in seeds]
-            if any(run is None or (at != "start" and not _is_over(run)) for run in runs):
-                return False
-    return True
-
-
-def _is_over(run: Run) -> bool:
-    """Return whether a run has ended, other than because an earlier look had decided the claims."""
-    return run.state in ENDED and not (run.state is TrialState.STOPPED and run.reason.startswith(DECIDED))
+def is_complete(comparison: Comparison, gathered: Gathered, seeds: Sequence[int]) -> bool:
+    """Return whether all runs that a comparison needs at these seeds have ended, or their start if it needs no more."""
+    sides = ("a", comparison.at_a, comparison.claim.metric), ("b", comparison.at_b, comparison.metric_b)
+    return all(
+        run is not None and (has_ended(run) or (at == "start" and 0 in run.measured.get(suite_of(metric) or "", {})))
+        for side, at, metric in sides
+        for pair in comparison.pairs
+        for cell in getattr(pair, side)
+        for run in (gathered.run_of(cell, seed) for seed in seeds)
+    )
 
 
 def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int], failed: Failed) -> Measured:
@@ -70,7 +59,7 @@ def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int],
     used: list[Run] = []
     for seed in seeds:
         try:
-            pairs = [_sides(comparison, pair, seed, gathered, failed=failed) for pair in comparison.pairs]
+            pairs = [sides_of(comparison, pair, seed, gathered, failed=failed) for pair in comparison.pairs]
         except Unknown as unknown:
             left_out.append(f"seed {seed}: {unknown}")
             continue
@@ -91,34 +80,7 @@ def measure(comparison: Comparison, gathered: Gathered, *, seeds: Sequence[int],
     )
 
 
-def observed_spread(comparison: Comparison, gathered: Gathered) -> Spread | None:
-    """Return the spread of a comparison over the seeds that have ended, or None with fewer than three of them."""
-    by_seed = []
-    for seed in gathered.seeds:
-        try:
-            pairs = [_sides(comparison, pair, seed, gathered, failed="leave_out") for pair in comparison.pairs]
-        except Unknown:
-            continue
-        by_seed.append([sides for sides, _ in pairs])
-    by_suite = tables(by_seed, ratio=ratio_of(comparison)) if len(by_seed) >= MIN_SEEDS else None
-    if by_suite is None or len(by_suite) > 1:
-        return None
-    (table_SP,) = by_suite.values()
-    num_problems = table_SP.shape[1]
-    if num_problems < 2:
-        return None
-    rest = table_SP - table_SP.mean(0) - table_SP.mean(1, keepdims=True) + table_SP.mean()
-    rest_variance = float(np.square(rest).sum()) / ((len(table_SP) - 1) * (num_problems - 1))
-    of_seeds = float(table_SP.mean(1).var(ddof=1)) - rest_variance / num_problems
-    discordance = float(np.square(table_SP).mean())
-    return Spread(
-        seed_sd=max(0.0, of_seeds) ** 0.5,
-        discordance=max(discordance, 1e-6),
-        rest_variance=min(rest_variance, discordance),
-    )
-
-
-def _sides(
+def sides_of(
     comparison: Comparison, pair: Pair, seed: int, gathered: Gathered, *, failed: Failed
 ) -> tuple[Sides, list[Run]]:
     """Return the values of both sides of one matched pair at one seed, and the runs that they are of."""
@@ -165,9 +127,11 @@ def _difference(
         difference = paired_difference(*by_suite.values(), weights=weights)
     num_columns = sum(table.shape[1] for table in by_suite.values())
     if num_columns < num_problems:
-        test = difference.test.replace(f"{num_columns} problems", f"{num_columns} families of {num_problems} problems")
+        families = f"{num_columns} families of {num_problems} problems"
+        test = difference.test.replace(f"{num_columns} problems", families)
+        test += "" if families in test else f", {families}"
         difference = replace(difference, num_problems=num_problems, test=test)
-    if difference.carriers is not None and difference.carriers < FEW_CARRIERS < num_problems:
+    if difference.carriers and difference.carriers < FEW_CARRIERS < num_problems:
         notes.append(
             f"about {max(1, round(difference.carriers))} of {num_problems} problems carry the difference, so the "
             "interval may be too narrow"
@@ -202,8 +166,11 @@ def _weights(pairs: Sequence[Sides], by_suite: Mapping[str, Array]) -> list[floa
 
 
 def _in_bounds(comparison: Comparison, difference: Difference) -> Difference:
-    claim = comparison.claim
-    return difference.within(CHANGE) if is_share(claim.metric) and claim.of == "value" else difference
+    """Cut the interval of a difference of shares, or of their gains, where no true value can be."""
+    if not is_share(comparison.claim.metric):
+        return difference
+    most = 1.0 if comparison.claim.of == "value" else 1 + ratio_of(comparison)
+    return difference.within((-most, most))
 
 
 def _share(

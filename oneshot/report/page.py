@@ -173,9 +173,10 @@ def effect_text(judged: JudgedClaim, number: float | None) -> str:
 
 def interval_text(judged: JudgedClaim) -> str:
     """Return the interval as text, such as `[+3.1, +8.0]`, or an empty text if there is none."""
-    if judged.low is None or judged.high is None:
+    if judged.low is None and judged.high is None:
         return ""
-    return f"[{effect_text(judged, judged.low)}, {effect_text(judged, judged.high)}]"
+    low, high = (effect_text(judged, end) or "no end" for end in (judged.low, judged.high))
+    return f"[{low}, {high}]"
 
 
 def p_text(p_value: float | None) -> str:
@@ -217,7 +218,7 @@ def beside_texts(judged: JudgedClaim) -> list[str]:
         texts.append(
             f"without the seeds that failed: {effect_text(judged, other['effect']) or 'nothing'}, {other['verdict']}"
         )
-    if judged.over_settings:
+    if judged.over_settings and judged.verdict != "interim":
         num = sum(other["verdict"] == "supported" for other in judged.over_settings)
         texts.append(f"supported under {num} of {len(judged.over_settings)} settings" + _exceptions(judged))
     if judged.base:

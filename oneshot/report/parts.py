@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from oneshot.config.claims import ExpectConfig
@@ -13,6 +14,7 @@ from oneshot.report.measuring import Failed, Measured, measure
 from oneshot.report.random_effects import random_effects
 from oneshot.report.runs import Gathered, Run
 from oneshot.report.stats import Interval
+from oneshot.report.values import has_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +70,13 @@ def _gathered_from(measured: Sequence[Measured], *notes: str) -> dict[str, Any]:
 def _part(measured: Measured, difference: Difference | None, *, level: float, **changes: Any) -> Part:
     by_interval: Verdict = "inconclusive"
     p_value = None
+    fields = {"used": measured.used, "left_out": measured.left_out, "notes": measured.notes, **changes}
     if difference is not None:
         difference = difference.at_level(level)
-        by_interval, p_value = judge(difference, measured.comparison.claim.expect)
-    fields = {"used": measured.used, "left_out": measured.left_out, "notes": measured.notes, **changes}
+        if all(map(has_failed, fields["used"])):  # starts would be compared with starts, and are alike
+            fields["notes"] = ("no training finished, so nothing is judged", *fields["notes"])
+        else:
+            by_interval, p_value = judge(difference, measured.comparison.claim.expect)
     return Part(
         comparison=measured.comparison,
         difference=difference,
@@ -86,14 +91,13 @@ def _part(measured: Measured, difference: Difference | None, *, level: float, **
 def _combined(measured: Sequence[Measured], *, level: float) -> Part:
     """Return the mean over the cells of `over`, which count as a sample of all that could have been taken."""
     axis = measured[0].comparison.claim.over
-    found = [each.difference for each in measured]
-    errors = [_error(difference) for difference in found if difference is not None]
+    differences = [each.difference for each in measured if each.difference is not None]
+    errors = [_error(difference) for difference in differences]
     known = [error for error in errors if error is not None]
     if len(known) < len(measured) or len(known) < MIN_CELLS:
         why = f"over {axis}: needs {MIN_CELLS} cells with an interval each, and has {len(known)}"
-        shared = _gathered_from(measured, why)
-        return replace(_part(measured[0], None, level=level), share=None, **shared)
-    differences = [difference for difference in found if difference is not None]
+        plain = _mean(differences, test=f"no interval over {axis}") if len(differences) == len(measured) else None
+        return replace(_part(measured[0], plain, level=level), share=None, **_gathered_from(measured, why))
     effects = random_effects([difference.effect for difference in differences], known)
     low, high = effects.prediction
     between = {"num": effects.num, "tau": effects.tau, "low": low, "high": high}
@@ -110,9 +114,19 @@ def _combined(measured: Sequence[Measured], *, level: float) -> Part:
     return replace(combined, share=None)
 
 
-def _error(difference: Difference | None) -> float | None:
+def _mean(differences: Sequence[Difference], *, test: str) -> Difference:
+    """Return the plain mean of the cells' effects, without an interval."""
+    return Difference(
+        effect=fmean(difference.effect for difference in differences),
+        num_seeds=min(difference.num_seeds for difference in differences),
+        num_problems=differences[0].num_problems,
+        test=test,
+    )
+
+
+def _error(difference: Difference) -> float | None:
     """Return the standard error of one cell's difference, or a quarter of its interval if a bound made it."""
-    if difference is None or difference.low is None or difference.high is None:
+    if difference.low is None or difference.high is None:
         return None
     return (difference.high - difference.low) / 4 if difference.error is None else difference.error
 

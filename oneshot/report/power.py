@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
-import numpy.typing as npt
 
 from oneshot.config.claims import ClaimConfig, ExpectConfig, GroupConfig
 from oneshot.errors import DataError
 from oneshot.plan.claims import Comparison, comparisons, trained_categories
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
-from oneshot.report.levels import LEVEL, MIN_SEEDS
+from oneshot.report.constants import LEVEL, MIN_SEEDS, Array
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.measures import group_of, is_one_of, is_share, suite_of
-
-Array = npt.NDArray[np.float64]
 
 DRAWS = 4_000  # the standard error of a power of 0.8 is 0.6 points
 STEPS = 1_000  # the search for an effect has a resolution of a tenth of a point of accuracy
@@ -154,11 +151,11 @@ def find_prospects(
     claims: Sequence[ClaimConfig],
     *,
     num_seeds: int,
-    observe: Callable[[Comparison], Spread | None] = lambda _: None,
+    spread_of: Callable[[Comparison], Spread | None] = lambda _: None,
 ) -> list[Prospect]:
     """Return a prospect for every verdict on a share of completions, in the claims' order.
 
-    The spread is what `observe` returns, which has results to measure it by, or else what the claim assumes.
+    `spread_of` measures a comparison's spread, if the sweep has results (spread.py); else it is what the claim assumes.
     """
     trials = {tuple(trial.cell.items()): trial for trial in plan.grid}
     found = comparisons(claims, list({names: dict(names) for names in trials}.values()))
@@ -172,13 +169,13 @@ def find_prospects(
         verdict = (comparison.number, tuple(comparison.cells.values()))
         if verdict in prospects:
             continue
-        spread = observe(comparison)
+        spread = spread_of(comparison)
         prospects[verdict] = _prospect(
             comparison,
             _noise(comparison, trial, spread, plan.groups, num_seeds=num_seeds),
             is_observed=spread is not None,
             num_seeds=num_seeds,
-            num_verdicts=len(primary) if comparison.claim.primary else len(verdicts),
+            num_verdicts=len(primary) if comparison.claim.primary else len(verdicts) - len(primary),
         )
     return list(prospects.values())
 

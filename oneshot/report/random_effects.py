@@ -13,9 +13,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from oneshot.plan.leakage import MIN_CELLS
+from oneshot.report.constants import LEVEL, Array
 from oneshot.report.evidence import StudentT
-from oneshot.report.levels import LEVEL
-from oneshot.report.stats import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +37,13 @@ def random_effects(effects_K: Sequence[float], errors_K: Sequence[float]) -> Ran
         raise ValueError(f"random effects need at least {MIN_CELLS} effects, and there are {num}")
     effects, variances = np.asarray(effects_K, dtype=float), np.square(np.asarray(errors_K, dtype=float))
     tau_square = _between(effects, variances)
-    if not (variances + tau_square).all():  # exact and equal effects
-        mean = float(effects.mean())
-        return RandomEffects(
-            mean=StudentT(effect=mean, error=0.0, df=num - 1), tau=0.0, num=num, prediction=(mean, mean)
-        )
-    weights = 1 / (variances + tau_square)
-    mean = float((weights * effects).sum() / weights.sum())
-    spread = max(1.0, float((weights * np.square(effects - mean)).sum()) / (num - 1))
-    error = float(np.sqrt(spread / weights.sum()))
+    if (variances + tau_square).all():
+        weights = 1 / (variances + tau_square)
+        mean = float((weights * effects).sum() / weights.sum())
+        spread = max(1.0, float((weights * np.square(effects - mean)).sum()) / (num - 1))
+        error = float(np.sqrt(spread / weights.sum()))
+    else:  # equal effects, one of them exact: all count the same
+        mean, error = float(effects.mean()), float(np.sqrt(variances.sum())) / num
     half = float(stats.t.ppf(1 - LEVEL / 2, num - 2) * np.sqrt(tau_square + error**2))
     return RandomEffects(
         mean=StudentT(effect=mean, error=error, df=num - 1),
@@ -57,17 +54,20 @@ def random_effects(effects_K: Sequence[float], errors_K: Sequence[float]) -> Ran
 
 
 def _between(effects: Array, variances: Array) -> float:
-    """Return the variance between models at which the weighted squares are what they should be, K - 1."""
+    """Return the variance between models at which the weighted squares are what they should be, K - 1.
+
+    An effect without error would have all the weight. The variance is then that of the effects, so that none has.
+    """
     sample = float(np.var(effects, ddof=1))
-    if sample == 0.0:
-        return 0.0
+    if sample == 0.0 or not variances.all():
+        return sample
 
     def excess(tau_square: float) -> float:
         weights = 1 / (variances + tau_square)
         mean = (weights * effects).sum() / weights.sum()
         return float((weights * np.square(effects - mean)).sum()) - (len(effects) - 1)
 
-    if variances.all() and excess(0.0) <= 0:
+    if excess(0.0) <= 0:
         return 0.0
     # at the sample variance the weighted squares are at most K - 1
-    return float(optimize.brentq(excess, 1e-12 * sample, sample, xtol=1e-15)) if excess(sample) < 0 else sample
+    return float(optimize.brentq(excess, 0.0, sample, xtol=1e-15)) if excess(sample) < 0 else sample

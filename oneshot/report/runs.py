@@ -24,6 +24,7 @@ from oneshot.plan.leaks import by_suite, find_leaks
 from oneshot.plan.plan import Plan
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
+from oneshot.report.groups import group_measures
 from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
@@ -180,7 +181,8 @@ def primary_suite(gathered: Gathered) -> str | None:
     """Return the suite of the first claim, or else the first suite that is not used to choose."""
     for claim in gathered.frozen.claims:
         if (suite := suite_of(claim.metric)) is not None:
-            return suite if (name := group_of(claim.metric)) is None else gathered.judging.groups[name].suites[0]
+            group = gathered.judging.groups.get(group_of(claim.metric) or "")
+            return suite if group is None else group.suites[0]
     suites = [suite for run in gathered.runs for suite in run.suites if not suite.name.startswith("@")]
     judging = [suite.name for suite in suites if suite.source not in VAL_SUITES]
     return next(iter([*judging, *(suite.name for suite in suites)]), None)
@@ -199,7 +201,7 @@ class StoreReader:
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""
         run_suite = run.suite(suite)
-        if run_suite is None or run.key is None:
+        if run_suite is None or run.key is None or suite.startswith("@"):  # a group has no evaluation of its own
             return None
         name = (run.key, run_suite.digest, step)
         if name not in self._grades:
@@ -306,17 +308,7 @@ def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
     suites = [suite for each in group.suites if (suite := run.suite(each)) is not None]
     if len(suites) < len(group.suites):
         return run
-    sizes = {suite.name: suite.num_problems for suite in suites}
-    measured: dict[int, dict[str, float]] = {}
-    for step in sorted(set.intersection(*(set(run.measured.get(suite.name, {})) for suite in suites))):
-        by_suite = {suite.name: run.measured[suite.name][step] for suite in suites}
-        names = set.intersection(*map(set, by_suite.values()))
-        means = {
-            each: group.mean({suite: numbers[each] for suite, numbers in by_suite.items()}, sizes)
-            for each in sorted(names)
-            if "/" not in each  # a category of one suite is not that of another
-        }
-        measured[step] = {each: mean for each, mean in means.items() if mean is not None}
+    measured = group_measures(group, {suite.name: suite.num_problems for suite in suites}, run.measured)
     digest = sha256("".join(suite.digest for suite in suites).encode()).hexdigest()
     whole = RunSuite(name=name, source="", digest=digest, samples=1, num_problems=None)
     return replace(run, suites=(*run.suites, whole), measured={**run.measured, name: measured})

@@ -11,10 +11,7 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
-
-Array = npt.NDArray[np.float64]
 
 ROUNDING = 1e-12  # an error smaller than this, relative to the largest difference, counts as zero
 UNBOUNDED, SHARE, CHANGE = (-math.inf, math.inf), (0.0, 1.0), (-1.0, 1.0)

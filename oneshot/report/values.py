@@ -3,6 +3,7 @@
 A metric of a group of suites has a part for each suite. P: problems. `Unknown` says what a run lacks.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,15 +11,23 @@ from typing import Literal
 import numpy as np
 
 from oneshot.config.claims import ClaimConfig
+from oneshot.report.constants import Array
 from oneshot.report.contrast import clustered
 from oneshot.report.runs import Gathered, Grades, Run
-from oneshot.report.stats import Array
 from oneshot.report.steps import NoStepError, find_step
 from oneshot.tasks.measures import category_key, group_of, is_one_of, is_share, measure_of, pass_at_k, suite_of
+from oneshot.trial.requests import DECIDED
 from oneshot.trial.state import TrialState
 
-FAILED = (TrialState.FAILED, TrialState.STOPPED)
-ENDED = (TrialState.FINISHED, *FAILED)
+
+def has_ended(run: Run) -> bool:
+    """Return whether a run has ended, well or not; not if it never ran since an earlier look decided the claims."""
+    return run.state == TrialState.FINISHED or has_failed(run)
+
+
+def has_failed(run: Run) -> bool:
+    """Return whether a run failed, or was stopped other than because a look had decided the claims."""
+    return run.state == TrialState.FAILED or (run.state == TrialState.STOPPED and not run.reason.startswith(DECIDED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +77,11 @@ def value_of(measure: Measure, run: Run, gathered: Gathered) -> Values:
     """
     if run.key is None:
         raise Unknown(f"{run.label} waits for {run.reason}")
+    counts_as_failed = has_failed(run) and measure.failed != "leave_out" and suite_of(measure.metric) is not None
     if measure.at == "start":
-        return _at(measure, run, 0, gathered)
-    if run.state in FAILED and measure.failed != "leave_out" and suite_of(measure.metric) is not None:
+        start = _start_of_failed(measure, run, gathered) if counts_as_failed else _at(measure, run, 0, gathered)
+        return start if measure.claim.of == "value" else _minus(start, start)
+    if counts_as_failed:
         return _of_failed(measure, run, gathered)
     if run.state != "finished":
         raise Unknown(f"{run.label} is {run.state}" + (f" ({run.reason})" if run.reason else ""))
@@ -122,7 +133,8 @@ def _minus(end: Values, start: Values) -> Values:
 def _at(measure: Measure, run: Run, step: int, gathered: Gathered) -> Values:
     if (group := group_of(measure.metric)) is None:
         return _on_suite(measure, run, suite_of(measure.metric), step, gathered)
-    config = gathered.judging.groups[group]
+    if (config := gathered.judging.groups.get(group)) is None:
+        raise Unknown(f"the sweep has no group @{group}")
     values = [_on_suite(measure, run, suite, step, gathered) for suite in config.suites]
     weights = [1.0] * len(values)
     if config.weight == "problem":
@@ -143,7 +155,7 @@ def _on_suite(measure: Measure, run: Run, suite: str | None, step: int, gathered
         rows = [row for row in run.rows if metric in row.metrics and row.step >= step]
         if not rows:
             raise Unknown(f"{run.label} has no {metric} at step {step}")
-        return Values(mean=rows[0].metrics[metric])
+        return _number(rows[0].metrics[metric], f"{run.label} has no {metric} at step {step}")
     name = measure_of(metric)
     grades = gathered.record.grades(run, suite, step)
     if grades is not None and claim.categories != "all" and not any(map(is_one_of(trained), grades.categories)):
@@ -162,6 +174,13 @@ def _on_suite(measure: Measure, run: Run, suite: str | None, step: int, gathered
     number = run.measure(suite, step, name)
     if number is None or claim.categories != "all":
         raise Unknown(f"{run.label} has no eval/{suite}/{name} at step {step}")
+    return _number(number, f"{run.label} has no eval/{suite}/{name} at step {step}")
+
+
+def _number(number: float, complaint: str) -> Values:
+    """Return a recorded number as a value. Raises Unknown: it is not finite, as after a loss that diverged."""
+    if not math.isfinite(number):
+        raise Unknown(f"{complaint}: it is {number}")
     return Values(mean=number)
 
 

@@ -12,16 +12,17 @@ from typing import Any
 
 from oneshot.config.claims import ExpectConfig
 from oneshot.plan.claims import Comparison, comparisons
-from oneshot.report.beside import Beside, beside
+from oneshot.report.beside import Beside, Decision, beside
+from oneshot.report.constants import LEVEL, MIN_SEEDS
 from oneshot.report.decision import Verdict, holm
 from oneshot.report.environments import environments_of
-from oneshot.report.levels import LEVEL, MIN_SEEDS
 from oneshot.report.looks import bounds, spent_level
-from oneshot.report.measuring import has_ended
+from oneshot.report.measuring import is_complete
 from oneshot.report.parts import Part, decide
 from oneshot.report.reservations import reservations
 from oneshot.report.runs import Gathered, Run
-from oneshot.report.values import FAILED
+from oneshot.report.values import has_failed
+from oneshot.tasks.measures import is_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +79,9 @@ def verdicts(gathered: Gathered) -> list[JudgedClaim]:
     groups = _groups(gathered)
     looks = [_look(group, gathered) for _, group in groups]
     corrected = _corrected([is_amended for is_amended, _ in groups], looks)
-    num_frozen = sum(not is_amended for is_amended, _ in groups)
+    frozen, every = ([group for is_amended, group in groups if not is_amended], [group for _, group in groups])
     return [
-        _judged(group, look, p_holm, gathered, num=len(looks) if is_amended else num_frozen, is_amended=is_amended)
+        _judged(look, p_holm, gathered, group=group, tested=every if is_amended else frozen, is_amended=is_amended)
         for (is_amended, group), look, p_holm in zip(groups, looks, corrected, strict=True)
     ]
 
@@ -91,17 +92,17 @@ def decided_at(gathered: Gathered) -> int | None:
     None if some claim is still open.
     """
     groups = [group for is_amended, group in _groups(gathered) if not is_amended]
-    looks = [_look(group, gathered) for group in groups]
-    corrected = _corrected([False] * len(groups), looks)
+    numbers = range(1, len(gathered.design) + 1)
+    return next((number for number in numbers if _is_decided(groups, gathered, until=number)), None)
+
+
+def _is_decided(groups: Sequence[Group], gathered: Gathered, *, until: int) -> bool:
+    """Return whether the claims that count were decided by a look."""
+    looks = [_look(group, gathered, until=until) for group in groups]
     is_primary = [group[0].claim.primary for group in groups]
-    counting = [
-        (look, p_holm)
-        for look, p_holm, counts in zip(looks, corrected, is_primary, strict=True)
-        if counts or not any(is_primary)
-    ]
-    if not counting or any(_verdict(look, p_holm)[0] in ("interim", "inconclusive") for look, p_holm in counting):
-        return None
-    return max(look.number for look, _ in counting)
+    judged = [_verdict(look, p_holm) for look, p_holm in zip(looks, _gated(looks), strict=True)]
+    counting = [verdict for verdict, counts in zip(judged, is_primary, strict=True) if counts or not any(is_primary)]
+    return bool(counting) and all(verdict in ("supported", "contradicted") for verdict in counting)
 
 
 def _groups(gathered: Gathered) -> list[tuple[bool, Group]]:
@@ -113,17 +114,17 @@ def _groups(gathered: Gathered) -> list[tuple[bool, Group]]:
     return [(is_amended, group) for (is_amended, _, _), group in groups.items()]
 
 
-def _look(group: Group, gathered: Gathered) -> _Look:
-    """Return the claim at the planned look that decides it, or at the last one that is complete.
+def _look(group: Group, gathered: Gathered, *, until: int | None = None) -> _Look:
+    """Return the claim at the planned look that has the most evidence, or at the last complete one if none decides.
 
     The p-value is the smallest over the looks so far, each for the whole design (looks.py), so that a claim which was
-    decided stays decided.
+    decided stays decided. `until` is the last look that counts, from 1; absent: all.
     """
     design = gathered.design
     best: _Look | None = None
-    for place, num_seeds in enumerate(design):
+    for place, num_seeds in enumerate(design[:until]):
         seeds = gathered.seeds[:num_seeds]
-        if not all(has_ended(comparison, gathered, seeds) for comparison in group):
+        if len(seeds) < num_seeds or not all(is_complete(comparison, gathered, seeds) for comparison in group):
             break
         part = decide(group, gathered, seeds=seeds, failed=gathered.judging.failed, level=bounds(design)[place])
         p_value = None if part.p_value is None else spent_level(part.p_value, place, design)
@@ -163,33 +164,40 @@ def _gated(looks: Sequence[_Look]) -> list[float | None]:
     return [next(of_first) if is_first else next(of_rest) for is_first in is_primary]
 
 
-def _verdict(look: _Look, p_holm: float | None) -> tuple[Verdict, str]:
-    """Return the verdict after Holm's correction, and what the correction changed."""
+def _verdict(look: _Look, p_holm: float | None) -> Verdict:
+    """Return the verdict after Holm's correction."""
     if look.number == 0:
-        return "interim", ""
-    alone = look.part.by_interval
-    if alone == "inconclusive" or (p_holm is not None and p_holm <= LEVEL):
-        return alone, ""
-    return "inconclusive", f"{alone} as the only claim, but not after Holm's correction over {{num}} verdicts"
+        return "interim"
+    return look.part.by_interval if p_holm is not None and p_holm <= LEVEL else "inconclusive"
+
+
+def _correction(look: _Look, verdict: Verdict, tested: Sequence[Group]) -> str:
+    """Return what the correction over all verdicts changed, or an empty text. `tested` are the verdicts it is over."""
+    alone, is_primary = look.part.by_interval, look.part.comparison.claim.primary
+    if look.number == 0 or verdict == alone:
+        return ""
+    num_primary = sum(group[0].claim.primary for group in tested)
+    num = num_primary if is_primary else len(tested) - num_primary
+    behind = f", which come after {num_primary} primary" if num_primary and not is_primary else ""
+    verdicts_text = "1 verdict" if num == 1 else f"{num} verdicts"
+    return f"{alone} as the only claim, but not after Holm's correction over {verdicts_text}{behind}"
 
 
 def _judged(
-    group: Group, look: _Look, p_holm: float | None, gathered: Gathered, *, num: int, is_amended: bool
+    look: _Look, p_holm: float | None, gathered: Gathered, *, group: Group, tested: Sequence[Group], is_amended: bool
 ) -> JudgedClaim:
     part = look.part
     comparison, difference, claim = part.comparison, part.difference, part.comparison.claim
-    verdict, change = _verdict(look, p_holm)
+    verdict = _verdict(look, p_holm)
     environments = environments_of(part.used)
     notes = [
         "amended: added after the sweep began" if is_amended else "",
-        change.format(num=num),
-        _failed_text(part.used, gathered),
+        _correction(look, verdict, tested),
+        _failed_text(part.used, claim.metric, gathered),
         *part.notes,
         *reservations(comparison, gathered, part.used, part.left_out, environments),
     ]
-    design = gathered.design
-    seeds = gathered.seeds[: design[look.number - 1]] if look.number else gathered.seeds
-    found: Beside = beside(group, part, gathered, seeds=seeds)
+    found: Beside = beside(group, part, gathered, _decision(look, gathered))
     if look.number == 0 and difference is not None:
         difference = replace(difference, test=f"{difference.test}; interim")
     return JudgedClaim(
@@ -217,13 +225,21 @@ def _judged(
     )
 
 
-def _failed_text(used: Sequence[Run], gathered: Gathered) -> str:
+def _decision(look: _Look, gathered: Gathered) -> Decision:
+    """Return the seeds and the level of a look, or all seeds if none is complete."""
+    if not look.number:
+        return Decision(seeds=gathered.seeds, level=LEVEL, is_interim=True)
+    design, place = gathered.design, look.number - 1
+    return Decision(seeds=gathered.seeds[: design[place]], level=bounds(design)[place], is_interim=False)
+
+
+def _failed_text(used: Sequence[Run], metric: str, gathered: Gathered) -> str:
     """Return which trainings failed and count all the same, or an empty text."""
-    failed = sorted({run.label for run in used if run.state in FAILED})
+    failed = sorted({run.label for run in used if has_failed(run)})
     if not failed:
         return ""
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    how = "their start" if gathered.judging.failed == "start" else "all wrong"
+    how = "all wrong" if gathered.judging.failed == "worst" and is_share(metric) else "their start"
     num = len({run.label for run in used})
     return f"{len(failed)} of {num} trainings failed and count as {how}: {', '.join(failed[:3])}{more}"
 

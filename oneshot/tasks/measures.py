@@ -91,6 +91,8 @@ def has_metric(metric: str, suites: Collection[str]) -> bool:
 
 def nearest_metric(metric: str, suites: Collection[str]) -> str:
     """Return a hint for a metric that no trial has."""
+    if group_of(metric) is not None and not any(name.startswith("@") for name in suites):
+        return "; only claims are about a group of suites (@), so name one of its suites"
     if not metric.startswith("eval"):
         full_names = [f"eval/{name}/{metric}" for name in sorted(suites)] if is_measure(metric) else []
         return nearest(metric, full_names or TRAINING)

@@ -44,6 +44,11 @@ def tag_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-. :/]", " ", text)[:250]
 
 
+def plain_name(suite: str) -> str:
+    """Return the name of a suite, or of a group without its `@`, which MLflow does not take."""
+    return suite.removeprefix("@")
+
+
 def is_curve(name: str) -> bool:
     """Return whether MLflow shows a metric as a curve: all but a suite's minor measures."""
     group, _, rest = name.partition("/")
@@ -138,7 +143,7 @@ def sweep_metrics(states: Iterable[TrialState], lines: Sequence[CellLine]) -> di
     counts = Counter(states)
     shown = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, TrialState.MISSING)
     gains = {
-        f"gains/{line.suite}/{category_key(' '.join(line.cell.values()))}": line.gain.mean
+        f"gains/{plain_name(line.suite)}/{category_key(' '.join(line.cell.values()))}": line.gain.mean
         for line in lines
         if line.gain is not None
     }

@@ -21,7 +21,7 @@ from oneshot.plan.sweep_run import MlflowLocation
 from oneshot.plan.trial import Trial
 from oneshot.report.cells import as_table, cell_lines
 from oneshot.report.plots import has_curve, sweep_curves, trial_curve
-from oneshot.report.runs import read_runs
+from oneshot.report.runs import read_runs, with_groups
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
@@ -355,15 +355,14 @@ class Tracker:
 
     def refresh_cells(self) -> None:
         """Write the parent's `cells` table and figures again."""
-        runs = read_runs(self._plan, self._store)
+        runs = with_groups(read_runs(self._plan, self._store), self._plan.groups)
         lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
         self._list_tables(self._parent_id, ["cells.json"])
         self.measure(run_data.sweep_metrics(self._states(), lines))
         for suite in sorted({line.suite for line in lines}):
-            self._client.log_figure(
-                self._parent_id, sweep_curves(runs, suite=suite, name=self._plan.name), f"{suite}.png"
-            )
+            curves = sweep_curves(runs, suite=suite, name=self._plan.name)
+            self._client.log_figure(self._parent_id, curves, f"{run_data.plain_name(suite)}.png")
 
     def _states(self) -> Iterator[TrialState]:
         stops = read_stops(self._store.sweep(self._plan.name))
