@@ -37,7 +37,7 @@ def test_the_summary_of_every_verb_fits_on_a_line_of_80_columns() -> None:
     command = [sys.executable, "-m", "oneshot", "--help"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
     summaries = done.stdout.partition("Commands:")[2].splitlines()[1:]
-    assert len(summaries) == 19
+    assert len(summaries) == 22
     assert [line for line in summaries if line.endswith("...") or not line.endswith(".")] == []
 
 
@@ -81,7 +81,7 @@ def test_plan_json_lists_every_trial() -> None:
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["plan", "{sweep}", "--set", "optim.lr=[1"], "--set optim.lr=[1:1: not YAML: a list is not closed; add ]"),
         (["trial", "{sweep}", "--set", "train.num_steps=99999999999"], "must be at most 1,000,000, not 99999999999"),
-        (["run", "quickstart"], "quickstart: no such file; did you mean sweeps/quickstart.yaml?"),
+        (["run", "quickstrat"], "quickstrat: no such file; did you mean quickstart?"),
         (["plan", "sweeps/quikstart.yaml"], "no such file; did you mean sweeps/quickstart.yaml?"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),
