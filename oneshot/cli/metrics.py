@@ -28,7 +28,9 @@ def export_metrics(
     out: Annotated[Path | None, typer.Option(help="Folder to write into; default: NAME-metrics")] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Write a sweep's metrics as tables, or for TensorBoard, W&B or Optuna's dashboard.
+    """Write a sweep's metrics for other tools.
+
+    As CSV or Parquet tables, for TensorBoard and W&B, or for Optuna's dashboard.
 
     W&B reads TensorBoard's files with `wandb sync FOLDER`. `optuna` writes one journal file for each study of a search.
     """
