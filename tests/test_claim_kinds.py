@@ -1,6 +1,6 @@
 """Kinds of claims: shares of a gain, groups of suites, a sample of models, two suites, families. Numbers by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def test_the_share_stands_beside_the_verdict_in_percent() -> None:
     found = of_share(0.7)
     assert found.share is not None
     low, high = (round(100 * found.share[end]) for end in ("low", "high"))
-    assert beside_texts(found) == [f"a has 89% [{low}, {high}] of b's gain"]
+    assert beside_texts(found) == [f"outcome has 89% [{low}, {high}] of format's gain"]
 
 
 def test_a_share_of_a_gain_that_may_be_0_has_no_interval_and_says_so() -> None:
@@ -337,3 +337,47 @@ def test_without_any_seed_or_problem_nothing_is_judged() -> None:
     assert verdicts(gathered([], [])) == []
     none = judged(told(lambda *_: [], asked, sizes={"arithmetic": 0}))
     assert (none.effect, none.verdict) == (None, "inconclusive")
+
+
+# what failed seeds and losses make alike
+
+
+def test_a_share_of_a_loss_is_not_supported() -> None:
+    # format loses one problem of six at every seed, outcome none: 0 > 0.9 x -1/6, but nobody gained
+    def counts(cell: Mapping[str, str], seed: int, step: int, suite: str) -> Sequence[int]:
+        return [1, 1, 1, 1, 0, 0] if step and cell["arm"] == "format" else [1, 1, 1, 1, 1, 0]
+
+    asked = claim({"arm": "outcome"}, {"arm": "format"}, of="gain", expect={"share_at_least": 0.9})
+    (found,) = verdicts(told(counts, asked))
+    assert found.effect == pytest.approx(0.9 / 6)
+    assert (found.verdict, found.share) == ("inconclusive", None)
+    assert any("is not clearly above 0" in note for note in found.notes)
+
+
+def test_sides_that_are_alike_because_seeds_failed_are_not_said_to_be() -> None:
+    # of ten seeds nine failed: they count as their start, which is the same on both sides; the tenth differs by a half
+    def counts(cell: Mapping[str, str], seed: int, step: int, suite: str) -> Sequence[int]:
+        return [1, 1, 1, 0, 0, 0] if step and cell["arm"] == "outcome" else [0] * 6
+
+    def of_run(cell: Mapping[str, str], seed: int) -> Mapping[str, Any]:
+        return {"state": "failed", "reason": "nan"} if seed else {}
+
+    asked = claim({"arm": "outcome"}, {"arm": "format"}, expect={"within": 0.3})
+    (found,) = verdicts(told(counts, asked, seeds=range(10), of_run=of_run))
+    assert (found.effect, found.num_seeds) == (pytest.approx(0.05), 10)
+    assert found.verdict == "inconclusive"
+    if found.low is not None and found.low > -0.3 and found.high is not None and found.high < 0.3:
+        assert "not supported without the seeds that failed" in found.notes
+
+
+def test_a_share_is_told_with_the_names_of_its_sides() -> None:
+    def counts(cell: Mapping[str, str], seed: int, step: int, suite: str) -> Sequence[int]:
+        if step == 0:
+            return [0] * 6
+        return [1, 1, 1, 0, 0, 0] if cell["arm"] == "format" else [1, 1, 1, 1, 1, int(seed > 0)]
+
+    asked = claim({"arm": "format"}, {"arm": "outcome"}, of="gain", expect={"share_at_least": 0.5})
+    (found,) = verdicts(told(counts, asked))
+    assert found.sides == ("format", "outcome")
+    assert beside_texts(found)[0].startswith("format has 53%")
+    assert beside_texts(found)[0].endswith(" of outcome's gain")

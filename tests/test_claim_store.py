@@ -142,7 +142,7 @@ def test_report_prints_what_stands_beside_each_verdict(made: Path) -> None:
     assert said.code == 0, said.err
     page = (made / "runs" / "sweeps" / "kinds" / "report" / "report.html").read_text()
     for text in (
-        "share: a has ",
+        "share: format has ",
         "supported under ",
         "mean: look ",
         "SD between the 3 cells",

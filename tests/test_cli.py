@@ -83,7 +83,7 @@ def test_plan_json_lists_every_trial() -> None:
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["plan", "{sweep}", "--set", "optim.lr=[1"], "--set optim.lr=[1:1: not YAML: a list is not closed; add ]"),
         (["trial", "{sweep}", "--set", "train.num_steps=99999999999"], "must be at most 1,000,000, not 99999999999"),
-        (["run", "quickstrat"], "quickstrat: no such file; did you mean quickstart?"),
+        (["run", "quickstrat"], "quickstrat: no such file; did you mean sweeps/quickstart.yaml?"),
         (["plan", "sweeps/quikstart.yaml"], "no such file; did you mean sweeps/quickstart.yaml?"),
         (["plan", "{sweep}", "--set", "loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["trial", "{sweep}", "--cell", "arms=outcome"], "expected axis=name; did you mean 'arm'?"),

@@ -176,7 +176,7 @@ def _in_bounds(comparison: Comparison, difference: Difference) -> Difference:
 def _share(
     comparison: Comparison, by_seed: Sequence[Sequence[Sides]], difference: Difference, notes: list[str]
 ) -> Interval | None:
-    """Return a's gain as a share of b's, with an interval if b's gain is clearly above 0."""
+    """Return a's gain as a share of b's, with an interval if b's gain is clearly above 0; None if it is not above 0."""
     if comparison.claim.expect.share_at_least is None:
         return None
     of_a = float(np.mean([mean_of(pair, ratio=0.0) for pairs in by_seed for pair in pairs]))
@@ -185,7 +185,7 @@ def _share(
     gain_of_b = None if base is None or difference.low is None else paired_difference(*base.values())
     if gain_of_b is None or gain_of_b.low is None or gain_of_b.low <= 0:
         notes.append(f"the gain of b ({100 * of_b:+.1f} points) is not clearly above 0, so a share of it says little")
-        return Interval(mean=of_a / of_b, low=None, high=None, num=len(by_seed)) if of_b else None
+        return Interval(mean=of_a / of_b, low=None, high=None, num=len(by_seed)) if of_b > 0 else None
 
     def difference_at(ratio: float) -> Difference:
         by_suite = tables(by_seed, ratio=ratio)

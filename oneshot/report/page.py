@@ -203,7 +203,8 @@ def beside_texts(judged: JudgedClaim) -> list[str]:
         share = judged.share
         ends = [share["low"], share["high"]]
         interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
-        texts.append(f"a has {100 * share['mean']:.0f}%{interval} of b's gain")
+        of_a, of_b = judged.sides
+        texts.append(f"{of_a} has {100 * share['mean']:.0f}%{interval} of {of_b}'s gain")
     if judged.look is not None:
         look, p_value = judged.look, judged.p_value
         decides = "" if p_value is None else f": p {p_value:.2g} {'<' if p_value < look['p_bound'] else '>='} "

@@ -37,6 +37,31 @@ def decide(
 ) -> Part:
     """Measure the comparisons of one verdict over some seeds, and return what decides it at a level.
 
+    A claim that two sides are alike, or that one is no worse, must also hold without the seeds that failed: these make
+    sides alike if they count as their start.
+    """
+    part = _decide(group, gathered, seeds=seeds, failed=failed, level=level)
+    counts_failed = failed != "leave_out" and any(map(has_failed, part.used))
+    if part.by_interval != "supported" or not counts_failed or not _is_of_likeness(group[0].claim.expect):
+        return part
+    without = _decide(group, gathered, seeds=seeds, failed="leave_out", level=level)
+    if without.by_interval == "supported":
+        return part
+    return replace(part, by_interval="inconclusive", notes=(*part.notes, "not supported without the seeds that failed"))
+
+
+def _is_of_likeness(expect: ExpectConfig) -> bool:
+    """Return whether a claim says that sides are alike, or that one is not much worse."""
+    margins = (expect.greater_by, expect.less_by)
+    is_no_worse = any(margin is not None and margin < 0 for margin in margins)
+    return is_no_worse or expect.within is not None or expect.share_at_least is not None
+
+
+def _decide(
+    group: Sequence[Comparison], gathered: Gathered, *, seeds: Sequence[int], failed: Failed, level: float
+) -> Part:
+    """Return what decides a verdict, with failed seeds counted in one way.
+
     With `for_all` the verdict is supported if all parts are: the intersection-union test, with the largest p-value
     (Berger, Technometrics 24, 1982). It is contradicted if one part is, with that part's p-value times their number.
     """
@@ -77,6 +102,9 @@ def _part(measured: Measured, difference: Difference | None, *, level: float, **
             fields["notes"] = ("no training finished, so nothing is judged", *fields["notes"])
         else:
             by_interval, p_value = judge(difference, measured.comparison.claim.expect)
+    is_of_share = measured.comparison.claim.expect.share_at_least is not None
+    if is_of_share and measured.share is None and by_interval == "supported":
+        by_interval = "inconclusive"  # b gained nothing, of which any share is had
     return Part(
         comparison=measured.comparison,
         difference=difference,

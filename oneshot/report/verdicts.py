@@ -6,7 +6,7 @@ expected bound, and a p-value below 0.05 after the correction for looks and Holm
 (docs/statistics.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class JudgedClaim:
     of: str
     categories: str
     at: tuple[str, str]
+    sides: tuple[str, str] = ("a", "b")  # the cells of both sides as the claim names them
     expect: str
     is_primary: bool = False
     is_amended: bool  # written after the sweep began
@@ -211,6 +212,7 @@ def _judged(
         of=claim.of,
         categories=claim.categories,
         at=(comparison.at_a, comparison.at_b),
+        sides=(_side_text(claim.a) or "a", _side_text(claim.b) or "b"),
         expect=expectation(claim.expect),
         is_primary=claim.primary,
         is_amended=is_amended,
@@ -223,6 +225,13 @@ def _judged(
         notes=tuple(dict.fromkeys(filter(None, notes))),
         environments=tuple(environments),
     )
+
+
+def _side_text(selection: Mapping[str, Any]) -> str:
+    """Return the cells that a side names, such as `pi_1`, or an empty text if it names none."""
+    names = [selector for axis, selector in selection.items() if axis not in ("at", "suite")]
+    texts = [" or ".join(map(str, name)) if isinstance(name, list) else str(name) for name in names]
+    return " / ".join(text for text in texts if not text.startswith("{"))
 
 
 def _decision(look: _Look, gathered: Gathered) -> Decision:
