@@ -128,7 +128,7 @@ def test_a_notebook_shows_the_verdicts(lab: oneshot.Lab) -> None:
 
 def test_a_sweep_that_is_not_there_is_the_command_lines_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(oneshot.UserError, match="has no sweep of this name; it has small"):
-        oneshot.open("smal", storage=str(folder / "runs"))
+        oneshot.open("tinier", storage=str(folder / "runs"))
     with pytest.raises(oneshot.UserError, match="no such folder"):
         oneshot.open("small", storage=str(tmp_path / "nothing"))
 

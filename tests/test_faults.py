@@ -557,10 +557,10 @@ def test_a_running_sweep_shows_where_it_stands_and_heeds_a_stop(
     lab: Lab, drive: Start, ask: Callable[..., str]
 ) -> None:
     rest = "resources: {max_concurrent: 1}\n"
-    lab.write(sweep_text(script="step_s: 0.4", trial="  checkpoint.every_steps: 1\n", seeds="[0, 1, 2]", rest=rest))
+    lab.write(sweep_text(script="step_s: 0.6", trial="  checkpoint.every_steps: 1\n", seeds="[0, 1, 2]", rest=rest))
     driver = drive()
     until(lambda: "started" in driver.stderr, "it does not begin")
-    assert counts(ask) == {"running": 1, "pending": 2}
+    until(lambda: counts(ask) == {"running": 1, "pending": 2}, "the first one is not shown as running")
     found = json.loads(ask("status", "s", "--json"))
     assert found["driver"].startswith(f"{socket.gethostname()}:{driver.process.pid} ")
     until(lambda: driver.stderr.count("started") == 2, "the first one does not end")

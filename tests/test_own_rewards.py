@@ -250,7 +250,7 @@ def test_a_job_takes_the_trusted_code_along_and_no_other(code: Path) -> None:
         ("{with: {x: 1}}", "`with` has the arguments of a function; set `kind: python` and `call`"),
         ("{kind: python, call: 'no colon'}", "'no colon' is not a valid name"),
         ("{kind: sum, terms: {mean: {}}}", "reward.terms.mean: is the name of another curve"),
-        ("{kind: sum, terms: {a: {weigth: 1}}}", "unknown key"),
+        ("{kind: sum, terms: {a: {weights: 1}}}", "unknown key"),
     ],
 )
 def test_a_wrong_reward_is_one_clear_error(tmp_path: Path, reward: str, error: str) -> None:
