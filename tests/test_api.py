@@ -166,6 +166,7 @@ def test_a_file_that_is_not_there_says_how_to_find_one() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # no two Rays run side by side
 def test_a_sweep_runs_to_its_verdict_and_again_does_nothing(tmp_path: Path) -> None:
     data = {
         "version": 1,
