@@ -15,6 +15,7 @@ from oneshot.errors import UserError
 from oneshot.models.engines import has_vllm, vllm_version
 from oneshot.models.placement import choose_strategy
 from oneshot.plan.trainings import Training
+from oneshot.version import __version__
 
 
 def describe(training: Training) -> dict[str, Any]:
@@ -78,10 +79,11 @@ def distribution(training: Training) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    names = ("oneshot", "torch", "transformers", "accelerate", "peft", "math-verify", "numpy")
+    names = ("torch", "transformers", "accelerate", "peft", "math-verify", "numpy")
     try:
-        return {name: version(name) for name in names} | {"python": platform.python_version()}
+        libraries = {name: version(name) for name in names}
     except PackageNotFoundError as error:
         raise UserError(
-            f"{error.name} is not installed as a package; run `pip install -e .` in the project folder"
+            f"{error.name} is not installed as a package; install oneshot-lab again with its dependencies"
         ) from error
+    return {"oneshot": __version__, **libraries, "python": platform.python_version()}
