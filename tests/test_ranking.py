@@ -323,7 +323,10 @@ def test_a_selector_of_a_place_that_was_not_asked_for_is_refused(store: Store) -
     ("wanted", "message"),
     [
         ("seed: 1", "selects no example; set top, bottom or random"),
-        ("top: 1, by: variance", "'variance' is not one of 'historical_variance', 'lim', 'pass_rate' or 'random'"),
+        (
+            "top: 1, by: variance",
+            "'variance' is no ranking rule; did you mean 'historical_variance'? Write one of your own as package.module:name",
+        ),
         ("topp: 1", "unknown key; did you mean 'top'?"),
         ("top: 1, band: [0.2]", "at least 2 items"),
         ("top: 1, band: [0.2, 1.5]", "at most 1, not 1.5"),

@@ -15,13 +15,15 @@ from pydantic import ValidationError
 
 from oneshot.config.file import explain
 from oneshot.config.paths import Setting, SettingError, Where, flatten, layered, unflatten
+from oneshot.config.ranking import FromRankConfig
 from oneshot.config.search import RangeConfig
-from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlock, ResourceConfig, TableConfig
+from oneshot.config.sweep import CellConfig, CostConfig, GridBlock, ResourceConfig, TableConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import with_solutions
 from oneshot.tasks.solutions import num_demonstrations
+from oneshot.tasks.templates import foreign_templates, template_call, template_text, with_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class Cell:
     cost: CostConfig
     waits_for: str | None
     places: dict[str, Where]  # path of each setting -> the place in the file that set it for this cell
+    templates: dict[str, str] = field(default_factory=dict)  # package's template -> where the package has its text
 
     def place(self, path: str) -> Where:
         """Return the place that set a path, or the first place that set a path below it."""
@@ -247,6 +250,7 @@ def resolve(
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
+    config, templates = _with_texts(config, flat)
     place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
     try:
         config, awaited = with_solutions(sweep, config, place)
@@ -263,7 +267,26 @@ def resolve(
         cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
         waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), awaited),
         places={path: setting.where for path, setting in flat.items()},
+        templates=templates,
     )
+
+
+def _with_texts(config: TrialConfig, flat: Mapping[str, Setting]) -> tuple[TrialConfig, dict[str, str]]:
+    """Return a trial with the text of each package's template, and where the packages have them.
+
+    Raises SettingError: a template is none of ours, and no package's; names its place.
+    """
+    calls = {}
+    for path, name in foreign_templates(config):
+        try:
+            template_text(name)
+        except DataError as error:
+            inside = path.split(".")
+            places = [".".join(inside[:end]) for end in range(len(inside), 0, -1)]
+            where: Where = next((flat[place].where for place in places if place in flat), ("trial",))
+            raise SettingError(where, str(error)) from error
+        calls[name] = template_call(name)
+    return with_texts(config), calls
 
 
 def _in_steps(config: TrialConfig, flat: Mapping[str, Setting], *, is_known: bool) -> TrialConfig:
