@@ -145,6 +145,11 @@ def test_what_is_no_template_is_one_clear_error(template: str, message: str) -> 
     assert message in error(f"prompt.template={template}")
 
 
+def test_a_text_of_several_lines_names_no_cell() -> None:
+    Path("s.yaml").write_text(SWEEP + 'axes: {prompt.template: ["{problem} =", "Q: {problem}\\nA:"]}\n')
+    assert "axes.prompt.template.1: a text of several lines cannot name its cell; write named cells" in error()
+
+
 # sets and suites
 
 
@@ -202,6 +207,12 @@ def test_what_is_no_set_is_one_clear_error(name: str, message: str) -> None:
     assert message in said and "examples" in said
     if not name.endswith("9"):
         assert message in error(f"eval.suites.mine.source={name}")
+
+
+def test_a_set_that_hangs_is_stopped(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code / "own_parts.py").write_text("import time\n\ndef rows():\n    time.sleep(60)\n")
+    monkeypatch.setattr(foreign, "DEADLINE_S", 1.0)
+    assert "own_parts:rows: it did not end within 1 s; make it faster" in error('examples=["own_parts:rows"]')
 
 
 # graders

@@ -337,8 +337,8 @@ def test_what_is_no_ranking_gets_one_clear_error(wanted: str, message: str) -> N
 
 def test_a_rule_that_is_nobodys_is_refused_before_there_is_a_history(store: Store) -> None:
     with pytest.raises(UserError) as caught:
-        known_rankings(ranked("history", "top: 1, by: variance"), store)
-    hint = "'variance' is no ranking rule; did you mean 'historical_variance'?"
+        known_rankings(ranked("history", "top: 1, by: historic_variance"), store)
+    hint = "'historic_variance' is no ranking rule; did you mean 'historical_variance'?"
     assert str(caught.value).startswith(
         f"s.yaml:14: axes.example.ranked.from_rank.by: {hint} Write one of your own as "
     )

@@ -140,6 +140,9 @@ def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
     cells: dict[str, AxisCell] = {}
     for index, value in enumerate(values):
         name = cell_name(value)
+        if not name.isprintable():
+            why = "a text of several lines cannot name its cell; write named cells, such as `first: {set: {PATH: ...}}`"
+            raise SettingError((*where, index), why)
         if name in cells:
             raise SettingError((*where, index), f"{name} appears twice; each value is one cell")
         settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
