@@ -25,6 +25,9 @@ from oneshot.plan.recorded_solutions import with_solutions
 from oneshot.tasks.solutions import num_demonstrations
 from oneshot.tasks.templates import foreign_templates, template_call, template_text, with_texts
 
+PLACEHOLDER = "rank:"
+"""Prefix of an example that a ranking will choose."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisCell:
@@ -114,7 +117,7 @@ def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict
         waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
         names = rank_names(config.from_rank)
         # placeholders for the examples, so that the other settings of these cells can be checked
-        settings = {**cell.settings, "examples": Setting([f"rank:{end}" for end in names], place)}
+        settings = {**cell.settings, "examples": Setting([f"{PLACEHOLDER}{end}" for end in names], place)}
         waiting = replace(cell, settings=settings, waits_for=waits_for)
         return {name: waiting} if config.from_rank.together else {f"{name}#{end}": waiting for end in names}
     if config.from_rank.together:
@@ -301,7 +304,7 @@ def _in_steps(config: TrialConfig, flat: Mapping[str, Setting], *, is_known: boo
     if num_epochs is None:
         return config
     # until a ranking or another sweep's completions are known, each example counts as one solution
-    is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
+    is_ranked = any(isinstance(each, str) and each.startswith(PLACEHOLDER) for each in config.examples)
     number = num_demonstrations(config.examples) if is_known and not is_ranked else len(config.examples)
     if number is None:
         raise SettingError(

@@ -7,7 +7,7 @@ from oneshot.config.examples import RowExample, SetExamples, WrittenExample
 from oneshot.config.file import SweepFile
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
-from oneshot.plan.cells import Cell
+from oneshot.plan.cells import PLACEHOLDER, Cell
 from oneshot.plan.rank_rules import RULES, rule_call
 from oneshot.tasks import foreign, sets
 from oneshot.tasks.called_sets import code_of
@@ -63,7 +63,7 @@ def _parts_of(cell: Cell) -> Iterator[_Part]:
     for name, call in cell.templates.items():
         yield _Part(name=name, call=call, what="text is", part_of="the trials")
     for source, part_of in _sets_of(config):
-        if sets.is_called(source):
+        if sets.is_called(source) and not (cell.waits_for and source.startswith(PLACEHOLDER)):
             yield _Part(name=source, call=code_of(source).call, what="problems are", part_of=part_of)
 
 
