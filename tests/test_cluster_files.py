@@ -11,6 +11,7 @@ from clusterfiles import CLUSTER, FILES, complaints, documents, with_typo
 from conftest import PROJECT
 
 from oneshot.sweep.cluster.nodes import NODE_TYPES, read_node_types
+from oneshot.version import __version__
 
 pytest_plugins = ["stores"]
 
@@ -108,7 +109,7 @@ def test_versions_are_those_that_ci_tests() -> None:
     assert set(re.findall(r"(?:torch==|TORCH=)(\d[\d.]*)", everything)) == {torch}
     assert set(re.findall(r'rayVersion: "(.+)"', everything)) == {pinned("ray")}
     assert set(re.findall(r"oneshot-mlflow:([\d.]+)", everything)) == {pinned("mlflow")}
-    assert set(re.findall(r"/oneshot:([\d.]+)-(?:cpu|cuda)", everything)) == {project["version"]}
+    assert set(re.findall(r"/oneshot:([\d.]+)-(?:cpu|cuda)", everything)) == {__version__}
     pythons = re.findall(r"^(?:ARG PYTHON=|FROM python:)(\d[\d.]*)", everything, flags=re.MULTILINE)
     assert set(pythons) == {"3.11"} and project["requires-python"].startswith(">=3.11")
     assert "python3.11 -m venv" in text[CLUSTER / "ray" / "hosts.yaml"]

@@ -323,7 +323,6 @@ def test_a_selector_of_a_place_that_was_not_asked_for_is_refused(store: Store) -
     ("wanted", "message"),
     [
         ("seed: 1", "selects no example; set top, bottom or random"),
-        ("top: 1, by: variance", "'variance' is not one of 'historical_variance', 'lim', 'pass_rate' or 'random'"),
         ("topp: 1", "unknown key; did you mean 'top'?"),
         ("top: 1, band: [0.2]", "at least 2 items"),
         ("top: 1, band: [0.2, 1.5]", "at most 1, not 1.5"),
@@ -334,3 +333,12 @@ def test_what_is_no_ranking_gets_one_clear_error(wanted: str, message: str) -> N
         ranked("history", wanted)
     assert message in str(caught.value)
     assert "s.yaml:14: axes.example.ranked.from_rank" in str(caught.value)
+
+
+def test_a_rule_that_is_nobodys_is_refused_before_there_is_a_history(store: Store) -> None:
+    with pytest.raises(UserError) as caught:
+        known_rankings(ranked("history", "top: 1, by: historic_variance"), store)
+    hint = "'historic_variance' is no ranking rule; did you mean 'historical_variance'?"
+    assert str(caught.value).startswith(
+        f"s.yaml:14: axes.example.ranked.from_rank.by: {hint} Write one of your own as "
+    )

@@ -9,11 +9,12 @@ import pandas as pd
 
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
-from oneshot.plan.rank_rules import By, read_history
 from oneshot.plan.rank_rules import rank as rank_examples
+from oneshot.plan.rank_rules import read_history
 from oneshot.plan.ranking import sweep_histories
 from oneshot.store.store import Store
 from oneshot.tasks.grading import Grade, Grader
+from oneshot.tasks.templates import with_texts
 
 if TYPE_CHECKING:
     from oneshot.training.metrics import StepMetrics
@@ -24,12 +25,12 @@ def train(config: TrialConfig | Mapping[str, Any], *, seed: int = 0) -> "Iterato
 
     `config` has the keys of a sweep file's `trial`, nested. The model is freed when the generator ends or is closed.
 
-    Raises pydantic.ValidationError: a setting is wrong.
+    Raises pydantic.ValidationError: a setting is wrong. DataError: a part of a package is not here.
     """
     from oneshot.training.loop import train as train_steps
     from oneshot.training.state import new_state
 
-    settings = config if isinstance(config, TrialConfig) else TrialConfig.model_validate(config)
+    settings = with_texts(config if isinstance(config, TrialConfig) else TrialConfig.model_validate(config))
     with Grader() as grader:
         yield from train_steps(settings, new_state(settings, seed=seed, grader=grader))
 
@@ -45,7 +46,7 @@ def grade(completion: str, answer: str) -> Grade:
 
 
 def rank(
-    history: str | Path, *, by: By = "historical_variance", storage: str = "runs", set: str = "dsr_sub"
+    history: str | Path, *, by: str = "historical_variance", storage: str = "runs", set: str = "dsr_sub"
 ) -> pd.DataFrame:
     """Rank a set's examples by how their accuracy moved in training, best first.
 
@@ -53,7 +54,9 @@ def rank(
 
     `history` is a finished sweep in the storage, or a .json file {row: [accuracy, ...]} whose rows are those of `set`.
 
-    Raises UserError: there is no such history.
+    `by` is one of our rules, or a function of one example's accuracies: `package.module:name`, or a registered name.
+
+    Raises UserError: there is no such history, or no such rule.
     """
     path = Path(history)
     if path.suffix == ".json":

@@ -11,7 +11,7 @@ import typer
 
 from oneshot.cli.find import open_store
 from oneshot.cli.options import JsonOption, StorageOption, app, load_sweep, results, warn
-from oneshot.errors import UserError, nearest
+from oneshot.errors import UserError
 
 if TYPE_CHECKING:
     from oneshot.tasks.grading import Grade
@@ -21,24 +21,30 @@ if TYPE_CHECKING:
 def rank(
     history: Annotated[str, typer.Option(help="A finished sweep, or a .json file: {row: [accuracy, ...]}")],
     by: Annotated[
-        str, typer.Option(help="Rule: historical_variance, lim, pass_rate or random")
+        str, typer.Option(help="Rule: historical_variance, lim, pass_rate, random, or a function package.module:name")
     ] = "historical_variance",
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N; default: all")] = None,
     of: Annotated[str, typer.Option("--set", help="The set that the history's row numbers index")] = "dsr_sub",
     band: Annotated[tuple[float, float], typer.Option(help="Accuracies that pass_rate selects between")] = (0, 1),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random rule")] = 0,
     storage: StorageOption = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Let --by be a function of the Python files in this folder")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Rank a set's examples by their training history."""
-    from typing import get_args
-
-    from oneshot.plan.rank_rules import By, read_history
+    from oneshot.plan.rank_rules import check_rule, read_history
     from oneshot.plan.rank_rules import rank as rank_examples
     from oneshot.plan.ranking import sweep_histories
+    from oneshot.tasks.foreign import trust
 
-    if by not in get_args(By):
-        raise UserError(f"--by {by}: unknown rule{nearest(by, get_args(By))}")
+    if trust_code:
+        trust(Path.cwd())
+    try:
+        check_rule(by)
+    except UserError as error:
+        raise UserError(f"--by {by}: {error}") from error
     if not 0 <= band[0] <= band[1] <= 1:
         raise UserError(f"--band {band[0]:g} {band[1]:g}: expected two accuracies from 0 to 1, the lower one first")
     if history.endswith(".json"):
@@ -49,7 +55,7 @@ def rank(
         histories = list(sweep_histories(store, sweep.config.name if sweep else history))
         if not histories:
             raise UserError(f"--history {history}: no finished sweep of this name in {store.root}; run it first")
-    ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]  # type: ignore[arg-type]  # checked above
+    ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]
     if as_json:
         print(json.dumps([{"index": row.index, **asdict(row)} for row in ranked], indent=2))
         return

@@ -1,13 +1,45 @@
 """Settings of evaluations: suites, their sampling rules, and when they run."""
 
-from typing import Annotated, Literal, get_args
+import re
+from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
-from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, Step, Text
+from oneshot.config.fields import MAX_COUNT, MAX_ROWS, MAX_STEPS, MAX_TOKENS, Config, PartName, Step, Text
+from oneshot.errors import nearest
 
-Template = Literal["auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2"]
-GraderName = Literal["strict", "released"]
+TEMPLATES = ("auto", "chat", "plain", "qwen2.5-math", "qwen2.5", "r1-distill", "llama-3.2")
+PROBLEM = "{problem}"
+"""What makes a text a template: the problem goes in its place."""
+GRADERS = ("strict", "released")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*(:[A-Za-z_][A-Za-z0-9_]*)?")
+
+
+def is_text(template: str) -> bool:
+    """Return whether a template is a text with a place for the problem, as opposed to a name."""
+    return PROBLEM in template
+
+
+def _text_or_name(template: str) -> str:
+    """Return a template unchanged. Raises ValueError: it is neither a text with a problem nor like a name."""
+    if not is_text(template) and not _NAME.fullmatch(template):
+        raise ValueError(
+            f"{template!r} has no {PROBLEM}, where the problem goes, and names no template"
+            f"{nearest(template, TEMPLATES)}"
+        )
+    return template
+
+
+Template = Annotated[
+    str, AfterValidator(_text_or_name), WithJsonSchema({"anyOf": [{"enum": list(TEMPLATES)}, {"type": "string"}]})
+]
+"""A name of `TEMPLATES`, a text with `{problem}`, or a text of an installed package by its name."""
+GraderName = PartName
+
+
+def grader_label(name: str) -> str:
+    """Return a grader's name in metrics: `exact` for `my_lab.graders:exact`."""
+    return name.rpartition(":")[2]
 
 
 class ThinkingConfig(Config):
@@ -34,8 +66,8 @@ class SuiteConfig(Config):
 
     source: str | None = Field(
         None,
-        description="A known set, or the path or URL of a .jsonl or .parquet file. Absent: the built-in suite of that "
-        "name",
+        description="A known set, the path or URL of a .jsonl or .parquet file, or a function that returns rows "
+        "(`package.module:name`, or a registered name). Absent: the built-in suite of that name",
     )
     num_problems: int | None = Field(
         None,
@@ -93,6 +125,9 @@ class SuiteConfig(Config):
 SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\- ]+$")]
 
 
+_TAKEN = (*GRADERS, "lenient")
+
+
 class EvalConfig(Config):
     """The steps and suites of evaluations. Every suite is also evaluated after the last step."""
 
@@ -102,9 +137,10 @@ class EvalConfig(Config):
     also_at: list[Step] = Field(default_factory=list, description="Further steps at which every suite is evaluated")
     at_start: bool = Field(True, description="Evaluate before step 1. `gain` is measured from this evaluation")
     graders: list[GraderName] = Field(
-        default_factory=lambda: list(get_args(GraderName)),
+        default_factory=lambda: list(GRADERS),
         description="Graders whose verdicts are recorded. `strict` is always one of them, since `pass_at_1` is its "
-        "accuracy; with `released`, reports show how often the two disagree",
+        "accuracy; with `released`, reports show how often the two disagree. Your own, such as "
+        "`my_lab.graders:exact`, has the accuracy `pass_at_1_exact`",
     )
     suites: dict[SuiteName, SuiteConfig] = Field(default_factory=dict, description="Suite name -> its sampling rule")
 
@@ -113,4 +149,11 @@ class EvalConfig(Config):
     def _with_strict(cls, graders: list[GraderName]) -> list[GraderName]:
         if "strict" not in graders:
             raise ValueError("strict is missing; pass_at_1 is its accuracy, so add it")
-        return [name for name in get_args(GraderName) if name in graders]  # the order has no meaning
+        own = sorted({name for name in graders if name not in GRADERS})
+        labels = [grader_label(name) for name in own]
+        for place, label in enumerate(labels):
+            if label in _TAKEN or label.isdecimal() or label in labels[:place]:
+                raise ValueError(
+                    f"{own[place]}: pass_at_1_{label} is another measure, too; give the grader another name"
+                )
+        return [*(name for name in GRADERS if name in graders), *own]  # the order has no meaning

@@ -95,7 +95,7 @@ class RowExample(_WithSolution):
 class SetExamples(_WithSolution):
     """All rows of a set, or a seeded draw of them, with a share of wrong labels."""
 
-    set: str = Field(min_length=1, description="Set: dsr_sub, arithmetic, a path, ...")
+    set: str = Field(min_length=1, description="Set: dsr_sub, arithmetic, a path, my_lab.sets:hard, ...")
     random: int | None = Field(
         None, ge=1, le=MAX_ROWS, description="Number of rows to draw without replacement. Absent: all rows"
     )

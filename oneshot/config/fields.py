@@ -16,6 +16,8 @@ MAX_SEED = 2**63 - 1
 
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Text = Annotated[str, Field(min_length=1)]
+PartName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_\-]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$")]
+"""A part by its name, ours or one that an installed package registers, or as `package.module:name`."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 

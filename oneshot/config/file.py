@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from oneshot.config.fields import Config
 from oneshot.config.paths import Setting, SettingError, Where, flatten
+from oneshot.config.ranking import FromRankConfig
 from oneshot.config.search import RangeConfig
 from oneshot.config.source import Source, parse_yaml
-from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, SweepConfig, TableConfig
+from oneshot.config.sweep import CellConfig, CostConfig, SweepConfig, TableConfig
 from oneshot.errors import SweepFileError, nearest
 from oneshot.text import read_text
 

@@ -5,10 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 
 from oneshot.config.evaluation import GraderName
-from oneshot.config.fields import MAX_FACTOR, Config
+from oneshot.config.fields import MAX_FACTOR, Config, PartName
 
-Call = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$")]
-"""A Python function, `package.module:name`."""
 Rule = TypeVar("Rule", "RewardTerm", "RewardConfig")
 TermName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 TAKEN = ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "errors")
@@ -25,7 +23,9 @@ class RewardTerm(Config):
     )
     weight: float = Field(1.0, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Factor of this rule in the sum")
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
-    call: Call | None = Field(None, description="With `kind: python`: the function, `package.module:name`")
+    call: PartName | None = Field(
+        None, description="With `kind: python`: the function, `package.module:name` or a registered name"
+    )
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
 
     @model_validator(mode="after")
@@ -45,10 +45,10 @@ class RewardConfig(Config):
         "`sum`: the weighted sum of `terms`",
     )
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
-    call: Call | None = Field(
+    call: PartName | None = Field(
         None,
         description="With `kind: python`: a function `package.module:name` of an installed package, or beside the "
-        "sweep file with `--trust-code` (docs/rewards.md)",
+        "sweep file with `--trust-code`; or a name that a package registers (docs/own-parts.md)",
     )
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
     terms: dict[TermName, RewardTerm] = Field(
@@ -57,7 +57,8 @@ class RewardConfig(Config):
     grader: GraderName = Field(
         "strict",
         description="Grader that decides which answers are right. `strict`: ours, exact and by type. `released`: the "
-        "rules of the released evaluation (Qwen2.5-Math's `math_equal`), with numbers equal within 1e-4",
+        "rules of the released evaluation (Qwen2.5-Math's `math_equal`), with numbers equal within 1e-4. Or your own, "
+        "`package.module:name` or a registered name (docs/own-parts.md)",
     )
     timeout_s: float = Field(
         5.0,

@@ -7,7 +7,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from oneshot.config import claims, search, sweep
+from oneshot.config import claims, ranking, search, sweep
 from oneshot.config.trial import TrialConfig
 
 HIDDEN = "script"  # a tool for testing a cluster without a model: docs/operations.md
@@ -56,7 +56,7 @@ def sweep_reference() -> str:
         ("A named cell", sweep.CellConfig, ""),
         ("`resources`", sweep.SweepResourceConfig, "resources."),
         ("`cost` of a cell", sweep.CostConfig, "cost."),
-        ("`from_rank` of a cell", sweep.FromRankConfig, "from_rank."),
+        ("`from_rank` of a cell", ranking.FromRankConfig, "from_rank."),
         ("`search`", search.SearchConfig, "search."),
         ("`search.objective`", search.ObjectiveConfig, "objective."),
         ("`search.space`, and `search` of a cell", search.RangeConfig, "<path>."),

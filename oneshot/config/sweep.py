@@ -18,13 +18,13 @@ from oneshot.config.fields import (
     MAX_FACTOR,
     MAX_GIB,
     MAX_S,
-    MAX_SEED,
     MAX_STEPS,
     MAX_TOKENS,
     Config,
     Seed,
     exactly_one,
 )
+from oneshot.config.ranking import FromRankConfig
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
 from oneshot.config.urls import STORAGE_HINT, no_password, server_uri
 
@@ -117,31 +117,6 @@ class CostConfig(Config):
         le=MAX_TOKENS,
         description="Expected tokens of a completion. Absent: 900, or max_tokens if that is less",
     )
-
-
-class FromRankConfig(Config):
-    """Cells from a ranking: `<cell>#1` ... from the top, `#last1` ... from the end, `#random1` ... drawn."""
-
-    history: str = Field(min_length=1, description="A sweep in the same storage, or a .json file")
-    set: str = Field("dsr_sub", min_length=1, description="The set whose rows the numbers in a .json file are")
-    by: Literal["historical_variance", "lim", "pass_rate", "random"] = Field(
-        "historical_variance",
-        description="Ranking rule. `pass_rate`: examples within `band` at the first visit, nearest to its middle first",
-    )
-    band: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        default=[0.0, 1.0], min_length=2, max_length=2, description="Lowest and highest pass rate"
-    )
-    top: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples from the top of the ranking")
-    bottom: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples from its end")
-    random: int = Field(0, ge=0, le=MAX_COUNT, description="Number of examples drawn from those between")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of that draw, and of `by: random`")
-    together: bool = Field(False, description="Make one cell that trains on all examples, instead of a cell for each")
-
-    @model_validator(mode="after")
-    def _names_some(self) -> "FromRankConfig":
-        if not self.top + self.bottom + self.random:
-            raise ValueError("selects no example; set top, bottom or random")
-        return self
 
 
 class GuardConfig(Config):

@@ -53,7 +53,8 @@ class PromptConfig(Config):
     template: Template = Field(
         "auto",
         description="Template of the prompt. `chat`: the tokenizer's own. `plain`: the text and a newline. `auto`: "
-        "`chat` if the tokenizer has a template, else `plain`. The other values are templates of model families",
+        "`chat` if the tokenizer has a template, else `plain`. A text with `{problem}` is itself the template. The "
+        "other values are templates of model families (docs/own-parts.md)",
     )
     eval_template: Template | None = Field(
         None, description="Template of evaluations. Absent: `template` (released, Qwen models: qwen2.5-math)"
@@ -291,7 +292,8 @@ class TrialConfig(Config):
     examples: list[Example] = Field(
         default_factory=list,
         description="Examples to train on: `set:row`, such as dsr_sub:124 or arithmetic:47+38; `set`, for all its "
-        "rows; {row, answer}; {set, random, wrong, seed}; or {problem, answer}; each mapping may have a `solution`",
+        "rows; {row, answer}; {set, random, wrong, seed}; or {problem, answer}; each mapping may have a `solution`. "
+        "A set may be a function, such as my_lab.sets:hard, whose row 3 is my_lab.sets:hard:3",
     )
     reward: RewardConfig = Field(default_factory=RewardConfig, description="What is rewarded")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How completions are sampled")

@@ -15,13 +15,18 @@ from pydantic import ValidationError
 
 from oneshot.config.file import explain
 from oneshot.config.paths import Setting, SettingError, Where, flatten, layered, unflatten
+from oneshot.config.ranking import FromRankConfig
 from oneshot.config.search import RangeConfig
-from oneshot.config.sweep import CellConfig, CostConfig, FromRankConfig, GridBlock, ResourceConfig, TableConfig
+from oneshot.config.sweep import CellConfig, CostConfig, GridBlock, ResourceConfig, TableConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import with_solutions
 from oneshot.tasks.solutions import num_demonstrations
+from oneshot.tasks.templates import foreign_templates, template_call, template_text, with_texts
+
+PLACEHOLDER = "rank:"
+"""Prefix of an example that a ranking will choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,7 @@ class Cell:
     cost: CostConfig
     waits_for: str | None
     places: dict[str, Where]  # path of each setting -> the place in the file that set it for this cell
+    templates: dict[str, str] = field(default_factory=dict)  # package's template -> where the package has its text
 
     def place(self, path: str) -> Where:
         """Return the place that set a path, or the first place that set a path below it."""
@@ -111,7 +117,7 @@ def _named(sweep: PinnedSweep, axis: str, name: str, config: CellConfig) -> dict
         waits_for = f"the history of {config.from_rank.history!r}: run that sweep first"
         names = rank_names(config.from_rank)
         # placeholders for the examples, so that the other settings of these cells can be checked
-        settings = {**cell.settings, "examples": Setting([f"rank:{end}" for end in names], place)}
+        settings = {**cell.settings, "examples": Setting([f"{PLACEHOLDER}{end}" for end in names], place)}
         waiting = replace(cell, settings=settings, waits_for=waits_for)
         return {name: waiting} if config.from_rank.together else {f"{name}#{end}": waiting for end in names}
     if config.from_rank.together:
@@ -137,6 +143,9 @@ def _scalars(path: str, values: list[Any], where: Where) -> dict[str, AxisCell]:
     cells: dict[str, AxisCell] = {}
     for index, value in enumerate(values):
         name = cell_name(value)
+        if not name.isprintable():
+            why = "a text of several lines cannot name its cell; write named cells, such as `first: {set: {PATH: ...}}`"
+            raise SettingError((*where, index), why)
         if name in cells:
             raise SettingError((*where, index), f"{name} appears twice; each value is one cell")
         settings = {p: Setting(s.value, (*where, index)) for p, s in flatten({path: value}, ("axes",)).items()}
@@ -247,6 +256,7 @@ def resolve(
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
     merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
+    config, templates = _with_texts(config, flat)
     place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
     try:
         config, awaited = with_solutions(sweep, config, place)
@@ -263,7 +273,26 @@ def resolve(
         cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
         waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), awaited),
         places={path: setting.where for path, setting in flat.items()},
+        templates=templates,
     )
+
+
+def _with_texts(config: TrialConfig, flat: Mapping[str, Setting]) -> tuple[TrialConfig, dict[str, str]]:
+    """Return a trial with the text of each package's template, and where the packages have them.
+
+    Raises SettingError: a template is none of ours, and no package's; names its place.
+    """
+    calls = {}
+    for path, name in foreign_templates(config):
+        try:
+            template_text(name)
+        except DataError as error:
+            inside = path.split(".")
+            places = [".".join(inside[:end]) for end in range(len(inside), 0, -1)]
+            where: Where = next((flat[place].where for place in places if place in flat), ("trial",))
+            raise SettingError(where, str(error)) from error
+        calls[name] = template_call(name)
+    return with_texts(config), calls
 
 
 def _in_steps(config: TrialConfig, flat: Mapping[str, Setting], *, is_known: bool) -> TrialConfig:
@@ -275,7 +304,7 @@ def _in_steps(config: TrialConfig, flat: Mapping[str, Setting], *, is_known: boo
     if num_epochs is None:
         return config
     # until a ranking or another sweep's completions are known, each example counts as one solution
-    is_ranked = any(isinstance(each, str) and each.startswith("rank:") for each in config.examples)
+    is_ranked = any(isinstance(each, str) and each.startswith(PLACEHOLDER) for each in config.examples)
     number = num_demonstrations(config.examples) if is_known and not is_ranked else len(config.examples)
     if number is None:
         raise SettingError(

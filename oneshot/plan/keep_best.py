@@ -18,7 +18,7 @@ def check_kept(sweep: PinnedSweep, cells: Sequence[Cell]) -> None:
         if metric is None:
             continue
         place = cell.place("checkpoint.keep")
-        if not has_metric(metric, suites):
+        if not has_metric(metric, suites, cell.config.eval.graders):
             raise sweep.source.error(place, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")
         if not is_share(metric):
             raise sweep.source.error(place, f"{metric}: more of it is not better; choose by a share, such as pass_at_1")

@@ -10,7 +10,7 @@ from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.errors import DataError, ModelError
 from oneshot.models.source import folder_digest, is_commit, local_folder
 from oneshot.tasks.examples import check_fit, identify, identify_shots
-from oneshot.tasks.foreign import find
+from oneshot.tasks.functions import learning_code
 from oneshot.tasks.solutions import identify_solutions, is_sampled, sampling_models
 
 KEY_LENGTH = 16
@@ -39,8 +39,8 @@ def identify_trial(config: TrialConfig) -> TrialIdentity:
     shots = identify_shots(config.prompt)
     digests, provisional = _identify_examples(config)
     contents: dict[str, Any] = {"examples": digests, "shots": shots.digests}
-    if config.reward.calls and config.train.method == "grpo":
-        contents["code"] = {call: find(call).digest for call in config.reward.calls}
+    if (config.train.method == "grpo" or is_sampled(config.examples)) and (code := learning_code(config)):
+        contents["code"] = code
     folder = local_folder(config.model.path)
     if config.model.trust_remote_code:
         contents["trust_remote_code"] = True

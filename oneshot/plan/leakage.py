@@ -162,9 +162,10 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
     """Refuse a metric of a search that some of its cells do not have, and other metrics that no trial has."""
     for where, metric in _choosers(sweep.config):
         for cell in searched:
-            if not has_metric(metric, suites := set(cell.config.eval.suites)):
+            if not has_metric(metric, suites := set(cell.config.eval.suites), cell.config.eval.graders):
                 raise sweep.source.error(where, f"{cell.label} has no metric {metric}{nearest_metric(metric, suites)}")
     suites = {name for cell in cells for name in cell.config.eval.suites}
+    graders = {name for cell in cells for name in cell.config.eval.graders}
     for name, group in sweep.config.groups.items():
         if name in suites:
             raise sweep.source.error(("groups", name), "is also the name of a suite; give the group another name")
@@ -176,7 +177,7 @@ def _check_metrics(sweep: PinnedSweep, cells: Sequence[Cell], searched: Sequence
     for section, measured in (("claims", sweep.config.claims), ("guards", sweep.config.guards)):
         for number, metric in enumerate(each.metric for each in measured):
             there = suites | groups if section == "claims" else suites
-            if not has_metric(metric, there):
+            if not has_metric(metric, there, graders):
                 is_undeclared = section == "claims" and not groups and group_of(metric) is not None
                 hint = "; declare the group under `groups`" if is_undeclared else nearest_metric(metric, there)
                 why = f"no trial has the metric {metric}{hint}"
@@ -187,6 +188,7 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
     """Check that every claim has the cells, steps, suites and categories to be judged once all trials finish."""
     cells = {tuple(cell.names.items()): cell for cell in grid}
     suites = {name for cell in grid for name in cell.config.eval.suites} | {f"@{name}" for name in sweep.config.groups}
+    graders = {name for cell in grid for name in cell.config.eval.graders}
     if sweep.config.claims and not grid:
         raise sweep.source.error(("claims",), "claims are about the grid, and there is no grid; remove them")
     try:
@@ -208,7 +210,7 @@ def _check_claims(sweep: PinnedSweep, grid: Sequence[Cell]) -> None:
             why = f"{claim.metric} is the same by every grader; judge pass_at_1, or remove `grader`"
             raise sweep.source.error((*where, "over_settings", "grader"), why)
         for side, at, metric in (("a", comparison.at_a, claim.metric), ("b", comparison.at_b, comparison.metric_b)):
-            if metric != claim.metric and not has_metric(metric, suites):
+            if metric != claim.metric and not has_metric(metric, suites, graders):
                 raise sweep.source.error((*where, "b", "suite"), f"no trial has it{nearest_metric(metric, suites)}")
             selected = [cells[tuple(names.items())] for pair in comparison.pairs for names in getattr(pair, side)]
             for cell, each in product(selected, _metrics_of(metric, sweep.config.groups)):

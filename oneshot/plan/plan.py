@@ -19,6 +19,7 @@ from oneshot.models.placement import choose_strategy, place_trial
 from oneshot.models.shapes import check_positions
 from oneshot.plan.cells import Axes, Cell, expand, read_axes, study_name, unused
 from oneshot.plan.cost import TrainingShape, estimate, training_shape
+from oneshot.plan.foreign_code import check_functions, foreign_code
 from oneshot.plan.keys import TrialIdentity, identify_trial
 from oneshot.plan.leakage import check_choices
 from oneshot.plan.leaks import find_leaks, leak_warnings
@@ -28,7 +29,6 @@ from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
 from oneshot.plan.warnings import (
     coinciding,
-    foreign_code,
     inert_settings,
     odd_resources,
     odd_rows,
@@ -39,7 +39,6 @@ from oneshot.plan.warnings import (
 )
 from oneshot.tasks.benchmarks import load_suite, load_suites
 from oneshot.tasks.examples import identify_shots
-from oneshot.tasks.foreign import find
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +144,7 @@ def make_plan(file: SweepFile, *, measured: Mapping[TrainingShape, float] | None
     warnings += odd_resources(every)
     warnings += odd_suites(every)
     warnings += odd_rows(every)
-    warnings += foreign_code(every)
+    warnings += foreign_code(sweep, every)
     known = [cell.config for cell in every if cell.waits_for is None]
     warnings += leak_warnings(find_leaks(known, sweep.config.claims, sweep.config.groups))
     warnings += too_large(trials)
@@ -252,16 +251,12 @@ def is_control(config: TrialConfig) -> bool:
 def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
     """Identify a cell's trial. An error names the place in the file that causes it."""
     config = cell.config
+    check_functions(cell, sweep)
     for name, suite in config.eval.suites.items():
         try:
             load_suite(name, suite, config)
         except UserError as error:
             raise sweep.source.error(cell.place(f"eval.suites.{name}"), str(error)) from error
-    for call in config.reward.calls:
-        try:
-            find(call)
-        except DataError as error:
-            raise sweep.source.error(cell.place("reward.call"), str(error)) from error
     try:
         identify_shots(config.prompt)
     except DataError as error:

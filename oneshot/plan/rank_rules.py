@@ -7,18 +7,19 @@ released code orders ties by the keys of a JSON file.
 """
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, pvariance
-from typing import Literal
 
 from oneshot.errors import DataError, UserError
+from oneshot.tasks import foreign
 from oneshot.text import read_text
 
-By = Literal["historical_variance", "lim", "pass_rate", "random"]
+RULES = ("historical_variance", "lim", "pass_rate", "random")
 History = Mapping[str, Sequence[float]]  # example -> its accuracy at each visit; examples in the order of their set
 
 
@@ -41,15 +42,16 @@ class Ranked:
 
 
 def rank(
-    histories: Sequence[History], *, by: By, seed: int = 0, band: tuple[float, float] = (0.0, 1.0)
+    histories: Sequence[History], *, by: str, seed: int = 0, band: tuple[float, float] = (0.0, 1.0)
 ) -> list[Ranked]:
     """Return the examples in the order to try them. With several histories (seeds) a score is the mean over them.
 
     `historical_variance`: variance of accuracy over visits. `lim`: alignment with the set's mean accuracy by visit
     (LIMR, arXiv 2502.11886, as released). `pass_rate`: only examples whose accuracy at the first visit is in `band`,
-    ordered by distance from its middle. `random`: a seeded shuffle.
+    ordered by distance from its middle. `random`: a seeded shuffle. Any other rule is a function of one example's
+    accuracies, by its registered name or as `package.module:name`.
 
-    Raises UserError: there is no history, or the histories are of different examples.
+    Raises UserError: there is no history, the histories are of different examples, or there is no such rule.
     """
     if not histories or not histories[0]:
         raise UserError("the history is empty; a ranking needs at least one example")
@@ -74,7 +76,29 @@ def rank(
     ]
 
 
-def _scores(history: History, by: By, seed: int, band: tuple[float, float]) -> dict[str, float]:
+def rule_call(by: str) -> str:
+    """Return the function of a rule that is not ours. Raises DataError: there is no such rule."""
+    return foreign.resolve(by, "rank_rules", built_in=RULES)
+
+
+def check_rule(by: str) -> None:
+    """Check that a ranking rule exists. Raises DataError: it does not; names the nearest."""
+    if by not in RULES:
+        foreign.find(rule_call(by))
+
+
+def _called(history: History, call: str) -> dict[str, float]:
+    """Return what a function scores each example. Raises DataError: a score is not a finite number."""
+    scores = foreign.returned(call, [[list(values)] for values in history.values()])
+    for example, score in zip(history, scores, strict=True):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise DataError(f"{call}: returned {score!r:.80} for {example}, not a finite number")
+    return {example: float(score) for example, score in zip(history, scores, strict=True)}
+
+
+def _scores(history: History, by: str, seed: int, band: tuple[float, float]) -> dict[str, float]:
+    if by not in RULES:
+        return _called(history, rule_call(by))
     if by == "historical_variance":
         return {e: pvariance(values) for e, values in history.items()}
     if by == "random":

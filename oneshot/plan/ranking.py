@@ -11,10 +11,10 @@ from typing import Any
 
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import Where
-from oneshot.config.sweep import FromRankConfig
+from oneshot.config.ranking import FromRankConfig
 from oneshot.errors import UserError
 from oneshot.plan.pinned import Chosen, PinnedSweep
-from oneshot.plan.rank_rules import History, choose, rank, ranking_digest, read_history, set_order
+from oneshot.plan.rank_rules import History, check_rule, choose, rank, ranking_digest, read_history, set_order
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 
@@ -47,6 +47,10 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
         if name in rankings:
             continue
         low, high = wanted.band
+        try:
+            check_rule(wanted.by)
+        except UserError as error:
+            raise sweep.source.error((*where, "by"), str(error)) from error
         try:
             histories = _histories(wanted, store)
             if not histories:

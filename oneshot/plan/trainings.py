@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from itertools import chain, count
 from math import gcd
 
-from oneshot.config.evaluation import SuiteConfig
+from oneshot.config.evaluation import GRADERS, SuiteConfig
 from oneshot.config.sweep import GuardConfig, ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
 from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
-from oneshot.tasks.benchmarks import GENERATED, load_suite, load_suites
+from oneshot.tasks.benchmarks import GENERATED, grader_digest, grader_record, load_suite, load_suites
 from oneshot.tasks.examples import check_labels, load_examples, load_shots, sources
+from oneshot.tasks.functions import function_call, functions_of
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.measures import measure_of, suite_of
 from oneshot.tasks.solutions import column_digests, recorded_name, solution_columns
@@ -112,7 +113,12 @@ def data_digests(configs: Iterable[TrialConfig]) -> dict[str, Sequence[Sequence[
     }
     columns = {pair for config in configs if config.train.method == "sft" for pair in solution_columns(config.examples)}
     learned = {recorded_name(*pair): digests for pair in columns if (digests := column_digests(*pair)) is not None}
-    return {**sets.unshipped(used - GENERATED.keys()), **{name: [[d] for d in each] for name, each in learned.items()}}
+    graders = {name for config in configs for name in config.eval.graders if name not in GRADERS}
+    return {
+        **sets.unshipped(used - GENERATED.keys()),
+        **{name: [[digest] for digest in digests] for name, digests in learned.items()},
+        **{grader_record(name): [[grader_digest(name)]] for name in sorted(graders)},
+    }
 
 
 def check_data(configs: Sequence[TrialConfig]) -> None:
@@ -123,9 +129,10 @@ def check_data(configs: Sequence[TrialConfig]) -> None:
     with Grader() as grader:
         for config in read_data(configs):
             check_labels(config.examples, grader)
-        for call in dict.fromkeys(call for config in configs for call in config.reward.calls):
-            if error := grader.cannot_load(call):
-                raise DataError(f"reward.call: {call}: {error}; correct the function, or its name")
+        named = dict.fromkeys(each for config in configs for each in functions_of(config))
+        for path, name, kind in named:
+            if error := grader.cannot_load(function_call(name, kind)):
+                raise DataError(f"{path}: {name}: {error}; correct the function, or its name")
 
 
 def read_data(configs: Sequence[TrialConfig]) -> list[TrialConfig]:

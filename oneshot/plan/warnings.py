@@ -14,19 +14,8 @@ from oneshot.plan.trial import Trial
 from oneshot.tasks import sets
 from oneshot.tasks.benchmarks import GENERATED, DueEvaluations, due_evaluations, load_suites
 from oneshot.tasks.examples import present_examples
-from oneshot.tasks.foreign import find
 from oneshot.tasks.labels import label_warnings, row_warnings
 from oneshot.tasks.solutions import is_sampled, num_demonstrations
-
-
-def foreign_code(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each function of a foreign module that the sweep's trials call."""
-    calls = dict.fromkeys(call for cell in cells for call in cell.config.reward.calls)
-    sources = [find(call) for call in calls]
-    return [
-        f"runs foreign code: {source.call} of {source.path} (sha256 {source.digest[:16]}), which is part of the keys"
-        for source in sources
-    ]
 
 
 def inert_settings(config: TrialConfig) -> list[str]:

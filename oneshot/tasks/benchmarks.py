@@ -13,13 +13,14 @@ from functools import cache, cached_property
 from hashlib import sha256
 from heapq import merge
 from itertools import groupby
-from typing import Any, get_args
+from typing import Any
 
-from oneshot.config.evaluation import GraderName, SuiteConfig, Template, ThinkingConfig
+from oneshot.config.evaluation import GRADERS, GraderName, SuiteConfig, Template, ThinkingConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
-from oneshot.tasks import arithmetic, sets
+from oneshot.tasks import arithmetic, foreign, sets
 from oneshot.tasks.examples import identify_shots
+from oneshot.tasks.grading import grader_call
 from oneshot.tasks.problems import Problem, content_digest, text_digest
 
 
@@ -47,7 +48,6 @@ BUILT_IN = {
     "arithmetic": BuiltIn(source="arithmetic", about="generated, so that no corpus has it: the held-out side"),
     "arithmetic-val": BuiltIn(source="arithmetic-val", about="generated: held out too, for choosing"),
 }
-ALL_GRADERS: tuple[GraderName, ...] = get_args(GraderName)
 GENERATED: dict[str, arithmetic.Side] = {"arithmetic": "held_out", "arithmetic-val": "val"}
 
 
@@ -66,7 +66,7 @@ class Suite:
     template: Template
     prompt_rules: tuple[str, ...]
     """What else changes the prompt or the completion's end: the stop rule and the digests of the shots."""
-    graders: tuple[GraderName, ...] = ALL_GRADERS
+    graders: tuple[GraderName, ...] = GRADERS
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     thinking: ThinkingConfig | None = None
@@ -103,8 +103,10 @@ class Suite:
         prompt = [self.template, *self.prompt_rules, self.suffix]
         contents = _contents_digest(self.source, self.num_problems, sets.version(self.source))
         rule = [self.samples, self.temperature, self.max_tokens, prompt, contents]
-        if self.graders != ALL_GRADERS:
+        if self.graders != GRADERS:
             rule.append(list(self.graders))
+        if own := [name for name in self.graders if name not in GRADERS]:
+            rule.append({"code": [grader_digest(name) for name in own]})
         if self.top_p != 1.0:
             rule.append({"top_p": self.top_p})
         if self.stop:
@@ -112,6 +114,20 @@ class Suite:
         if self.thinking is not None:
             rule.append({"thinking": self.thinking.model_dump()})
         return sha256(json.dumps(rule).encode()).hexdigest()
+
+
+def grader_digest(name: GraderName) -> str:
+    """Return the sha256 (hex) of a foreign grader's source, as the sweep's store has it or as it is here.
+
+    Raises DataError: there is no such grader.
+    """
+    recorded = sets.recorded(grader_record(name))
+    return recorded[0][0] if recorded is not None else foreign.find(grader_call(name)).digest
+
+
+def grader_record(name: GraderName) -> str:
+    """Return the name under which a sweep records the digest of a foreign grader's source."""
+    return f"grader {name}"
 
 
 @cache

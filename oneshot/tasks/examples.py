@@ -116,7 +116,7 @@ def present_examples(examples: Sequence[Example]) -> tuple[Problem, ...]:
 
 
 def load_row(name: str) -> Problem:
-    """Return the problem named `"dsr_sub:124"`, `"arithmetic:47+38"` or `"path/to/file.parquet:124"`.
+    """Return the problem named `"dsr_sub:124"`, `"arithmetic:47+38"`, `"file.parquet:124"` or `"my_lab.sets:hard:3"`.
 
     Raises DataError: the name is not of a row, or the row does not exist.
     """
@@ -213,7 +213,7 @@ def _rows_of(example: Example) -> list[ExampleRow]:
 
 def _names_a_row(name: str) -> bool:
     source, _, row = name.rpartition(":")
-    return bool(source) and (row.isdecimal() or not sets.is_url(name))
+    return bool(source) and (row.isdecimal() or not (sets.is_url(name) or sets.is_called(name)))
 
 
 def _row(name: str) -> ExampleRow:

@@ -20,7 +20,8 @@ def fetch(source: str) -> tuple[Path, int]:
     sets.check_name(source)
     base, _ = sets.parts_of(source)
     if base not in sets.KNOWN and not sets.is_url(base):
-        raise DataError(f"{source}: a path on this machine; there is nothing to fetch")
+        kind = "a function" if sets.is_called(base) else "a path"
+        raise DataError(f"{source}: {kind} on this machine; there is nothing to fetch")
     target = sets.local_path(base)
     assert target is not None, "check_name refuses such a source"
     if target.is_file():

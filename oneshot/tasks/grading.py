@@ -1,9 +1,9 @@
-"""Completion and answer -> right or wrong, by two graders in processes that can be killed.
+"""Completion and answer -> right or wrong, by graders in processes that can be killed.
 
 Our own grader (equality.py) gives two verdicts: `strict` reads only the last `\\boxed{}`, `lenient` any answer that
-can be extracted. `released` is the released evaluation's grader (released.py). They run in a pool of child processes:
-nothing else stops a sum of a billion terms or `9^{9^{9^9}}`. If a grader cannot judge before its deadline, the verdict
-is None with a reason, never False.
+can be extracted. `released` is the released evaluation's grader (released.py), and others are functions of packages.
+They run in a pool of child processes: nothing else stops a sum of a billion terms or `9^{9^{9^9}}`. If a grader cannot
+judge before its deadline, the verdict is None with a reason, never False.
 """
 
 import atexit
@@ -16,14 +16,15 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from oneshot.children import command
-from oneshot.config.evaluation import GraderName
+from oneshot.config.evaluation import GRADERS, GraderName
 from oneshot.errors import TrialError
+from oneshot.tasks import foreign
 from oneshot.tasks.answers import extract_boxed
 
 Verdict = bool | None
@@ -44,13 +45,14 @@ class Grade:
     lenient: Verdict
     reason: str = ""
     released: Verdict = None  # also if the released grader was not asked
+    others: Mapping[str, Verdict] = field(default_factory=dict)  # of graders that are not ours, by name
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
     """A request to a child: is the answer in `text` equal to `answer`?"""
 
-    kind: Literal["strict", "lenient", "parses", "released"]
+    kind: str  # strict, lenient, parses, released, or the function of another grader
     text: str
     answer: str
 
@@ -109,15 +111,27 @@ class Grader:
 
     def verdict(self, name: GraderName, completion: str, answer: str) -> Verdict:
         """Return whether a completion is right by one grader."""
-        return self.strict(completion, answer) if name == "strict" else self._released(completion, answer).verdict
+        verdict: Verdict = self._by(name, completion, answer).verdict
+        return verdict
+
+    def _by(self, name: GraderName, completion: str, answer: str) -> _Reply:
+        if name == "strict":
+            return self._strict(completion, answer)
+        if name == "released":
+            return self._released(completion, answer)
+        return self._ask(_Question(grader_call(name), completion, answer))
 
     def grade(self, completion: str, answer: str, *, graders: Sequence[GraderName] = ("strict",)) -> Grade:
-        """Return the verdicts on one completion: ours, and the released grader's if it is among the graders."""
-        ours = self._ours(completion, answer)
-        if "released" not in graders:
-            return ours
-        released = self._released(completion, answer)
-        return replace(ours, released=released.verdict, reason=ours.reason or released.reason)
+        """Return the verdicts on one completion: ours, and those of the other graders that are named."""
+        grade = self._ours(completion, answer)
+        for name in (name for name in graders if name != "strict"):
+            reply = self._by(name, completion, answer)
+            grade = replace(grade, reason=grade.reason or reply.reason)
+            if name == "released":
+                grade = replace(grade, released=reply.verdict)
+            else:
+                grade = replace(grade, others={**grade.others, name: reply.verdict})
+        return grade
 
     def _ours(self, completion: str, answer: str) -> Grade:
         strict = self._strict(completion, answer)
@@ -192,6 +206,11 @@ class Grader:
         finally:
             self._slots.put(child)
         return reply
+
+
+def grader_call(name: GraderName) -> str:
+    """Return the function of a grader that is not ours. Raises DataError: there is no such grader."""
+    return foreign.resolve(name, "graders", built_in=GRADERS)
 
 
 def grade(completion: str, answer: str) -> Grade:

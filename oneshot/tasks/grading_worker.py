@@ -1,6 +1,6 @@
 """The grading child: lines `[kind, text, answer]` on stdin -> lines `[verdict, reason]` on stdout.
 
-With the kind `call`, the text has a function's arguments, and the answer names it.
+With the kind `call`, the text has a function's arguments, and the answer names it. A kind may also be a foreign grader.
 
 `grading.Grader` runs this module with a deadline in seconds, and kills it at the deadline. math-verify's own time-outs
 are off: they return False, as if the answer had been judged.
@@ -14,18 +14,28 @@ import sys
 from typing import Any
 
 from oneshot.tasks.equality import equal, parses
-from oneshot.tasks.foreign import load
+from oneshot.tasks.foreign import is_call, load
 from oneshot.tasks.lenient import lenient_equal
 from oneshot.tasks.released import released_equal
 
 
-def judge(kind: str, text: str, answer: str) -> bool:
-    """Return one verdict; raise whatever math-verify raises."""
+def judge(kind: str, text: str, answer: str) -> bool | None:
+    """Return one verdict; raise whatever math-verify or a foreign grader raises."""
+    if is_call(kind):
+        return _judged(kind, text, answer)
     if kind == "parses":
         return parses(text)
     if kind == "released":
         return released_equal(text, answer)
     return lenient_equal(text, answer) if kind == "lenient" else equal(text, answer)
+
+
+def _judged(function: str, completion: str, answer: str) -> bool | None:
+    """Return the verdict of a foreign grader. Raises TypeError: it is none."""
+    verdict = load(function)(completion, answer)
+    if verdict is None or isinstance(verdict, bool):
+        return verdict
+    raise TypeError(f"{function} returned {verdict!r:.80}, not True, False or None")
 
 
 def answered(kind: str, text: str, answer: str) -> Any:

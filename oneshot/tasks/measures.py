@@ -11,6 +11,7 @@ from hashlib import sha256
 from math import comb
 from statistics import fmean
 
+from oneshot.config.evaluation import grader_label
 from oneshot.errors import nearest
 from oneshot.tasks.answers import extract_boxed
 
@@ -76,17 +77,23 @@ def measure_of(metric: str) -> str:
     return metric.split("/", 2)[2]
 
 
-def is_measure(name: str) -> bool:
-    """Return whether an evaluation can have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`."""
+def is_measure(name: str, graders: Collection[str] = ()) -> bool:
+    """Return whether an evaluation can have a measure of this name: `boxed`, `pass_at_4`, `Algebra/pass_at_1`.
+
+    `graders` are those that are not ours: `my_lab.graders:exact` has the measure `pass_at_1_exact`.
+    """
     part, _, last = name.rpartition("/")
-    return last == "pass_at_1" if part else last in MEASURES or _POWER.fullmatch(last) is not None
+    if part:
+        return last == "pass_at_1"
+    own = {f"pass_at_1_{grader_label(grader)}" for grader in graders}
+    return last in MEASURES or _POWER.fullmatch(last) is not None or last in own
 
 
-def has_metric(metric: str, suites: Collection[str]) -> bool:
-    """Return whether a trial that is evaluated on these suites has a metric."""
+def has_metric(metric: str, suites: Collection[str], graders: Collection[str] = ()) -> bool:
+    """Return whether a trial that is evaluated on these suites, by these graders, has a metric."""
     if not metric.startswith("eval/"):
         return metric in TRAINING or metric.startswith("script/")
-    return suite_of(metric) in suites and is_measure(measure_of(metric))
+    return suite_of(metric) in suites and is_measure(measure_of(metric), graders)
 
 
 def nearest_metric(metric: str, suites: Collection[str]) -> str:

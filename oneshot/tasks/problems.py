@@ -1,5 +1,6 @@
 """A file of problems -> `Problem`s; a file of completions -> the completions with their labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from oneshot.errors import DataError
 from oneshot.tasks.columns import RowError, check_characters, read_answer, read_row
-from oneshot.tasks.records import FILE_SUFFIXES, read_records
+from oneshot.tasks.records import FILE_SUFFIXES, Record, read_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,26 @@ def content_digest(content: Content) -> str:
     return text_digest("".join(content))
 
 
+def read_problems(
+    records: Sequence[Record], source: str, *, needs_labels: bool = True, is_checked: bool = True
+) -> tuple[Problem, ...]:
+    """Return the problem of each row of a file or function. With `is_checked`, control characters are refused.
+
+    Raises DataError: a row cannot be asked or graded; names the source, the row and the column.
+    """
+    problems = []
+    for number, record in enumerate(records):
+        try:
+            row = read_row(record, needs_label=needs_labels)
+            if is_checked:
+                check_characters("the problem", row.prompt)
+                check_characters("the answer", row.answer)
+        except RowError as error:
+            raise DataError(f"{source}: row {number}: {error}") from error
+        problems.append(Problem(id=f"{Path(source).name}:{number}", **row._asdict()))
+    return tuple(problems)
+
+
 def load_file(path: str, *, needs_labels: bool = True) -> tuple[Problem, ...]:
     """Return every problem of a .jsonl or .parquet file, in row order. Without `needs_labels` answers may be empty.
 
@@ -63,17 +84,8 @@ def load_file(path: str, *, needs_labels: bool = True) -> tuple[Problem, ...]:
 
 @cache
 def _load_file(path: Path, _mtime_ns: int, needs_labels: bool) -> tuple[Problem, ...]:
-    problems = []
-    for number, record in enumerate(read_records(path)):
-        try:
-            row = read_row(record, needs_label=needs_labels)
-            if path.suffix == ".jsonl":  # published parquet files have such characters, which nobody can edit
-                check_characters("the problem", row.prompt)
-                check_characters("the answer", row.answer)
-        except RowError as error:
-            raise DataError(f"{path}: row {number}: {error}") from error
-        problems.append(Problem(id=f"{path.name}:{number}", **row._asdict()))
-    return tuple(problems)
+    is_checked = path.suffix == ".jsonl"  # published parquet files have such characters, which nobody can edit
+    return read_problems(read_records(path), str(path), needs_labels=needs_labels, is_checked=is_checked)
 
 
 def read_completions(path: Path) -> list[tuple[str, str]]:

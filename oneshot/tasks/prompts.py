@@ -1,5 +1,7 @@
 """Problem -> the token ids that the model continues; template -> the token that ends an answer.
 
+A template is the name of a rule, or a text with `{problem}` that is encoded as it is.
+
 The families' templates (facts/templates.json) are those of the released evaluation (One-Shot-RLVR,
 Qwen2.5-Eval/evaluation/utils.py), Llama's with its date. A tokenizer's own template may change with its revision, and
 Qwen2.5's has a different system turn.
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot.config.evaluation import Template
+from oneshot.config.evaluation import PROBLEM, Template, is_text
 from oneshot.config.trial import PromptConfig, ThinkingStyle
 from oneshot.errors import ModelError, first_line
 
@@ -57,12 +59,19 @@ def encode(text: str, *, suffix: str, template: Template, shots: Sequence[Shot] 
     prompt = with_suffix(text, suffix)
     worked = [(with_suffix(problem, suffix), answer) for problem, answer in shots]
     kind = _resolved(template, tokenizer)
-    if kind == "plain":
-        ids: list[int] = tokenizer.encode("".join(f"{plain(p)}{a}\n\n" for p, a in worked) + plain(prompt))
+    if kind == "plain" or is_text(kind):
+        ids: list[int] = tokenizer.encode(
+            "".join(f"{_filled(kind, p)}{a}\n\n" for p, a in worked) + _filled(kind, prompt)
+        )
         return ids
     rendered = _render(kind, worked, prompt, tokenizer)
     encoded: list[int] = tokenizer.encode(rendered, add_special_tokens=False)
     return encoded
+
+
+def _filled(kind: Template, problem: str) -> str:
+    """Return the prompt of a text that is a template, in which other braces mean nothing; or the plain prompt."""
+    return kind.replace(PROBLEM, problem) if is_text(kind) else plain(problem)
 
 
 def encode_for_training(text: str, config: PromptConfig, *, shots: Sequence[Shot], tokenizer: Any) -> list[int]:
@@ -101,7 +110,7 @@ def end_id(*, template: Template, tokenizer: Any) -> int:
     Raises ModelError: the tokenizer has no such token.
     """
     kind = _resolved(template, tokenizer)
-    if kind != "plain":
+    if kind != "plain" and not is_text(kind):
         after = FAMILIES[kind].end if kind != "chat" else _after_answer(tokenizer)
         ids = tokenizer.encode(after.lstrip(), add_special_tokens=False)[:1]
         if ids and ids[0] in _special_ids(tokenizer):
@@ -148,6 +157,8 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _resolved(template: Template, tokenizer: Any) -> Template:
+    if is_text(template):
+        return template
     if template in FAMILIES:
         name = FAMILIES[template].end.strip()
         if len(tokenizer.encode(name, add_special_tokens=False)) != 1:
@@ -155,6 +166,7 @@ def _resolved(template: Template, tokenizer: Any) -> Template:
         return template
     if template == "plain" or (template == "auto" and not tokenizer.chat_template):
         return "plain"
+    assert template in ("auto", "chat"), "templates.with_texts replaces other names"
     if not tokenizer.chat_template:
         raise ModelError("prompt.template: chat, but the model's tokenizer has no chat template; use plain or auto")
     return "chat"

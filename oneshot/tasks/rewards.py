@@ -16,6 +16,7 @@ import numpy as np
 from oneshot.config.evaluation import GraderName
 from oneshot.config.reward import RewardConfig, RewardTerm
 from oneshot.tasks.answers import extract_boxed
+from oneshot.tasks.foreign import resolve
 from oneshot.tasks.grading import Grader, Verdict
 
 NUM_CANDIDATES = 20  # answers that can be elected; a rarer answer only counts for one that it equals
@@ -137,7 +138,7 @@ def _called(
         "example": {} if example is None else {"problem": example.problem, "answer": example.answer, "id": example.id},
         **rule.with_,
     }
-    values, error = grader.call(rule.call, arguments)
+    values, error = grader.call(resolve(rule.call, "rewards"), arguments)
     if not error:
         error = _fault(values, len(group))
     if error:

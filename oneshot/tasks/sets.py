@@ -1,4 +1,4 @@
-"""Name of a set, path or URL -> its problems, or the digests of its rows if the file is missing.
+"""Name of a set, path, URL or function -> its problems, or the digests of its rows if the file is missing.
 
 Known sets are files that others published. They are not part of this project: `oneshot fetch` downloads them into the
 data folder (`ONESHOT_DATA`, else `data`). For the most used sets the sha256 of every row is shipped. A sweep can thus
@@ -9,14 +9,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from oneshot.errors import DataError
-from oneshot.tasks import problems
+from oneshot.tasks import called_sets, foreign, problems
 from oneshot.tasks.problems import Content, Problem
-from oneshot.tasks.records import FILE_SUFFIXES
+from oneshot.tasks.records import FILE_SUFFIXES, Record, read_records
 
 FACTS = Path(__file__).parent / "facts"
 URL_PREFIXES = ("hf://", "http://", "https://", "s3://", "gs://", "memory://")
@@ -75,11 +75,20 @@ def local_path(source: str) -> Path | None:
     return Path(source).expanduser() if source.endswith(FILE_SUFFIXES) else None
 
 
+def is_called(base: str) -> bool:
+    """Return whether a source is a function, as opposed to a known set, a URL or a file."""
+    return (
+        local_path(base) is None
+        and base.partition(":")[0] not in (*KNOWN, *PARTS, "arithmetic")
+        and (called_sets.is_called(base))
+    )
+
+
 def is_here(source: str) -> bool:
-    """Return whether the file of a source is on this machine, and no record counts instead of it."""
+    """Return whether the rows of a source are on this machine, and no record counts instead of them."""
     base, _ = parts_of(source)
     path = local_path(base)
-    return base not in _recorded and path is not None and path.is_file()
+    return base not in _recorded and ((path is not None and path.is_file()) or is_called(base))
 
 
 def is_missing(base: str) -> bool:
@@ -88,24 +97,33 @@ def is_missing(base: str) -> bool:
     return (base in KNOWN or is_url(base)) and not (path is not None and path.is_file())
 
 
-def _version(base: str) -> tuple[Path, int]:
-    """Return a set's file and its modification time; 0 if it is missing, which reading it will report."""
+Version = tuple[Path, int | str]
+"""A set's file and its modification time, or a function's source and its digest."""
+
+
+def read_version(base: str) -> Version:
+    """Return the version of a set; the time is 0 if the file is missing, which reading it will report."""
+    if is_called(base):
+        code = called_sets.code_of(base)
+        return code.path, code.digest
     path = local_path(base)
     assert path is not None, "check_name refuses such a source"
     return path, path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def check_name(source: str) -> None:
-    """Check that a source is a set, path or URL. Raises DataError: it is none of these; lists the sets."""
+    """Check that a source is a set, path, URL or function. Raises DataError: it is none of these; lists the sets."""
     base, _ = parts_of(source)
+    if base in _recorded or is_called(base):
+        return
     if base == "arithmetic":
         raise DataError("arithmetic: this set is generated; it has no file")
     if base.startswith("hf://") and "@" not in base:
         raise DataError(f"{source}: has no revision; write hf://datasets/owner/name@COMMIT/path/to/file.parquet")
     if local_path(base) is None or not (base in KNOWN or base.endswith(FILE_SUFFIXES)):
+        names = ["arithmetic", *KNOWN, *PARTS, *foreign.registered("sets")]
         raise DataError(
-            f"no set {source!r}; use one of {', '.join(['arithmetic', *KNOWN, *PARTS])}, or the path or URL of a "
-            ".jsonl or .parquet file"
+            f"no set {source!r}; use one of {', '.join(names)}, or the path or URL of a .jsonl or .parquet file"
         )
 
 
@@ -136,6 +154,8 @@ def version(source: str) -> object:
     """Return what changes when a set's digests do."""
     base, _ = parts_of(source)
     path = local_path(base)
+    if base not in _recorded and is_called(base):
+        return read_version(base)
     return _recorded.get(base) or (path.stat().st_mtime_ns if path is not None and path.is_file() else None)
 
 
@@ -159,12 +179,12 @@ def contents(source: str) -> tuple[Content, ...] | None:
     if rows is None:
         if is_missing(base):
             return None
-        rows = _contents_of(base, *_version(base))
+        rows = _contents_of(base, *read_version(base))
     return rows if subset is None else tuple(rows[row] for row in subset)
 
 
 @cache
-def _contents_of(name: str, path: Path, mtime_ns: int) -> tuple[Content, ...]:
+def _contents_of(name: str, path: Path, mtime_ns: int | str) -> tuple[Content, ...]:
     return tuple(problem.content for problem in _load(name, path, mtime_ns))
 
 
@@ -189,16 +209,34 @@ def load(source: str) -> tuple[Problem, ...]:
     base, subset = parts_of(source)
     if is_missing(base):
         raise DataError(f"{source}: not in {data_folder().absolute()}; run `oneshot fetch {base}`")
-    rows = _load(base, *_version(base))
+    rows = _load(base, *read_version(base))
     return rows if subset is None else tuple(rows[row] for row in subset)
 
 
 @cache
-def _load(name: str, path: Path, _mtime_ns: int) -> tuple[Problem, ...]:
-    loaded = problems.load_file(str(path), needs_labels=has_labels(name))
+def _load(name: str, path: Path, _mtime_ns: int | str) -> tuple[Problem, ...]:
+    if is_called(name):
+        loaded = problems.read_problems(called_sets.rows(name), name)
+    else:
+        loaded = problems.load_file(str(path), needs_labels=has_labels(name))
     rows = tuple(replace(problem, id=f"{name}:{row}") for row, problem in enumerate(loaded))
     check_contents(name, path, rows)
     return rows
+
+
+def records(base: str) -> list[Record]:
+    """Return every row of a set that is here, with all its columns. Raises DataError: there is no such file."""
+    if is_called(base):
+        return called_sets.rows(base)
+    path, mtime_ns = read_version(base)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file (paths are relative to {Path.cwd()})")
+    return _read_records(path, mtime_ns)
+
+
+@lru_cache(maxsize=2)  # rows with traces are large
+def _read_records(path: Path, _mtime_ns: int | str) -> list[Record]:
+    return read_records(path)
 
 
 def has_labels(name: str) -> bool:

@@ -17,7 +17,6 @@ from oneshot.tasks import arithmetic, sets
 from oneshot.tasks.columns import MESSAGES, RowError, read_solution
 from oneshot.tasks.examples import ExampleRow, example_rows, row_content, train_problem
 from oneshot.tasks.problems import Problem, content_digest, text_digest
-from oneshot.tasks.records import Record, read_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +200,7 @@ def _default_column(row: ExampleRow) -> SolutionColumn:
             return column
     if known is None and sets.is_missing(base):
         return usual[-1]
-    columns = list(_records(base, *_version(base))[row.row]) if known is None else []
+    columns = list(sets.records(base)[row.row]) if known is None else []
     for column in usual:
         if column.column in columns:
             return column
@@ -217,29 +216,16 @@ def _columns(source: str, column: SolutionColumn) -> tuple[tuple[str, str], ...]
     base, _ = sets.parts_of(source)
     if sets.is_missing(base):
         raise DataError(f"{source}: not in {sets.data_folder().absolute()}; run `oneshot fetch {base}`")
-    return _read_columns(base, *_version(base), column)
+    return _read_columns(base, *sets.read_version(base), column)
 
 
 @lru_cache(maxsize=16)
-def _read_columns(base: str, path: Path, mtime_ns: int, column: SolutionColumn) -> tuple[tuple[str, str], ...]:
+def _read_columns(base: str, _path: Path, _mtime_ns: int | str, column: SolutionColumn) -> tuple[tuple[str, str], ...]:
     texts = []
-    for number, record in enumerate(_records(base, path, mtime_ns)):
+    for number, record in enumerate(sets.records(base)):
         try:
             thinking = "" if column.thinking is None else read_solution(record, column.thinking)
             texts.append((thinking, read_solution(record, column.column)))
         except RowError as error:
             raise DataError(f"{base}:{number}: {error}") from error
     return tuple(texts)
-
-
-@lru_cache(maxsize=2)  # rows with traces are large
-def _records(_base: str, path: Path, _mtime_ns: int) -> list[Record]:
-    return read_records(path)
-
-
-def _version(base: str) -> tuple[Path, int]:
-    path = sets.local_path(base)
-    assert path is not None, "example_rows refuses such a source"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file (paths are relative to {Path.cwd()})")
-    return path, path.stat().st_mtime_ns

@@ -13,7 +13,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import TypeVar
 
-from oneshot.config.evaluation import GraderName, ThinkingConfig
+from oneshot.config.evaluation import GRADERS, GraderName, ThinkingConfig, grader_label
 from oneshot.errors import DataError, TrialError
 from oneshot.policy.policy import Policy, check_ids, decode
 from oneshot.policy.world import World
@@ -154,6 +154,7 @@ def _record(
         lenient=grade.lenient,
         reason=grade.reason,
         released=grade.released,
+        others=grade.others,
         num_tokens=len(completion.token_ids),
         truncated=completion.truncated,
         forcing=forcing,
@@ -227,6 +228,9 @@ def summary(
         released = [record.released is True for record in records]
         metrics["pass_at_1_released"] = fmean(released)
         metrics["graders_disagree"] = fmean(one != other for one, other in zip(right, released, strict=True))
+    for name in graders:
+        if name not in GRADERS:
+            metrics[f"pass_at_1_{grader_label(name)}"] = fmean(record.others.get(name) is True for record in records)
     if thinking is not None:
         metrics |= forcing_measures([record.forcing for record in records if record.forcing is not None], thinking)
     if samples > 1:

@@ -1,6 +1,7 @@
 """The results of a step: metrics, evaluations and completions. Needs no torch, since the recorder has none."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from oneshot.tasks.grading import Verdict
 
@@ -32,6 +33,7 @@ class EvaluatedCompletion:
     num_tokens: int
     truncated: bool
     family: str = ""
+    others: Mapping[str, Verdict] = field(default_factory=dict)  # of graders that are not ours, by name
     forcing: Forcing | None = None  # only in suites with a budget of thinking
 
 

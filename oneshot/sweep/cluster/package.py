@@ -19,6 +19,7 @@ from oneshot.tasks.foreign import FOLDER, find, is_call, is_trusted
 PACKAGE = Path(__file__).parents[2]
 COMMIT = "ONESHOT_COMMIT"  # variable with the commit that was shipped, because the copy has no git
 MOST_MIB = 64  # most data files that are shipped; Ray itself accepts 500 MiB
+_ROW = re.compile(r":\d+$")  # of a set that is a function, such as my_lab.sets:hard:3
 _DATA_FILE = re.compile(r"(?P<path>[^:]+\.(jsonl|parquet|json))(:.*)?")
 
 
@@ -52,7 +53,8 @@ def _trusted_code(sweep: SweepFile) -> tuple[Path, ...]:
     if folder is None:
         return ()
     settings = [setting.value for setting in sweep.overrides.values()]
-    calls = [text for text in _texts([sweep.config.model_dump(mode="json"), settings]) if is_call(text)]
+    texts = _texts([sweep.config.model_dump(mode="json"), settings])
+    calls = [call for text in texts if (call := _ROW.sub("", text)) and is_call(call)]
     paths = {find(call).path: None for call in calls if is_trusted(call)}
     return tuple(paths)
 

@@ -1,0 +1,3 @@
+"""Prompts as texts."""
+
+BARE = "{problem}\n"
