@@ -15,9 +15,12 @@ from synthetic import SMALL, make_store, put_on_record
 from verbs import oneshot as verb
 
 import oneshot
+from oneshot.api.progress import NotebookProgress, is_notebook
 from oneshot.config.source import parse_yaml
 from oneshot.report.bundle import write_bundle
 from oneshot.report.runs import gather
+from oneshot.store.records import Result
+from oneshot.sweep.events import Event
 
 GOLDEN = PROJECT / "tests" / "golden" / "api.json"
 CLAIMS = """\
@@ -192,6 +195,30 @@ def test_a_sweep_runs_to_its_verdict_and_again_does_nothing(tmp_path: Path) -> N
     assert sorted(lab.results()["step"].unique()) == [0, 2]
     assert list(sweep.status()["state"]) == ["finished", "finished"]
     pd.testing.assert_frame_equal(sweep.run(progress=False).results(), lab.results())
+
+
+def test_the_bar_of_a_notebook_counts_trainings_and_names_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result(
+        outcome="failed",
+        attempt=1,
+        steps_done=1,
+        evaluations=frozenset(),
+        reason="the loss is not finite",
+        traceback="",
+        log_path="",
+        checkpoint="none",
+        started_ms=0,
+        ended_ms=1,
+        kind="nan",
+    )
+    with NotebookProgress(sweep="small") as progress:
+        progress(Event(kind="message", text="2 trials", num_left=2))
+        progress(Event(kind="step", key="a", label="one", step=1, num_steps=2, num_left=2))
+        assert (progress._bar.n, progress._bar.total) == (0.5, 2)
+        progress(Event(kind="ended", key="a", label="one", result=result, num_left=1))
+        assert (progress._bar.n, progress._bar.total) == (1.0, 2)
+    assert "one failed: the loss is not finite" in capsys.readouterr().out
+    assert not is_notebook()
 
 
 # training and grading

@@ -167,11 +167,17 @@ def load_sweep(file: str | Path, *, settings: Sequence[str] = ()) -> Sweep:
 
 def _listener(name: str, *, shows: bool) -> "AbstractContextManager[Listener]":
     """Return a context manager that gives what is called with each event of a run."""
+    if not shows:
+        return nullcontext(_ignore)
+    from oneshot.api.progress import NotebookProgress, is_notebook
+
+    if is_notebook():
+        return NotebookProgress(sweep=name)
     from rich.console import Console
 
     from oneshot.cli.progress import Progress
 
-    return Progress(Console(), sweep=name) if shows else nullcontext(_ignore)
+    return Progress(Console(), sweep=name)
 
 
 def _ignore(event: "Event") -> None:
