@@ -1,6 +1,8 @@
 """Events of a run -> a progress bar in a notebook: the share of all trainings' steps that is done."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tqdm import auto
 
 if TYPE_CHECKING:
     from oneshot.sweep.events import Event
@@ -20,6 +22,7 @@ class NotebookProgress:
     """A context manager that shows a bar, and is called with each event of a run."""
 
     def __init__(self, *, sweep: str) -> None:
+        bar: Any = auto.tqdm  # another class in a notebook than on a terminal
         self._bar = bar(total=None, desc=sweep, unit="trial", bar_format="{desc}: {bar} {n:.1f} of {total} {postfix}")
         self._shares: dict[str, float] = {}  # key of a training that runs -> share of its steps that is done
         self._num_ended = 0
