@@ -15,7 +15,7 @@ from synthetic import SMALL, make_store, put_on_record
 from verbs import oneshot as verb
 
 import oneshot
-from oneshot.api.progress import NotebookProgress, is_notebook
+from oneshot.api.notebook import NotebookProgress, is_notebook
 from oneshot.config.source import parse_yaml
 from oneshot.report.bundle import write_bundle
 from oneshot.report.runs import gather

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from oneshot.api.notebook import show_figures
 from oneshot.errors import UserError, nearest
 from oneshot.plan.loader import begun_sweep
 from oneshot.report import frames
@@ -96,6 +97,7 @@ class Lab:
         figures = {drawn_name: figure for drawn_name, _, figure in drawn(self._gathered, list(self.judged))}
         if name not in figures:
             raise UserError(f"{self.name} has no figure {name!r}{nearest(name, list(figures))}")
+        show_figures()
         return figures[name]
 
     def report(self, folder: str | Path) -> Path:

@@ -169,7 +169,7 @@ def _listener(name: str, *, shows: bool) -> "AbstractContextManager[Listener]":
     """Return a context manager that gives what is called with each event of a run."""
     if not shows:
         return nullcontext(_ignore)
-    from oneshot.api.progress import NotebookProgress, is_notebook
+    from oneshot.api.notebook import NotebookProgress, is_notebook
 
     if is_notebook():
         return NotebookProgress(sweep=name)

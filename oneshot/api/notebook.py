@@ -1,4 +1,4 @@
-"""Events of a run -> a progress bar in a notebook: the share of all trainings' steps that is done."""
+"""What a notebook shows: figures as pictures, and a bar for a run: the share of all trainings' steps that is done."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,20 @@ def is_notebook() -> bool:
         return False
     shell = get_ipython()
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def show_figures() -> None:
+    """In a notebook, show a figure that ends a cell as a picture, unless the user has chosen a backend."""
+    if not is_notebook():
+        return
+    from IPython import get_ipython
+    from matplotlib.figure import Figure
+
+    shell = get_ipython()
+    try:
+        shell.display_formatter.formatters["image/png"].lookup_by_type(Figure)
+    except KeyError:
+        shell.enable_matplotlib("inline")
 
 
 class NotebookProgress:
