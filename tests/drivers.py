@@ -39,7 +39,8 @@ _forks.set_forkserver_preload(
 class Moment:
     """The `nth` call of a store's function, in one process, with an argument that ends in `about`: it is killed there.
 
-    `of`: whose calls. A worker that comes to the moment kills its driver and goes no further, or finds its GPU broken.
+    `of`: whose calls. A worker that comes to the moment kills its driver and goes no further, or finds its GPU broken,
+    or dies.
     """
 
     function: str
@@ -48,6 +49,7 @@ class Moment:
     when: Literal["before", "after"] = "before"
     of: Literal["worker", "driver"] = "worker"
     breaks_gpu: bool = False
+    dies: bool = False
 
 
 def act_at(moment: Moment, act: Callable[[], None]) -> None:
@@ -82,12 +84,17 @@ def _worker_with(moment: Moment, driver: int) -> Any:
         while True:  # until Ray ends this worker, whose driver is gone
             time.sleep(60)
 
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    act = break_gpu if moment.breaks_gpu else die if moment.dies else kill_driver
+
     class Killing(TrialTrainable):
         """One that acts at the moment."""
 
         def setup(self, config: dict[str, Any]) -> None:
             """Lies in wait."""
-            act_at(moment, break_gpu if moment.breaks_gpu else kill_driver)
+            act_at(moment, act)
             super().setup(config)
 
     return Killing

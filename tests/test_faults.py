@@ -139,6 +139,16 @@ def test_a_torn_segment_is_made_whole(lab: Lab, drive: Start, when: Any) -> None
 
 
 @pytest.mark.slow
+def test_workers_that_die_before_they_begin_are_not_tried_for_ever(lab: Lab, drive: Start) -> None:
+    lab.write(sweep_text(rest="faults: {retries: 2}\n"))
+    driver = drive(moment=Moment(function="last_attempt", dies=True))
+    assert driver.wait() == 1, driver.stderr
+    result = only(lab).current_result()
+    assert result is not None and result.failures == {"crash": 3} and result.attempt == 3
+    assert "the worker died" in driver.stderr
+
+
+@pytest.mark.slow
 def test_a_worker_whose_gpu_is_broken_ends_with_its_trial(lab: Lab, drive: Start) -> None:
     crash = "{at: 4, do: crash, attempts: 1}"
     lab.write(sweep_text(script=f"faults: [{crash}]", seeds="[0, 1, 2]", rest="resources: {max_concurrent: 1}\n"))

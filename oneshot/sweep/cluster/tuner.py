@@ -107,6 +107,7 @@ class _Driver(Unsaved, tune.Callback):
         self._nodes, self._searcher = nodes, searcher
         self._woken: dict[str, float] = {}
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
+        self._last_dead: dict[str, int] = {}  # key -> last attempt whose worker died
         self._leased: set[str] = set()
         self.gauges = _Gauges(agenda)
 
@@ -155,7 +156,9 @@ class _Driver(Unsaved, tune.Callback):
             self._agenda.moves(key)
         elif why != "killed by hand":
             try:
-                _record_death(self._store, key, trial, is_stall=why == "stall")
+                self._last_dead[key] = _record_death(
+                    self._store, key, trial, is_stall=why == "stall", last_dead=self._last_dead.get(key, 0)
+                )
             except (OSError, LeaseError) as error:  # the store is full, read-only or unreachable
                 self._agenda.halt(f"the store cannot be written ({error})")
         self._agenda.is_dead(key)
@@ -234,12 +237,17 @@ def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
     return "node" in attempt and not is_there(attempt["node"])
 
 
-def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None:
-    """Record the end of a worker that died and could not do so itself."""
+def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool, last_dead: int) -> int:
+    """Record the end of a worker that died and could not do so itself; return the last attempt.
+
+    `last_dead` is the last attempt whose worker is known to have died, 0 for none. If there is no later one, this
+    worker died before it began, and that counts as an attempt too: otherwise it would be tried again for ever.
+    """
     folder = store.trial(key)
     attempt = folder.last_attempt()
-    if folder.current_result() is not None:
-        return
+    has_begun = attempt > last_dead
+    if has_begun and folder.current_result() is not None:
+        return attempt
     error_file = trial.error_file
     trace = Path(error_file).read_text() if error_file and Path(error_file).is_file() else "the worker left no trace"
     kind: FailureKind = "crash"
@@ -249,9 +257,9 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
     elif isinstance(error := _error_of(trial), KilledForMemoryError):
         kind, reason = "host_oom", "host_oom: the machine was short of memory, and Ray ended the worker"
         trace = str(error)
-    elif _lost_its_node(trial, folder.attempt(attempt)):
+    elif _lost_its_node(trial, folder.attempt(attempt) if has_begun else {}):
         kind, reason = "node", "node: the node was lost"
-    if not attempt:  # it died before it began
+    if not has_begun:
         metadata = {"gpu": "", "env_digest": "", "claims": trial.config["claims"]}
         lease = take(folder, sweep=trial.config["sweep"], metadata=metadata)
         attempt = lease.attempt
@@ -259,3 +267,4 @@ def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool) -> None
     log_name = folder.log_name(attempt)
     folder.write(log_name, f"{folder.read(log_name) or ''}\n{trace}")
     folder.end_attempt(attempt, "failed", kind=kind, reason=reason, traceback=trace)
+    return attempt
