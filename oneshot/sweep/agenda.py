@@ -77,11 +77,9 @@ class Agenda:
         self._trainings: dict[str, Training] = {}
         self._queue: deque[str] = deque()
         self._closed: dict[str, tuple[Trial, ...]] = {}
-        self._live: dict[str, float | None] = {}
-        """Key -> when it began or last reported, by the monotonic clock; None until a worker has it."""
+        self._live: dict[str, float | None] = {}  # key -> when it last reported (monotonic), None until it has begun
         self._states: dict[str, TrialState] = {}  # key -> state of a training that has ended
-        self._progress: dict[str, tuple[float, float]] = {}
-        """Key of a live training -> share of its steps done, tokens a second."""
+        self._progress: dict[str, tuple[float, float]] = {}  # key of a live one -> share of steps done, tokens a second
         self._dead: dict[str, Holder | None] = {}  # key -> holder whose worker this driver saw die
         self._elsewhere: dict[str, str] = {}  # key -> the other process that runs it
         self._moved: set[str] = set()

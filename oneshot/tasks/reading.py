@@ -12,7 +12,6 @@ from oneshot.tasks.answer_types import (
     Answer,
     Approximate,
     Assigned,
-    Digits,
     Many,
     Matrix,
     Opaque,
@@ -26,19 +25,13 @@ from oneshot.tasks.answer_types import (
 from oneshot.tasks.evaluation import are_equal
 from oneshot.tasks.expression import Node, ReadError, number, parse, symbols
 from oneshot.tasks.normalise import word_set, words_of
+from oneshot.tasks.numerals import clock, digits
 from oneshot.tasks.regions import as_region, union, without
 from oneshot.tasks.split import enclosed, separators, split
 from oneshot.tasks.units import split_unit
 
 MAX_ELEMENTS = 200
 
-
-_NUMBER_WORDS = ("",) * 2 + (
-    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
-)  # fmt: skip
-_BASE = re.compile(r"([0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)_\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\}?")
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\}?", re.IGNORECASE)
 _AND_OR = re.compile(r"(?:\\text\{\s*,?\s*(?:and|or|OR|AND)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or|OR)(?![A-Za-z]))")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _COMMA = re.compile(r"[;,]")
@@ -345,22 +338,9 @@ def _inequality(left: str, op: str, right: str) -> Answer:
     return Region((Piece(bound, end, op == ">", True),), name)
 
 
-def _clock(text: str) -> Answer | None:
-    match = _CLOCK.fullmatch(text)
-    return None if match is None else Ratio((number(int(match[1])), number(int(match[2]))), match[3].lower() + "m")
-
-
 def _ratio(text: str) -> Answer | None:
     parts = split(text, re.compile(r":|\\colon(?![A-Za-z])"))
     return None if len(parts) < 2 else Ratio(tuple(parse(part) for part in parts))
-
-
-def _digits(text: str) -> Answer | None:
-    match = _BASE.fullmatch(text)
-    if match is None:
-        return None
-    base = int(match[2]) if match[2].isdecimal() else _NUMBER_WORDS.index(match[2]) if match[2] in _NUMBER_WORDS else 0
-    return Digits(match[1].upper().lstrip("0") or "0", base) if base > 1 else None
 
 
 def _matrix(text: str) -> Answer | None:
@@ -392,7 +372,7 @@ def _value(text: str) -> Answer:
 
 _READERS: tuple[Callable[[str], Answer | None], ...] = (
     _matrix,
-    _clock,
+    clock,
     _text,
     _reals,
     _and_or,
@@ -402,7 +382,7 @@ _READERS: tuple[Callable[[str], Answer | None], ...] = (
     _set_operation,
     _bracketed,
     _plus_minus,
-    _digits,
+    digits,
     _ratio,
     _value,
 )

@@ -197,6 +197,24 @@ def dataset_inputs(trial: Trial) -> list[DatasetInput]:
     ]
 
 
+def trial_tags(trial: Trial, number: int, attempt: Mapping[str, Any], *, sweep: str) -> dict[str, str]:
+    """Return the tags of a trial whose last attempt has this number and record."""
+    tags = {
+        "sweep": sweep,
+        "trial.key": str(trial.key),
+        "seed": str(trial.seed),
+        "phase": trial.phase,
+        "attempt": str(number),
+        "env.digest": attempt["env_digest"],
+        "gpu": attempt["gpu"] or "none",
+        **placement_tags(attempt),
+        **{f"cell.{axis}": name for axis, name in trial.cell.items()},
+        **{f"label.{name}": value for name, value in trial.labels.items()},
+        **source_tags(),
+    }
+    return tags if attempt["sweep"] == sweep else {**tags, "reused.from": attempt["sweep"]}
+
+
 def placement_tags(attempt: Mapping[str, Any]) -> dict[str, str]:
     """Return an attempt's processes and rollout engine; attempts recorded before there was a choice have defaults."""
     usual = {"num_processes": 1, "strategy": "single", "engine": "lockstep"}

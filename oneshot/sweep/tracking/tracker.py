@@ -256,7 +256,8 @@ class Tracker:
         """Return the trial's run with status RUNNING, created if needed."""
         identity = run_data.run_identity(trial)
         if identity not in self._children:
-            tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._tags(trial, folder, attempt)}
+            described = run_data.trial_tags(trial, folder.last_attempt(), attempt, sweep=self._plan.name)
+            tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **described}
             tags[NOTE] = self._note(trial)
             run = self._client.create_run(
                 self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
@@ -295,22 +296,6 @@ class Tracker:
         return (
             f"A trial of {parent}{cell}, seed **{trial.seed}**. Curves: Model metrics. Completions: Artifacts, `eval/`."
         )
-
-    def _tags(self, trial: Trial, folder: TrialFolder, attempt: dict[str, Any]) -> dict[str, str]:
-        tags = {
-            "sweep": self._plan.name,
-            "trial.key": str(trial.key),
-            "seed": str(trial.seed),
-            "phase": trial.phase,
-            "attempt": str(folder.last_attempt()),
-            "env.digest": attempt["env_digest"],
-            "gpu": attempt["gpu"] or "none",
-            **run_data.placement_tags(attempt),
-            **{f"cell.{axis}": name for axis, name in trial.cell.items()},
-            **{f"label.{name}": value for name, value in trial.labels.items()},
-            **run_data.source_tags(),
-        }
-        return tags if attempt["sweep"] == self._plan.name else {**tags, "reused.from": attempt["sweep"]}
 
     def _end(self, trial: Trial, folder: TrialFolder, result: Result, rows: list[Row], child: _Child) -> None:
         tables = []
