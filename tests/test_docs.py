@@ -54,7 +54,8 @@ def test_every_target_that_a_document_names_is_in_the_makefile(document: str) ->
     assert named <= targets
 
 
-def test_the_engines_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "grpo.md").read_text(), flags=re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "docs/grpo.md"])
+def test_the_engines_example_runs_as_it_stands(document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.findall(r"```python\n(.*?)```", (PROJECT / document).read_text(), flags=re.DOTALL)[0]
     exec(code, {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]
