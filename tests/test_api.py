@@ -1,6 +1,7 @@
 """The Python API: its names, its tables, and the same errors as the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_a_bundle_opens_to_the_same_numbers(lab: oneshot.Lab, folder: Path) -> N
     bundled = oneshot.open(folder / "small.oneshot.zip")
     for table in ("results", "cells", "metrics", "problems", "verdicts", "failures"):
         pd.testing.assert_frame_equal(getattr(bundled, table)(), getattr(lab, table)())
+
+
+def test_a_storage_with_one_sweep_opens_without_its_name(lab: oneshot.Lab, folder: Path, tmp_path: Path) -> None:
+    for storage in (folder / "runs", f"file://{folder / 'runs'}"):
+        pd.testing.assert_frame_equal(oneshot.open(storage).results(), lab.results())
+    shutil.copytree(folder / "runs", tmp_path / "two")
+    shutil.copytree(tmp_path / "two" / "sweeps" / "small", tmp_path / "two" / "sweeps" / "large")
+    with pytest.raises(oneshot.UserError, match=r"it has the sweeps large, small; open one by name"):
+        oneshot.open(tmp_path / "two")
+    (tmp_path / "none" / "sweeps").mkdir(parents=True)
+    with pytest.raises(oneshot.UserError, match="it has no sweep"):
+        oneshot.open(tmp_path / "none")
 
 
 def test_completions_show_problem_label_and_grade(lab: oneshot.Lab) -> None:

@@ -128,13 +128,24 @@ class Lab:
 
 
 def open_lab(name: str | Path, *, storage: str | None = None) -> Lab:
-    """Open the results of a sweep: a name in the storage (default: `runs`), or the path of a bundle.
+    """Open the results of a sweep: its name in the storage (default: `runs`), or the path of a bundle.
 
-    Raises UserError: there is no such sweep, or the bundle is damaged.
+    A storage that has one sweep needs no name: `oneshot.open("s3://bucket/runs")`.
+
+    Raises UserError: there is no such sweep, the storage has several, or the bundle is damaged.
     """
     path = Path(name)
     if is_bundle(path):
         return Lab(read_bundle(path))
-    store = Store(storage or DEFAULT_STORAGE)
+    is_storage = storage is None and ("://" in str(name) or (path / "sweeps").is_dir())
+    store = Store(str(name) if is_storage else storage or DEFAULT_STORAGE)
     store.check_exists()
-    return Lab(gather(begun_sweep(store, str(name))))
+    return Lab(gather(begun_sweep(store, _only_sweep(store, str(name)) if is_storage else str(name))))
+
+
+def _only_sweep(store: Store, storage: str) -> str:
+    names = store.sweeps()
+    if len(names) != 1:
+        has = f"the sweeps {', '.join(sorted(names))}" if names else "no sweep"
+        raise UserError(f"{storage}: it has {has}; open one by name: oneshot.open(NAME, storage={storage!r})")
+    return names[0]
