@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import psutil
 
@@ -50,6 +52,19 @@ class Moment:
     of: Literal["worker", "driver"] = "worker"
     breaks_gpu: bool = False
     dies: bool = False
+
+
+def _forked(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A process of the server's that runs `target`.
+
+    Ray reads RAY_AUTH_MODE once, so the server needs it from its start. A process that has started a Ray has another
+    value: Ray sets it. A driver of both loses every worker, because its cluster's questions are refused.
+    """
+    with patch.dict(os.environ, OPEN):
+        forkserver.ensure_running()
+    process = _forks.Process(target=target, args=args)
+    process.start()
+    return process
 
 
 def act_at(moment: Moment, act: Callable[[], None]) -> None:
@@ -159,8 +174,7 @@ def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | 
     log = str(folder / f"driver-{next(_numbers)}")
     for end in ("out", "err"):
         Path(f"{log}.{end}").touch()
-    process = _forks.Process(target=_drive, args=(arguments, str(folder), scratch, log, moment))
-    process.start()
+    process = _forked(_drive, arguments, str(folder), scratch, log, moment)
     return Driver(process=process, log=log)
 
 
@@ -214,8 +228,7 @@ def end(processes: list[psutil.Process]) -> None:
 def make_cluster(scratch: str, *, num_cpus: int = 4) -> Cluster:
     """Starts a Ray in a process of its own."""
     ours, theirs = multiprocessing.Pipe()
-    process = _forks.Process(target=_be_cluster, args=(scratch, num_cpus, theirs))
-    process.start()
+    process = _forked(_be_cluster, scratch, num_cpus, theirs)
     theirs.close()
     assert ours.poll(PATIENCE_S), "Ray does not start"
     return Cluster(address=ours.recv(), process=process, line=ours, scratch=scratch)

@@ -1,11 +1,14 @@
 """The Python API: its names, its tables, and the same errors as the command line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -181,8 +184,16 @@ def test_a_file_that_is_not_there_says_how_to_find_one() -> None:
         oneshot.load_sweep("quickstat")
 
 
+@pytest.fixture
+def _own_environment() -> Iterator[None]:
+    """Ray sets variables, which later tests must not inherit."""
+    with patch.dict(os.environ):
+        yield
+
+
 @pytest.mark.ray
 @pytest.mark.slow  # no two Rays run side by side
+@pytest.mark.usefixtures("_own_environment")
 def test_a_sweep_runs_to_its_verdict_and_again_does_nothing(tmp_path: Path) -> None:
     data = {
         "version": 1,
