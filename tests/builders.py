@@ -25,3 +25,14 @@ def sweep_run(sweep: SweepFile, plan: Plan, store: Store) -> SweepRun:
 def located(uri: str, *, experiment: str, artifacts: str | None = None) -> MlflowLocation:
     """A place for MLflow's records."""
     return MlflowLocation(uri=uri, experiment=experiment, artifacts=artifacts)
+
+
+def tiny_trial(*, num_steps: int) -> dict[str, Any]:
+    """The sections of a trial that takes about a second."""
+    return {
+        "model": {"path": "tiny:qwen2"},
+        "prompt": {"template": "plain", "train_suffix": ""},
+        "examples": ["arithmetic:47+38"],
+        "rollout": {"num_groups": 2, "group_size": 4, "max_tokens": 24, "temperature": 1.0},
+        "train": {"num_steps": num_steps},
+    }

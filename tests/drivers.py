@@ -57,8 +57,9 @@ class Moment:
 def _forked(target: Callable[..., None], *args: Any) -> BaseProcess:
     """A process of the server's that runs `target`.
 
-    Ray reads RAY_AUTH_MODE once, so the server needs it from its start. A process that has started a Ray has another
-    value: Ray sets it. A driver of both loses every worker, because its cluster's questions are refused.
+    Ray reads RAY_AUTH_MODE once, when it is imported, so the server needs the drivers' value. A process that started
+    a Ray has another one, because Ray sets it. A driver that has both refuses its cluster's questions and loses every
+    worker.
     """
     with patch.dict(os.environ, OPEN):
         forkserver.ensure_running()

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 from api import page, signatures
-from builders import sweep_run
+from builders import sweep_run, tiny_trial
 from conftest import PROJECT
 from synthetic import SMALL, make_store, put_on_record
 from verbs import oneshot as verb
@@ -31,13 +31,7 @@ CLAIMS = """\
 claims:
   - {name: lifts, metric: eval/arithmetic/pass_at_1, a: {arm: outcome}, b: {at: start}, expect: {greater_by: 0}}
 """
-TRIAL = {
-    "model": {"path": "tiny:qwen2"},
-    "prompt": {"template": "plain", "train_suffix": ""},
-    "examples": ["arithmetic:47+38"],
-    "rollout": {"num_groups": 2, "group_size": 4, "max_tokens": 24, "temperature": 1.0},
-    "train": {"num_steps": 2},
-}
+TRIAL = tiny_trial(num_steps=2)
 
 
 @pytest.fixture(scope="module")

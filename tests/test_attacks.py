@@ -230,7 +230,7 @@ def test_a_claim_about_trainings_that_another_sweep_began_is_named(tmp_path: Pat
     make_store(tmp_path, TEXT, accuracy=clear, facts=lambda trial: {"started_ms": now_ms() - 2 * HOUR_MS})
     text = edited("train.num_steps: 8", f"train.num_steps: {steps}").replace("name: attacked", "name: fresh")
     put_on_record(tmp_path, text)
-    make_store(tmp_path, text, accuracy=clear)  # goes on from what is there
+    make_store(tmp_path, text, accuracy=clear)  # adds to what is there
     assert notes(tmp_path, "fresh") == ("3 of 3 trainings had begun before the claim was frozen",)
 
 

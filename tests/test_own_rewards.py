@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import tiny_trial
 from verbs import oneshot as verb
 
 import oneshot
@@ -57,13 +58,7 @@ def eats(completions, **_):
     return [len(bytearray(5 * 2**30)) * 1.0] * len(completions)
 '''
 TEXTS = ["So \\boxed{85}.", "So \\boxed{84}.", "So it is 85."]
-TRIAL = {
-    "model": {"path": "tiny:qwen2"},
-    "prompt": {"template": "plain", "train_suffix": ""},
-    "examples": ["arithmetic:47+38"],
-    "rollout": {"num_groups": 2, "group_size": 4, "max_tokens": 24, "temperature": 1.0},
-    "train": {"num_steps": 1},
-}
+TRIAL = tiny_trial(num_steps=1)
 
 
 @pytest.fixture(autouse=True)
