@@ -176,14 +176,18 @@ def start(arguments: list[str], *, folder: Path, scratch: str, moment: Moment | 
     for end in ("out", "err"):
         Path(f"{log}.{end}").touch()
     process = _forked(_drive, arguments, str(folder), scratch, log, moment)
-    return Driver(process=process, log=log)
+    _started.append(Driver(process=process, log=log))
+    return _started[-1]
+
+
+_started: list[Driver] = []
 
 
 def until(there: Callable[[], object], why: str) -> None:
-    """Waits until something is the case."""
+    """Waits until something is the case; a failure shows what the last driver said."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not there():
-        assert time.monotonic() < deadline_s, why
+        assert time.monotonic() < deadline_s, f"{why}: {_started[-1].stderr if _started else ''}"
         time.sleep(0.02)
 
 

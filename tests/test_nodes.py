@@ -121,6 +121,20 @@ def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     nodes.kill(second)
 
 
+def test_a_node_that_dies_while_it_is_checked_does_not_fail_the_preflight(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    died, stays = nodes.add(), nodes.add()
+    lab.write(sweep_text(seeds="[0]", rest="resources: {gpus: 1}\n"))
+    driver = drive()
+    until(lambda: list(lab.folder.glob("**/.scratch-*/driver")), "the preflight does not begin")
+    nodes.kill(died)  # Ray believes for three more seconds that it is alive
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    assert list(where(lab).values()) == [[stays]]
+    nodes.kill(stays)
+
+
 def test_a_sweep_that_no_node_can_hold_is_refused_before_anything_starts(
     lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
 ) -> None:

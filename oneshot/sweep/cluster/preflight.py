@@ -72,10 +72,11 @@ def check_nodes(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[F
 def _ask(
     nodes: Sequence[Mapping[str, object]], trials: Sequence[Trial], *, storage: str, token: str
 ) -> tuple[dict[str, Answer], list[Finding]]:
-    """Return the answers by node id, and a finding for each node that gave none."""
+    """Return the answers by node id, and a finding for each node that gave none; a node that left meanwhile is passed over."""
     cloudpickle.register_pickle_by_value(probe)
     try:
-        ask = ray.remote(num_cpus=0, max_retries=0)(probe.ask)
+        # the second try on a node that died meanwhile ends when Ray knows of the death
+        ask = ray.remote(num_cpus=0, max_retries=1)(probe.ask)
         running = {
             ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=str(node["NodeID"]), soft=False)
@@ -86,6 +87,7 @@ def _ask(
         cloudpickle.unregister_pickle_by_value(probe)
     ray.wait(list(running), num_returns=len(running), timeout=ANSWER_S)
     answers, silent = {}, []
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     for reference, node in running.items():
         name = str(node["NodeManagerHostname"])
         try:
@@ -93,6 +95,8 @@ def _ask(
         except RayTaskError as error:
             silent.append(f"{name}: the check failed ({_last_line(error)})")
         except (RayError, TimeoutError) as error:
+            if node["NodeID"] not in alive:
+                continue
             why = _last_line(error)
             silent.append(f"{name}: no worker answered within {ANSWER_S:.0f} s ({why}); see Ray's logs on that node")
     return answers, _findings("nodes", silent, good="every node answers")
