@@ -365,8 +365,8 @@ def memory(sizes: Sizes) -> Iterator[Check]:
 
 def resume(sizes: Sizes) -> Iterator[Check]:
     """Compare the bits of two trials, and of one that is resumed."""
+    from oneshot.training.checkpoint import load_state, save_state
     from oneshot.training.grpo import train_step
-    from oneshot.training.state import load_state, save_state
 
     config = tiny(sizes, model={"mixed_precision": "bf16"})
 

@@ -27,7 +27,7 @@ from oneshot.training import sft
 from oneshot.training.advantage import group_advantages
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, new_state
-from oneshot.training.update import Batch, add_gradient, update
+from oneshot.training.update import Batch, Old, add_gradient, update
 
 GROUP_SIZE = 4
 REWARDS = [1.0, 0.0, 0.0, 1.0] + [1.0] * 4 + [0.0] * 4 + [0.0, 0.0, 1.0, 0.0]
@@ -112,7 +112,7 @@ def compute(
         metrics = update(config, state, batch)
         return {name: weights.whole(p.detach()) for name, p in weights.master.items()}, metrics, state
     else:
-        metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), None)
+        metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), Old())
     found = {}
     for name, p in weights.master.items():
         assert p.grad is not None

@@ -17,8 +17,9 @@ from oneshot.plan.keys import identify_trial
 from oneshot.policy.loading import load_policy
 from oneshot.policy.lora import attach, merge, switched_off
 from oneshot.tasks.grading import Grader
+from oneshot.training.checkpoint import load_state, save_state
 from oneshot.training.loop import train
-from oneshot.training.state import TrainingState, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, new_state
 
 MakeConfig = Callable[..., TrialConfig]
 LORA = {"path": "tiny:qwen2", "dtype": "float64", "adapter": {"kind": "lora", "r": 4, "alpha": 8.0}}
@@ -162,7 +163,7 @@ def test_large_checkpoints_are_in_parts(
     config = tiny_config(eval={"suites": {}})
     one, other = new_state(config, seed=0, grader=grader), new_state(config, seed=0, grader=grader)
     list(train(config, one))
-    monkeypatch.setattr("oneshot.training.state.PART_BYTES", 300_000)
+    monkeypatch.setattr("oneshot.training.checkpoint.PART_BYTES", 300_000)
     save_state(one, tmp_path, with_optimizer=True)
     parts = sorted(path.name for path in tmp_path.glob("model*.safetensors"))
     assert parts[:2] == ["model-2.safetensors", "model-3.safetensors"] and "model.safetensors" in parts

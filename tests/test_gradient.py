@@ -22,7 +22,7 @@ from oneshot.training.advantage import group_advantages
 from oneshot.training.loss import BatchTotals, LossOutput, token_loss, token_weights
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState, new_state
-from oneshot.training.update import Batch, add_gradient, update
+from oneshot.training.update import Batch, Old, add_gradient, update
 
 MakeConfig = Callable[..., TrialConfig]
 CPU = torch.device("cpu")
@@ -253,7 +253,7 @@ def test_what_agrees_within_its_group_is_skipped_without_a_trace_in_the_gradient
         batch = judged(state, REWARDS, config)
         if not skips:
             monkeypatch.setattr("oneshot.training.update._has_no_gradient", lambda *_: False)
-        metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), None)
+        metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), Old())
         grads = {name: p.grad for name, p in state.weights.master.items()}
         found.append((metrics, num_trained, grads))
     (metrics, num_trained, grads), (all_metrics, num_all, all_grads) = found
@@ -295,7 +295,7 @@ def test_activation_checkpointing_changes_no_gradient(tiny_config: MakeConfig, g
             model={"path": "tiny:llama", "dtype": "float64"}, train={"activation_checkpointing": is_on}
         )
         state = new_state(config, seed=0, grader=grader)
-        add_gradient(config, state, judged(state, REWARDS, config), range(16), None)
+        add_gradient(config, state, judged(state, REWARDS, config), range(16), Old())
         grads.append({name: p.grad for name, p in state.weights.master.items()})
     assert max((grads[0][name] - grads[1][name]).abs().max() for name in grads[0]) < 1e-12
 

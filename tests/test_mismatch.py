@@ -14,7 +14,7 @@ from oneshot.training.grpo import roll_out, train_step
 from oneshot.training.loss import correction
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import new_state
-from oneshot.training.update import _old_logprobs, add_gradient, update
+from oneshot.training.update import Old, _old_logprobs, add_gradient, update
 
 MakeConfig = Callable[..., TrialConfig]
 EXACT = {"model": {"path": "tiny:qwen2", "dtype": "float64"}}
@@ -100,7 +100,7 @@ def test_the_correction_weights_the_gradient_of_a_sampler_that_differs(
             state,
             batch,
             range(len(batch.completions)),
-            _old_logprobs(config, state, batch) if updates > 1 else None,
+            Old(logprobs=_old_logprobs(config, state, batch) if updates > 1 else None),
         )
         gradients[kind] = whole.grad.clone()
     torch.testing.assert_close(gradients["token"], gradients["none"] / 2)

@@ -22,11 +22,12 @@ from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
 from oneshot.tiny.make import make_tokenizer
 from oneshot.training import sft
+from oneshot.training.checkpoint import load_state, save_state
 from oneshot.training.loop import train
 from oneshot.training.metrics import StepMetrics
 from oneshot.training.order import batch_of_step
 from oneshot.training.schedule import factor
-from oneshot.training.state import TrainingState, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, new_state
 from oneshot.trial.recorder import record
 
 MakeConfig = Callable[..., TrialConfig]

@@ -22,11 +22,12 @@ from oneshot.rollout.engine import Completion, Ended, PromptRequest, Sampling, i
 from oneshot.rollout.lockstep import Lockstep
 from oneshot.tasks.grading import Grade, Grader
 from oneshot.tiny.make import make_tokenizer
+from oneshot.training.checkpoint import load_state, save_state
 from oneshot.training.evaluate import evaluate
 from oneshot.training.grpo import train_step
 from oneshot.training.loop import train
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.state import TrainingState, lasting_gib, load_state, new_state, save_state
+from oneshot.training.state import TrainingState, lasting_gib, new_state
 from oneshot.training.trainer import LocalTrainer
 
 MakeConfig = Callable[..., TrialConfig]
@@ -274,7 +275,7 @@ def test_the_memory_that_lasts_is_that_of_weights_moments_and_reference(
     for coef, trains, copies in ((0.0, False, 1), (0.0, True, 3), (0.1, True, 4)):
         state = new_state(tiny_config(loss={"kl_coef": coef}), seed=0, grader=grader)
         num_bytes = sum(parameter.nbytes for parameter in state.policy.model.parameters())
-        lasting = lasting_gib(state.weights, state.reference, device=cpu, trains=trains)
+        lasting = lasting_gib(state.weights, state.reference, None, device=cpu, trains=trains)
         assert lasting == pytest.approx(copies * num_bytes / 2**30)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from oneshot.config.advantage import AdvantageConfig, CriticConfig
 from oneshot.config.checkpoint import CheckpointConfig
 from oneshot.config.evaluation import EvalConfig, Template
 from oneshot.config.examples import Example, read_example
@@ -130,22 +131,6 @@ class RolloutConfig(Config):
         description="Memory for keys and values. Completions wait while it is full. Absent: half of what weights and "
         "optimiser leave of a GPU, 4 on a CPU",
     )
-
-
-class AdvantageConfig(Config):
-    """The rules that turn the rewards of a group into advantages."""
-
-    baseline: Literal["group", "none"] = Field(
-        "group", description="`group`: reward minus the group's mean (GRPO). `none`: +1 for a reward of 1, -1 for 0"
-    )
-    positive_weight: float = Field(
-        1.0, ge=0, le=MAX_FACTOR, description="Factor of advantages above 0. 0: negative samples only"
-    )
-    negative_weight: float = Field(
-        1.0, ge=0, le=MAX_FACTOR, description="Factor of advantages below 0. 0: positive samples only"
-    )
-    normalize_std: bool = Field(True, description="Divide by the group's standard deviation (ddof 1)")
-    eps: float = Field(1e-6, ge=0, le=1, description="Number added to that standard deviation")
 
 
 class LossConfig(Config):
@@ -298,6 +283,7 @@ class TrialConfig(Config):
     reward: RewardConfig = Field(default_factory=RewardConfig, description="What is rewarded")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How completions are sampled")
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig, description="How rewards become advantages")
+    critic: CriticConfig | None = Field(None, description="The critic, with `advantage.baseline: critic`")
     loss: LossConfig = Field(default_factory=LossConfig, description="The loss")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training loop")
@@ -311,6 +297,13 @@ class TrialConfig(Config):
     def _a_script_has_no_model(cls, data: Any) -> Any:
         is_scripted = isinstance(data, dict) and data.get("script") is not None
         return {"model": {"path": "script"}, **data} if is_scripted else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_critic_has_defaults(cls, data: Any) -> Any:
+        advantage = data.get("advantage") if isinstance(data, dict) else None
+        baseline = advantage.get("baseline") if isinstance(advantage, dict) else getattr(advantage, "baseline", None)
+        return {**data, "critic": {}} if baseline == "critic" and data.get("critic") is None else data
 
     @field_validator("examples", mode="before")
     @classmethod
@@ -333,6 +326,12 @@ class TrialConfig(Config):
 
     def _check_method(self) -> None:
         train, num_groups = self.train, self.rollout.num_groups
+        if self.critic is not None and self.advantage.baseline != "critic":
+            raise ValueError("critic: has no effect without advantage.baseline: critic; set it, or remove critic")
+        if self.critic is not None and train.method == "sft":
+            raise ValueError(
+                "advantage.baseline: a critic judges sampled completions; remove it with train.method: sft"
+            )
         if self.optim.schedule.has_length and train.num_epochs is None and "num_steps" not in train.model_fields_set:
             raise ValueError(
                 f"optim.schedule: {self.optim.schedule.kind} needs the length of the training; set train.num_steps or "

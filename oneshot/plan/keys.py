@@ -131,6 +131,8 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
 
 def _of_grpo(dump: dict[str, Any]) -> dict[str, Any]:
     sections = {section: dump[section] for section in ("reward", "rollout", "advantage", "loss")}
+    if dump["critic"] is not None:
+        sections["critic"] = dump["critic"]
     return {**sections, "updates_per_rollout": dump["train"]["updates_per_rollout"]}
 
 
@@ -155,6 +157,8 @@ def inert_paths(config: TrialConfig) -> list[str]:
         paths.append("reward.probability")
     if config.advantage.baseline == "none":
         paths += ["advantage.normalize_std", "advantage.eps"]
-    elif not config.advantage.normalize_std:
+    elif not config.advantage.normalize_std or config.critic is not None:
         paths.append("advantage.eps")
+    if config.critic is not None and config.critic.share == "none":
+        paths.append("critic.coef")
     return paths

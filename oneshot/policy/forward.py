@@ -4,7 +4,7 @@ Shapes: N tokens of the pack, M completion tokens, H hidden size, S positions of
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oneshot.policy import attention
 from oneshot.policy.kernels import named
-from oneshot.policy.output_head import LossOf, Workspace, head_loss, token_logprobs
+from oneshot.policy.output_head import LossOf, LossOutput, Workspace, head_loss, token_logprobs
 from oneshot.policy.packing import Pack, pack
 
 log = logging.getLogger(__name__)
@@ -100,15 +100,16 @@ class Scored(torch.nn.Module):
         space: Workspace,
         loss_of: LossOf | None = None,
         with_entropy: bool = False,
+        read: Callable[[Tensor], LossOutput] | None = None,
     ) -> Any:
         """Return the log-probability of each completion token, `[M]`, or with `loss_of` the loss and its metrics.
 
-        The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients.
+        The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients. `read` makes a loss of
+        the hidden states, `[M, H]`, which is added.
         """
         if loss_of is None:
             return completion_logprobs(self.model, batch, temperature=temperature, space=space)
-        with self._training(), named("update", batch.ids_N.device):
-            hidden_MH = hidden_states(self.model, batch)
+        hidden_MH = self.hidden(batch)
         output = head_loss(
             hidden_MH,
             self.model.get_output_embeddings(),
@@ -118,7 +119,15 @@ class Scored(torch.nn.Module):
             with_entropy=with_entropy,
             space=space,
         )
-        return output.loss, output.metrics
+        if read is None:
+            return output.loss, output.metrics
+        added = read(hidden_MH)
+        return output.loss + added.loss, {**output.metrics, **added.metrics}
+
+    def hidden(self, batch: Pack) -> Tensor:
+        """Return the hidden states that predict the completion tokens, `[M, H]`, with gradient."""
+        with self._training(), named("update", batch.ids_N.device):
+            return hidden_states(self.model, batch)
 
 
 @torch.no_grad()

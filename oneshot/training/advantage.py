@@ -7,7 +7,7 @@ grader could not judge: its advantage is 0, and it does not count in its group's
 import torch
 from torch import Tensor
 
-from oneshot.config.trial import AdvantageConfig
+from oneshot.config.advantage import AdvantageConfig
 
 
 def advantages(rewards_G: Tensor, *, group_size: int, config: AdvantageConfig) -> Tensor:

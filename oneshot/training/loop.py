@@ -9,9 +9,10 @@ import psutil
 from oneshot.config.trial import TrialConfig
 from oneshot.tasks.benchmarks import due_steps
 from oneshot.training import grpo, sft
+from oneshot.training.checkpoint import load_weights
 from oneshot.training.evaluate import evaluate
 from oneshot.training.metrics import Evaluation, StepMetrics
-from oneshot.training.state import TrainingState, load_weights
+from oneshot.training.state import TrainingState
 
 METHODS: dict[str, Callable[[TrialConfig, TrainingState], StepMetrics]] = {
     "grpo": grpo.train_step,

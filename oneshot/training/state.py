@@ -1,24 +1,15 @@
-"""Config and seed -> a trial's state, the only thing that changes while it runs; state <-> checkpoint folder.
+"""Config and seed -> a trial's state, the only thing that changes while it runs."""
 
-A checkpoint has `model.safetensors`, `optimizer.safetensors` (each in several parts if it is large) and `state.json`;
-nothing is pickled. Tensors are whole, however many processes there are; with an adapter they are only the adapter's.
-The position in the random table is (seed, step): there is no other generator to save.
-"""
-
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -45,16 +36,13 @@ from oneshot.tasks.grading import Grader
 from oneshot.tasks.problems import Problem
 from oneshot.tasks.prompts import Shot, end_id
 from oneshot.tasks.solutions import Demonstration, Sampled, load_demonstrations
+from oneshot.training.critic import Critic, new_body, new_critic
 from oneshot.training.demonstrations import encode_demonstrations
 from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.roofline import Floor
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_FORMAT = 2
-PART_BYTES = 4 * 2**30  # largest size of a checkpoint's file, and so the additional memory for writing it
-
 
 Reference = Callable[..., Tensor]
 """The policy's frozen start: a pack, `temperature`, `space` -> log-probabilities of completion tokens, `[M]`."""
@@ -73,6 +61,7 @@ class TrainingState:
     weights: Weights
     reference: Reference | None  # the frozen start, unless `kl_coef` is 0
     optimizer: Any
+    critic: Critic | None = None
     examples: tuple[Problem, ...]
     prompts: tuple[tuple[int, ...], ...]  # token ids of each example's prompt
     prompt_of: tuple[int, ...] = ()  # SFT: the prompt of each solution
@@ -124,7 +113,7 @@ def new_state(
     world = new_world(config)
     policy = load_policy(config.model)
     end_turns(policy, config.prompt)
-    weights, reference = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
+    weights, reference, critic = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
     optimizer = torch.optim.AdamW(
         weights.master.values(),
         lr=config.optim.lr,
@@ -133,7 +122,7 @@ def new_state(
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    kv_gib = config.rollout.kv_gib or _kv_gib(config, weights, reference, world, share=gpu_share)
+    kv_gib = config.rollout.kv_gib or _kv_gib(config, weights, reference, critic, world, share=gpu_share)
     lasts = keeps_kv and strategy != "fsdp"
     state = TrainingState(
         seed=seed,
@@ -145,6 +134,7 @@ def new_state(
         weights=weights,
         reference=reference,
         optimizer=world.accelerator.prepare(optimizer),
+        critic=critic,
         examples=examples,
         prompts=() if trains_sft else tuple(_encode(config, policy, example, shots) for example in examples),
         shots=shots,
@@ -226,13 +216,16 @@ def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequen
 
 def _place(
     config: TrialConfig, policy: Policy, world: World, *, seed: int, strategy: Strategy, cpu_offload: bool
-) -> tuple[Weights, Reference | None]:
-    """Move a loaded policy to its device, whole or in shards; return its weights and the reference if there is one."""
+) -> tuple[Weights, Reference | None, Critic | None]:
+    """Move a loaded policy to its device, whole or in shards; return its weights, and reference and critic if any."""
     device, model = world.accelerator.device, policy.model
     has_reference = config.has_reference
     if config.model.adapter is not None:
         model.requires_grad_(False)
         lora.attach(model, config.model.adapter, seed=seed)
+    if config.critic is not None and strategy == "fsdp":
+        raise UserError("advantage.baseline: a critic cannot be sharded (fsdp); use a GPU with more memory or LoRA")
+    body = new_body(config, model)
     weights: Weights
     if strategy == "fsdp":
         weights = shard_weights(model, config.model, world=world, cpu_offload=cpu_offload)
@@ -252,7 +245,8 @@ def _place(
         weights.stop_decoding()
     if config.train.activation_checkpointing:
         weights.scored.checkpoint_activations()
-    return weights, reference
+    critic = None if config.critic is None else new_critic(config, body, weights, device=device)
+    return weights, reference, critic
 
 
 def _without_adapter(weights: Weights) -> Reference:
@@ -266,102 +260,35 @@ def _without_adapter(weights: Weights) -> Reference:
     return reference
 
 
-def _kv_gib(config: TrialConfig, weights: Weights, reference: Reference | None, world: World, *, share: float) -> float:
+def _kv_gib(
+    config: TrialConfig,
+    weights: Weights,
+    reference: Reference | None,
+    critic: Critic | None,
+    world: World,
+    *,
+    share: float,
+) -> float:
     """Return half of what weights and optimiser leave of the trial's share of the GPU; a constant on a CPU."""
     device = world.accelerator.device
     if device.type == "cpu":
         return CPU_KV_GIB
     trains = config.train.num_steps > 0
-    left = most_gib(device, share=share) - lasting_gib(weights, reference, device=device, trains=trains)
+    left = most_gib(device, share=share) - lasting_gib(weights, reference, critic, device=device, trains=trains)
     if config.rollout.engine == "vllm":  # which has weights of its own
         left -= sum(value.nbytes for value in weights.compute.values()) / 2**30 / world.num_partners
     return -world.largest(-max(left, 0) / 2)  # the smallest number of all processes
 
 
-def lasting_gib(weights: Weights, reference: Reference | None, *, device: torch.device, trains: bool) -> float:
-    """Return the memory of a trial's weights, AdamW's moments and reference on a device."""
+def lasting_gib(
+    weights: Weights, reference: Reference | None, critic: Critic | None, *, device: torch.device, trains: bool
+) -> float:
+    """Return the memory of a trial's weights, AdamW's moments, reference and critic on a device."""
     frozen = reference.parameters() if isinstance(reference, torch.nn.Module) else ()
-    held = {*weights.compute.values(), *weights.master.values(), *weights.scored.parameters(), *frozen}
-    moments = 2 * list(weights.master.values()) if trains else []
+    both = [weights] if critic is None else [weights, critic.weights]
+    held = {p for each in both for p in (*each.compute.values(), *each.master.values(), *each.scored.parameters())}
+    held |= set(frozen)
+    moments = 2 * [value for each in both for value in each.master.values()] if trains else []
     parts = [p.to_local() if isinstance(p, DTensor) else p for p in (*held, *moments)]
     # an engine of its own leaves fsdp's decoding weights without memory
     return sum(part.nbytes for part in parts if part.device == device and part.untyped_storage().nbytes()) / 2**30
-
-
-def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> None:
-    """Write a checkpoint into an empty folder; all processes must call this, and the first writes."""
-    into = folder if state.world.is_first else None
-    weights = state.weights
-    _write(((name, weights.whole(master.detach())) for name, master in weights.master.items()), into, "model")
-    if with_optimizer:
-        moments = (
-            (f"{name}/{moment}", weights.whole(value))
-            for name, master in weights.master.items()
-            for moment, value in state.optimizer.state.get(master, {}).items()
-        )
-        _write(moments, into, "optimizer")
-    metadata = {
-        "format": CHECKPOINT_FORMAT,
-        "seed": state.seed,
-        "step": state.step,
-        "started": state.started,
-        "baseline": state.baseline,
-        "kv_gib": state.kv_gib,
-        "num_processes": state.world.size,
-    }
-    if into is not None:
-        (into / "state.json").write_text(json.dumps(metadata, indent=2))
-
-
-def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str) -> None:
-    """Write tensors to `<name>.safetensors`, `<name>-2.safetensors` and so on; without a folder only gather them."""
-    part: dict[str, Tensor] = {}
-    num_parts = 0
-
-    def flush(folder: Path) -> None:
-        nonlocal num_parts
-        num_parts += 1
-        save_file(part, folder / (f"{name}.safetensors" if num_parts == 1 else f"{name}-{num_parts}.safetensors"))
-        part.clear()
-
-    for key, tensor in tensors:
-        if folder is None:
-            continue
-        if part and sum(value.nbytes for value in part.values()) + tensor.nbytes > PART_BYTES:
-            flush(folder)
-        part[key] = tensor.cpu().contiguous()
-    if folder is not None:
-        flush(folder)
-
-
-def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of each tensor in a checkpoint's files."""
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                yield key, file.get_tensor(key)
-
-
-def load_state(state: TrainingState, folder: Path) -> None:
-    """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
-    load_weights(state, folder)
-    state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
-    for path, tensor in read_tensors(sorted(folder.glob("optimizer*.safetensors"))):
-        name, _, moment = path.rpartition("/")
-        parameter = state.weights.master[name]
-        state.optimizer.state[parameter][moment] = state.weights.part(tensor, parameter)
-
-
-def load_weights(state: TrainingState, folder: Path) -> None:
-    """Load a checkpoint's weights and step into a fresh state, for evaluation."""
-    metadata = json.loads((folder / "state.json").read_text())
-    assert metadata["format"] == CHECKPOINT_FORMAT and metadata["seed"] == state.seed, "a checkpoint of another trial"
-    with torch.no_grad(), state.weights.updating():
-        for name, tensor in read_tensors(sorted(folder.glob("model*.safetensors"))):
-            master = state.weights.master[name]
-            master.copy_(state.weights.part(tensor, master))
-        state.weights.publish()
-    state.step, state.started = metadata["step"], metadata["started"]
-    # with another number of processes, each of these may have less memory
-    is_same_size = metadata.get("num_processes", 1) == state.world.size
-    state.limit_kv(metadata["kv_gib"] if is_same_size else min(metadata["kv_gib"], state.kv_gib))

@@ -3,6 +3,7 @@
 A completion is what the model learns from: a sampled completion, or a written solution.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.policy.output_head import LossOutput
 from oneshot.policy.packing import Pack, in_order, micro_batches, pack
+from oneshot.policy.weights import Weights
+from oneshot.training.critic import Critic
 from oneshot.training.schedule import learning_rate
 from oneshot.training.state import TrainingState
 
@@ -46,21 +49,29 @@ def packs(
 
 
 def accumulate(
-    state: TrainingState, packed: Iterable[tuple[Pack, bool]], loss: PackLoss, *, names: Iterable[str]
+    state: TrainingState,
+    packed: Iterable[tuple[Pack, bool]],
+    loss: PackLoss,
+    *,
+    names: Iterable[str],
+    weights: Weights | None = None,
 ) -> dict[str, float]:
     """Add the packs' gradient to the master weights; return the metrics, with 0 for those of `names` without a pack.
 
+    `weights` are the policy's, unless others are given.
+
     Each process computes its own packs; sums are over all processes.
     """
+    weights = weights or state.weights
     metrics = {name: torch.zeros((), device=state.policy.device) for name in names}
     for micro_batch, counts in packed:
         output = loss(micro_batch, counts)
-        state.world.accelerator.backward(output.loss * state.weights.loss_scale)
+        state.world.accelerator.backward(output.loss * weights.loss_scale)
         for name, value in output.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value
         del output  # free the graph before the next one
-        state.weights.collect()
-    state.weights.complete(state.world)
+        weights.collect()
+    weights.complete(state.world)
     return state.world.sums({name: value.item() for name, value in metrics.items()})
 
 
@@ -71,13 +82,7 @@ def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, floa
 
     Raises TrialError: the loss or its gradient is not finite; the weights stay as they were.
     """
-    norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
-    metrics["loss/grad_norm"] = state.weights.whole(norm).item()
-    for name in ("loss/total", "loss/grad_norm"):
-        if not torch.isfinite(torch.tensor(metrics[name])):
-            raise TrialError(
-                f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
-            )
+    _clip(config, state, state.weights, metrics, "loss/total", "loss/grad_norm")
     if config.optim.schedule.has_length:
         metrics["optim/lr"] = rate = learning_rate(config, step=state.step, update=update)
         for group in state.optimizer.param_groups:
@@ -85,3 +90,27 @@ def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, floa
     state.optimizer.step()
     state.optimizer.zero_grad()  # frees memory for the next rollout
     state.weights.publish()
+
+
+def take_critic_step(config: TrialConfig, state: TrainingState, critic: Critic, metrics: dict[str, float]) -> None:
+    """Take the critic's optimiser step, at its own constant learning rate, and add its gradient's norm to the metrics.
+
+    Raises TrialError: its loss or its gradient is not finite.
+    """
+    _clip(config, state, critic.weights, metrics, "critic/loss", "critic/grad_norm")
+    critic.optimizer.step()
+    critic.optimizer.zero_grad()
+    critic.weights.publish()
+
+
+def _clip(
+    config: TrialConfig, state: TrainingState, weights: Weights, metrics: dict[str, float], loss: str, norm: str
+) -> None:
+    """Clip a gradient, and add its norm before that to the metrics. Raises TrialError: it is not finite."""
+    length = state.world.accelerator.clip_grad_norm_(weights.master.values(), config.optim.grad_clip)
+    metrics[norm] = weights.whole(length).item()
+    for name in (loss, norm):
+        if not math.isfinite(metrics[name]):
+            raise TrialError(
+                f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
+            )

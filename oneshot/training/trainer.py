@@ -11,11 +11,12 @@ from oneshot.models.placement import choose_strategy, trial_memory
 from oneshot.policy.policy import use_cpus
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.solutions import Sampled, to_sample
+from oneshot.training.checkpoint import load_state, save_state
 from oneshot.training.free_memory import free_gib, memory_holders, most_gib, release, wait_for_room
 from oneshot.training.loop import evaluate_kept, train
 from oneshot.training.metrics import StepMetrics
 from oneshot.training.sampled import sample_solutions
-from oneshot.training.state import load_state, new_state, new_world, save_state
+from oneshot.training.state import new_state, new_world
 
 
 class LocalTrainer:

@@ -7,7 +7,7 @@ Shapes: G completions of the step, group after group; M completion tokens of a m
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -18,10 +18,11 @@ from oneshot.config.trial import TrialConfig
 from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack
 from oneshot.rollout.engine import Completion
+from oneshot.training.critic import Critic, Estimates, estimates, value_loss
 from oneshot.training.loss import BatchTotals, correction, token_loss, token_weights
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState
-from oneshot.training.step import accumulate, packs, take_step
+from oneshot.training.step import accumulate, packs, take_critic_step, take_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,50 +59,86 @@ def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str,
     size = len(batch.completions) // num_updates
     metrics: dict[str, list[float]] = defaultdict(list)
     with state.weights.updating():
-        old_logprobs = _old_logprobs(config, state, batch) if num_updates > 1 else None
+        old = Old(
+            logprobs=_old_logprobs(config, state, batch) if num_updates > 1 else None,
+            critic=None if state.critic is None else _estimates(config, state, state.critic, batch),
+        )
         for start in range(0, len(batch.completions), size):
             chosen = range(start, start + size)
-            for name, value in optimizer_step(config, state, batch, chosen, old_logprobs).items():
+            for name, value in optimizer_step(config, state, batch, chosen, old).items():
                 metrics[name].append(value)
-    return {name: fmean(values) for name, values in metrics.items()} | batch.mismatch.metrics(state.world)
+    means = {name: fmean(values) for name, values in metrics.items()}
+    return means | batch.mismatch.metrics(state.world) | ({} if old.critic is None else old.critic.metrics())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Old:
+    """What is known of a step's completions before its first update."""
+
+    logprobs: Mapping[int, Tensor] | None = None  # by completion, `[tokens]`; None: one update, whose policy sampled
+    critic: Estimates | None = None
 
 
 def optimizer_step(
-    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old: Old
 ) -> dict[str, float]:
     """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
-    metrics, num_trained = add_gradient(config, state, batch, chosen, old_logprobs)
+    metrics, num_trained = add_gradient(config, state, batch, chosen, old)
+    critic = state.critic
+    if critic is not None and old.critic is not None:
+        if critic.has_body:
+            metrics |= _add_critic_gradient(config, state, critic, batch, chosen, old.critic)
+        else:
+            critic.weights.complete(state.world)
+        take_critic_step(config, state, critic, metrics)
+        if state.step < critic.config.warmup_steps:
+            state.optimizer.zero_grad()
+            return metrics | {"loss/frac_skipped": 1.0}
     take_step(config, state, metrics, update=chosen.start // len(chosen))
     return metrics | {"loss/frac_skipped": 1 - num_trained / len(chosen)}
 
 
+def _weights(config: TrialConfig, batch: Batch, chosen: range) -> tuple[Tensor, int]:
+    """Return the weight of one token of each completion in the chosen ones' mean, `[G]`, and their number of tokens."""
+    lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+    totals = BatchTotals(
+        num_tokens=int(lengths_G[list(chosen)].sum()), num_sequences=len(chosen), max_tokens=config.rollout.max_tokens
+    )
+    return token_weights(lengths_G.to(batch.advantages_G), config.loss, totals), totals.num_tokens
+
+
 def add_gradient(
-    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old_logprobs: dict[int, Tensor] | None
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old: Old
 ) -> tuple[dict[str, float], int]:
     """Add the chosen completions' gradient to the master weights; return the metrics, and how many had a gradient."""
     device = state.policy.device
-    lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
-    chosen_lengths = lengths_G[list(chosen)]
-    totals = BatchTotals(
-        num_tokens=int(chosen_lengths.sum()), num_sequences=len(chosen), max_tokens=config.rollout.max_tokens
-    )
-    weights_G = token_weights(lengths_G.to(batch.advantages_G), config.loss, totals)
+    weights_G, num_tokens = _weights(config, batch, chosen)
     trained = [index for index in chosen if not _has_no_gradient(config, batch, index)]
-    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=totals.num_tokens)
+    space = Workspace.for_chunks(state.policy.model.get_output_embeddings(), num_tokens=num_tokens)
+    shared = None if state.critic is None or state.critic.has_body else state.critic
 
     def loss(micro_batch: Pack, counts: bool) -> LossOutput:
         members = torch.tensor(micro_batch.members, device=device)
+        weights_M = micro_batch.spread(weights_G[members]) * counts
+        known = old.critic
         return _loss(
             config,
             state,
             micro_batch,
             space,
-            advantages_M=micro_batch.spread(batch.advantages_G[members]),
-            weights_M=micro_batch.spread(weights_G[members]) * counts,
-            old_M=None if old_logprobs is None else torch.cat([old_logprobs[i] for i in micro_batch.members]),
+            advantages_M=micro_batch.spread(batch.advantages_G[members])
+            if known is None
+            else known.of(micro_batch, known.advantages),
+            weights_M=weights_M,
+            old_M=None if old.logprobs is None else torch.cat([old.logprobs[i] for i in micro_batch.members]),
             sampler=batch.mismatch,
             # after an update, the policy is no longer the one that sampled
-            compares=counts and old_logprobs is None,
+            compares=counts and old.logprobs is None,
+            read=None
+            if shared is None or known is None
+            else lambda hidden_MH: _value_loss(
+                shared, hidden_MH, known, micro_batch, weights_M, coef=shared.config.coef
+            ),
         )
 
     # a step that skips every completion has these metrics, too
@@ -121,6 +158,7 @@ def _loss(
     old_M: Tensor | None,
     sampler: Mismatch,
     compares: bool,
+    read: Callable[[Tensor], LossOutput] | None = None,
 ) -> LossOutput:
     """Return one micro-batch's part of the loss; with `compares`, measure its distance to the sampler."""
     temperature = config.rollout.temperature
@@ -146,13 +184,58 @@ def _loss(
         )
 
     loss, metrics = state.weights.scored(
-        batch, temperature=temperature, space=space, loss_of=loss_of, with_entropy=config.loss.entropy_coef != 0
+        batch,
+        temperature=temperature,
+        space=space,
+        loss_of=loss_of,
+        with_entropy=config.loss.entropy_coef != 0,
+        read=read,
     )
     return LossOutput(loss=loss, metrics=metrics)
 
 
+def _value_loss(
+    critic: Critic, hidden_MH: Tensor, known: Estimates, batch: Pack, weights_M: Tensor, *, coef: float = 1.0
+) -> LossOutput:
+    """Return one micro-batch's part of the critic's loss, times `coef`; its metric is without it."""
+    places = torch.tensor(batch.members, device=weights_M.device)
+    values_M = critic.values(hidden_MH)
+    losses_M = value_loss(
+        values_M, known.of(batch, known.values), known.of(batch, known.returns), clip=critic.config.clip
+    )
+    total = (losses_M * weights_M * batch.spread(known.graded_G[places])).sum()
+    return LossOutput(loss=coef * total, metrics={"critic/loss": total.detach()})
+
+
+def _add_critic_gradient(
+    config: TrialConfig, state: TrainingState, critic: Critic, batch: Batch, chosen: range, known: Estimates
+) -> dict[str, float]:
+    """Add the gradient of the critic's own model for the chosen completions; return the loss."""
+    weights_G, _ = _weights(config, batch, chosen)
+
+    def loss(micro_batch: Pack, counts: bool) -> LossOutput:
+        places = torch.tensor(micro_batch.members, device=weights_G.device)
+        weights_M = micro_batch.spread(weights_G[places]) * counts
+        return _value_loss(critic, critic.reader.hidden(micro_batch), known, micro_batch, weights_M)
+
+    packed = packs(config, state, batch.example_G, batch.token_ids, chosen)
+    return accumulate(state, packed, loss, names=("critic/loss",), weights=critic.weights)
+
+
+def _estimates(config: TrialConfig, state: TrainingState, critic: Critic, batch: Batch) -> Estimates:
+    """Return the critic's view of all completions, before the step's first update."""
+    own: dict[int, Tensor] = {}
+    everything = range(len(batch.completions))
+    for micro_batch, _ in packs(config, state, batch.example_G, batch.token_ids, everything):
+        values_M = critic.estimate(micro_batch)
+        own.update(zip(micro_batch.members, values_M.split(micro_batch.lengths), strict=True))
+    return estimates(batch.rewards_G, _of_all(state, own), config=config)
+
+
 def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
     """Return whether a completion's gradient is exactly zero: no advantage, no KL term and no entropy bonus."""
+    if config.critic is not None:
+        return False
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
 
 
@@ -166,8 +249,12 @@ def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> di
         if counts:
             batch.mismatch.add(batch.mismatch.sampled(micro_batch, like=logprobs_M), logprobs_M)
         own.update(zip(micro_batch.members, logprobs_M.split(micro_batch.lengths), strict=True))
+    return _of_all(state, own)
+
+
+def _of_all(state: TrainingState, own: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Return the values of all processes' completions, as another process may train on one, by their index."""
     if state.world.size == 1:
         return own
-    # another process may train on a completion
-    pairs = state.world.gather((member, logprobs.cpu().clone()) for member, logprobs in own.items())
-    return {member: logprobs.to(state.policy.device) for member, logprobs in pairs}
+    pairs = state.world.gather((member, values.cpu().clone()) for member, values in own.items())
+    return {member: values.to(state.policy.device) for member, values in pairs}

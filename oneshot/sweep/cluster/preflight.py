@@ -72,7 +72,7 @@ def check_nodes(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[F
 def _ask(
     nodes: Sequence[Mapping[str, object]], trials: Sequence[Trial], *, storage: str, token: str
 ) -> tuple[dict[str, Answer], list[Finding]]:
-    """Return the answers by node id, and a finding for each node that gave none; a node that left meanwhile is passed over."""
+    """Return the answers by node id, and a finding for each node that gave none and has not left meanwhile."""
     cloudpickle.register_pickle_by_value(probe)
     try:
         # the second try on a node that died meanwhile ends when Ray knows of the death
