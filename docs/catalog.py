@@ -22,9 +22,6 @@ GPU-hours are estimates, not measurements: {MEAN_TOKENS} tokens per completion u
 and {EFFICIENCY:.0%} of an 80 GB H100's bfloat16 peak. As soon as the store has a finished training of the same
 shape, `oneshot plan` uses its measured seconds per step instead. Resources are for 80 GB GPUs: one for 1B, two for
 3B, four for 7B ([memory.md](memory.md)).
-
-PPO (Tables 4 and 17) is left out of the paper's tables, because oneshot has no critic. A selector by answer entropy is
-left out of the grids that its critics ask for.
 """
 
 

@@ -110,7 +110,10 @@ def compute(
         metrics, num_trained = sft.add_gradient(config, state, range(len(state.solutions))), len(state.solutions)
     elif case["do"] == "update":
         metrics = update(config, state, batch)
-        return {name: weights.whole(p.detach()) for name, p in weights.master.items()}, metrics, state
+        masters = {name: weights.whole(p.detach()) for name, p in weights.master.items()}
+        if state.critic is not None:
+            masters |= {f"critic.{name}": p.detach() for name, p in state.critic.weights.master.items()}
+        return masters, metrics, state
     else:
         metrics, num_trained = add_gradient(config, state, batch, range(len(REWARDS)), Old())
     found = {}
@@ -138,7 +141,9 @@ def main() -> None:
             decodes = dict(state.policy.model.named_parameters())
             # what decodes after an update is what is optimised, rounded
             is_published = all(
-                torch.equal(decodes[key], value.to(decodes[key].dtype)) for key, value in found.items()
+                torch.equal(decodes[key], value.to(decodes[key].dtype))
+                for key, value in found.items()
+                if not key.startswith("critic.")
             ) or case["do"] != "update"  # fmt: skip
             held = sha256(b"".join(p.detach().float().numpy().tobytes() for p in decodes.values())).hexdigest()
             is_alike = len(set(state.world.gather([held]))) == 1

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config.trial import AdvantageConfig
+from oneshot.config.advantage import AdvantageConfig
 from oneshot.training.advantage import group_advantages, zero_std_groups
 
 

@@ -35,7 +35,7 @@ from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
-from oneshot.training import state as trial_state
+from oneshot.training import checkpoint
 from oneshot.training import trainer
 from oneshot.trial import recorder
 from oneshot.trial.state import standing
@@ -108,7 +108,7 @@ STORIES = {
     "around the first checkpoint": (
         Moment(
             name="local copy torn",
-            owner=trial_state,
+            owner=checkpoint,
             function="save_file",
             about="/optimizer.safetensors",
             when="torn",

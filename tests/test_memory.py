@@ -74,6 +74,15 @@ def test_what_lasts_by_hand(model: dict[str, Any], kl_coef: float, parts: tuple[
     assert found.lasting_gib == sum(parts)
 
 
+def test_a_critic_of_its_own_is_another_model_without_a_head() -> None:
+    critic = {"advantage": {"baseline": "critic"}, "loss": {"kl_coef": 0.0}, "model": {"mixed_precision": "bf16"}}
+    found = footprint(config(**critic), ROUND)
+    body = 1 if ROUND.is_tied else 1 - ROUND.head_params / ROUND.num_params
+    assert (found.weights, found.optimiser) == (2 * (1 + body), 12 * (1 + body))
+    shared = footprint(config(**critic, critic={"share": "body"}), ROUND)
+    assert (shared.weights, shared.optimiser) == (2, 12)
+
+
 def test_shards_are_divided_and_what_decodes_is_whole() -> None:
     bf16 = config(model={"mixed_precision": "bf16"}, loss={"kl_coef": 0.0})
     found = footprint(bf16, ROUND, strategy="fsdp", num_processes=4)
@@ -402,6 +411,9 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "train": {"microbatch_tokens": 64},
         },
     ),
+    "critic": ("llama", {}, {"advantage": {"baseline": "critic"}}),
+    "critic, bf16": ("qwen2", {"tie_word_embeddings": False}, {"advantage": {"baseline": "critic"}, "model": MIXED}),
+    "critic on the policy": ("llama", {}, {"advantage": {"baseline": "critic"}, "critic": {"share": "body"}}),
     "adapter": ("llama", {}, {"model": LORA}),
     "adapter, bf16": ("qwen2", {}, {"model": LORA | MIXED}),
     "adapter of few": ("llama", {}, {"model": {"adapter": {"r": 8, "targets": ["q_proj", "v_proj"]}}}),

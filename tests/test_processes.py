@@ -39,6 +39,10 @@ NOTHING_ELSE = {"kl_coef": 0.0, "entropy_coef": 0.0}
 SFT = {"train": {"method": "sft", "microbatch_tokens": 60}}
 SEVEN = {**SFT, "examples": [{"set": "arithmetic", "random": 7, "seed": 1}], "loss": {"aggregation": "sequence_mean"}}
 
+def critic(share: str) -> dict[str, Any]:
+    return {"advantage": {"baseline": "critic"}, "critic": {"share": share, "lr": 1e-3}, "optim": {"lr": 1e-3}}
+
+
 CASES: dict[str, dict[str, Any]] = {
     # two solutions: in three processes and more, some have none
     "ddp, sft": {"strategy": "ddp", "do": "accumulate", "sections": SFT},
@@ -80,6 +84,12 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp, off-policy": {"strategy": "ddp", "do": "update", "sections": OFF_POLICY},
     "fsdp, off-policy": {"strategy": "fsdp", "do": "update", "sections": OFF_POLICY},
     "fsdp, all is skipped": {"strategy": "fsdp", "do": "update", "rewards": AGREED, "sections": {"loss": NOTHING_ELSE}},
+    "ddp, a critic": {"strategy": "ddp", "do": "update", "sections": critic("none")},
+    "ddp, a critic on the policy, off-policy": {
+        "strategy": "ddp",
+        "do": "update",
+        "sections": {**critic("body"), **OFF_POLICY},
+    },
     "ddp, bf16": {"strategy": "ddp", "do": "accumulate", "sections": {"model": MIXED}},
     "fsdp, bf16": {"strategy": "fsdp", "do": "accumulate", "sections": {"model": MIXED}},
     "ddp, bf16, updated": {"strategy": "ddp", "do": "update", "sections": {"model": MIXED, "optim": {"lr": 1e-6}}},

@@ -39,8 +39,8 @@ PREFILL_TOKENS = 2**14
 class Memory:
     """GPU memory of one process of a trial, in GiB: what lasts, and the peak of each phase."""
 
-    weights: float  # weights that compute; with fsdp none of them last
-    optimiser: float  # master weights if they are separate, and AdamW's two moments
+    weights: float  # weights that compute, also a critic's; with fsdp none of them last
+    optimiser: float  # master weights if they are separate, and AdamW's two moments, also a critic's
     reference: float
     decoding: float  # rollout: the copy of the weights that vLLM has, or that fsdp gathers
     kv: float
@@ -99,6 +99,7 @@ class _Sizes:
     num_trained: int
     has_reference: bool
     trains: bool
+    critic: float  # weights of a critic's own model, as a share of the policy's
     on_gpu: bool
     copy: float  # the engine's own copy of the weights, 0 if it decodes with the trainer's
 
@@ -149,6 +150,7 @@ def footprint(
         num_trained=shape.num_params if adapter is None else added,
         has_reference=config.has_reference and adapter is None,
         trains=trains,
+        critic=_critic_share(config, shape) if trains else 0.0,
         on_gpu=gpu_gib is not None,
         copy=_copy(config, shape),
     )
@@ -164,6 +166,13 @@ def footprint(
         lasting["decoding"] = kv = 0.0
     num_bytes = {**lasting, "kv": kv, "sampling": sampling, **worst._asdict()}
     return Memory(**{part: size / 2**30 for part, size in num_bytes.items()})
+
+
+def _critic_share(config: TrialConfig, shape: ModelShape) -> float:
+    """Return the weights of a critic's own model over the policy's: it has no output head of its own."""
+    if config.critic is None or config.critic.share == "body":
+        return 0.0
+    return 1.0 if shape.is_tied else 1 - shape.head_params / shape.num_params
 
 
 def _copy(config: TrialConfig, shape: ModelShape) -> float:
@@ -183,8 +192,9 @@ def _lasting(sizes: _Sizes) -> dict[str, float]:
     moments = 2 * trained if sizes.trains else 0
     reference = whole if sizes.has_reference else 0
     if sizes.strategy != "fsdp":
-        optimiser = moments + (trained if sizes.is_mixed else 0)
-        return {"weights": whole, "optimiser": optimiser, "reference": reference, "decoding": sizes.copy}
+        optimiser = (moments + (trained if sizes.is_mixed else 0)) * (1 + sizes.critic)
+        weights = whole * (1 + sizes.critic)
+        return {"weights": weights, "optimiser": optimiser, "reference": reference, "decoding": sizes.copy}
     # computing weights are gathered from the master's shards; untrained ones have no master
     frozen = sizes.compute * (sizes.num_params - sizes.num_trained)
     sharded = {"weights": frozen, "optimiser": trained + moments, "reference": reference}

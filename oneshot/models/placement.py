@@ -84,7 +84,7 @@ def choose_strategy(config: TrialConfig, resources: ResourceConfig) -> Strategy:
     if resources.strategy != "auto":
         return resources.strategy
     usable = usable_gib(resources)
-    if usable is None:
+    if usable is None or config.critic is not None:  # which cannot be sharded
         return "ddp"
     whole = trial_memory(config, resources, strategy="ddp")
     return "ddp" if whole is not None and whole.peak_gib <= usable else "fsdp"
@@ -104,6 +104,8 @@ def place_trial(
 def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Placement]:
     """Yield other ways to run a trial on such GPUs: on one, on several with copies or shards, or with an adapter."""
     for num_gpus, strategy in _WAYS:
+        if strategy == "fsdp" and config.critic is not None:
+            continue
         need = resources.model_copy(update={"gpus": num_gpus, "num_processes": None, "strategy": "auto"})
         if (placement := place_trial(config, need, strategy=strategy)) is not None:
             yield placement

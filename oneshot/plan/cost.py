@@ -74,11 +74,12 @@ def _step_s(
         return measured_s, "measured"
     if shape is None or not gpus:
         return None, "unknown"
-    # rollout 2N a token, update 6N; reference and old log-probabilities 2N each, where they are computed
-    passes = 6
+    # rollout 2N a token, update 6N; reference, old log-probabilities and values 2N each, where they are computed
+    updates = 1 if config.critic is None or config.critic.share == "body" else 2  # of the policy, and of the critic
+    passes = (6 + 2 * config.train.activation_checkpointing) * updates  # with each layer's forward again
     if config.train.method == "grpo":
         passes += 2 + 2 * config.has_reference + 2 * (config.train.updates_per_rollout > 1)
-    passes += 2 * config.train.activation_checkpointing  # each layer's forward again
+        passes += 2 * (config.critic is not None)
     return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
 
 
@@ -103,7 +104,8 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
     """Return the model, its precision, its trained part, and the amount sampled and updated each step."""
     model, rollout, train = config.model, config.rollout, config.train
     adapter = None if model.adapter is None else model.adapter.model_dump_json()
-    trained = (adapter, train.activation_checkpointing, config.has_reference)
+    critic = None if config.critic is None else config.critic.share
+    trained = (adapter, train.activation_checkpointing, config.has_reference, critic)
     if train.method == "sft":  # the solutions' lengths decide the time
         examples = text_digest(config.model_dump_json(include={"examples"}))
         amount: TrainingShape = (train.batch_size, train.max_length, examples)

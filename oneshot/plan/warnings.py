@@ -24,7 +24,8 @@ def inert_settings(config: TrialConfig) -> list[str]:
         "loss.clip_low": "with train.updates_per_rollout 1, because the ratio is always 1",
         "reward.probability": "unless reward.kind is random",
         "advantage.normalize_std": "with advantage.baseline none",
-        "advantage.eps": "without division by a standard deviation",
+        "advantage.eps": "without division by a standard deviation of a group",
+        "critic.coef": "unless critic.share is body",
     }
     reasons["loss.clip_high"] = reasons["loss.clip_low"]
     reasons["rollout.vllm"] = "unless rollout.engine is vllm"
@@ -43,6 +44,7 @@ def inert_settings(config: TrialConfig) -> list[str]:
 
 _OF_GRPO: tuple[str, ...] = (
     "advantage",
+    "critic",
     "reward",
     *(f"loss.{name}" for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "pg_coef")),
     "rollout.num_groups",
