@@ -12,7 +12,7 @@ GPU_PACKAGES := pydantic math-verify[antlr4_13_2]
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs cluster sweeps oneshot tests bench examples pyproject.toml
 .DEFAULT_GOAL := help
 
-.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop test test-all check fmt docs site wheel bench gpu gpu-wheels clean
+.PHONY: help setup setup-dev setup-vllm test-vllm test-vllm-oldest test-soak quickstart miniature laptop study shelf-tiny test test-all check fmt docs site wheel bench gpu gpu-wheels clean
 
 help:
 	@echo "make setup       install oneshot into .venv (make setup-dev: with the tools for development)"
@@ -20,6 +20,8 @@ help:
 	@echo "make quickstart  run the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
 	@echo "make miniature   repeat the paper on tiny models: collect, rank, one-shot; ten minutes"
 	@echo "make laptop      download SmolLM2-135M-Instruct and run one-shot GRPO on it; half an hour"
+	@echo "make study       compare nine arms on SmolLM2-135M-Instruct over five seeds; hours on 2 cores, and it resumes"
+	@echo "make shelf-tiny  compare the follow-ups' methods on a tiny model; under 20 minutes"
 	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
 	@echo "make test-soak   run further variants of slow tests, which CI leaves out"
 	@echo "make check       run ruff, mypy, import-linter and codespell"
@@ -73,6 +75,13 @@ models/SmolLM2-135M-Instruct/model.safetensors: .venv/ready
 
 laptop: models/SmolLM2-135M-Instruct/model.safetensors
 	$(BIN)/oneshot run sweeps/laptop.yaml
+
+study: models/SmolLM2-135M-Instruct/model.safetensors
+	$(BIN)/oneshot run sweeps/smollm2_study.yaml
+
+shelf-tiny: .venv/ready
+	$(BIN)/oneshot run sweeps/miniature-collect.yaml
+	$(BIN)/oneshot run sweeps/shelf-tiny.yaml
 
 test: .venv/ready-dev
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not cluster and not gpu and not vllm and not soak"

@@ -35,8 +35,7 @@ from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.grading import Grader
-from oneshot.training import checkpoint
-from oneshot.training import trainer
+from oneshot.training import checkpoint, trainer
 from oneshot.trial import recorder
 from oneshot.trial.state import standing
 

@@ -39,6 +39,7 @@ NOTHING_ELSE = {"kl_coef": 0.0, "entropy_coef": 0.0}
 SFT = {"train": {"method": "sft", "microbatch_tokens": 60}}
 SEVEN = {**SFT, "examples": [{"set": "arithmetic", "random": 7, "seed": 1}], "loss": {"aggregation": "sequence_mean"}}
 
+
 def critic(share: str) -> dict[str, Any]:
     return {"advantage": {"baseline": "critic"}, "critic": {"share": share, "lr": 1e-3}, "optim": {"lr": 1e-3}}
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config.reward import RewardConfig
 from oneshot.config.advantage import AdvantageConfig
+from oneshot.config.reward import RewardConfig
 from oneshot.tasks.grading import Grader, Verdict
 from oneshot.tasks.rewards import elect, judge, rewards
 from oneshot.training.advantage import advantages, group_advantages

@@ -27,6 +27,27 @@ class AdapterConfig(Config):
         return sorted(set(targets)) if isinstance(targets, list) else targets  # the order has no meaning
 
 
+class InitConfig(Config):
+    """The trial of another sweep whose final weights a trial begins from (staged training)."""
+
+    sweep: str = Field(min_length=1, description="The sweep, which has run with the same storage")
+    cell: dict[str, str] = Field(
+        default_factory=dict, description="Axis -> cell of that trial. Axes that do not matter may be left out"
+    )
+    seed: Literal["same"] | int = Field("same", description="Seed of that trial. `same`: this trial's own")
+    reference: Literal["start", "model"] = Field(
+        "start", description="What the KL term compares with: the weights at the start, or those of `model.path`"
+    )
+    weights: dict[int, str] = Field(
+        default_factory=dict, description="Seed -> key and step of the training whose weights are taken; `run` sets it"
+    )
+
+    def of(self, seed: int) -> tuple[str, int]:
+        """Return key and step of the training whose weights a seed begins from."""
+        key, _, step = self.weights[seed].partition("@")
+        return key, int(step)
+
+
 class ModelConfig(Config):
     """The policy to train, which is also the reference."""
 
@@ -52,10 +73,19 @@ class ModelConfig(Config):
     mixed_precision: Literal["no", "bf16"] = Field(
         "no", description="`bf16`: compute in bfloat16, and optimise weights of type `dtype`"
     )
+    init: InitConfig | None = Field(
+        None, description="Begin from the final weights of another sweep's trial instead of those of `path`"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device. `auto`: a GPU if torch sees one")
     adapter: AdapterConfig | None = Field(
         None, description="Train a low-rank adapter instead of the weights. The reference is the model without it"
     )
+
+    @model_validator(mode="after")
+    def _an_adapter_is_its_own_reference(self) -> "ModelConfig":
+        if self.init is not None and self.init.reference == "model" and self.adapter is not None:
+            raise ValueError("init.reference: with an adapter, the reference is the start; use reference: start")
+        return self
 
     @model_validator(mode="after")
     def _scaling_has_a_length(self) -> "ModelConfig":

@@ -14,7 +14,7 @@ from oneshot.export.source import SourceModel
 from oneshot.policy.loading import load_policy
 from oneshot.policy.lora import attach, merge
 from oneshot.policy.policy import Policy, end_turns
-from oneshot.training.checkpoint import read_tensors
+from oneshot.training.state import read_tensors
 
 SHARD = "5GB"  # largest size of a file of weights
 

@@ -22,6 +22,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, nearest
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import with_solutions
+from oneshot.plan.starts import with_start
 from oneshot.tasks.solutions import num_demonstrations
 from oneshot.tasks.templates import foreign_templates, template_call, template_text, with_texts
 
@@ -260,11 +261,14 @@ def resolve(
     place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
     try:
         config, awaited = with_solutions(sweep, config, place)
+        start = next((s.where for path, s in flat.items() if path.startswith("model.init")), ("trial",))
+        config, awaited_start = with_start(sweep, config, start)
         config = _in_steps(config, flat, is_known=awaited is None)
     except DataError as error:
         raise SettingError(place, str(error)) from error
     if commit := sweep.revisions.get((config.model.path, config.model.revision)):
         config = config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+    awaited = awaited or awaited_start
     return Cell(
         names=names,
         config=config,

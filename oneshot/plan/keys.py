@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from oneshot.config.model import InitConfig
 from oneshot.config.trial import TRIAL_VERSION, TrialConfig
 from oneshot.errors import DataError, ModelError
 from oneshot.models.source import folder_digest, is_commit, local_folder
@@ -125,8 +126,19 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
         hashed["positions"] = [config.model.max_positions, config.model.rope_scaling]
     if config.optim.schedule.has_length:
         hashed["num_steps"] = config.train.num_steps
-    canonical = (json.dumps({**hashed, "seed": seed}, sort_keys=True, separators=(",", ":")) for seed in seeds)
+    init = config.model.init
+    canonical = (
+        json.dumps({**hashed, **_start(config, init, seed), "seed": seed}, sort_keys=True, separators=(",", ":"))
+        for seed in seeds
+    )
     return [sha256(text.encode()).hexdigest()[:KEY_LENGTH] for text in canonical]
+
+
+def _start(config: TrialConfig, init: InitConfig | None, seed: int) -> dict[str, Any]:
+    """Return the weights that a seed begins from, and what the KL term compares with if there is one."""
+    if init is None:
+        return {}
+    return {"init": [*init.of(seed), *([init.reference] if config.has_reference else [])]}
 
 
 def _of_grpo(dump: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.ranking import frozen_rankings, known_rankings, pin_rankings
 from oneshot.plan.recorded_solutions import AWAITS, asks, find_solutions, frozen_solutions, keep_solutions
 from oneshot.plan.revisions import frozen_revisions, pin_revisions
+from oneshot.plan.starts import AWAITS as AWAITS_WEIGHTS
+from oneshot.plan.starts import find_starts, frozen_starts, keep_starts
 from oneshot.plan.studies import frozen_search
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
@@ -30,6 +32,7 @@ def _with_recorded(ranked: PinnedSweep, folder: Folder) -> PinnedSweep:
     # a sweep that began without this file had no choice
     was_there = engines["vllm"] if engines else None if folder.read("sweep.yaml") is None else False
     pinned = frozen_solutions(frozen_search(frozen_revisions(ranked, folder), folder), folder)
+    pinned = frozen_starts(pinned, folder)
     return replace(pinned, has_vllm=was_there)
 
 
@@ -41,8 +44,12 @@ def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
 
 
 def _with_found(sweep: PinnedSweep, store: Store) -> PinnedSweep:
-    """Return the sweep with the completions of other sweeps that its examples ask for, as far as they are recorded."""
-    return find_solutions(sweep, [trial.config for trial in make_plan(sweep).trials], store) if asks(sweep) else sweep
+    """Return the sweep with the completions and weights of other sweeps that it asks for, as far as they are there."""
+    is_staged = "init" in sweep.source.text
+    if not asks(sweep) and not is_staged:
+        return sweep
+    configs = [trial.config for trial in make_plan(sweep).trials]
+    return find_starts(find_solutions(sweep, configs, store), configs, store)
 
 
 def pin_all(file: SweepFile, store: Store) -> SweepRun:
@@ -56,10 +63,11 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     folder = store.sweep(file.config.name)
     sweep = _with_found(_with_recorded(pin_rankings(file, store), folder), store)
     keep_solutions(sweep, folder)
+    keep_starts(sweep, folder)
     plan = make_plan(sweep)
     for trial in plan.trials:
-        if trial.waits_for is not None and trial.waits_for.startswith(AWAITS):
-            name = trial.waits_for.removeprefix(AWAITS).split("'")[1]
+        if trial.waits_for is not None and trial.waits_for.startswith((AWAITS, AWAITS_WEIGHTS)):
+            name = trial.waits_for.split("'")[1]
             hint = nearest(name, ["policy", *sweep_names(store)])
             raise UserError(f"{trial.label} waits for {trial.waits_for}, with the same storage{hint}")
     pinned = pin_revisions(sweep, plan, folder)

@@ -25,6 +25,7 @@ from oneshot.plan.leakage import check_choices
 from oneshot.plan.leaks import find_leaks, leak_warnings
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import AWAITS
+from oneshot.plan.starts import AWAITS as AWAITS_WEIGHTS
 from oneshot.plan.studies import Study, at_point, idle, read_studies
 from oneshot.plan.trial import Trial
 from oneshot.plan.warnings import (
@@ -283,13 +284,16 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
     Raises UserError: the cell waits for something, so that its trials cannot run yet.
     """
-    if trial.waits_for is not None and trial.waits_for.startswith(("the history", AWAITS)):
+    if trial.waits_for is not None and trial.waits_for.startswith(("the history", AWAITS, AWAITS_WEIGHTS)):
         raise UserError(f"{trial.label} waits for {trial.waits_for}")
     identity = identify_trial(trial.config)
     if identity.contents is None:
         raise UserError(
             f"{trial.label} waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
         )
+    init = trial.config.model.init
+    if init is not None and seed not in init.weights:
+        raise UserError(f"{trial.label}: seed {seed}: {init.sweep} has no weights for it; set model.init.seed")
     (key,) = identity.keys(trial.config, [seed])
     return replace(trial, seed=seed, key=key)
 

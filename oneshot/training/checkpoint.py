@@ -7,16 +7,15 @@ save.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from oneshot.training.critic import Critic
-from oneshot.training.state import TrainingState
+from oneshot.training.state import TrainingState, read_tensors
 
 CHECKPOINT_FORMAT = 2
 PART_BYTES = 4 * 2**30  # largest size of a checkpoint's file, and so the additional memory for writing it
@@ -88,14 +87,6 @@ def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str
         part[key] = tensor.cpu().contiguous()
     if folder is not None:
         flush(folder)
-
-
-def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of each tensor in a checkpoint's files."""
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                yield key, file.get_tensor(key)
 
 
 def load_state(state: TrainingState, folder: Path) -> None:

@@ -45,6 +45,7 @@ class Begin:
     store: str  # path of the file through which the children find each other
     rank: int
     sampled: Sampled | None  # solutions of an earlier attempt
+    start: Path | None  # checkpoint with the weights to begin from
 
 
 class Processes:
@@ -59,6 +60,7 @@ class Processes:
         grader_timeout_s: float,
         halvings: int = 0,
         sampled: Sampled | None = None,
+        start: Path | None = None,
     ) -> None:
         """Start the children, each with its share of the cores, and wait until they have loaded the trial."""
         self.step = 0
@@ -77,6 +79,7 @@ class Processes:
                     store=str(Path(self._folder.name) / "store"),
                     rank=rank,
                     sampled=sampled,
+                    start=start,
                 )
                 group = self._children[0].pid if self._children else 0
                 self._children.append(_Child(begin, life=life, group=group))

@@ -1,20 +1,22 @@
 """Config and seed -> a trial's state, the only thing that changes while it runs."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import DataError, UserError
+from oneshot.errors import DataError, ModelError, UserError
 from oneshot.models.memory import CPU_KV_GIB, Strategy
 from oneshot.policy import lora
 from oneshot.policy.forward import Scored
@@ -92,12 +94,14 @@ def new_state(
     gpu_share: float = 1.0,
     keeps_kv: bool = False,
     sampled: Sampled = MappingProxyType({}),
+    start: Path | None = None,
 ) -> TrainingState:
     """Load everything that a trial needs, at step 0; each of its processes calls this.
 
     `gpu_share` is the part of its GPU that the trial may use. With `keeps_kv`, memory for keys and values and CUDA
     graphs last as long as the trial, except with `fsdp`, whose decoding weights move in every step. `sampled` has the
-    solutions of SFT examples that a model samples.
+    solutions of SFT examples that a model samples. `start` is a checkpoint whose weights replace the model's
+    (`model.init`).
 
     Raises UserError: a model, example or suite cannot be used, or a prompt leaves too few positions for a completion.
     """
@@ -112,8 +116,11 @@ def new_state(
     check_labels(config.examples, grader)
     world = new_world(config)
     policy = load_policy(config.model)
+    frozen = _begin_from(policy, config, start)
     end_turns(policy, config.prompt)
-    weights, reference, critic = _place(config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload)
+    weights, reference, critic = _place(
+        config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload, frozen=frozen
+    )
     optimizer = torch.optim.AdamW(
         weights.master.values(),
         lr=config.optim.lr,
@@ -155,6 +162,39 @@ def new_state(
             num_processes=world.size,
         )
     return state
+
+
+def _begin_from(policy: Policy, config: TrialConfig, start: Path | None) -> Any | None:
+    """Replace a loaded policy's weights by a checkpoint's; return a copy of the model before if it is the reference.
+
+    Raises UserError: there is no checkpoint, as outside of a sweep; or its weights are those of another model.
+    """
+    init = config.model.init
+    if init is None:
+        return None
+    if start is None:
+        raise UserError(f"model.init: only a sweep has the weights of {init.sweep} at hand; use `oneshot run`")
+    before = None
+    if init.reference == "model" and config.has_reference:
+        before = deepcopy(policy.model)
+        if config.model.mixed_precision == "bf16":
+            for parameter in before.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    weights = dict(policy.model.named_parameters())
+    with torch.no_grad():
+        for name, value in read_tensors(sorted(start.glob("model*.safetensors"))):
+            if name not in weights or weights[name].shape != value.shape:
+                raise ModelError(f"model.init: {init.sweep}: {name} of its weights does not fit {config.model.path}")
+            weights[name].copy_(value)
+    return before
+
+
+def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of each tensor in a checkpoint's files."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                yield key, file.get_tensor(key)
 
 
 def _take_demonstrations(config: TrialConfig, state: TrainingState, demonstrations: Sequence[Demonstration]) -> None:
@@ -215,7 +255,14 @@ def _encode(config: TrialConfig, policy: Policy, example: Problem, shots: Sequen
 
 
 def _place(
-    config: TrialConfig, policy: Policy, world: World, *, seed: int, strategy: Strategy, cpu_offload: bool
+    config: TrialConfig,
+    policy: Policy,
+    world: World,
+    *,
+    seed: int,
+    strategy: Strategy,
+    cpu_offload: bool,
+    frozen: Any | None,
 ) -> tuple[Weights, Reference | None, Critic | None]:
     """Move a loaded policy to its device, whole or in shards; return its weights, and reference and critic if any."""
     device, model = world.accelerator.device, policy.model
@@ -238,9 +285,9 @@ def _place(
     if has_reference and config.model.adapter is not None:
         reference = _without_adapter(weights)
     elif has_reference and strategy == "fsdp":
-        reference = shard_reference(model, config.model, world=world, cpu_offload=cpu_offload)
+        reference = shard_reference(frozen or model, config.model, world=world, cpu_offload=cpu_offload)
     elif has_reference:
-        reference = Scored(deepcopy(model).requires_grad_(False))
+        reference = Scored((deepcopy(model) if frozen is None else frozen.to(device)).requires_grad_(False))
     if isinstance(weights, Sharded) and config.rollout.engine == "vllm":
         weights.stop_decoding()
     if config.train.activation_checkpointing:

@@ -36,10 +36,12 @@ class LocalTrainer:
         halvings: int = 0,
         rank: int = 0,
         sampled: Sampled | None = None,
+        start: Path | None = None,
     ) -> None:
         """Wait for free memory and load everything; `rank` is this process' number among the trial's.
 
         `sampled` has the solutions that an earlier attempt sampled; if it is None they are sampled first.
+        `start` is a checkpoint with the weights to begin from, for `model.init`.
         """
         strategy = choose_strategy(config, resources)
         if halvings:
@@ -73,6 +75,7 @@ class LocalTrainer:
             gpu_share=share,
             keeps_kv=keeps_kv,
             sampled=self.sampled,
+            start=start,
         )
         self._state.limit_kv(self._state.kv_gib / 2**halvings)
 

@@ -101,6 +101,7 @@ def _serve(begin: Begin, connection: Connection, sender: _Sender) -> None:
         halvings=begin.halvings,
         rank=begin.rank,
         sampled=begin.sampled,
+        start=begin.start,
     )
     sender.send("done", dict(trainer.sampled))
     steps: Iterator[StepMetrics] = iter(())

@@ -7,6 +7,7 @@ every checkpoint and at least every 10 s, tables of completions, checkpoints, an
 import io
 import json
 import logging
+import posixpath
 import sys
 import tempfile
 import time
@@ -93,25 +94,19 @@ def record(
         recorder.close()
 
 
-def _begin(training: Training, *, grader: Grader, attempt: int, halvings: int, sampled: Sampled | None) -> Trainer:
+def _begin(
+    training: Training, *, grader: Grader, attempt: int, halvings: int, sampled: Sampled | None, start: Path | None
+) -> Trainer:
     """Load what the training needs, at step 0. Raises UserError: a model, example or suite cannot be used."""
     if training.config.script is not None:
         return ScriptedTrainer(training.config, seed=training.seed, attempt=attempt)
-    resources = training.resources
+    config, seed, resources = training.config, training.seed, training.resources
+    given: dict[str, Any] = {"halvings": halvings, "sampled": sampled, "start": start}
     if resources.processes > 1:
-        return Processes(
-            training.config,
-            seed=training.seed,
-            resources=resources,
-            grader_timeout_s=grader.timeout_s,
-            halvings=halvings,
-            sampled=sampled,
-        )
+        return Processes(config, seed=seed, resources=resources, grader_timeout_s=grader.timeout_s, **given)
     from oneshot.training.trainer import LocalTrainer
 
-    return LocalTrainer(
-        training.config, seed=training.seed, resources=resources, grader=grader, halvings=halvings, sampled=sampled
-    )
+    return LocalTrainer(config, seed=seed, resources=resources, grader=grader, **given)
 
 
 def _digest(texts: Sampled) -> str:
@@ -144,11 +139,35 @@ class _Recorder:
         if halvings:
             logger.info("computes in portions of 1/%d: an earlier attempt ran out of memory", 2**halvings)
         sampled = self._kept_solutions()
-        self.trainer = _begin(self.training, grader=grader, attempt=self.attempt, halvings=halvings, sampled=sampled)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
+            self.trainer = _begin(
+                self.training,
+                grader=grader,
+                attempt=self.attempt,
+                halvings=halvings,
+                sampled=sampled,
+                start=self._fetch_start(Path(local)),
+            )
         if sampled is None and not isinstance(self.trainer, ScriptedTrainer) and self.trainer.sampled:
             texts = dict(self.trainer.sampled)  # every later attempt learns these
             self.folder.write_json(SOLUTIONS, {"digest": _digest(texts), "texts": texts})
         return self.trainer
+
+    def _fetch_start(self, local: Path) -> Path | None:
+        """Copy the weights that the training begins from, if those are of another one; return where they are.
+
+        Raises DataError: they are gone, or have changed since the plan.
+        """
+        init = self.training.config.model.init
+        if init is None:
+            return None
+        key, step = init.of(self.training.seed)
+        folder = TrialFolder(self.folder.fs, f"{posixpath.dirname(self.folder.path)}/{key}")
+        if folder.kept_step("checkpoint") != step or not folder.get_folder("checkpoint", local):
+            raise DataError(
+                f"model.init: {init.sweep}: the weights of step {step} of trial {key} are gone; train it again"
+            )
+        return local
 
     def _kept_solutions(self) -> Sampled | None:
         """Return the solutions that an earlier attempt sampled. Raises DataError: the file was changed since then."""
