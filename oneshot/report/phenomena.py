@@ -88,10 +88,10 @@ def collapse_table(gathered: Gathered, suite: str) -> Table | None:
         title="Collapse",
         about=(
             f"Collapse step: the first evaluation, after that of a run's highest accuracy on {suite}, at which "
-            f"accuracy is at least {COLLAPSED:.0%} below it while training reward is not below what it was then. A fall "
-            "of both is not counted. Accuracies are means over the runs that collapsed. On a suite of few problems a "
-            "fall may be chance. The Model Collapse Step of arXiv 2603.08660 is another one: it watches accuracy on the "
-            "training problems."
+            f"accuracy is at least {COLLAPSED:.0%} below it while training reward is not below what it was then. A "
+            "fall of both is not counted. Accuracies are means over the runs that collapsed. On a suite of few "
+            "problems a fall may be chance. The Model Collapse Step of arXiv 2603.08660 is another one: it watches "
+            "accuracy on the training problems."
         ),
         columns=("cell", "runs", "collapse step", "step of the highest", "highest", "at collapse", "last"),
         rows=tuple(rows),
