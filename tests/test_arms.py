@@ -28,6 +28,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "format": {"reward": {"kind": "format"}},
     "random": {"reward": {"kind": "random"}},
     "majority": {"reward": {"kind": "majority"}},
+    "self-certainty": {"reward": {"kind": "certainty", "by": "self_certainty"}},
+    "token entropy": {"reward": {"kind": "certainty", "by": "token_entropy"}},
+    "sequence entropy": {"reward": {"kind": "certainty", "by": "sequence_entropy"}},
+    "probability": {"reward": {"kind": "certainty", "by": "probability"}},
+    "outcome and certainty": {
+        "reward": {
+            "kind": "sum",
+            "terms": {"right": {}, "sure": {"kind": "certainty", "by": "token_entropy", "weight": 0.1}},
+        }
+    },
     "positive only": {"advantage": {"baseline": "none", "negative_weight": 0.0}},
     "negative only": {"advantage": {"baseline": "none", "positive_weight": 0.0}},
     "weighted": {"advantage": {"baseline": "none", "positive_weight": 0.1}},

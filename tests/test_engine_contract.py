@@ -3,6 +3,7 @@
 Laws that an engine does not promise are left out of it by name, with the reason.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from scipy import stats
 from oneshot.config.evaluation import ThinkingConfig
 from oneshot.config.model import ModelConfig
 from oneshot.config.trial import VllmConfig
+from oneshot.errors import UserError
 from oneshot.policy.forward import completion_logprobs
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace
@@ -118,6 +120,33 @@ def test_logprobs_are_those_of_the_trainers_forward(subject: Subject, temperatur
     logprobs_M = completion_logprobs(policy.model, batch, temperature=temperature or 1.0, space=space)
     for logprobs_T, (_, completion) in zip(logprobs_M.split(batch.lengths), pairs, strict=True):
         assert list(completion.logprobs) == pytest.approx(logprobs_T.tolist(), abs=subject.atol)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (0.7, 0.8), (0.0, 1.0)])
+def test_numbers_of_distributions_are_those_of_a_plain_forward_pass(
+    subject: Subject, temperature: float, top_p: float
+) -> None:
+    """They are those of the whole vocabulary at the sampling temperature, and asking for them changes no token."""
+    asked = requests(subject.policy, rows=3, max_tokens=20)
+    plain = subject.generate(asked, Sampling(temperature=temperature, top_p=top_p))
+    sampling = Sampling(temperature=temperature, top_p=top_p, with_distribution=True)
+    if isinstance(subject.engine, Vllm):
+        with pytest.raises(UserError, match="vllm does not return the tokens' distributions; use lockstep or hf"):
+            subject.generate(asked, sampling)
+        return
+    found = subject.generate(asked, sampling)
+    bare = [[replace(completion, entropies=(), uniform_kls=()) for completion in row] for row in found]
+    assert bare == plain
+    for request, row in zip(asked, found, strict=True):
+        for completion in row:
+            ids = torch.tensor([request.prompt_ids + completion.token_ids])
+            with torch.no_grad():
+                logits_TV = subject.policy.model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
+            logprobs_TV = (logits_TV.double() / (temperature or 1.0)).log_softmax(dim=-1)
+            entropies_T = -(logprobs_TV.exp() * logprobs_TV).sum(dim=-1)
+            uniform_kls_T = -logprobs_TV.mean(dim=-1) - math.log(logprobs_TV.shape[-1])
+            assert completion.entropies == pytest.approx(entropies_T.tolist(), abs=subject.atol)
+            assert completion.uniform_kls == pytest.approx(uniform_kls_T.tolist(), abs=subject.atol)
 
 
 def test_the_end_token_is_counted_once_and_a_cut_is_said(subject: Subject) -> None:

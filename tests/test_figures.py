@@ -13,7 +13,7 @@ from told import gathered, run, suite
 
 from oneshot.report import figures
 from oneshot.report.figures import Picture, pictures
-from oneshot.report.plots import MAX_CHARS, inline, short
+from oneshot.report.plots import MAX_CHARS, inline, short, sweep_curves, trial_curve
 from oneshot.report.runs import Gathered, Run
 from oneshot.store.records import Row
 
@@ -154,6 +154,26 @@ def test_a_measure_that_an_evaluation_lacks_is_no_point() -> None:
     whole = trained({"arm": "outcome"})
     runs = [replace(whole, measured={"arithmetic": {**whole.measured["arithmetic"], 4: {"boxed": 1.0}}})]
     assert drawn(runs)["curves"].svg == drawn([whole])["curves"].svg
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected", "label"),
+    [
+        ((0.25, 1.0), [0.25, 1.0], "training reward"),
+        ((-30.0, -20.0, -10.0), [0.0, 0.5, 1.0], "training reward, scaled to 0 to 1"),
+        ((3.0, 3.0), [0.0, 0.0], "training reward, scaled to 0 to 1"),
+    ],
+)
+def test_a_reward_that_is_no_share_is_drawn_on_the_axis_of_shares(
+    rewards: Sequence[float], expected: list[float], label: str
+) -> None:
+    rows = [Row(step=step, time_ms=0, metrics={"reward/mean": reward}) for step, reward in enumerate(rewards, 1)]
+    (axes,) = trial_curve(rows, title="one").axes
+    (line,) = axes.lines
+    assert (list(line.get_ydata()), line.get_label()) == (expected, label)
+    (axes,) = sweep_curves([run({}, rows=tuple(rows))], suite="arithmetic", name="one").axes
+    dotted = next(line for line in axes.lines if line.get_linestyle() == ":")
+    assert list(dotted.get_ydata()) == expected
 
 
 def test_the_largest_matrix_is_of_24_by_12() -> None:

@@ -18,6 +18,7 @@ from oneshot.report.contrast import paired_difference, share_of
 from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.phenomena import (
     category_table,
+    collapse_table,
     cost_table,
     pass_at_k_table,
     saturation_table,
@@ -89,6 +90,35 @@ def test_cells_that_never_had_a_reward_have_no_saturation() -> None:
     runs = [run(OUTCOME, seed, rows=rewards(*[0.0] * 8)) for seed in range(3)]
     assert made(saturation_table(gathered(runs), "arithmetic")).rows == ()
     assert tables(gathered(runs)) == []
+
+
+# collapse
+
+
+def test_when_accuracy_collapses_by_hand() -> None:
+    # seed 0 falls from 0.5 at step 2 to 0.3 at step 4 and 0.2 at step 8, seed 1 from 0.7 at 4 to 0.1 at 8; seed 2 keeps
+    # what it has
+    scores = [{0: 0.2, 2: 0.5, 4: 0.3, 8: 0.2}, {0: 0.2, 2: 0.3, 4: 0.7, 8: 0.1}, {0: 0.2, 2: 0.3, 4: 0.5, 8: 0.5}]
+    runs = [
+        run(
+            OUTCOME,
+            seed,
+            rows=rewards(*range(-8, 0)),
+            measured={"arithmetic": {step: {"pass_at_1": score} for step, score in by_step.items()}},
+        )
+        for seed, by_step in enumerate(scores)
+    ]
+    (row,) = made(collapse_table(gathered(runs), "arithmetic")).rows
+    assert row[:4] == ("outcome", "2 of 3", "4 to 8", "2 to 4")
+    assert [ends(value)[0] for value in row[4:]] == [pytest.approx(mean) for mean in (0.6, 0.2, 0.15)]
+    assert "collapse" in {table.name for table in tables(gathered(runs))}
+
+
+def test_cells_that_do_not_collapse_are_left_out_and_so_is_their_table() -> None:
+    falling = {"arithmetic": {step: {"pass_at_1": score} for step, score in {0: 0.2, 4: 0.5, 8: 0.1}.items()}}
+    runs = [run(OUTCOME, rows=rewards(8, 7, 6, 5, 4, 3, 2, 1), measured=falling), run(FORMAT, rows=rewards(*[1.0] * 8))]
+    assert made(collapse_table(gathered(runs), "arithmetic")).rows == ()
+    assert "collapse" not in {table.name for table in tables(gathered(runs))}
 
 
 # categories
@@ -390,6 +420,7 @@ seeds: [0, 1, 2]
     found = {table.name: table for table in tables(gather(sweep_run(*make_store(tmp_path, text))))}
     assert list(found) == [
         "saturation",
+        "collapse",  # by chance: four problems
         "categories",
         "format",
         "strictness",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from synthetic import make_store
 
 from oneshot.report.runs import Run, RunSuite, gather
-from oneshot.report.steps import NoStepError, evaluated_after, find_step, saturation
+from oneshot.report.steps import NoStepError, collapse, evaluated_after, find_step, saturation
 from oneshot.report.verdicts import verdicts
 from oneshot.store.records import Row
 
@@ -63,6 +63,68 @@ def step(
     one: Run, at: str, *, suite: str | None = "arithmetic", metric: str = ACCURACY, may_select: bool = False
 ) -> int:
     return find_step(one, at, suite=suite, metric=metric, selects_on_test=may_select)
+
+
+# collapse
+
+
+def collapse_step(accuracies: Mapping[int, float], rewards: Sequence[float]) -> int | None:
+    found = collapse(run(rewards, measured={"arithmetic": accuracies}), "arithmetic")
+    return None if found is None else found.step
+
+
+def test_collapse_by_hand() -> None:
+    # the highest is 0.7 at step 2, of which 80% is 0.56: step 4 has more, step 6 just that
+    found = collapse(
+        run([-9, -8, -7, -6, -5, -4, -3, -2], measured={"arithmetic": {0: 0.3, 2: 0.7, 4: 0.57, 6: 0.56, 8: 0.1}}),
+        "arithmetic",
+    )
+    assert found is not None
+    assert (found.step, found.highest_step, found.highest, found.accuracy) == (6, 2, 0.7, 0.56)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rewards", "expected"),
+    [
+        # accuracy rises, stays, or falls by less than a fifth
+        ({0: 0.3, 2: 0.5, 4: 0.6}, [1, 2, 3, 4], None),
+        ({0: 0.5, 2: 0.5, 4: 0.5}, [1, 2, 3, 4], None),
+        ({0: 0.3, 2: 0.5, 4: 0.41}, [1, 2, 3, 4], None),
+        # the reward falls with it
+        ({0: 0.3, 2: 0.5, 4: 0.1}, [1, 4, 3, 3.9], None),
+        # it stays where it was
+        ({0: 0.3, 2: 0.5, 4: 0.1}, [1, 4, 3, 4], 4),
+        # it falls at step 4, and is back at step 6
+        ({0: 0.3, 2: 0.5, 4: 0.1, 6: 0.1}, [1, 4, 3, 3, 3, 5], 6),
+        # a fall before the highest accuracy is none
+        ({0: 0.5, 2: 0.1, 4: 0.6}, [1, 2, 3, 4], None),
+        # of equal ones the earliest is the highest, whose reward counts
+        ({0: 0.1, 2: 0.5, 4: 0.5, 6: 0.2}, [1, 2, 3, 9, 4, 5], 6),
+        # a run that only falls; its reward at the start is that of the first step
+        ({0: 0.5, 2: 0.2}, [3, 3], 2),
+        ({0: 0.5, 2: 0.2}, [3, 2.9], None),
+        # nothing to fall from, and nothing that is known
+        ({0: 0.0, 2: 0.0}, [1, 2], None),
+        ({0: 0.5, 2: 0.1}, [], None),
+        ({}, [1, 2], None),
+    ],
+)
+def test_accuracy_collapses_only_if_it_falls_and_reward_does_not(
+    accuracies: Mapping[int, float], rewards: Sequence[float], expected: int | None
+) -> None:
+    assert collapse_step(accuracies, rewards) == expected
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(-5, 5)), min_size=1, max_size=8), st.floats(-9, 9))
+def test_collapse_does_not_depend_on_where_a_reward_has_its_zero(
+    points: list[tuple[float, float]], shift: float
+) -> None:
+    accuracies = {number: accuracy for number, (accuracy, _) in enumerate(points, 1)}
+    ranks = sorted({reward for _, reward in points})
+    rewards = [float(ranks.index(reward)) for _, reward in points]  # whole numbers, which a shift keeps in their order
+    assert collapse_step(accuracies, [reward + round(shift) for reward in rewards]) == collapse_step(
+        accuracies, rewards
+    )
 
 
 # saturation

@@ -64,7 +64,7 @@ BAD = {
         "set: {reward.kinds: format}",
         ["s.yaml:17: axes.arm.format.set.reward.kinds: unknown key", "did you mean 'reward.kind'?"],
     ),
-    "cell sets a value that is not allowed": ("reward.kind: format", "reward.kind: formt", ["s.yaml:17: ", "'formt' is not one of 'outcome', 'format', 'random', 'majority', 'python' or 'sum'", "arm=format"]),
+    "cell sets a value that is not allowed": ("reward.kind: format", "reward.kind: formt", ["s.yaml:17: ", "'formt' is not one of 'outcome', 'format', 'random', 'majority', 'certainty', 'python' or 'sum'", "arm=format"]),
     "unknown axis in the grid": ("seeds:", "grid: [{arms: outcome}]\nseeds:", ["s.yaml:18: grid.0.arms: unknown axis; did you mean 'arm'?"]),
     "unknown cell in the grid": ("seeds:", "grid: [{arm: outcom}]\nseeds:", ["s.yaml:18: grid.0.arm: unknown cell 'outcom'; did you mean 'outcome'?"]),
     "a selector that is none": ("seeds:", "grid: [{arm: {but: outcome}}]\nseeds:", ["a selector must be a cell, a list of cells, or {not: ...}"]),

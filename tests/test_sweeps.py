@@ -38,6 +38,7 @@ NUM_CELLS = {
     "saturation": 6,
     "smoke_single_gpu": 1,
     "evening": 6,
+    "label_free": 16,
     "laptop": 2,
     "laptop-sft": 3,
     "less_is_more": 14,

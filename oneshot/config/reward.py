@@ -8,6 +8,7 @@ from oneshot.config.evaluation import GraderName
 from oneshot.config.fields import MAX_FACTOR, Config, PartName
 
 Rule = TypeVar("Rule", "RewardTerm", "RewardConfig")
+Certainty = Literal["self_certainty", "token_entropy", "sequence_entropy", "probability"]
 TermName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 TAKEN = ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "errors")
 """Names of curves under `reward/` that are not those of terms."""
@@ -18,10 +19,11 @@ class RewardTerm(Config):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
-    kind: Literal["outcome", "format", "random", "majority", "python"] = Field(
+    kind: Literal["outcome", "format", "random", "majority", "certainty", "python"] = Field(
         "outcome", description="What earns a reward, as for `reward.kind`"
     )
     weight: float = Field(1.0, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Factor of this rule in the sum")
+    by: Certainty | None = Field(None, description="With `kind: certainty`: the number, as for `reward.by`")
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
     call: PartName | None = Field(
         None, description="With `kind: python`: the function, `package.module:name` or a registered name"
@@ -29,8 +31,8 @@ class RewardTerm(Config):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
 
     @model_validator(mode="after")
-    def _calls_with_python_only(self) -> "RewardTerm":
-        return _checked_call(self)
+    def _has_what_its_kind_needs(self) -> "RewardTerm":
+        return _checked(self)
 
 
 class RewardConfig(Config):
@@ -38,11 +40,17 @@ class RewardConfig(Config):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
-    kind: Literal["outcome", "format", "random", "majority", "python", "sum"] = Field(
+    kind: Literal["outcome", "format", "random", "majority", "certainty", "python", "sum"] = Field(
         "outcome",
         description="What earns a reward. `outcome`: a right boxed answer. `format`: any boxed answer. `random`: a "
-        "seeded coin. `majority`: the most common of the example's answers in the step. `python`: what `call` returns. "
-        "`sum`: the weighted sum of `terms`",
+        "seeded coin. `majority`: the most common of the example's answers in the step. `certainty`: how certain the "
+        "policy was of its tokens, a number (`by`). `python`: what `call` returns. `sum`: the weighted sum of `terms`",
+    )
+    by: Certainty | None = Field(
+        None,
+        description="With `kind: certainty`, from the distribution that tokens are drawn from. `self_certainty`: mean "
+        "KL(uniform | p) of the tokens. `token_entropy`: minus their mean entropy. `sequence_entropy`: sum of their "
+        "log-probabilities. `probability`: its exponential",
     )
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
     call: PartName | None = Field(
@@ -74,7 +82,7 @@ class RewardConfig(Config):
         for name in self.terms:
             if name in TAKEN:
                 raise ValueError(f"reward.terms.{name}: is the name of another curve; give the term another name")
-        return _checked_call(self)
+        return _checked(self)
 
     @property
     def rules(self) -> dict[str, RewardTerm]:
@@ -83,15 +91,28 @@ class RewardConfig(Config):
             return dict(self.terms)
         kind = self.kind
         assert kind != "sum", "a sum has terms"
-        return {"": RewardTerm(kind=kind, probability=self.probability, call=self.call, with_=self.with_)}
+        rule = RewardTerm(kind=kind, by=self.by, probability=self.probability, call=self.call, with_=self.with_)
+        return {"": rule}
 
     @property
     def calls(self) -> tuple[str, ...]:
         """Return the functions that the reward calls, each once."""
         return tuple(dict.fromkeys(rule.call for rule in self.rules.values() if rule.call is not None))
 
+    @property
+    def certainties(self) -> tuple[Certainty, ...]:
+        """Return the measures of certainty that are rewarded, each once."""
+        return tuple(dict.fromkeys(rule.by for rule in self.rules.values() if rule.by is not None))
 
-def _checked_call(rule: Rule) -> Rule:
+    @property
+    def of_distribution(self) -> tuple[Certainty, ...]:
+        """Return those of them that need the whole distribution of each token, not only what was drawn."""
+        return tuple(by for by in self.certainties if by in ("self_certainty", "token_entropy"))
+
+
+def _checked(rule: Rule) -> Rule:
+    if (rule.kind == "certainty") != (rule.by is not None):
+        raise ValueError("`kind: certainty` and `by` belong together; set both or none")
     if (rule.kind == "python") != (rule.call is not None):
         raise ValueError("`kind: python` and `call` belong together; set both or none")
     if rule.with_ and rule.call is None:

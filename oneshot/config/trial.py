@@ -345,6 +345,11 @@ class TrialConfig(Config):
             return
         if train.num_epochs is not None:
             raise ValueError("train.num_epochs: grpo has no epochs; set train.num_steps, or train.method: sft")
+        if self.advantage.baseline == "none" and self.reward.certainties:
+            raise ValueError(
+                "advantage.baseline: none is for rewards of 1 and 0, and those for certainty are other numbers; set "
+                "advantage.baseline: group"
+            )
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(

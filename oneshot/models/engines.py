@@ -61,6 +61,11 @@ def unsupported(config: TrialConfig, resources: ResourceConfig) -> str:
         return "vLLM has no float64; set model.dtype: float32"
     if config.model.trust_remote_code:
         return "vLLM has no code for a model that brings its own"
+    if config.train.method == "grpo" and (certainties := config.reward.of_distribution):
+        return (
+            f"reward {' and '.join(certainties)} needs the distribution of each token, of which vLLM gives the drawn "
+            "token only; set reward.by: sequence_entropy or probability"
+        )
     settings = read_config(config.model.path)
     names = (settings or {}).get("architectures") or []
     if names and not set(names) & set(ARCHITECTURES):

@@ -104,6 +104,9 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     for name in ("call", "with_", "terms"):
         if not dump["reward"][name]:
             del dump["reward"][name]
+    for rule in (dump["reward"], *dump["reward"].get("terms", {}).values()):
+        if rule["by"] is None:
+            del rule["by"]
     if config.rollout.correction == "none":
         del dump["rollout"]["correction"]
     if config.rollout.engine == "auto":  # what it is until a plan chooses

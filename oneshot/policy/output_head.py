@@ -178,7 +178,7 @@ class _Chunks:
             logits_nV, probs_nV = self.space.rows(len(targets_n))
             logits(hidden_nH, self.head, temperature=self.temperature, out=logits_nV)
             logprobs_n, log_normaliser_n = _logprobs(targets_n, logits_nV, probs_nV)
-            entropy_n = log_normaliser_n - _row_dot(probs_nV, logits_nV) if with_entropy else None
+            entropy_n = log_normaliser_n - row_dot(probs_nV, logits_nV) if with_entropy else None
         inputs = [logprobs_n.requires_grad_()] + ([entropy_n.requires_grad_()] if entropy_n is not None else [])
         with torch.enable_grad():
             output = loss_of(logprobs_n, entropy_n, where)
@@ -208,7 +208,7 @@ class _Chunks:
             self._bias_sum_V += grad_nV.sum(dim=0) / self.temperature
 
 
-def _row_dot(left_nV: Tensor, right_nV: Tensor) -> Tensor:
+def row_dot(left_nV: Tensor, right_nV: Tensor) -> Tensor:
     """Return the sum of the products over the vocabulary, `[n]`, a block of rows at a time."""
     # a product as large as the chunk would need a third buffer; 16 rows of it fit into a CPU's cache
     rows = 16 if left_nV.device.type == "cpu" else max(1, len(left_nV) // NUM_BLOCKS)

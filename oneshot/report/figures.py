@@ -63,7 +63,8 @@ def drawn(gathered: Gathered, judged: Sequence[JudgedClaim]) -> Iterator[tuple[s
     if suite is not None and any(suite in run.measured for run in runs):
         yield (
             "curves",
-            "Held-out accuracy by step, mean over seeds with 95% t intervals. Dotted line: training reward. Triangle: "
+            "Held-out accuracy by step, mean over seeds with 95% t intervals. Dotted line: training "
+            "reward; one that leaves 0 to 1 is scaled to it. Triangle: "
             f"t_sat, hollow if the reward of some run was still rising near the end. {RUNS_SHOWN}",
             sweep_curves(runs, suite=suite, name=gathered.name),
         )

@@ -4,7 +4,7 @@ Each function returns a table, or None if the sweep has nothing to show in it. I
 names the source. A gain is strict pass@1 at the last step minus that at the start, unless the table says otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from oneshot.report.cells import cell_label, change, ended_cells, gain, gains, level, mean_difference, over_seeds
@@ -12,7 +12,8 @@ from oneshot.report.controls import format_table, label_table, ranking_table
 from oneshot.report.forcing import forcing_table, scaling_table
 from oneshot.report.runs import Gathered, primary_suite
 from oneshot.report.selection import selection_table
-from oneshot.report.steps import evaluated_after, saturation
+from oneshot.report.stats import SHARE
+from oneshot.report.steps import COLLAPSED, collapse, evaluated_after, saturation
 from oneshot.report.table import Table, Value
 from oneshot.tasks.measures import REFLECTION_WORDS, category_key
 
@@ -42,8 +43,7 @@ def saturation_table(gathered: Gathered, suite: str) -> Table | None:
         split = [run for run, _ in saturations if run.label in split_steps]
         before = over_seeds(split, lambda run, at=split_steps: change(run, suite, 0, at[run.label]))  # type: ignore[misc]
         after = over_seeds(split, lambda run, at=split_steps: change(run, suite, at[run.label], run.num_steps))  # type: ignore[misc]
-        span = f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0])
-        rows.append((cell_label(runs[0]), span, f"{len(split)} of {len(runs)}", before, after))
+        rows.append((cell_label(runs[0]), _span(steps), f"{len(split)} of {len(runs)}", before, after))
     return Table(
         name="saturation",
         title="Saturation",
@@ -54,6 +54,46 @@ def saturation_table(gathered: Gathered, suite: str) -> Table | None:
             f"{suite}, over the runs that were seen, before and after the first evaluation at or after t_sat."
         ),
         columns=("cell", "t_sat", "seen", "gain before t_sat", "gain after t_sat"),
+        rows=tuple(rows),
+    )
+
+
+def _span(steps: Sequence[int]) -> str:
+    return f"{min(steps)} to {max(steps)}" if len(set(steps)) > 1 else str(steps[0])
+
+
+def collapse_table(gathered: Gathered, suite: str) -> Table | None:
+    """Return when held-out accuracy collapses while training reward does not, for cells where it does."""
+    rows: list[tuple[Value, ...]] = []
+    for runs in ended_cells(gathered.runs):
+        collapses = {run.label: found for run in runs if (found := collapse(run, suite)) is not None}
+        if not collapses:
+            continue
+        fallen = [run for run in runs if run.label in collapses]
+        highest = over_seeds(fallen, lambda run, of=collapses: of[run.label].highest, bounds=SHARE)  # type: ignore[misc]
+        accuracy = over_seeds(fallen, lambda run, of=collapses: of[run.label].accuracy, bounds=SHARE)  # type: ignore[misc]
+        spans = (_span([getattr(found, name) for found in collapses.values()]) for name in ("step", "highest_step"))
+        rows.append(
+            (
+                cell_label(runs[0]),
+                f"{len(fallen)} of {len(runs)}",
+                *spans,
+                highest,
+                accuracy,
+                level(fallen, suite, "last"),
+            )
+        )
+    return Table(
+        name="collapse",
+        title="Collapse",
+        about=(
+            f"Collapse step: the first evaluation, after that of a run's highest accuracy on {suite}, at which "
+            f"accuracy is at least {COLLAPSED:.0%} below it while training reward is not below what it was then. A "
+            "fall of both is not counted. Accuracies are means over the runs that collapsed. On a suite of few "
+            "problems a fall may be chance. The Model Collapse Step of arXiv 2603.08660 is another one: it watches "
+            "accuracy on the training problems."
+        ),
+        columns=("cell", "runs", "collapse step", "step of the highest", "highest", "at collapse", "last"),
         rows=tuple(rows),
     )
 
@@ -175,6 +215,7 @@ def cost_table(gathered: Gathered, suite: str) -> Table | None:
 
 TABLES: tuple[Callable[[Gathered, str], Table | None], ...] = (
     saturation_table,
+    collapse_table,
     category_table,
     format_table,
     strictness_table,

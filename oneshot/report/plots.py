@@ -59,9 +59,11 @@ def has_curve(row: Row) -> bool:
 def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
     """Draw training reward and the held-out accuracy on each suite by step."""
     figure, (axes,) = _figure(7.0, 3.6)
-    rewards = _points(rows, "reward/mean")
+    rewards = dict(_points(rows, "reward/mean"))
     if rewards:
-        axes.plot(*zip(*rewards, strict=True), color=PALETTE[4], linewidth=1.2, label="training reward")
+        drawn = _on_share_axis(rewards)
+        label = "training reward" if drawn == rewards else "training reward, scaled to 0 to 1"
+        axes.plot(list(drawn), list(drawn.values()), color=PALETTE[4], linewidth=1.2, label=label)
     suites = sorted({name.split("/")[1] for row in rows for name in row.metrics if name.endswith("/pass_at_1")})
     for index, suite in enumerate(suites):
         points, label = _points(rows, f"eval/{suite}/pass_at_1"), short(f"{suite}, held out")
@@ -73,6 +75,14 @@ def trial_curve(rows: Sequence[Row], *, title: str) -> Figure:
     if rewards or suites:
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _on_share_axis(rewards: Mapping[int, float]) -> dict[int, float]:
+    """Return rewards by step, with their own range scaled to 0 to 1 if they leave it: the axis shows shares."""
+    low, high = min(rewards.values(), default=0.0), max(rewards.values(), default=0.0)
+    if low >= 0 and high <= 1:
+        return dict(rewards)
+    return {step: (reward - low) / ((high - low) or 1.0) for step, reward in rewards.items()}
 
 
 def _points(rows: Sequence[Row], metric: str) -> list[tuple[int, float]]:
@@ -116,9 +126,9 @@ def _draw_cell(axes: Axes, runs: Sequence[Run], suite: str, *, index: int) -> No
     _draw_band(axes, accuracies, color=FAINT if is_faint else color, label="" if is_faint else label, marker="o")
     if is_faint:
         return
-    rewards = _by_step([dict(_points(run.rows, "reward/mean")) for run in runs])
-    steps = sorted(rewards)
-    axes.plot(steps, [rewards[step].mean for step in steps], color=color, linewidth=0.9, linestyle=":")
+    by_step = _by_step([dict(_points(run.rows, "reward/mean")) for run in runs])
+    rewards = _on_share_axis({step: interval.mean for step, interval in by_step.items()})
+    axes.plot(list(rewards), list(rewards.values()), color=color, linewidth=0.9, linestyle=":")
     saturations = [saturated for run in finished(runs) if (saturated := saturation(run)) is not None]
     if saturations:
         mean_step = fmean(saturated.step for saturated in saturations)

@@ -8,6 +8,8 @@ from oneshot.report.runs import Run
 from oneshot.tasks.measures import measure_of
 
 SATURATED = 0.99  # share of the largest training reward at which it counts as saturated (arXiv 2604.18574)
+COLLAPSED = 0.2  # share of its maximum by which held-out accuracy has fallen when it counts as collapsed
+ROUNDING = 1e-9  # of a product of two shares
 TAIL_STEPS = 50  # steps that must follow saturation for it to count as seen; in a short run, a quarter of its steps
 
 
@@ -33,6 +35,39 @@ def saturation(run: Run) -> Saturation | None:
     step, reward = next((step, reward) for step, reward in rewards if reward >= SATURATED * highest)
     tail = min(TAIL_STEPS, math.ceil(run.num_steps / 4))
     return Saturation(step=step, reward=reward, is_seen=step <= run.num_steps - tail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collapse:
+    """The step at which held-out accuracy had fallen although training reward had not."""
+
+    step: int
+    highest_step: int  # of the highest accuracy; of equal steps the earliest
+    highest: float
+    accuracy: float
+
+
+def collapse(run: Run, suite: str) -> Collapse | None:
+    """Return the first evaluation, after that of the highest accuracy, at which a run has collapsed, or None.
+
+    Its strict pass@1 is then at least 20% below the highest one, and its training reward is at least what it was at the
+    highest one. The reward of an evaluated step is that of the same training step; at the start, that of step 1.
+    """
+    rewards = {row.step: row.metrics["reward/mean"] for row in run.rows if "reward/mean" in row.metrics}
+    accuracies = {
+        step: numbers["pass_at_1"]
+        for step, numbers in sorted(run.measured.get(suite, {}).items())
+        if "pass_at_1" in numbers and max(step, 1) in rewards
+    }
+    if not accuracies:
+        return None
+    highest_step = max(accuracies, key=lambda step: (accuracies[step], -step))
+    highest, reward = accuracies[highest_step], rewards[max(highest_step, 1)]
+    for step, accuracy in accuracies.items():
+        has_fallen = step > highest_step and accuracy <= (1 - COLLAPSED) * highest + ROUNDING
+        if has_fallen and highest > 0 and rewards[step] >= reward:
+            return Collapse(step=step, highest_step=highest_step, highest=highest, accuracy=accuracy)
+    return None
 
 
 def evaluated_after(run: Run, suite: str, step: int) -> int | None:

@@ -32,6 +32,8 @@ class Sampling:
     """Only the fewest most likely tokens whose probability reaches it are drawn."""
     stop: tuple[str, ...] = ()
     """A completion ends at the token that completes one of these."""
+    with_distribution: bool = False
+    """Also return each token's entropy and KL from uniform. vLLM refuses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,9 @@ class Completion:
     logprobs: tuple[float, ...]  # natural log per token, at the sampling temperature (greedy: at temperature 1)
     truncated: bool
     stopped: bool = False  # its last token completes a stop string
+    # of the distribution that each token was drawn from, before `top_p`, if `Sampling.with_distribution`; else empty
+    entropies: tuple[float, ...] = ()  # nats
+    uniform_kls: tuple[float, ...] = ()  # KL(uniform | distribution) over all logits of the model, nats
 
 
 class NotFiniteError(TrialError):

@@ -1,5 +1,6 @@
 """Prompts -> completions by transformers' plain `generate`: the oracle that lockstep is tested against."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -58,24 +59,35 @@ class HfGenerate:
             )
         tokens_GT = output.sequences[:, ids.shape[1] :]
         logits_GTV = torch.stack(output.logits, dim=1) / (sampling.temperature or 1.0)
-        logprobs_GT = logits_GTV.log_softmax(dim=-1).gather(2, tokens_GT[:, :, None]).squeeze(2)
+        logprobs_GTV = logits_GTV.log_softmax(dim=-1)
+        numbers = [logprobs_GTV.gather(2, tokens_GT[:, :, None]).squeeze(2)]
+        if sampling.with_distribution:
+            entropies_GT = -(logprobs_GTV.exp() * logprobs_GTV).sum(dim=-1)
+            uniform_kls_GT = -math.log(logprobs_GTV.shape[-1]) - logprobs_GTV.mean(dim=-1)
+            numbers += [entropies_GT, uniform_kls_GT]
         stops = Stops(policy.tokenizer, sampling.stop) if sampling.stop else None
         rows = [
-            _completion(tokens, logprobs, policy.eos_ids, stops)
-            for tokens, logprobs in zip(tokens_GT.tolist(), logprobs_GT.tolist(), strict=True)
+            _completion(tokens, of_row, policy.eos_ids, stops)
+            for tokens, of_row in zip(tokens_GT.tolist(), torch.stack(numbers, dim=1).tolist(), strict=True)
         ]
         return rows * len(request.row_keys) if greedy else rows
 
 
-def _completion(tokens: list[int], logprobs: list[float], eos_ids: tuple[int, ...], stops: Stops | None) -> Completion:
+def _completion(
+    tokens: list[int], numbers: list[list[float]], eos_ids: tuple[int, ...], stops: Stops | None
+) -> Completion:
     """Cut a padded row after its first EOS token, or before it after the token that completes a stop string."""
     ends = [position for position, token in enumerate(tokens) if token in eos_ids]
     length = ends[0] + 1 if ends else len(tokens)
     stop = None if stops is None else stops.end(tokens[:length])
     length = length if stop is None else stop
+    logprobs, *of_distribution = (tuple(each[:length]) for each in numbers)
+    entropies, uniform_kls = of_distribution or ((), ())
     return Completion(
         token_ids=tuple(tokens[:length]),
-        logprobs=tuple(logprobs[:length]),
+        logprobs=logprobs,
         truncated=not ends and stop is None,
         stopped=stop is not None,
+        entropies=entropies,
+        uniform_kls=uniform_kls,
     )

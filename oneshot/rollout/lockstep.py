@@ -5,7 +5,7 @@ Rows begin with room for a few hundred tokens, which grows as they do, and ended
 what is there, not by the longest possible completion. If it is short, the rows with the fewest tokens wait. They are
 computed again, with their tokens, once the others have ended.
 
-Shapes: B live rows, H hidden size, V vocabulary.
+Shapes: B live rows, H hidden size, V vocabulary, N numbers of a token (rows.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from oneshot.rollout.cuda_graphs import FixedStep, rounded_rows
 from oneshot.rollout.engine import Completion, Ended, NotFiniteError, PromptRequest, Sampling, ignore
 from oneshot.rollout.kv_memory import KvMemory
 from oneshot.rollout.rows import Draws, Row
-from oneshot.rollout.sampling import likeliest, sample
+from oneshot.rollout.sampling import distribution, likeliest, sample
 from oneshot.rollout.stops import Stops
 from oneshot.rollout.wave import Wave, has_window, num_admitted
 
@@ -128,12 +128,13 @@ def _decode(
     space = Workspace.for_chunks(head, num_tokens=len(rows))
     ends_V = torch.zeros(len(head.weight), dtype=torch.bool, device=policy.device)
     ends_V[[token for token in policy.eos_ids if 0 <= token < len(ends_V)]] = True
-    draws = Draws(rows, ends_V=ends_V, dtype=space.logits_nV.dtype)
+    num_numbers = 3 if sampling.with_distribution else 1
+    draws = Draws(rows, ends_V=ends_V, dtype=space.logits_nV.dtype, num_numbers=num_numbers)
     check_steps, stops = CHECK_STEPS[policy.device.type], Stops(policy.tokenizer, sampling.stop)
     waiting: list[Row] = []
     while True:
-        tokens_B, logprobs_B = _draw(hidden_BH, head, draws.uniforms_B, sampling, space)
-        draws.add(tokens_B, logprobs_B)
+        tokens_B, numbers_NB = _draw(hidden_BH, head, draws.uniforms_B, sampling, space)
+        draws.add(tokens_B, numbers_NB)
         num_live = len(draws.rows)
         if wave.is_full or draws.is_complete or draws.num_drawn % check_steps == 0:
             if sampling.stop:
@@ -167,16 +168,18 @@ def _oldest(rows: Sequence[Row], live_B: Tensor, num_kept: int) -> tuple[Tensor,
 def _draw(
     hidden_BH: Tensor, head: Tensor, uniforms_B: Tensor, sampling: Sampling, space: Workspace
 ) -> tuple[Tensor, Tensor]:
-    """Draw each row's next token, a part of the rows at a time; return it and its log-probability."""
+    """Draw each row's next token, a part of the rows at a time; return it and its numbers, `[N, B]`."""
     parts, num_rows = [], space.num_rows
     if sampling.top_p < 1.0:
         num_rows = min(num_rows, max(1, SORTED_LOGITS // space.logits_nV.shape[1]))
     for hidden_nH, uniforms_n in zip(hidden_BH.split(num_rows), uniforms_B.split(num_rows), strict=True):
         logits_nV, cdf_nV = space.rows(len(hidden_nH))
         logits(hidden_nH, head, temperature=sampling.temperature or 1.0, out=logits_nV)
+        of_distribution = distribution(logits_nV, probs_BV=cdf_nV) if sampling.with_distribution else ()
         if sampling.temperature == 0.0:
-            parts.append(likeliest(logits_nV))
+            tokens_n, logprobs_n = likeliest(logits_nV)
         else:
-            parts.append(sample(logits_nV, uniforms_n, cdf_BV=cdf_nV, top_p=sampling.top_p))
-    tokens, logprobs = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logprobs)
+            tokens_n, logprobs_n = sample(logits_nV, uniforms_n, cdf_BV=cdf_nV, top_p=sampling.top_p)
+        parts.append((tokens_n, torch.stack([logprobs_n, *of_distribution])))
+    tokens, numbers = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(numbers, dim=1)

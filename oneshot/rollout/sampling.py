@@ -3,11 +3,14 @@
 Shapes: B rows, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from oneshot.policy.output_head import row_dot
 
 
 def uniforms(row_keys: Sequence[tuple[int, ...]], num_positions: int) -> np.ndarray:
@@ -53,6 +56,20 @@ def nucleus(probs_BV: Tensor, uniforms_B: Tensor, *, top_p: float, cdf_BV: Tenso
     targets_B1 = uniforms_B[:, None] * cdf_BV.gather(1, last_B1)
     places_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True).minimum(last_B1)
     return token_of_BV.gather(1, places_B1)
+
+
+def distribution(logits_BV: Tensor, *, probs_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the entropy of each row's softmax and its KL(uniform | softmax), `[B]` each, in nats. Fills `probs_BV`.
+
+    With Z the normaliser: H = log Z - sum_v p_v z_v, and KL = log Z - mean_v z_v - log V. Rounding takes neither below
+    0. Every logit counts, also those beyond the tokenizer's entries.
+    """
+    torch.softmax(logits_BV, dim=-1, out=probs_BV)
+    # the mode's probability is at least 1 / V, so its logarithm is exact
+    log_normaliser_B = logits_BV.amax(dim=-1) - probs_BV.amax(dim=-1).log()
+    entropy_B = log_normaliser_B - row_dot(probs_BV, logits_BV)
+    uniform_kl_B = log_normaliser_B - logits_BV.mean(dim=-1) - math.log(logits_BV.shape[-1])
+    return entropy_B.clamp(min=0), uniform_kl_B.clamp(min=0)
 
 
 def likeliest(logits_BV: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,12 @@ class Vllm:
     def generate(
         self, policy: Policy, requests: Sequence[PromptRequest], sampling: Sampling, ended: Ended = ignore
     ) -> list[list[Completion]]:
-        """Return the completions of each request, in the order of its keys. Raises NotFiniteError."""
+        """Return the completions of each request, in the order of its keys.
+
+        Raises NotFiniteError, and UserError: numbers of the tokens' distributions are asked for.
+        """
+        if sampling.with_distribution:
+            raise UserError("rollout.engine: vllm does not return the tokens' distributions; use lockstep or hf")
         assert self._llm is not None and not self._is_asleep, "the engine is awake"
         from vllm.inputs import TokensPrompt
 

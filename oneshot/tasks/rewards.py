@@ -7,14 +7,14 @@ accuracy on the examples. None is a completion that the grader could not judge.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from oneshot.config.evaluation import GraderName
-from oneshot.config.reward import RewardConfig, RewardTerm
+from oneshot.config.reward import Certainty, RewardConfig, RewardTerm
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.foreign import resolve
 from oneshot.tasks.grading import Grader, Verdict
@@ -43,7 +43,8 @@ class GradedCompletion:
     correct: Verdict
     has_answer: Verdict  # judged for a format reward only
     lenient: Verdict = None  # judged for functions only
-    token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()  # for functions and certainty only
+    certainties: Mapping[Certainty, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +57,23 @@ class GroupRewards:
 
 
 def judge(
-    completion: str, answer: str, config: RewardConfig, grader: Grader, *, token_ids: Sequence[int] = ()
+    completion: str,
+    answer: str,
+    config: RewardConfig,
+    grader: Grader,
+    *,
+    token_ids: Sequence[int] = (),
+    certainties: Mapping[Certainty, float] | None = None,
 ) -> GradedCompletion:
-    """Grade a completion as soon as it has ended."""
+    """Grade a completion as soon as it has ended; `certainties` are those that the config rewards."""
     kinds = {rule.kind for rule in config.rules.values()}
     return GradedCompletion(
         completion=completion,
         correct=grader.verdict(config.grader, completion, answer),
         has_answer=grader.has_answer(completion) if "format" in kinds else None,
         lenient=grader.grade(completion, answer).lenient if config.calls else None,
-        token_ids=tuple(token_ids) if config.calls else (),
+        token_ids=tuple(token_ids) if config.calls or config.certainties else (),
+        certainties=certainties or {},
     )
 
 
@@ -114,7 +122,9 @@ def _by_kind(
     config: RewardConfig,
     grader: Grader,
     keys: Sequence[tuple[int, ...]],
-) -> list[Verdict]:
+) -> Sequence[Reward]:
+    if rule.by is not None:
+        return _certain(rule.by, group)
     if rule.kind == "outcome":
         return [graded.correct for graded in group]
     if rule.kind == "format":
@@ -123,6 +133,13 @@ def _by_kind(
         return [_coin(key) < rule.probability for key in keys]
     elected = elect([graded.completion for graded in group], grader, config.grader)
     return [elected is not None and grader.verdict(config.grader, graded.completion, elected) for graded in group]
+
+
+def _certain(by: Certainty, group: Sequence[GradedCompletion]) -> list[float]:
+    """Return how certain each completion was. Equal ones have the number of the first, so that rounding, which may
+    depend on what was decoded beside them, gives none of them an advantage."""
+    first: dict[tuple[int, ...], float] = {}
+    return [first.setdefault(graded.token_ids, graded.certainties[by]) for graded in group]
 
 
 def _called(

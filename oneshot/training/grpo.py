@@ -18,11 +18,13 @@ from statistics import fmean
 
 import torch
 
+from oneshot.config.reward import Certainty
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import TrialError
 from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks.answers import extract_boxed
+from oneshot.tasks.certainty import certainty
 from oneshot.tasks.rewards import Example, GradedCompletion, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import grade_each
@@ -148,15 +150,22 @@ def _sample(
     def grade(request: int, completion: Completion) -> tuple[Completion, GradedCompletion]:
         text = decode(state.policy, completion.token_ids)
         answer, ids = state.examples[examples[request]].answer, completion.token_ids
-        return completion, judge(text, answer, config.reward, state.grader, token_ids=ids)
+        certainties = _certainties(completion, config.reward.certainties)
+        return completion, judge(text, answer, config.reward, state.grader, token_ids=ids, certainties=certainties)
 
-    sampling = Sampling(temperature=config.rollout.temperature)
+    sampling = Sampling(temperature=config.rollout.temperature, with_distribution=bool(config.reward.of_distribution))
     generate = partial(state.engine.generate, state.policy, requests, sampling)
     if not state.world.reports:
         generate()
         return []
     graded = grade_each(generate, grade, grader=state.grader)
     return [(places[examples[request]][row], *result) for (request, row), result in graded.items()]
+
+
+def _certainties(completion: Completion, measures: Sequence[Certainty]) -> dict[Certainty, float]:
+    """Return how certain the sampler was of a completion, by each of these measures."""
+    logprobs, entropies, uniform_kls = completion.logprobs, completion.entropies, completion.uniform_kls
+    return {by: certainty(by, logprobs=logprobs, entropies=entropies, uniform_kls=uniform_kls) for by in measures}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
