@@ -27,9 +27,10 @@ from oneshot.rollout.sampling import distribution
 from oneshot.tasks.certainty import certainty
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.rewards import judge, rewards
+from oneshot.training.checkpoint import load_state, save_state
 from oneshot.training.loop import train
 from oneshot.training.metrics import StepMetrics
-from oneshot.training.state import load_state, new_state, save_state
+from oneshot.training.state import new_state
 
 MakeConfig = Callable[..., TrialConfig]
 LN2 = math.log(2)
