@@ -28,6 +28,8 @@ from oneshot.config.reward import RewardConfig
 
 TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
 
+MAX_RESAMPLES = 100
+
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
 
@@ -115,6 +117,13 @@ class RolloutConfig(Config):
         description="How the loss corrects for a sampler that differs from the trainer. `token`: each token's "
         "advantage is weighted by their ratio of probabilities, at most 2 (truncated importance sampling)",
     )
+    resample: int = Field(
+        0,
+        ge=0,
+        le=MAX_RESAMPLES,
+        description="Times that a group whose rewards are all equal is drawn again (DAPO's dynamic sampling). Groups "
+        "that stay so are left out of the update",
+    )
     num_groups: int = Field(128, ge=1, le=MAX_COUNT, description="Groups a step. Several examples take turns")
     group_size: int = Field(
         8, ge=2, le=MAX_COUNT, description="Completions that share one baseline (released: 8, not 1024)"
@@ -156,8 +165,25 @@ class LossConfig(Config):
         description="How token losses of the whole step are combined. `constant`: divide their sum by num_sequences x "
         "max_tokens (Dr. GRPO)",
     )
-    clip_low: float = Field(0.2, ge=0, le=1, description="The ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, le=MAX_FACTOR, description="The ratio is clipped above 1 + clip_high")
+    ratio: Literal["token", "sequence"] = Field(
+        "token",
+        description="What has a ratio policy / old: each token, or each completion (GSPO: the geometric mean over its "
+        "tokens)",
+    )
+    surrogate: Literal["ppo", "cispo"] = Field(
+        "ppo",
+        description="What the clip does. `ppo`: a clipped ratio has no gradient. `cispo`: the clipped ratio is the "
+        "weight of the token's log-probability, so that every token has a gradient",
+    )
+    clip_low: float = Field(
+        0.2, ge=0, le=1, description="The ratio is clipped below 1 - clip_low. 1: no lower bound (a one-sided clip)"
+    )
+    clip_high: float = Field(
+        0.2, ge=0, le=MAX_FACTOR, description="The ratio is clipped above 1 + clip_high (DAPO: 0.28, clip-higher)"
+    )
+    mask_truncated: bool = Field(
+        False, description="Leave completions cut at `rollout.max_tokens` out of the loss (DAPO's overlong filtering)"
+    )
     kl_coef: float = Field(
         0.001, ge=0, le=MAX_FACTOR, description="Weight of the k3 estimate of KL(policy | reference)"
     )
@@ -346,6 +372,16 @@ class TrialConfig(Config):
             return
         if train.num_epochs is not None:
             raise ValueError("train.num_epochs: grpo has no epochs; set train.num_steps, or train.method: sft")
+        if self.rollout.resample and self.advantage.baseline != "group":
+            raise ValueError(
+                f"rollout.resample: {self.rollout.resample} needs advantage.baseline: group; with baseline "
+                f"{self.advantage.baseline}, groups with equal rewards teach, too"
+            )
+        overlong, max_tokens = self.reward.overlong, self.rollout.max_tokens
+        if overlong is not None and overlong.buffer > max_tokens:
+            raise ValueError(
+                f"reward.overlong.buffer: {overlong.buffer} is more than rollout.max_tokens ({max_tokens}); lower it"
+            )
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(

@@ -100,8 +100,11 @@ class Scored(torch.nn.Module):
         space: Workspace,
         loss_of: LossOf | None = None,
         with_entropy: bool = False,
+        scale: float = 1.0,
     ) -> Any:
         """Return the log-probability of each completion token, `[M]`, or with `loss_of` the loss and its metrics.
+
+        The loss's gradient is `scale` times too large.
 
         The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients.
         """
@@ -117,6 +120,7 @@ class Scored(torch.nn.Module):
             temperature=temperature,
             with_entropy=with_entropy,
             space=space,
+            scale=scale,
         )
         return output.loss, output.metrics
 

@@ -66,7 +66,9 @@ def add_gradient(config: TrialConfig, state: TrainingState, chosen: Sequence[int
             total = -(logprobs_n * weights_M[where]).sum()
             return LossOutput(loss=total, metrics={"loss/total": total.detach()})
 
-        total, metrics = state.weights.scored(batch, temperature=1.0, space=space, loss_of=loss_of)
+        total, metrics = state.weights.scored(
+            batch, temperature=1.0, space=space, loss_of=loss_of, scale=state.loss_scale.value
+        )
         return LossOutput(loss=total, metrics=metrics)
 
     packed = packs(config, state, prompt_of, completions, range(len(chosen)))

@@ -48,6 +48,7 @@ from oneshot.tasks.solutions import Demonstration, Sampled, load_demonstrations
 from oneshot.training.demonstrations import encode_demonstrations
 from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
+from oneshot.training.loss_scale import LossScale
 from oneshot.training.roofline import Floor
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class TrainingState:
     grader: Grader
     floor: Floor
     engine: Engine  # of rollouts and evaluations
+    loss_scale: LossScale
 
     def limit_kv(self, kv_gib: float) -> None:
         """Set `kv_gib`, also the engine's."""
@@ -152,6 +154,7 @@ def new_state(
         kv_gib=kv_gib,
         grader=grader,
         floor=Floor(policy.model),
+        loss_scale=LossScale.of(config.model),
         engine=HfGenerate() if config.rollout.engine == "hf" else Lockstep(kv_gib=kv_gib, lasts=lasts),
     )
     if trains_sft:
@@ -309,6 +312,8 @@ def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> N
         "kv_gib": state.kv_gib,
         "num_processes": state.world.size,
     }
+    if state.loss_scale.is_used:
+        metadata["loss_scale"] = [state.loss_scale.value, state.loss_scale.num_finite]
     if into is not None:
         (into / "state.json").write_text(json.dumps(metadata, indent=2))
 
@@ -345,7 +350,10 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 def load_state(state: TrainingState, folder: Path) -> None:
     """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
-    state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
+    metadata = json.loads((folder / "state.json").read_text())
+    state.baseline = metadata["baseline"]
+    if state.loss_scale.is_used:
+        state.loss_scale.value, state.loss_scale.num_finite = metadata["loss_scale"]
     for path, tensor in read_tensors(sorted(folder.glob("optimizer*.safetensors"))):
         name, _, moment = path.rpartition("/")
         parameter = state.weights.master[name]

@@ -3,6 +3,7 @@
 A completion is what the model learns from: a sampled completion, or a written solution.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -67,14 +68,27 @@ def accumulate(
 def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, float], *, update: int = 0) -> None:
     """Take an optimiser step with the accumulated gradient, and add its norm to the metrics.
 
-    `update` counts the optimiser steps of this step, from 0.
+    `update` counts the optimiser steps of this step, from 0. A gradient that overflows in float16 is dropped, which
+    `optim/skipped` counts, and has no norm.
 
     Raises TrialError: the loss or its gradient is not finite; the weights stay as they were.
     """
+    scale = state.loss_scale
+    if scale.is_used:
+        metrics |= {"optim/loss_scale": scale.value, "optim/skipped": 0.0}
+        for master in state.weights.master.values():
+            assert master.grad is not None, "`accumulate` completes the gradients"
+            master.grad /= scale.value
     norm = state.world.accelerator.clip_grad_norm_(state.weights.master.values(), config.optim.grad_clip)
     metrics["loss/grad_norm"] = state.weights.whole(norm).item()
+    if math.isfinite(metrics["loss/total"]) and not math.isfinite(metrics["loss/grad_norm"]) and scale.can_fall:
+        del metrics["loss/grad_norm"]
+        metrics["optim/skipped"] = 1.0
+        scale.update(is_finite=False)
+        state.optimizer.zero_grad()
+        return
     for name in ("loss/total", "loss/grad_norm"):
-        if not torch.isfinite(torch.tensor(metrics[name])):
+        if not math.isfinite(metrics[name]):
             raise TrialError(
                 f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"
             )
@@ -83,5 +97,6 @@ def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, floa
         for group in state.optimizer.param_groups:
             group["lr"] = rate
     state.optimizer.step()
+    scale.update(is_finite=True)
     state.optimizer.zero_grad()  # frees memory for the next rollout
     state.weights.publish()
