@@ -144,7 +144,7 @@ def test_draws_have_keys_of_their_own(tiny_config: MakeConfig, grader: Grader, m
 
 
 def test_resampling_without_a_baseline_is_refused(tiny_config: MakeConfig) -> None:
-    with pytest.raises(ValueError, match="rollout.resample: 2 needs advantage.baseline: group"):
+    with pytest.raises(ValueError, match=r"rollout\.resample: 2 needs advantage\.baseline: group"):
         tiny_config(rollout={"resample": 2}, advantage={"baseline": "none"})
 
 
@@ -183,6 +183,6 @@ def test_the_penalty_is_part_of_the_reward_and_not_of_what_is_resampled(
 
 def test_a_buffer_beyond_the_largest_length_is_refused(tiny_config: MakeConfig) -> None:
     with pytest.raises(
-        ValueError, match=r"reward.overlong.buffer: 60 is more than rollout.max_tokens \(56\); lower it"
+        ValueError, match=r"reward\.overlong\.buffer: 60 is more than rollout\.max_tokens \(56\); lower it"
     ):
         tiny_config(reward={"overlong": {"buffer": 60}}, rollout={"max_tokens": 56})
