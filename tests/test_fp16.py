@@ -143,14 +143,14 @@ def comparable(steps: list[StepMetrics]) -> list[dict[str, float]]:
 
 def started(config: TrialConfig, grader: Grader) -> TrainingState:
     state = new_state(config, seed=0, grader=grader)
-    state.loss_scale.value = 2.0**26  # which overflows at first
+    state.loss_scale.value = 2.0**22  # which overflows at first
     return state
 
 
 def test_a_trial_resumes_in_the_same_bits(
     tiny_config: MakeConfig, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)  # the count since the last overflow matters within the trial
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 4)  # the count since the last overflow matters within the trial
     config = tiny_config(**FP16, train={"num_steps": 6, "updates_per_rollout": 2}, optim={"lr": 1e-3})
     state, whole = started(config, grader), []
     for step in train(config, state):
@@ -158,6 +158,8 @@ def test_a_trial_resumes_in_the_same_bits(
         if step.step == 3:
             save_state(state, tmp_path, with_optimizer=True)
     assert sum(step.metrics["optim/skipped"] for step in whole[:3]) > 0
+    assert json.loads((tmp_path / "state.json").read_text())["loss_scale"][1] > 0
+    assert whole[-1].metrics["optim/loss_scale"] > whole[3].metrics["optim/loss_scale"]
     resumed = new_state(config, seed=0, grader=grader)
     load_state(resumed, tmp_path)
     assert comparable(list(train(config, resumed))) == comparable(whole[3:])
