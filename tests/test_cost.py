@@ -112,6 +112,9 @@ def test_no_completion_is_longer_than_it_may_be(config: MakeConfig) -> None:
         ({"kl_coef": 0.0}, {}, 8),
         ({"kl_coef": 0.0}, {"updates_per_rollout": 2}, 10),
         ({"kl_coef": 0.001}, {"updates_per_rollout": 2}, 12),
+        # ratios of whole completions need the policy's log-probabilities first, if there are ratios
+        ({"kl_coef": 0.0, "ratio": "sequence"}, {"updates_per_rollout": 2}, 12),
+        ({"kl_coef": 0.0, "ratio": "sequence"}, {}, 8),
     ],
 )
 def test_only_log_probabilities_that_are_computed_are_counted(
@@ -119,6 +122,13 @@ def test_only_log_probabilities_that_are_computed_are_counted(
 ) -> None:
     cost = cost_of(config(loss=loss, train={"num_steps": 1, **train}), mean_tokens=100)
     assert cost.step_s == pytest.approx(passes * 1.54357e9 * 10_000 / 1.978e14, rel=1e-5)
+
+
+def test_resampling_costs_as_many_rollouts_as_it_may_make(config: MakeConfig) -> None:
+    # 8 passes a token, two of them the rollout, which two further draws may make three times
+    plain, thrice = (cost_of(config(loss={"kl_coef": 0.0}, rollout={"resample": times})) for times in (0, 2))
+    assert thrice.train_tokens == 3 * plain.train_tokens
+    assert thrice.step_s == pytest.approx(plain.step_s * 12 / 8)
 
 
 @given(gpus=st.floats(0.1, 64))
@@ -204,6 +214,7 @@ def test_only_finished_trainings_of_this_version_are_measured(config: MakeConfig
 SHAPES: Mapping[str, dict[str, Any]] = {
     "model": {"model": {"path": "Qwen/Qwen2.5-Math-7B"}},
     "precision": {"model": {"path": MATH_1B, "mixed_precision": "bf16"}},
+    "resampling": {"rollout": {"resample": 1}},
     "groups": {"rollout": {"num_groups": 20}},
     "length": {"rollout": {"max_tokens": 999}},
     "updates": {"train": {"num_steps": 100, "updates_per_rollout": 2}},

@@ -93,9 +93,10 @@ def test_the_loss_of_a_bfloat16_head_makes_no_third_buffer() -> None:
     assert added_mib < 1.1 * (4 * 512 * 100_000 + 2 * 1000 * 100_000) / 2**20
 
 
-def test_a_trial_learns_in_bfloat16(tiny_config: Callable[..., TrialConfig], grader: Grader) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_trial_learns_in_16_bits(tiny_config: Callable[..., TrialConfig], grader: Grader, precision: str) -> None:
     config = tiny_config(
-        model={"path": "tiny:qwen2", "device": "cuda", "mixed_precision": "bf16"},
+        model={"path": "tiny:qwen2", "device": "cuda", "mixed_precision": precision},
         rollout={"num_groups": 8, "group_size": 8},
         train={"num_steps": 16},
         optim={"lr": 2e-4},

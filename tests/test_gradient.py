@@ -11,7 +11,8 @@ from losses import grpo_loss
 from torch import Tensor
 
 from oneshot.config.advantage import AdvantageConfig
-from oneshot.config.trial import LossConfig, TrialConfig
+from oneshot.config.loss import LossConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.policy import attention, output_head
 from oneshot.policy.forward import hidden_states, use_packs
 from oneshot.policy.output_head import Workspace, head_loss, token_logprobs

@@ -9,7 +9,7 @@ import torch
 from losses import grpo_loss
 from torch import Tensor
 
-from oneshot.config.trial import LossConfig
+from oneshot.config.loss import LossConfig
 from oneshot.training.loss import BatchTotals, k3, ratio, surrogate, token_loss, token_weights
 
 
@@ -156,6 +156,14 @@ GOLDEN = {
     "verl/vanilla/seq-mean-token-sum-norm": {"aggregation": "constant"},
     "openrlhf/ppo/token": {},
     "openrlhf/ppo/seq": {"aggregation": "sequence_mean"},
+    "trl/gspo(grpo,sequence)": {"ratio": "sequence", "aggregation": "sequence_mean"},
+    "verl/gspo": {"ratio": "sequence", "aggregation": "sequence_mean"},
+    "openrlhf/gspo": {"ratio": "sequence", "aggregation": "sequence_mean"},
+    # TRL and Liger name the largest weight, 1 + clip_high, and have no lower bound
+    "trl/cispo_eh5": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0},
+    "trl/cispo_eh1.2": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.2},
+    "verl/cispo": {"surrogate": "cispo", "aggregation": "sequence_mean"},
+    "liger/cispo": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.2},
     "liger/grpo": {"aggregation": "sequence_mean"},
     "liger/bnpo": {},
     "liger/dr_grpo": {"aggregation": "constant"},

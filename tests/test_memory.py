@@ -66,6 +66,7 @@ def config(path: str = MATH_7B, **sections: dict[str, Any]) -> TrialConfig:
         ({"dtype": "float64"}, 0.0, (8, 16, 0)),
         ({"mixed_precision": "bf16"}, 0.0, (2, 12, 0)),
         ({"mixed_precision": "bf16"}, 0.001, (2, 12, 2)),
+        ({"mixed_precision": "fp16"}, 0.001, (2, 12, 2)),
     ],
 )
 def test_what_lasts_by_hand(model: dict[str, Any], kl_coef: float, parts: tuple[float, float, float]) -> None:

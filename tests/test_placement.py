@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Qwen2Config
 
-from oneshot.config.trial import LossConfig
+from oneshot.config.loss import LossConfig
 from oneshot.policy import attention, output_head
 from oneshot.policy.forward import Scored, completion_logprobs
 from oneshot.policy.output_head import LossOutput, Workspace, logits

@@ -30,6 +30,8 @@ NUM_CELLS = {
     "baseline_prompting": 48,
     "spurious_controls": 28,
     "offpolicy_clip": 16,
+    "offpolicy_algorithms": 12,
+    "fp16_mismatch": 4,
     "grouping": 10,
     "psr_nsr": 8,
     "seeds_ci": 4,  # three, and the base model

@@ -119,6 +119,8 @@ def cost_lines(plan: Plan) -> list[str]:
         f"about {totals['tokens']:,} completion tokens{most}",
     ]
     lines += _engine_lines(plan)
+    if resamples := max((trial.config.rollout.resample for trial in plan.paid()), default=0):
+        lines.append(f"up to {resamples + 1} rollouts a step are counted (rollout.resample); most steps need fewer")
     on_gpus = [trial for trial in plan.paid() if trial.resources.gpus]
     if not on_gpus:
         return lines

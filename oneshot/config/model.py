@@ -70,8 +70,10 @@ class ModelConfig(Config):
     rope_scaling: Literal["none", "yarn"] = Field(
         "none", description="How positions beyond the model's own are reached. `yarn`: YaRN (arXiv 2309.00071)"
     )
-    mixed_precision: Literal["no", "bf16"] = Field(
-        "no", description="`bf16`: compute in bfloat16, and optimise weights of type `dtype`"
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no",
+        description="`bf16`: compute in bfloat16, and optimise weights of type `dtype`. `fp16`: the same in float16, "
+        "with a scaled loss",
     )
     init: InitConfig | None = Field(
         None, description="Begin from the final weights of another sweep's trial instead of those of `path`"
@@ -92,3 +94,15 @@ class ModelConfig(Config):
         if self.rope_scaling == "yarn" and self.max_positions is None:
             raise ValueError("model.rope_scaling: yarn needs model.max_positions, the length to reach")
         return self
+
+    @model_validator(mode="after")
+    def _float16_has_wide_masters(self) -> "ModelConfig":
+        if self.mixed_precision == "fp16" and self.dtype == "bfloat16":
+            raise ValueError("model.mixed_precision: fp16 needs master weights of float32; remove dtype: bfloat16")
+        return self
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "float64", "bfloat16", "float16"]:
+        """Return the data type in which the model samples, is evaluated and is differentiated."""
+        narrow: dict[str, Literal["bfloat16", "float16"]] = {"bf16": "bfloat16", "fp16": "float16"}
+        return narrow.get(self.mixed_precision, self.dtype)

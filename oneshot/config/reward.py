@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 
 from oneshot.config.evaluation import GraderName
-from oneshot.config.fields import MAX_FACTOR, Config, PartName
+from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config, PartName
 
 Rule = TypeVar("Rule", "RewardTerm", "RewardConfig")
 Certainty = Literal["self_certainty", "token_entropy", "sequence_entropy", "probability"]
 TermName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-TAKEN = ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "errors")
+TAKEN = ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "errors", "overlong")
 """Names of curves under `reward/` that are not those of terms."""
 
 
@@ -33,6 +33,17 @@ class RewardTerm(Config):
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "RewardTerm":
         return _checked(self)
+
+
+class OverlongConfig(Config):
+    """A penalty on completions that come close to the largest length (DAPO, arXiv 2503.14476, Eq. 13)."""
+
+    buffer: int = Field(
+        ge=1, le=MAX_TOKENS, description="Last tokens before `rollout.max_tokens`, over which the penalty grows from 0"
+    )
+    penalty: float = Field(
+        1.0, gt=0, le=MAX_FACTOR, description="Reward that a completion of `rollout.max_tokens` tokens loses"
+    )
 
 
 class RewardConfig(Config):
@@ -61,6 +72,9 @@ class RewardConfig(Config):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its further arguments by name")
     terms: dict[TermName, RewardTerm] = Field(
         default_factory=dict, description="With `kind: sum`: rules by name; each has the curve `reward/<name>`"
+    )
+    overlong: OverlongConfig | None = Field(
+        None, description="Penalty for long completions, added to the reward; its curve is `reward/overlong`"
     )
     grader: GraderName = Field(
         "strict",

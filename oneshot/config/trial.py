@@ -24,10 +24,13 @@ from oneshot.config.fields import (
     Config,
     exactly_one,
 )
+from oneshot.config.loss import LossConfig
 from oneshot.config.model import ModelConfig
 from oneshot.config.reward import RewardConfig
 
 TRIAL_VERSION = 4  # part of every trial key. Raise it whenever a change to the code changes what a trial computes.
+
+MAX_RESAMPLES = 100
 
 TRAIN_SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 """End of the released training prompts (One-Shot-RLVR, data/deepscaler_dataset.py)."""
@@ -116,6 +119,13 @@ class RolloutConfig(Config):
         description="How the loss corrects for a sampler that differs from the trainer. `token`: each token's "
         "advantage is weighted by their ratio of probabilities, at most 2 (truncated importance sampling)",
     )
+    resample: int = Field(
+        0,
+        ge=0,
+        le=MAX_RESAMPLES,
+        description="Times that a group whose rewards are all equal is drawn again (DAPO's dynamic sampling). Groups "
+        "that stay so are left out of the update",
+    )
     num_groups: int = Field(128, ge=1, le=MAX_COUNT, description="Groups a step. Several examples take turns")
     group_size: int = Field(
         8, ge=2, le=MAX_COUNT, description="Completions that share one baseline (released: 8, not 1024)"
@@ -131,28 +141,6 @@ class RolloutConfig(Config):
         description="Memory for keys and values. Completions wait while it is full. Absent: half of what weights and "
         "optimiser leave of a GPU, 4 on a CPU",
     )
-
-
-class LossConfig(Config):
-    """The loss: pg_coef x clipped surrogate + kl_coef x k3 - entropy_coef x entropy."""
-
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
-        "token_mean",
-        description="How token losses of the whole step are combined. `constant`: divide their sum by num_sequences x "
-        "max_tokens (Dr. GRPO)",
-    )
-    clip_low: float = Field(0.2, ge=0, le=1, description="The ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, le=MAX_FACTOR, description="The ratio is clipped above 1 + clip_high")
-    kl_coef: float = Field(
-        0.001, ge=0, le=MAX_FACTOR, description="Weight of the k3 estimate of KL(policy | reference)"
-    )
-    entropy_coef: float = Field(
-        0.001,
-        ge=-MAX_FACTOR,
-        le=MAX_FACTOR,
-        description="Weight of the entropy bonus. A negative weight penalises entropy",
-    )
-    pg_coef: float = Field(1.0, ge=0, le=MAX_FACTOR, description="Weight of the policy gradient; 0 in the ablations")
 
 
 class ScheduleConfig(Config):
@@ -350,6 +338,18 @@ class TrialConfig(Config):
                 "advantage.baseline: none is for rewards of 1 and 0, and those for certainty are other numbers; set "
                 "advantage.baseline: group"
             )
+        if self.rollout.resample and self.advantage.baseline != "group":
+            raise ValueError(
+                f"rollout.resample: {self.rollout.resample} needs advantage.baseline: group; with baseline "
+                f"{self.advantage.baseline}, groups with equal rewards teach, too"
+            )
+        overlong, max_tokens = self.reward.overlong, self.rollout.max_tokens
+        if overlong is not None and overlong.buffer > max_tokens:
+            raise ValueError(
+                f"reward.overlong.buffer: {overlong.buffer} is more than rollout.max_tokens ({max_tokens}); lower it"
+            )
+        if self.critic is not None and self.model.mixed_precision == "fp16":
+            raise ValueError("model.mixed_precision: fp16 scales the policy's loss, and not a critic's; use bf16")
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(

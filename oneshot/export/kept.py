@@ -75,8 +75,7 @@ class Kept:
     @property
     def dtype(self) -> str:
         """Return the precision of rollouts and evaluations."""
-        model = self.config.model
-        return "bfloat16" if model.mixed_precision == "bf16" else model.dtype
+        return self.config.model.compute_dtype
 
 
 def by_cell(sweep: PinnedSweep, plan: Plan, *, cells: Mapping[str, str], seed: int | None) -> Selection:

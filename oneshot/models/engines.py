@@ -70,8 +70,7 @@ def unsupported(config: TrialConfig, resources: ResourceConfig) -> str:
     names = (settings or {}).get("architectures") or []
     if names and not set(names) & set(ARCHITECTURES):
         return f"vLLM is used for {', '.join(ARCHITECTURES)}, not for {', '.join(names)}"
-    computes = config.model.dtype if config.model.mixed_precision == "no" else "bfloat16"
-    if config.rollout.vllm.quantization == "fp8" and computes != "bfloat16":
+    if config.rollout.vllm.quantization == "fp8" and config.model.compute_dtype != "bfloat16":
         return "fp8 needs bfloat16; set model.mixed_precision: bf16, or rollout.vllm.quantization: none"
     shape = model_shape(config)
     if shape is not None and shape.head_dim not in HEAD_DIMS:

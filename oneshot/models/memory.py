@@ -24,7 +24,7 @@ from oneshot.tasks.benchmarks import Suite
 
 Strategy = Literal["single", "ddp", "fsdp"]  # one process; several with a whole model each; several with a shard each
 CPU_KV_GIB = 4.0  # default of `rollout.kv_gib` on a CPU, where untouched memory costs nothing
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that an update holds at a time, by device: 128 MiB and 1 GiB in float32."""
 NUM_BLOCKS = 16
@@ -144,7 +144,7 @@ def footprint(
         strategy=strategy,
         num_processes=num_processes,
         cpu_offload=cpu_offload,
-        compute=2 if config.model.mixed_precision == "bf16" else master,
+        compute=DTYPE_BYTES[config.model.compute_dtype],
         master=master,
         num_params=shape.num_params + added,
         num_trained=shape.num_params if adapter is None else added,
@@ -180,7 +180,7 @@ def _copy(config: TrialConfig, shape: ModelShape) -> float:
     rollout = config.rollout
     if rollout.engine != "vllm":
         return 0.0
-    compute = 2 if config.model.mixed_precision == "bf16" else DTYPE_BYTES[config.model.dtype]
+    compute = DTYPE_BYTES[config.model.compute_dtype]
     layers = shape.num_layers * shape.layer_params * (1 if rollout.vllm.quantization == "fp8" else compute)
     return (layers + compute * shape.root_params) / rollout.vllm.tensor_parallel
 

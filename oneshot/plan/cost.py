@@ -44,6 +44,7 @@ def estimate(
     rollout, steps = config.rollout, config.train.num_steps
     length = cost.mean_tokens or min(MEAN_TOKENS, rollout.max_tokens)
     step_tokens = rollout.num_groups * rollout.group_size * length
+    draws = 1 + rollout.resample  # at most: how many groups are drawn again is not known
     if config.train.method == "sft":
         step_tokens = _learned_tokens(config, cost)
     eval_tokens = sum(
@@ -57,7 +58,7 @@ def estimate(
         eval_s = 0.0 if shape is None else _seconds(2 * shape.num_params * eval_tokens, gpus)
         hours = gpus * (steps * (step_s or 0.0) + eval_s) / 3600
     return Cost(
-        train_tokens=steps * step_tokens,
+        train_tokens=steps * step_tokens * (draws if config.train.method == "grpo" else 1),
         eval_tokens=eval_tokens,
         step_s=step_s,
         gpu_hours=hours if gpus else 0.0,
@@ -74,12 +75,14 @@ def _step_s(
         return measured_s, "measured"
     if shape is None or not gpus:
         return None, "unknown"
-    # rollout 2N a token, update 6N; reference, old log-probabilities and values 2N each, where they are computed
+    # each draw of a rollout 2N a token, update 6N; 2N for each of the log-probabilities that are computed (reference,
+    # old, and those from which the ratios of whole completions come), and for values
     updates = 1 if config.critic is None or config.critic.share == "body" else 2  # of the policy, and of the critic
     passes = (6 + 2 * config.train.activation_checkpointing) * updates  # with each layer's forward again
     if config.train.method == "grpo":
-        passes += 2 + 2 * config.has_reference + 2 * (config.train.updates_per_rollout > 1)
-        passes += 2 * (config.critic is not None)
+        passes += 2 * (1 + config.rollout.resample) + 2 * config.has_reference + 2 * (config.critic is not None)
+        if config.train.updates_per_rollout > 1:
+            passes += 2 + 2 * (config.loss.ratio == "sequence")
     return _seconds(passes * shape.num_params * tokens, gpus), "estimated"
 
 
@@ -110,7 +113,8 @@ def training_shape(config: TrialConfig, *, gpus: float) -> TrainingShape:
         examples = text_digest(config.model_dump_json(include={"examples"}))
         amount: TrainingShape = (train.batch_size, train.max_length, examples)
     else:
-        amount = (rollout.num_groups, rollout.group_size, rollout.max_tokens, train.updates_per_rollout)
+        sampled = (rollout.num_groups, rollout.group_size, rollout.max_tokens, rollout.resample)
+        amount = (*sampled, train.updates_per_rollout, config.loss.ratio)
     return (model.path, model.dtype, model.mixed_precision, rollout.engine, *amount, *trained, gpus)
 
 

@@ -107,8 +107,16 @@ def trial_keys(config: TrialConfig, seeds: Sequence[int], contents: dict[str, An
     for rule in (dump["reward"], *dump["reward"].get("terms", {}).values()):
         if rule["by"] is None:
             del rule["by"]
-    if config.rollout.correction == "none":
-        del dump["rollout"]["correction"]
+    for section, name, default in (
+        ("rollout", "correction", "none"),
+        ("rollout", "resample", 0),
+        ("reward", "overlong", None),
+        ("loss", "ratio", "token"),
+        ("loss", "surrogate", "ppo"),
+        ("loss", "mask_truncated", False),
+    ):
+        if dump[section].get(name) == default:
+            dump[section].pop(name, None)
     if config.rollout.engine == "auto":  # what it is until a plan chooses
         dump["rollout"]["engine"] = "lockstep"
     if config.rollout.engine == "vllm":
@@ -167,7 +175,8 @@ def inert_paths(config: TrialConfig) -> list[str]:
     if config.rollout.engine != "vllm":
         paths.append("rollout.vllm")
     if config.train.updates_per_rollout == 1:
-        paths += ["loss.clip_low", "loss.clip_high"]  # the ratio is always 1
+        # the ratio is always 1
+        paths += [f"loss.{name}" for name in ("clip_low", "clip_high", "ratio", "surrogate")]
     if config.reward.kind != "random":
         paths.append("reward.probability")
     if config.advantage.baseline == "none":

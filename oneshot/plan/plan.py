@@ -299,10 +299,13 @@ def with_seed(trial: Trial, seed: int) -> Trial:
 
 
 def max_tokens(config: TrialConfig) -> int:
-    """Return the completion tokens of a trial's training if every completion has the full length; 0 for SFT."""
+    """Return the completion tokens of a trial's training if all are full and drawn as often as may be; 0 for SFT."""
+    rollout = config.rollout
     if config.train.method == "sft":
         return 0
-    return config.train.num_steps * config.rollout.num_groups * config.rollout.group_size * config.rollout.max_tokens
+    return (
+        config.train.num_steps * (1 + rollout.resample) * rollout.num_groups * rollout.group_size * rollout.max_tokens
+    )
 
 
 def _trial_json(trial: Trial) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def inert_settings(config: TrialConfig) -> list[str]:
         "advantage.eps": "without division by a standard deviation of a group",
         "critic.coef": "unless critic.share is body",
     }
-    reasons["loss.clip_high"] = reasons["loss.clip_low"]
+    reasons |= {f"loss.{name}": reasons["loss.clip_low"] for name in ("clip_high", "ratio", "surrogate")}
     reasons["rollout.vllm"] = "unless rollout.engine is vllm"
     inert = set(inert_paths(config)) - {"rollout.kv_gib"}
     if config.rollout.engine == "auto":
@@ -46,7 +46,9 @@ _OF_GRPO: tuple[str, ...] = (
     "advantage",
     "critic",
     "reward",
-    *(f"loss.{name}" for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "pg_coef")),
+    *(f"loss.{name}" for name in ("ratio", "surrogate", "clip_low", "clip_high", "mask_truncated")),
+    *(f"loss.{name}" for name in ("kl_coef", "entropy_coef", "pg_coef")),
+    "rollout.resample",
     "rollout.num_groups",
     "rollout.group_size",
     "train.updates_per_rollout",

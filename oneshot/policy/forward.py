@@ -100,12 +100,15 @@ class Scored(torch.nn.Module):
         space: Workspace,
         loss_of: LossOf | None = None,
         with_entropy: bool = False,
+        scale: float = 1.0,
         read: Callable[[Tensor], LossOutput] | None = None,
     ) -> Any:
         """Return the log-probability of each completion token, `[M]`, or with `loss_of` the loss and its metrics.
 
-        The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients. `read` makes a loss of
-        the hidden states, `[M, H]`, which is added.
+        The loss's gradient is `scale` times too large. `read` makes a loss of the hidden states, `[M, H]`, which is
+        added without that factor.
+
+        The metrics are a mapping, because FSDP's hooks search tuples for tensors with gradients.
         """
         if loss_of is None:
             return completion_logprobs(self.model, batch, temperature=temperature, space=space)
@@ -118,6 +121,7 @@ class Scored(torch.nn.Module):
             temperature=temperature,
             with_entropy=with_entropy,
             space=space,
+            scale=scale,
         )
         if read is None:
             return output.loss, output.metrics

@@ -101,7 +101,7 @@ def shard_weights(model: Any, config: ModelConfig, *, world: World, cpu_offload:
     """Turn a loaded model on the CPU into the one that decodes, and shard a copy of it for training."""
     values = {name: parameter.data for name, parameter in model.named_parameters()}
     trained = _twin(model)
-    narrow = torch.bfloat16 if config.mixed_precision == "bf16" else None
+    narrow = None if config.mixed_precision == "no" else getattr(torch, config.compute_dtype)
     for name, parameter in trained.named_parameters():
         # with an adapter the model's own weights are not optimised, and so need no wide copy
         parameter.data = values[name] if parameter.requires_grad or narrow is None else values[name].to(narrow)
@@ -135,7 +135,7 @@ def _twin(model: Any) -> Any:
 def shard(model: Any, config: ModelConfig, *, world: World, cpu_offload: bool) -> Scored:
     """Shard a whole model on the CPU onto the device, layer by layer."""
     scored = Scored(model)
-    narrow = torch.bfloat16 if config.mixed_precision == "bf16" else None
+    narrow = None if config.mixed_precision == "no" else getattr(torch, config.compute_dtype)
     offloads = cpu_offload and world.accelerator.device.type != "cpu"
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.accelerator.device.type, (world.size,)),

@@ -114,13 +114,15 @@ def head_loss(
     temperature: float,
     with_entropy: bool,
     space: Workspace,
+    scale: float = 1.0,
 ) -> LossOutput:
     """Compute a loss over tokens as a function of the hidden states and the head's weights.
 
     `loss_of` is called once per chunk, with log-probabilities and entropy (nats; None without `with_entropy`) at
-    `temperature`; its results are added up. The returned `loss` can be differentiated once.
+    `temperature`; its results are added up. The returned `loss` can be differentiated once. Its gradient is `scale`
+    times too large, so that float16 can hold it.
     """
-    chunks = _Chunks(hidden_NH.detach(), head, temperature=temperature, space=space)
+    chunks = _Chunks(hidden_NH.detach(), head, temperature=temperature, space=space, scale=scale)
     output = chunks.run(targets_N, loss_of, with_entropy=with_entropy)
     loss: Tensor = _Differentiated.apply(output.loss, chunks.gradients(), hidden_NH, head.weight, head.bias)  # type: ignore[no-untyped-call]
     return LossOutput(loss=loss, metrics=output.metrics)
@@ -146,8 +148,9 @@ class _Differentiated(torch.autograd.Function):
 class _Chunks:
     """A loss over the tokens, computed chunk by chunk, and the sum of its gradients."""
 
-    def __init__(self, hidden_NH: Tensor, head: Any, *, temperature: float, space: Workspace) -> None:
+    def __init__(self, hidden_NH: Tensor, head: Any, *, temperature: float, space: Workspace, scale: float) -> None:
         self.hidden_NH, self.head, self.temperature, self.space = hidden_NH, head, temperature, space
+        self.scale = scale
         dtype = wide(hidden_NH.dtype)
         self._hidden_grad_NH = torch.empty_like(hidden_NH)
         is_trained = head.weight.requires_grad  # with an adapter the head is frozen
@@ -182,7 +185,7 @@ class _Chunks:
         inputs = [logprobs_n.requires_grad_()] + ([entropy_n.requires_grad_()] if entropy_n is not None else [])
         with torch.enable_grad():
             output = loss_of(logprobs_n, entropy_n, where)
-        used_grads = torch.autograd.grad(output.loss, inputs, allow_unused=True)
+        used_grads = torch.autograd.grad(output.loss * self.scale, inputs, allow_unused=True)
         grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, used_grads, strict=True)]
         with torch.no_grad():
             grad_nV = _logits_gradient(targets_n, logits_nV, probs_nV, log_normaliser_n, entropy_n, *grads)

@@ -1,7 +1,7 @@
 """A loaded model -> its weights: those that compute, and those that the optimiser changes (the master weights).
 
-In one precision they are the same tensors. With bfloat16 compute, rollout, evaluation and update all run on bfloat16
-weights. The optimiser holds float32 weights, which are rounded to bfloat16 after each of its steps. Nothing is cast
+In one precision they are the same tensors. With bfloat16 or float16 compute, rollout, evaluation and update all run on
+such weights. The optimiser holds float32 weights, which are rounded after each of its steps. Nothing is cast
 while decoding, and the policy that samples is the policy that is trained. (Autocast would cast every weight at every
 decode step, and its update would have a wider residual stream than the rollout.)
 
@@ -88,5 +88,5 @@ def split_weights(model: Any, config: ModelConfig) -> Weights:
     master = {name: Parameter(parameter.detach().clone()) for name, parameter in trained.items()}
     # only parameters: the buffers (rotary frequencies) stay wide
     for parameter in compute.values():
-        parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.data = parameter.data.to(getattr(torch, config.compute_dtype))
     return Weights(compute=compute, master=master, scored=scored)

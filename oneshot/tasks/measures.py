@@ -45,10 +45,10 @@ NO_SHARES = ("length_mean", "ungraded", "thinking_tokens", "waits")
 OVER_PROBLEMS = ("pass_at_1", "pass_at_1_lenient", "avg_at_k", "pass_at_k", "boxed", "length_mean")
 """The measures that have a value for each problem."""
 _TRAINING = {
-    "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded"),
-    "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed"),
+    "reward": ("mean", "accuracy", "frac_groups_zero_std", "ungraded", "overlong"),
+    "rollout": ("entropy", "length_mean", "truncated", "empty", "boxed", "groups_drawn", "groups_kept"),
     "sft": ("epoch", "num_solutions", "num_tokens", "cut"),
-    "optim": ("lr",),
+    "optim": ("lr", "loss_scale", "skipped"),
     "loss": ("total", "pg", "kl", "entropy", "grad_norm", "clip_fraction", "frac_skipped"),
     "perf": ("step_s", "rollout_s", "update_s", "tokens_per_s", "efficiency"),
     "system": ("rss_gib", "gpu_peak_rollout_gib", "gpu_peak_update_gib"),

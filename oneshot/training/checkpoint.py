@@ -44,6 +44,8 @@ def save_state(state: TrainingState, folder: Path, *, with_optimizer: bool) -> N
         "kv_gib": state.kv_gib,
         "num_processes": state.world.size,
     }
+    if state.loss_scale.is_used:
+        metadata["loss_scale"] = [state.loss_scale.value, state.loss_scale.num_finite]
     if into is not None:
         (into / "state.json").write_text(json.dumps(metadata, indent=2))
 
@@ -92,7 +94,10 @@ def _write(tensors: Iterator[tuple[str, Tensor]], folder: Path | None, name: str
 def load_state(state: TrainingState, folder: Path) -> None:
     """Load a checkpoint's weights, optimiser and step into a fresh state of the same trial."""
     load_weights(state, folder)
-    state.baseline = json.loads((folder / "state.json").read_text())["baseline"]
+    metadata = json.loads((folder / "state.json").read_text())
+    state.baseline = metadata["baseline"]
+    if state.loss_scale.is_used:
+        state.loss_scale.value, state.loss_scale.num_finite = metadata["loss_scale"]
     for path, tensor in read_tensors(sorted(folder.glob("optimizer*.safetensors"))):
         name, _, moment = path.rpartition("/")
         parameter = state.weights.master[name]

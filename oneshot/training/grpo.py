@@ -33,7 +33,7 @@ from oneshot.training.metrics import Sampled, StepMetrics
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.order import groups_of_step
 from oneshot.training.state import TrainingState
-from oneshot.training.update import Batch, update
+from oneshot.training.update import Batch, join_groups, update
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,13 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
     start_s = time.perf_counter()
     try:
         batch = roll_out(config, state)
+        redrawn = resample(config, state, batch)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the rollout of step {state.step + 1}") from error
     rollout_s = time.perf_counter() - start_s
     peaks = {"rollout": pop_gpu_peak_gib()}
     state.engine.rest()
-    metrics = {**_batch_metrics(batch, config), **update(config, state, batch)}
+    metrics = {**_batch_metrics(batch, config), **redrawn.metrics, **update(config, state, redrawn.kept)}
     step_s = time.perf_counter() - start_s
     peaks["update"] = pop_gpu_peak_gib()
     state.step += 1
@@ -56,9 +57,9 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         "perf/step_s": step_s,
         "perf/rollout_s": rollout_s,
         "perf/update_s": step_s - rollout_s,
-        "perf/tokens_per_s": batch.num_tokens / step_s,
+        "perf/tokens_per_s": redrawn.num_tokens / step_s,
     }
-    if state.floor.can_measure:
+    if state.floor.can_measure and not config.rollout.resample:  # else the update has other tokens than the rollout
         metrics["perf/efficiency"] = _floor_s(config, state, batch) / step_s
     if torch.cuda.is_available():
         if config.rollout.engine == "vllm":  # torch counts what vLLM has given back
@@ -102,17 +103,63 @@ def _floor_s(config: TrialConfig, state: TrainingState, batch: Batch) -> float:
 def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
     """Sample and grade the step's groups. Each process takes whole groups, the first rewards, all get the batch."""
     state.engine.wake(state.policy, state.weights)
-    group_size = config.rollout.group_size
     example_N = groups_of_step(len(state.examples), config.rollout.num_groups, seed=state.seed, step=state.step)
-    share = state.world.share(list(enumerate(example_N)))
-    rows = sorted(state.world.gather(_sample(config, state, share)), key=itemgetter(0))
-    _, completions, graded = zip(*rows, strict=True)
-    example_G = tuple(example for example in example_N for _ in range(group_size))
-    rewarded = state.world.broadcast(_reward(config, state, example_G, graded) if state.world.is_first else None)
+    return _draw(config, state, list(enumerate(example_N)), draw=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Redrawn:
+    """The groups that the update learns from, and what resampling cost."""
+
+    kept: Batch
+    num_tokens: int  # of all draws
+    metrics: dict[str, float]
+
+
+def resample(config: TrialConfig, state: TrainingState, first: Batch) -> _Redrawn:
+    """Draw groups whose rewards are all equal again, up to `rollout.resample` times (DAPO, arXiv 2503.14476, 3.2).
+
+    Groups that stay without spread are left out: as in DAPO, the update's means are over groups with spread alone. DAPO
+    takes other prompts for new draws, until the batch is full; here a group keeps its example. Every metric of rewards
+    and completions is that of the first draws, which are an unbiased sample of the policy.
+    """
+    if not config.rollout.resample:
+        return _Redrawn(kept=first, num_tokens=first.num_tokens, metrics={})
+    size, batch = config.rollout.group_size, first
+    groups = list(enumerate(first.example_G[::size]))
+    num_drawn, num_tokens = len(groups), first.num_tokens
+    kept: dict[int, tuple[Batch, int]] = {}
+    for draw in range(config.rollout.resample + 1):
+        if draw:
+            batch = _draw(config, state, groups, draw=draw)
+            num_drawn, num_tokens = num_drawn + len(groups), num_tokens + batch.num_tokens
+        kept |= {group: (batch, place) for place, (group, _) in enumerate(groups) if batch.spread_N[place]}
+        groups = [(group, example) for group, example in groups if group not in kept]
+        if not groups:
+            break
+    return _Redrawn(
+        kept=join_groups([kept[group] for group in sorted(kept)], size=size, like=first),
+        num_tokens=num_tokens,
+        metrics={"rollout/groups_drawn": float(num_drawn), "rollout/groups_kept": float(len(kept))},
+    )
+
+
+def _draw(config: TrialConfig, state: TrainingState, groups: Sequence[tuple[int, int]], *, draw: int) -> Batch:
+    """Sample and grade (group, example) pairs; `draw` counts how often these groups have been drawn before."""
+    group_size = config.rollout.group_size
+    rows = sorted(state.world.gather(_sample(config, state, state.world.share(groups), draw)), key=itemgetter(0))
+    places, completions, graded = zip(*rows, strict=True)
+    example_G = tuple(example for _, example in groups for _ in range(group_size))
+    keys = [_key(state, place, draw) for place in places]
+    rewarded = state.world.broadcast(_reward(config, state, example_G, graded, keys) if state.world.is_first else None)
     if rewarded.errors and not any(map(math.isfinite, rewarded.values_G)):
         raise TrialError(f"no completion of step {state.step + 1} has a reward: {rewarded.errors[0]}")
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
-    rewards_G = torch.tensor(rewarded.values_G, dtype=dtype, device=state.policy.device)
+    values_G = torch.tensor(rewarded.values_G, dtype=dtype, device=state.policy.device)
+    penalties, terms = overlong_penalties(completions, config), dict(rewarded.terms)
+    if config.reward.overlong is not None:
+        terms["overlong"] = penalties
+    rewards_G = values_G + torch.tensor(penalties, dtype=dtype, device=state.policy.device)
     return Batch(
         example_G=example_G,
         completions=completions,
@@ -121,13 +168,14 @@ def roll_out(config: TrialConfig, state: TrainingState) -> Batch:
         rewards_G=rewards_G,
         advantages_G=advantages(rewards_G, group_size=group_size, config=config.advantage),
         mismatch=Mismatch(completions, state.policy.device),
-        terms=rewarded.terms,
+        terms=terms,
         num_errors=len(rewarded.errors),
+        spread_N=tuple((~zero_std_groups(values_G.view(-1, group_size))).tolist()),
     )
 
 
 def _sample(
-    config: TrialConfig, state: TrainingState, groups: Sequence[tuple[int, int]]
+    config: TrialConfig, state: TrainingState, groups: Sequence[tuple[int, int]], draw: int
 ) -> list[tuple[int, Completion, GradedCompletion]]:
     """Sample (group, example) pairs and grade each completion when it ends; return place, completion and grade."""
     group_size = config.rollout.group_size
@@ -141,7 +189,7 @@ def _sample(
     requests = [
         PromptRequest(
             prompt_ids=state.prompts[example],
-            row_keys=tuple(_key(state, place) for place in places[example]),
+            row_keys=tuple(_key(state, place, draw) for place in places[example]),
             max_tokens=config.rollout.max_tokens,
         )
         for example in examples
@@ -178,15 +226,19 @@ class _Rewarded:
 
 
 def _reward(
-    config: TrialConfig, state: TrainingState, example_G: Sequence[int], graded: Sequence[GradedCompletion]
+    config: TrialConfig,
+    state: TrainingState,
+    example_G: Sequence[int],
+    graded: Sequence[GradedCompletion],
+    key_G: Sequence[tuple[int, ...]],
 ) -> _Rewarded:
-    """Return the reward of each completion of the step."""
+    """Return the reward of each completion of a draw. What compares an example's completions sees those of the draw."""
     values_G = [math.nan] * len(graded)
     terms = {name: [math.nan] * len(graded) for name in config.reward.terms}
     errors: list[str] = []
     for example in dict.fromkeys(example_G):
         places = [place for place in range(len(example_G)) if example_G[place] == example]
-        keys = [_key(state, place) for place in places]
+        keys = [key_G[place] for place in places]
         problem = state.examples[example]
         shown = Example(id=problem.id, problem=problem.prompt, answer=problem.answer)
         group = [graded[place] for place in places]
@@ -201,9 +253,18 @@ def _reward(
     return _Rewarded(values_G=values_G, terms=terms, errors=errors)
 
 
-def _key(state: TrainingState, place: int) -> tuple[int, ...]:
-    """Return the key of a completion's row of the random table."""
-    return state.seed, state.step, place
+def _key(state: TrainingState, place: int, draw: int) -> tuple[int, ...]:
+    """Return the key of a completion's row of the random table; a group that is drawn again has new ones."""
+    return (state.seed, state.step, place, draw) if draw else (state.seed, state.step, place)
+
+
+def overlong_penalties(completions: Sequence[Completion], config: TrialConfig) -> list[float]:
+    """Return what each completion's length adds to its reward: 0, or less in the buffer (DAPO, Eq. 13)."""
+    rule, max_tokens = config.reward.overlong, config.rollout.max_tokens
+    if rule is None:
+        return [0.0] * len(completions)
+    left = [max_tokens - rule.buffer - len(completion.token_ids) for completion in completions]
+    return [rule.penalty * min(0, tokens) / rule.buffer for tokens in left]
 
 
 def _accuracies(batch: Batch) -> dict[int, float]:
@@ -240,4 +301,5 @@ def _term_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:
     for name, values in batch.terms.items():
         known = [value for value in values if math.isfinite(value)]
         means[f"reward/{name}"] = fmean(known) if known else 0.0
-    return {**means, "reward/errors": float(batch.num_errors)}
+    has_errors = bool(config.reward.calls or config.reward.terms)
+    return {**means, **({"reward/errors": float(batch.num_errors)} if has_errors else {})}

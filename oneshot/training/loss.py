@@ -1,20 +1,21 @@
 """Log-probabilities and advantages of a step's completions -> one differentiable number.
 
 `loss = pg_coef * pg + kl_coef * kl - entropy_coef * entropy`; the three terms are aggregated over tokens in the same
-way. Like the released code, it differs from the paper's text: the ratio is per token (the paper's Eq. 4 has one per
-sequence). By default the mean is over all tokens of the step; the released code's is over a micro-batch, so that its
-results depend on the packing.
+way. Like the released code, it differs from the paper's text: by default the ratio is per token (the paper's Eq. 4 has
+one per sequence). By default the mean is over all tokens of the step; the released code's is over a micro-batch, so
+that its results depend on the packing.
 
 Shapes: G completions. Tensors without a suffix are per token in any arrangement. All log-probabilities are natural, of
 the sampled token, at the sampling temperature.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from oneshot.config.trial import LossConfig
+from oneshot.config.loss import LossConfig
 from oneshot.policy.output_head import LossOutput
 
 
@@ -33,10 +34,39 @@ def ratio(logprobs: Tensor, old_logprobs: Tensor | None) -> Tensor:
     return (logprobs - old).exp()
 
 
+def sequence_old(logprobs_M: Tensor, old_M: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return values to use as the old log-probabilities, with which each token's ratio is that of its completion.
+
+    GSPO's ratio (arXiv 2507.18071, Eq. 7) is `s = exp(mean over the completion's tokens of log(policy / old))`. A
+    slice of a micro-batch lacks some of these tokens. So the mean is taken beforehand, from `logprobs_M` without
+    gradient, and each token has the ratio of GSPO-token (Eq. 14), `sg[s] * policy / sg[policy]`, whose value is s.
+    If all tokens of a completion have one advantage and one weight, the gradient of their sum is that of GSPO (Eq. 10).
+
+    The completions are in a row, `lengths` tokens each.
+    """
+    log_ratio_M = logprobs_M - old_M
+    means = [log_ratio.mean().expand(len(log_ratio)) for log_ratio in log_ratio_M.split(list(lengths))]
+    return logprobs_M - torch.cat(means)
+
+
 def surrogate(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """Return PPO's clipped surrogate per token, to be minimised (arXiv 1707.06347, Eq. 7)."""
+    """Return PPO's clipped surrogate per token, to be minimised (arXiv 1707.06347, Eq. 7).
+
+    With `clip_low: 1` the clip is one-sided, since no ratio is below 0: advantages above 0 have the upper bound, and
+    those below 0 have none. (PPO's minimum never bounds a ratio above 1 whose advantage is below 0.)
+    """
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def cispo(logprobs: Tensor, ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """Return CISPO's surrogate per token, to be minimised (MiniMax-M1, arXiv 2506.13585, Eq. 4-5).
+
+    The clipped ratio is a weight without gradient, whatever the advantage's sign, so that no token loses its gradient.
+    With `clip_low: 1` the clip is one-sided: the weight has an upper bound only, as in the paper's runs and in
+    truncated importance sampling.
+    """
+    return -ratio.detach().clamp(1 - clip_low, 1 + clip_high) * advantages * logprobs
 
 
 CORRECTION_CAP = 2.0
@@ -60,7 +90,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def token_weights(num_tokens_G: Tensor, config: LossConfig, totals: BatchTotals) -> Tensor:
     """Return the weight of one token of each completion in the step's mean: `[G] -> [G]`."""
     if config.aggregation == "token_mean":
-        return torch.full_like(num_tokens_G, 1 / totals.num_tokens)
+        return torch.full_like(num_tokens_G, 1 / max(1, totals.num_tokens))
     if config.aggregation == "sequence_mean":
         return 1 / (num_tokens_G.clamp(min=1) * totals.num_sequences)
     return torch.full_like(num_tokens_G, 1 / (totals.num_sequences * totals.max_tokens))
@@ -98,10 +128,15 @@ def token_loss(
         return (values * weights).sum()
 
     ratios = ratio(logprobs, old_logprobs)
-    pg = mean(surrogate(ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
+    is_above, is_below = ratios > 1 + config.clip_high, ratios < 1 - config.clip_low
+    # on-policy, both have one gradient; so one setting's trial is the other's, in its metrics, too
+    if config.surrogate == "ppo" or old_logprobs is None:
+        pg = mean(surrogate(ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
+        is_clipped = is_above & (advantages > 0) | is_below & (advantages < 0)  # they lose their gradient
+    else:
+        pg = mean(cispo(logprobs, ratios, advantages, clip_low=config.clip_low, clip_high=config.clip_high))
+        is_clipped = is_above | is_below
     loss = config.pg_coef * pg
-    # the clip removes these tokens' gradient
-    is_clipped = (ratios > 1 + config.clip_high) & (advantages > 0) | (ratios < 1 - config.clip_low) & (advantages < 0)
     metrics = {"loss/pg": pg, "loss/clip_fraction": mean(is_clipped.to(ratios.dtype))}
     if ref_logprobs is not None:
         metrics["loss/kl"] = kl = mean(k3(logprobs, ref_logprobs))

@@ -52,9 +52,8 @@ def sample_solutions(config: TrialConfig, *, seed: int, device: torch.device, gr
 def _load(config: TrialConfig, path: str) -> Policy:
     """Load a sampling model in the precision that rollouts compute in."""
     name, _, revision = path.partition("@")
-    narrow = {"dtype": "bfloat16"} if config.model.mixed_precision == "bf16" else {}
     other = {} if path == POLICY else {"path": name, "revision": revision or None, "trust_remote_code": False}
-    policy = load_policy(config.model.model_copy(update=narrow | other))
+    policy = load_policy(config.model.model_copy(update={"dtype": config.model.compute_dtype, **other}))
     end_turns(policy, config.prompt)
     return policy
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oneshot.config.trial import LossConfig, TrialConfig
+from oneshot.config.loss import LossConfig
+from oneshot.config.trial import TrialConfig
 from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack
 from oneshot.training.free_memory import pop_gpu_peak_gib
@@ -66,7 +67,9 @@ def add_gradient(config: TrialConfig, state: TrainingState, chosen: Sequence[int
             total = -(logprobs_n * weights_M[where]).sum()
             return LossOutput(loss=total, metrics={"loss/total": total.detach()})
 
-        total, metrics = state.weights.scored(batch, temperature=1.0, space=space, loss_of=loss_of)
+        total, metrics = state.weights.scored(
+            batch, temperature=1.0, space=space, loss_of=loss_of, scale=state.loss_scale.value
+        )
         return LossOutput(loss=total, metrics=metrics)
 
     packed = packs(config, state, prompt_of, completions, range(len(chosen)))

@@ -42,6 +42,7 @@ from oneshot.training.critic import Critic, new_body, new_critic
 from oneshot.training.demonstrations import encode_demonstrations
 from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
+from oneshot.training.loss_scale import LossScale
 from oneshot.training.roofline import Floor
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class TrainingState:
     grader: Grader
     floor: Floor
     engine: Engine  # of rollouts and evaluations
+    loss_scale: LossScale
 
     def limit_kv(self, kv_gib: float) -> None:
         """Set `kv_gib`, also the engine's."""
@@ -149,6 +151,7 @@ def new_state(
         kv_gib=kv_gib,
         grader=grader,
         floor=Floor(policy.model),
+        loss_scale=LossScale.of(config.model),
         engine=HfGenerate() if config.rollout.engine == "hf" else Lockstep(kv_gib=kv_gib, lasts=lasts),
     )
     if trains_sft:
@@ -177,9 +180,8 @@ def _begin_from(policy: Policy, config: TrialConfig, start: Path | None) -> Any 
     before = None
     if init.reference == "model" and config.has_reference:
         before = deepcopy(policy.model)
-        if config.model.mixed_precision == "bf16":
-            for parameter in before.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
+        for parameter in before.parameters():
+            parameter.data = parameter.data.to(getattr(torch, config.model.compute_dtype))
     weights = dict(policy.model.named_parameters())
     with torch.no_grad():
         for name, value in read_tensors(sorted(start.glob("model*.safetensors"))):

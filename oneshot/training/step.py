@@ -78,16 +78,31 @@ def accumulate(
 def take_step(config: TrialConfig, state: TrainingState, metrics: dict[str, float], *, update: int = 0) -> None:
     """Take an optimiser step with the accumulated gradient, and add its norm to the metrics.
 
-    `update` counts the optimiser steps of this step, from 0.
+    `update` counts the optimiser steps of this step, from 0. A gradient that overflows in float16 is dropped, which
+    `optim/skipped` counts, and has no norm.
 
     Raises TrialError: the loss or its gradient is not finite; the weights stay as they were.
     """
-    _clip(config, state, state.weights, metrics, "loss/total", "loss/grad_norm")
+    scale, weights = state.loss_scale, state.weights
+    if scale.is_used:
+        metrics |= {"optim/loss_scale": scale.value, "optim/skipped": 0.0}
+        for master in weights.master.values():
+            assert master.grad is not None, "`accumulate` completes the gradients"
+            master.grad /= scale.value
+    metrics["loss/grad_norm"] = _clip(config, state, weights)
+    if math.isfinite(metrics["loss/total"]) and not math.isfinite(metrics["loss/grad_norm"]) and scale.can_fall:
+        del metrics["loss/grad_norm"]
+        metrics["optim/skipped"] = 1.0
+        scale.update(is_finite=False)
+        state.optimizer.zero_grad()
+        return
+    _check_finite(state, metrics, "loss/total", "loss/grad_norm")
     if config.optim.schedule.has_length:
         metrics["optim/lr"] = rate = learning_rate(config, step=state.step, update=update)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
     state.optimizer.step()
+    scale.update(is_finite=True)
     state.optimizer.zero_grad()  # frees memory for the next rollout
     state.weights.publish()
 
@@ -97,19 +112,22 @@ def take_critic_step(config: TrialConfig, state: TrainingState, critic: Critic, 
 
     Raises TrialError: its loss or its gradient is not finite.
     """
-    _clip(config, state, critic.weights, metrics, "critic/loss", "critic/grad_norm")
+    metrics["critic/grad_norm"] = _clip(config, state, critic.weights)
+    _check_finite(state, metrics, "critic/loss", "critic/grad_norm")
     critic.optimizer.step()
     critic.optimizer.zero_grad()
     critic.weights.publish()
 
 
-def _clip(
-    config: TrialConfig, state: TrainingState, weights: Weights, metrics: dict[str, float], loss: str, norm: str
-) -> None:
-    """Clip a gradient, and add its norm before that to the metrics. Raises TrialError: it is not finite."""
-    length = state.world.accelerator.clip_grad_norm_(weights.master.values(), config.optim.grad_clip)
-    metrics[norm] = weights.whole(length).item()
-    for name in (loss, norm):
+def _clip(config: TrialConfig, state: TrainingState, weights: Weights) -> float:
+    """Clip a gradient; return its norm before that."""
+    norm = state.world.accelerator.clip_grad_norm_(weights.master.values(), config.optim.grad_clip)
+    return weights.whole(norm).item()
+
+
+def _check_finite(state: TrainingState, metrics: dict[str, float], *names: str) -> None:
+    """Raise TrialError if a metric is not finite."""
+    for name in names:
         if not math.isfinite(metrics[name]):
             raise TrialError(
                 f"{name} is {metrics[name]} at step {state.step + 1}; the weights of step {state.step} are kept"

@@ -9,6 +9,7 @@ Shapes: G completions of the step, group after group; M completion tokens of a m
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import fmean
 
 import torch
@@ -19,7 +20,7 @@ from oneshot.policy.output_head import LossOutput, Workspace
 from oneshot.policy.packing import Pack
 from oneshot.rollout.engine import Completion
 from oneshot.training.critic import Critic, Estimates, estimates, value_loss
-from oneshot.training.loss import BatchTotals, correction, token_loss, token_weights
+from oneshot.training.loss import BatchTotals, correction, sequence_old, token_loss, token_weights
 from oneshot.training.mismatch import Mismatch
 from oneshot.training.state import TrainingState
 from oneshot.training.step import accumulate, packs, take_critic_step, take_step
@@ -38,6 +39,7 @@ class Batch:
     mismatch: Mismatch  # between sampler and trainer; the update fills it
     terms: Mapping[str, Sequence[float]] = field(default_factory=dict)  # rewards by term of a sum, before its weight
     num_errors: int = 0  # examples whose reward function failed
+    spread_N: tuple[bool, ...] = ()  # whether a group's rewards differ, before a penalty for its length
 
     @property
     def token_ids(self) -> list[tuple[int, ...]]:
@@ -50,25 +52,52 @@ class Batch:
         return sum(len(completion.token_ids) for completion in self.completions)
 
 
+def join_groups(groups: Sequence[tuple[Batch, int]], *, size: int, like: Batch) -> Batch:
+    """Return some groups of `size` completions, each named by its batch and its place there, as one batch.
+
+    The batch has no rewards by term. `like` has the dtypes, since there may be no groups.
+    """
+    parts = [(batch, slice(place * size, (place + 1) * size)) for batch, place in groups]
+    completions = tuple(chain.from_iterable(batch.completions[rows] for batch, rows in parts))
+    return Batch(
+        example_G=tuple(chain.from_iterable(batch.example_G[rows] for batch, rows in parts)),
+        completions=completions,
+        texts=tuple(chain.from_iterable(batch.texts[rows] for batch, rows in parts)),
+        correct_G=tuple(chain.from_iterable(batch.correct_G[rows] for batch, rows in parts)),
+        rewards_G=torch.cat([like.rewards_G[:0], *(batch.rewards_G[rows] for batch, rows in parts)]),
+        advantages_G=torch.cat([like.advantages_G[:0], *(batch.advantages_G[rows] for batch, rows in parts)]),
+        mismatch=Mismatch(completions, like.rewards_G.device),
+    )
+
+
 def update(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[str, float]:
     """Take the step's optimiser steps, each on whole groups; return the mean of their `loss/...` metrics.
 
+    An optimiser step that has no group is not taken; `optim/skipped` counts them.
+
     Raises TrialError: the loss or its gradient is not finite; the weights are those before that optimiser step.
     """
-    num_updates = config.train.updates_per_rollout
-    size = len(batch.completions) // num_updates
+    num_updates, size = config.train.updates_per_rollout, config.rollout.group_size
+    num_groups = len(batch.completions) // size
     metrics: dict[str, list[float]] = defaultdict(list)
+    if config.rollout.resample:
+        metrics["optim/skipped"] = [0.0]
     with state.weights.updating():
         old = Old(
             logprobs=_old_logprobs(config, state, batch) if num_updates > 1 else None,
             critic=None if state.critic is None else _estimates(config, state, state.critic, batch),
         )
-        for start in range(0, len(batch.completions), size):
-            chosen = range(start, start + size)
-            for name, value in optimizer_step(config, state, batch, chosen, old).items():
+        for number in range(num_updates):
+            # as even as whole groups allow: resampling may leave any number of them
+            start, end = (size * (place * num_groups // num_updates) for place in (number, number + 1))
+            if start == end:
+                metrics["optim/skipped"].append(1.0)
+                continue
+            for name, value in optimizer_step(config, state, batch, range(start, end), old, number).items():
                 metrics[name].append(value)
-    means = {name: fmean(values) for name, values in metrics.items()}
-    return means | batch.mismatch.metrics(state.world) | ({} if old.critic is None else old.critic.metrics())
+    means = {name: fmean(values) for name, values in metrics.items()} | batch.mismatch.metrics(state.world)
+    means |= {} if old.critic is None else old.critic.metrics()
+    return means | ({"optim/skipped": sum(metrics["optim/skipped"])} if "optim/skipped" in metrics else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +109,9 @@ class Old:
 
 
 def optimizer_step(
-    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old: Old
+    config: TrialConfig, state: TrainingState, batch: Batch, chosen: range, old: Old, number: int
 ) -> dict[str, float]:
-    """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take one optimiser step."""
+    """Add up the gradient of the chosen completions, micro-batch by micro-batch, and take optimiser step `number`."""
     metrics, num_trained = add_gradient(config, state, batch, chosen, old)
     critic = state.critic
     if critic is not None and old.critic is not None:
@@ -94,13 +123,14 @@ def optimizer_step(
         if state.step < critic.config.warmup_steps:
             state.optimizer.zero_grad()
             return metrics | {"loss/frac_skipped": 1.0}
-    take_step(config, state, metrics, update=chosen.start // len(chosen))
+    take_step(config, state, metrics, update=number)
     return metrics | {"loss/frac_skipped": 1 - num_trained / len(chosen)}
 
 
 def _weights(config: TrialConfig, batch: Batch, chosen: range) -> tuple[Tensor, int]:
     """Return the weight of one token of each completion in the chosen ones' mean, `[G]`, and their number of tokens."""
-    lengths_G = torch.tensor([len(completion.token_ids) for completion in batch.completions])
+    # tokens that are left out do not count in a mean over tokens; their completions count in means over completions
+    lengths_G = torch.tensor([0 if _is_masked(config, c) else len(c.token_ids) for c in batch.completions])
     totals = BatchTotals(
         num_tokens=int(lengths_G[list(chosen)].sum()), num_sequences=len(chosen), max_tokens=config.rollout.max_tokens
     )
@@ -165,6 +195,9 @@ def _loss(
     corrects = config.rollout.correction == "token"
     sampled_M = sampler.sampled(batch, like=weights_M) if corrects or compares else None
     ref_M = None if state.reference is None else state.reference(batch, temperature=temperature, space=space)
+    base_M = old_M  # of the ratio
+    if old_M is not None and config.loss.ratio == "sequence":
+        base_M = sequence_old(state.weights.scored(batch, temperature=temperature, space=space), old_M, batch.lengths)
 
     def loss_of(logprobs_n: Tensor, entropy_n: Tensor | None, where: slice) -> LossOutput:
         old_n = None if old_M is None else old_M[where]
@@ -175,7 +208,7 @@ def _loss(
             advantages_n = advantages_n * correction(logprobs_n if old_n is None else old_n, sampled_M[where])
         return token_loss(
             logprobs_n,
-            old_n,
+            None if base_M is None else base_M[where],
             None if ref_M is None else ref_M[where],
             advantages_n,
             weights_M[where],
@@ -190,6 +223,7 @@ def _loss(
         loss_of=loss_of,
         with_entropy=config.loss.entropy_coef != 0,
         read=read,
+        scale=state.loss_scale.value,
     )
     return LossOutput(loss=loss, metrics=metrics)
 
@@ -218,7 +252,8 @@ def _add_critic_gradient(
         weights_M = micro_batch.spread(weights_G[places]) * counts
         return _value_loss(critic, critic.reader.hidden(micro_batch), known, micro_batch, weights_M)
 
-    packed = packs(config, state, batch.example_G, batch.token_ids, chosen)
+    judged = [index for index in chosen if not _is_masked(config, batch.completions[index])]
+    packed = packs(config, state, batch.example_G, batch.token_ids, judged)
     return accumulate(state, packed, loss, names=("critic/loss",), weights=critic.weights)
 
 
@@ -233,10 +268,17 @@ def _estimates(config: TrialConfig, state: TrainingState, critic: Critic, batch:
 
 
 def _has_no_gradient(config: TrialConfig, batch: Batch, index: int) -> bool:
-    """Return whether a completion's gradient is exactly zero: no advantage, no KL term and no entropy bonus."""
+    """Return whether a completion's gradient is exactly zero: masked, or no advantage, KL term and entropy bonus."""
+    if _is_masked(config, batch.completions[index]):
+        return True
     if config.critic is not None:
         return False
     return config.loss.kl_coef == 0 and config.loss.entropy_coef == 0 and batch.advantages_G[index].item() == 0
+
+
+def _is_masked(config: TrialConfig, completion: Completion) -> bool:
+    """Return whether the loss leaves a completion out, because it was cut."""
+    return config.loss.mask_truncated and completion.truncated
 
 
 def _old_logprobs(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ from oneshot.store.records import FailureKind
 SAMPLER = "rollout/mismatch_kl"
 FARTHEST, FARTHEST_NARROW = 1e-4, 0.1
 """A sampler this far from the trainer is broken. In float32, two correct ones agree to 1e-7, and one with the weights
-of an earlier step or another temperature does not (docs/rollout.md). In bfloat16 and fp8, rounding adds to it."""
+of an earlier step or another temperature does not (docs/rollout.md). In 16 bits and in fp8, rounding adds to it."""
 
 
 class Guards:
@@ -20,8 +20,8 @@ class Guards:
 
     def __init__(self, guards: tuple[GuardConfig, ...], config: TrialConfig) -> None:
         is_set = any(guard.metric == SAMPLER for guard in guards)
-        precisions = (config.model.dtype, config.model.mixed_precision, config.rollout.vllm.quantization)
-        is_narrow = any(name in precisions for name in ("bfloat16", "bf16", "fp8"))
+        precisions = (config.model.compute_dtype, config.rollout.vllm.quantization)
+        is_narrow = any(name in precisions for name in ("bfloat16", "float16", "fp8"))
         farthest = GuardConfig(metric=SAMPLER, above=FARTHEST_NARROW if is_narrow else FARTHEST)
         self._guards = guards if is_set else (*guards, farthest)
         self._broken: Counter[int] = Counter()
