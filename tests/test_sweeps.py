@@ -33,7 +33,7 @@ NUM_CELLS = {
     "grouping": 10,
     "psr_nsr": 8,
     "seeds_ci": 4,  # three, and the base model
-    "selector_bench": 8,
+    "selector_bench": 12,
     "histvar_collect": 1,
     "saturation": 6,
     "smoke_single_gpu": 1,
