@@ -39,6 +39,7 @@ NUM_CELLS = {
     "smoke_single_gpu": 1,
     "evening": 6,
     "label_free": 16,
+    "transfer": 6,
     "laptop": 2,
     "laptop-sft": 3,
     "less_is_more": 14,
