@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
+from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.grading import Grader
 from oneshot.training.loop import train
 from oneshot.training.metrics import StepMetrics
@@ -83,6 +85,25 @@ def test_a_set_larger_than_a_step_is_visited_in_epochs(tiny_config: MakeConfig, 
     assert not visits[0] & visits[1]
     assert not visits[2] & visits[3]
     assert visits[:2] != visits[2:]
+
+
+def test_the_disagreement_about_an_example_is_recorded_at_its_first_visit_alone(
+    tiny_config: MakeConfig, grader: Grader
+) -> None:
+    examples = [{"set": "arithmetic", "random": 9, "seed": 0}]
+    steps = run(tiny_config(eval=NO_EVAL, examples=examples, train={"num_steps": 12}), grader)
+    seen: set[str] = set()
+    for step in steps:
+        assert set(step.answer_entropies) == set(step.visits) - seen
+        seen |= set(step.visits)
+        for example, entropy in step.answer_entropies.items():
+            texts = [one.completion for one in step.sampled if one.example_id == example]
+            boxes = [extract_boxed(text) for text in texts]
+            # sums are numerals, which are equal if they are spelt the same
+            shares = [count / len(texts) for count in Counter(boxes).values()]
+            assert entropy == pytest.approx(-sum(share * math.log(share) for share in shares), abs=1e-12)
+    assert len(seen) == 9
+    assert max(entropy for step in steps for entropy in step.answer_entropies.values()) > 0
 
 
 def test_a_label_that_is_right_after_all_is_refused(tiny_config: MakeConfig, grader: Grader) -> None:

@@ -197,6 +197,11 @@ def test_a_history_is_ranked(tmp_path: Path) -> None:
         (5, 0.0625, 2),
         (3, 0.0, 2),
     ]
+    done = oneshot("rank", "--history", "h.json", "--by", "pass_rate_variance", "--json", cwd=tmp_path)
+    assert [(one["index"], one["score"]) for one in json.loads(done.out)] == [(3, 0.25), (5, 0.25), (7, 0.0)]
+    done = oneshot("rank", "--history", "h.json", "--by", "answer_entropy", cwd=tmp_path)
+    assert done.code == 2
+    assert "oneshot: answer_entropy: the history has no entropies of answers for 3 of 3 examples" in done.err
     done = oneshot("rank", "--history", "nowhere", cwd=tmp_path)
     assert done.code == 2
     assert "run it first" in done.err

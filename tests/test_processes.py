@@ -215,6 +215,7 @@ def test_a_trial_is_the_same_in_shards_and_goes_on_in_one_process_from_their_che
         step.evaluations[0].records for step in wanted if step.evaluations
     ]
     assert [step.visits for step in found] == [step.visits for step in wanted]
+    assert [step.answer_entropies for step in found] == [step.answer_entropies for step in wanted]
 
 
 @pytest.mark.slow

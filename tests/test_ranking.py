@@ -8,11 +8,12 @@ import pytest
 from builders import begin_attempt
 from conftest import PROJECT
 
+from oneshot.api.training import rank as rank_by_name
 from oneshot.config.file import load, read
 from oneshot.errors import UserError
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.plan.ranking import FILE, frozen_rankings, known_rankings, pin_rankings, sweep_histories
+from oneshot.plan.ranking import FILE, first_entropies, frozen_rankings, known_rankings, pin_rankings, sweep_histories
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Outcome, Row
@@ -52,8 +53,15 @@ def examples(plan: Plan) -> dict[str, tuple[object, ...]]:
     return {trial.cell["example"]: tuple(trial.config.examples) for trial in plan.trials}
 
 
-def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *, outcome: Outcome) -> None:
-    """Records a training whose steps visited examples so."""
+def finish(
+    trial: Trial,
+    store: Store,
+    visits: Mapping[str, Sequence[float]],
+    *,
+    outcome: Outcome,
+    entropies: Mapping[str, float] | None = None,
+) -> None:
+    """Records a training whose steps visited examples so, with entropies of answers at the first step."""
     assert trial.key is not None
     folder = store.trial(trial.key)
     attempt = begin_attempt(folder, {"started_ms": now_ms()})
@@ -66,6 +74,7 @@ def finish(trial: Trial, store: Store, visits: Mapping[str, Sequence[float]], *,
                 time_ms=now_ms(),
                 metrics={},
                 visits={example: values[step] for example, values in visits.items() if step < len(values)},
+                answer_entropies={} if step or entropies is None else dict(entropies),
             )
             for step in range(steps)
         ],
@@ -218,6 +227,38 @@ def test_a_sweeps_own_history_is_the_mean_over_its_seeds(store: Store) -> None:
 def test_the_history_of_a_sweep_is_by_example_in_the_order_of_steps(store: Store) -> None:
     made_by(store, {example: [0.0, 0.5, 1.0] for example in EXAMPLES})
     assert sweep_histories(store, "history") == [{example: [0.0, 0.5, 1.0] for example in EXAMPLES}]
+
+
+def test_a_ranking_by_disagreement_reads_the_entropies_of_first_visits(store: Store) -> None:
+    visits = {example: [0.0, 0.5] for example in EXAMPLES}
+    plan = made_by(store, visits)
+    entropies = dict(zip(EXAMPLES, (0.5, 0.0, 1.25, 0.5, 0.25), strict=True))
+    finish(plan.trials[0], store, visits, outcome="finished", entropies=entropies)
+    assert first_entropies(store, "history", by="answer_entropy") == [entropies]
+    found = examples(make_plan(pin_rankings(ranked("history", "by: answer_entropy, top: 3, bottom: 1"), store)))
+    # 1.25, then two of 0.5 in the order of the set; 0 is last
+    assert [found[f"ranked#{end}"][0] for end in ("1", "2", "3", "last1")] == [EXAMPLES[i] for i in (2, 0, 3, 1)]
+    assert list(rank_by_name("history", by="answer_entropy", storage=store.root)["score"]) == [1.25, 0.5, 0.5, 0.25, 0]
+
+
+def test_a_history_of_an_older_version_or_of_a_file_has_no_disagreement(store: Store, tmp_path: Path) -> None:
+    plan = made_by(store, {example: [0.0, 1.0] for example in EXAMPLES})
+    folder = store.trial(plan.trials[0].key or "")
+    (segment,) = folder.list("metrics")
+    old = [json.loads(line) for line in (folder.read(f"metrics/{segment}") or "").splitlines()]
+    for row in old:
+        del row["answer_entropies"]
+    folder.write(f"metrics/{segment}", "".join(json.dumps(row) + "\n" for row in old))
+    assert sweep_histories(store, "history") == [{example: [0.0, 1.0] for example in EXAMPLES}]
+    for history in ("history", write_history(tmp_path)):
+        message = (
+            r"s.yaml:14: axes.example.ranked.from_rank: .*no entropies of answers for 5 of 5 .*again, in a new sto"
+        )
+        with pytest.raises(UserError, match=message):
+            pin_rankings(ranked(history, "by: answer_entropy, top: 1"), store)
+        assert known_rankings(ranked(history, "by: pass_rate_variance, top: 1"), store)[1]
+        with pytest.raises(UserError, match="no entropies of answers"):
+            rank_by_name(history, by="answer_entropy", storage=store.root)
 
 
 def test_a_history_ends_with_the_sweeps_own_steps(store: Store) -> None:

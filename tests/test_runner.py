@@ -150,6 +150,8 @@ def test_start_and_end_are_evaluated_later_with_the_kept_weights_and_alike(
     # the steps keep what training said of them
     assert [set(row.metrics) for row in later.rows()] == [set(row.metrics) for row in at_once.rows()]
     assert [row.visits for row in later.rows()] == [row.visits for row in at_once.rows()]
+    assert [row.answer_entropies for row in later.rows()] == [row.answer_entropies for row in at_once.rows()]
+    assert at_once.rows()[1].answer_entropies
 
 
 def test_an_evaluation_on_the_way_is_made_by_training_anew(

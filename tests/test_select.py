@@ -152,7 +152,37 @@ def test_a_random_order_is_its_seeds_and_of_every_example(released: History) -> 
     assert set(first) == set(released)
 
 
-@given(histories(), st.sampled_from(["historical_variance", "lim", "pass_rate", "random"]))
+# disagreement at the first visit
+
+
+def test_the_variance_of_a_pass_rate_is_p_times_1_minus_p_at_the_first_visit() -> None:
+    # p = 1/4, 1/2, 1 and 3/4; later visits do not count, and equal scores stay in the order of the set
+    history = {"s:1": [0.25, 0.5], "s:2": [0.5, 1.0], "s:3": [1.0, 0.5], "s:4": [0.75, 0.5]}
+    ranked = rank([history], by="pass_rate_variance")
+    assert [(one.example, one.score) for one in ranked] == [
+        ("s:2", 0.25),
+        ("s:1", 0.1875),
+        ("s:4", 0.1875),
+        ("s:3", 0.0),
+    ]
+
+
+def test_entropies_of_answers_rank_by_their_mean_over_seeds_and_ties_stay_in_order() -> None:
+    histories = [{"s:1": [0.5, 1.0], "s:2": [0.0], "s:3": [0.5]}] * 2
+    entropies = [{"s:1": 0.5, "s:2": 0.5, "s:3": 1.5}, {"s:1": 0.5, "s:2": 0.5, "s:3": 0.0}]
+    ranked = rank(histories, by="answer_entropy", entropies=entropies)
+    # the mean of 1.5 and 0 is 0.75; the other columns stay those of accuracies
+    assert [(one.example, one.score) for one in ranked] == [("s:3", 0.75), ("s:1", 0.5), ("s:2", 0.5)]
+    assert [(one.mean, one.num_visits) for one in ranked] == [(0.5, 2), (0.75, 4), (0.0, 2)]
+
+
+@pytest.mark.parametrize("entropies", [[], [{"s:1": 0.5}], [{}]])
+def test_a_history_without_entropies_of_answers_says_to_collect_it_again(entropies: list[dict[str, float]]) -> None:
+    with pytest.raises(UserError, match=r"no entropies of answers .* such as s:[12];.* again, in a new storage"):
+        rank([{"s:1": [0.5], "s:2": [0.5]}], by="answer_entropy", entropies=entropies)
+
+
+@given(histories(), st.sampled_from(["historical_variance", "lim", "pass_rate", "pass_rate_variance", "random"]))
 def test_scores_never_rise_down_a_ranking_and_examples_stand_once(history: History, by: str) -> None:
     ranked = rank([history], by=by)
     assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)

@@ -11,7 +11,7 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.rank_rules import rank as rank_examples
 from oneshot.plan.rank_rules import read_history
-from oneshot.plan.ranking import sweep_histories
+from oneshot.plan.ranking import first_entropies, sweep_histories
 from oneshot.store.store import Store
 from oneshot.tasks.grading import Grade, Grader
 from oneshot.tasks.templates import with_texts
@@ -56,13 +56,15 @@ def rank(
 
     `by` is one of our rules, or a function of one example's accuracies: `package.module:name`, or a registered name.
 
-    Raises UserError: there is no such history, or no such rule.
+    Raises UserError: there is no such history, or no such rule, or the history does not have what the rule needs.
     """
     path = Path(history)
     if path.suffix == ".json":
         histories: list[Any] = [read_history(path, of=set)]
+        entropies: list[dict[str, float]] = []
     else:
         histories = list(sweep_histories(Store(storage), str(history)))
+        entropies = first_entropies(Store(storage), str(history), by=by)
     if not histories:
         raise UserError(f"{history}: no finished sweep of this name in {storage}; run it first")
-    return pd.DataFrame([asdict(row) for row in rank_examples(histories, by=by)])
+    return pd.DataFrame([asdict(row) for row in rank_examples(histories, by=by, entropies=entropies)])

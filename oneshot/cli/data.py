@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 def rank(
     history: Annotated[str, typer.Option(help="A finished sweep, or a .json file: {row: [accuracy, ...]}")],
     by: Annotated[
-        str, typer.Option(help="Rule: historical_variance, lim, pass_rate, random, or a function package.module:name")
+        str,
+        typer.Option(
+            help="Rule: historical_variance, answer_entropy, lim, pass_rate, pass_rate_variance, random, or a function "
+            "package.module:name"
+        ),
     ] = "historical_variance",
     top: Annotated[int | None, typer.Option(min=1, help="Show only the first N; default: all")] = None,
     of: Annotated[str, typer.Option("--set", help="The set that the history's row numbers index")] = "dsr_sub",
@@ -36,7 +40,7 @@ def rank(
     """Rank a set's examples by their training history."""
     from oneshot.plan.rank_rules import check_rule, read_history
     from oneshot.plan.rank_rules import rank as rank_examples
-    from oneshot.plan.ranking import sweep_histories
+    from oneshot.plan.ranking import first_entropies, sweep_histories
     from oneshot.tasks.foreign import trust
 
     if trust_code:
@@ -49,13 +53,15 @@ def rank(
         raise UserError(f"--band {band[0]:g} {band[1]:g}: expected two accuracies from 0 to 1, the lower one first")
     if history.endswith(".json"):
         histories: list[Any] = [read_history(Path(history).expanduser(), of=of)]
+        entropies: list[dict[str, float]] = []
     else:
         sweep = load_sweep(Path(history)) if Path(history).is_file() else None
         store = open_store(storage, sweep)
-        histories = list(sweep_histories(store, sweep.config.name if sweep else history))
+        name = sweep.config.name if sweep else history
+        histories, entropies = list(sweep_histories(store, name)), first_entropies(store, name, by=by)
         if not histories:
             raise UserError(f"--history {history}: no finished sweep of this name in {store.root}; run it first")
-    ranked = rank_examples(histories, by=by, seed=seed, band=band)[:top]
+    ranked = rank_examples(histories, by=by, seed=seed, band=band, entropies=entropies)[:top]
     if as_json:
         print(json.dumps([{"index": row.index, **asdict(row)} for row in ranked], indent=2))
         return

@@ -14,8 +14,10 @@ class FromRankConfig(Config):
     set: str = Field("dsr_sub", min_length=1, description="The set whose rows the numbers in a .json file are")
     by: PartName = Field(
         "historical_variance",
-        description="Ranking rule: historical_variance, lim, random, or pass_rate (examples within `band` at the first "
-        "visit, nearest to its middle first). Or your own, a function of one example's accuracies (docs/own-parts.md)",
+        description="Ranking rule: historical_variance, lim, random, pass_rate (examples within `band` at the first "
+        "visit, nearest to its middle first), pass_rate_variance (p (1 - p) at the first visit), or answer_entropy "
+        "(how much the answers at the first visit differ; not from a file). Or your own, a function of one example's "
+        "accuracies (docs/own-parts.md)",
     )
     band: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         default=[0.0, 1.0], min_length=2, max_length=2, description="Lowest and highest pass rate"

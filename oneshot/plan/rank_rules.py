@@ -19,7 +19,7 @@ from oneshot.errors import DataError, UserError
 from oneshot.tasks import foreign
 from oneshot.text import read_text
 
-RULES = ("historical_variance", "lim", "pass_rate", "random")
+RULES = ("answer_entropy", "historical_variance", "lim", "pass_rate", "pass_rate_variance", "random")
 History = Mapping[str, Sequence[float]]  # example -> its accuracy at each visit; examples in the order of their set
 
 
@@ -42,23 +42,34 @@ class Ranked:
 
 
 def rank(
-    histories: Sequence[History], *, by: str, seed: int = 0, band: tuple[float, float] = (0.0, 1.0)
+    histories: Sequence[History],
+    *,
+    by: str,
+    seed: int = 0,
+    band: tuple[float, float] = (0.0, 1.0),
+    entropies: Sequence[Mapping[str, float]] = (),
 ) -> list[Ranked]:
     """Return the examples in the order to try them. With several histories (seeds) a score is the mean over them.
 
     `historical_variance`: variance of accuracy over visits. `lim`: alignment with the set's mean accuracy by visit
     (LIMR, arXiv 2502.11886, as released). `pass_rate`: only examples whose accuracy at the first visit is in `band`,
-    ordered by distance from its middle. `random`: a seeded shuffle. Any other rule is a function of one example's
-    accuracies, by its registered name or as `package.module:name`.
+    ordered by distance from its middle. `pass_rate_variance`: p (1 - p), where p is the accuracy at the first visit.
+    `answer_entropy`: entropy of the answers at the first visit (SGAC, arXiv 2605.01823), which `entropies` gives for
+    each history, in nats. `random`: a seeded shuffle. Any other rule is a function of one example's accuracies, by its
+    registered name or as `package.module:name`.
 
-    Raises UserError: there is no history, the histories are of different examples, or there is no such rule.
+    Raises UserError: there is no history, the histories are of different examples, there is no such rule, or
+    `answer_entropy` lacks an example's entropy.
     """
     if not histories or not histories[0]:
         raise UserError("the history is empty; a ranking needs at least one example")
     examples = list(histories[0])
     if any(set(history) != set(examples) for history in histories):
         raise UserError("the histories are of different examples; rank each by itself")
-    scores = [_scores(history, by, seed, band) for history in histories]
+    if by == "answer_entropy":
+        scores = _entropies(examples, entropies, num_histories=len(histories))
+    else:
+        scores = [_scores(history, by, seed, band) for history in histories]
     means = {e: fmean(score[e] for score in scores) for e in examples if all(e in score for score in scores)}
     visits = {e: [value for history in histories for value in history[e]] for e in means}
     variances = {e: fmean(pvariance(history[e]) for history in histories) for e in means}
@@ -96,6 +107,22 @@ def _called(history: History, call: str) -> dict[str, float]:
     return {example: float(score) for example, score in zip(history, scores, strict=True)}
 
 
+def _entropies(
+    examples: Sequence[str], entropies: Sequence[Mapping[str, float]], *, num_histories: int
+) -> list[dict[str, float]]:
+    """Return each example's entropy in each history. Raises UserError: a history lacks some."""
+    missing = (
+        examples if len(entropies) < num_histories else [e for e in examples if any(e not in of for of in entropies)]
+    )
+    if missing:
+        raise UserError(
+            f"answer_entropy: the history has no entropies of answers for {len(missing)} of {len(examples)} examples, "
+            f"such as {missing[0]}; files of accuracies and sweeps of older versions have none. Run the sweep that "
+            "collects the history again, in a new storage"
+        )
+    return [{e: of[e] for e in examples} for of in entropies]
+
+
 def _scores(history: History, by: str, seed: int, band: tuple[float, float]) -> dict[str, float]:
     if by not in RULES:
         return _called(history, rule_call(by))
@@ -108,6 +135,8 @@ def _scores(history: History, by: str, seed: int, band: tuple[float, float]) -> 
         low, high = band
         middle = (low + high) / 2
         return {e: -abs(values[0] - middle) for e, values in history.items() if low <= values[0] <= high}
+    if by == "pass_rate_variance":
+        return {e: values[0] * (1 - values[0]) for e, values in history.items()}
     num_visits = min(len(values) for values in history.values())
     average = [fmean(values[visit] for values in history.values()) for visit in range(num_visits)]
     scale = sum((1 - mean) ** 2 for mean in average) or 1.0

@@ -7,7 +7,7 @@ history do not change the sweep.
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import Where
@@ -55,7 +55,8 @@ def known_rankings(sweep: SweepFile, store: Store) -> tuple[PinnedSweep, dict[st
             histories = _histories(wanted, store)
             if not histories:
                 continue
-            ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high))
+            entropies = first_entropies(store, wanted.history, by=wanted.by)
+            ranked = rank(histories, by=wanted.by, seed=wanted.seed, band=(low, high), entropies=entropies)
             chosen = choose(ranked, top=wanted.top, bottom=wanted.bottom, random_=wanted.random, seed=wanted.seed)
         except UserError as error:
             raise sweep.source.error(where, str(error)) from error
@@ -87,8 +88,12 @@ def pin_rankings(sweep: SweepFile, store: Store) -> PinnedSweep:
     return ranked
 
 
-def sweep_histories(store: Store, name: str) -> list[History]:
+def sweep_histories(
+    store: Store, name: str, *, of: Literal["accuracies", "entropies of answers"] = "accuracies"
+) -> list[History]:
     """Return the history of each trial of a sweep, or an empty list if some trials have not finished.
+
+    Entropies of answers are recorded at first visits only, in nats.
 
     Raises UserError: the sweep has several cells, and a history is of one.
     """
@@ -106,10 +111,21 @@ def sweep_histories(store: Store, name: str) -> list[History]:
             return []
         visits: dict[str, list[float]] = {}
         for row in (row for row in folder.rows() if row.step <= trial["num_steps"]):
-            for example, accuracy in row.visits.items():
-                visits.setdefault(example, []).append(accuracy)
+            for example, value in (row.visits if of == "accuracies" else row.answer_entropies).items():
+                visits.setdefault(example, []).append(value)
         histories.append(dict(sorted(visits.items(), key=lambda item: set_order(item[0]))))
     return histories
+
+
+def first_entropies(store: Store, history: str, *, by: str) -> list[dict[str, float]]:
+    """Return each example's entropy of answers at its first visit, for each trial of a sweep.
+
+    The list is empty if the rule does not need them, and for a file of accuracies (`.json`), which has none.
+    """
+    if by != "answer_entropy" or history.endswith(".json"):
+        return []
+    histories = sweep_histories(store, history, of="entropies of answers")
+    return [{example: values[0] for example, values in entropies.items()} for entropies in histories]
 
 
 def _histories(wanted: FromRankConfig, store: Store) -> list[History]:

@@ -25,6 +25,7 @@ class Row:
     time_ms: int
     metrics: dict[str, float]
     visits: dict[str, float] = field(default_factory=dict)  # accuracy on each example of the step
+    answer_entropies: dict[str, float] = field(default_factory=dict)  # nats, of examples first visited by the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,16 @@
 """A row of a data file -> the problem in it.
 
-The columns are those of One-Shot-RLVR's `data/train`, of Qwen2.5-Math's `evaluation/data`, or of GSM8K, MATH and ARC as
-their authors publish them. Nothing that belongs to a problem is left out: a row that cannot be asked as a whole is
-refused. docs/data.md lists the columns.
+The columns are those of One-Shot-RLVR's `data/train`, of Qwen2.5-Math's `evaluation/data`, or of GSM8K, MATH, ARC,
+GPQA and BIG-Bench Extra Hard as their authors publish them. Nothing that belongs to a problem is left out: a row that
+cannot be asked as a whole is refused. docs/data.md lists the columns.
 """
 
 import math
+import re
 import string
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from oneshot.tasks.answers import extract_boxed
@@ -19,6 +21,7 @@ QUESTION = ("problem", "question")
 CONTEXT = ("body", "context", "passage")  # texts that go before the question
 CHOICES = ("choices", "options")
 ANSWER = ("answerKey", "final_answer", "answer")
+GPQA = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 MESSAGES = "messages"
 CATEGORY = ("category", "subfield", "subject", "type")  # `subfield` before `subject`, which OlympiadBench has as Math
 
@@ -46,7 +49,11 @@ def read_row(record: Record, *, needs_label: bool = True) -> Row:
         return _read_released(record)
     if not _is_missing(record.get(MESSAGES)) and not _present(record, QUESTION):
         return _read_messages(record)
+    if GPQA[0] in record:
+        return _read_gpqa(record)
     questions = {name: _text(record, name) for name in _present(record, QUESTION)}
+    if not questions and "input" in record and "target" in record:
+        return _read_big_bench(record)
     if not questions:
         raise RowError(
             f"it has no problem; its columns are {', '.join(record)}; it needs `problem` or `question`, and `answer`, "
@@ -54,15 +61,50 @@ def read_row(record: Record, *, needs_label: bool = True) -> Row:
         )
     parts = [*(_text(record, name) for name in _present(record, CONTEXT)), _agreed(questions)]
     choices = _choices(record)
-    if choices:
-        parts += [*(f"({label}) {text}" for label, text in choices.items()), "Answer with the letter of the choice."]
     return Row(
-        prompt="\n".join(parts),
+        prompt="\n".join([*parts, *_listed(choices)]),
         answer=_label(record, choices, needs_label=needs_label),
         category=_name(record, CATEGORY),
         level=_name(record, ("level",)),
         family=_name(record, ("family",)),
     )
+
+
+def _listed(choices: Mapping[str, str]) -> list[str]:
+    """Return the lines that list choices and ask for a letter; none without choices."""
+    lines = [f"({label}) {text}" for label, text in choices.items()]
+    return [*lines, "Answer with the letter of the choice."] if lines else []
+
+
+def _read_gpqa(record: Record) -> Row:
+    """Return a question of GPQA, whose right choice is always in the same column.
+
+    The order of the choices is that of the sha256 of question and choice: fixed, and unrelated to which one is right.
+    """
+    question, right = _text(record, "Question").strip(), _text(record, GPQA[0]).strip()
+    texts = [_text(record, name).strip() for name in GPQA]
+    if texts.count(right) > 1:
+        raise RowError(f"`{GPQA[0]}` is also an incorrect answer; correct it")
+    texts.sort(key=lambda text: sha256(f"{question}\n{text}".encode()).digest())
+    choices = dict(zip(string.ascii_uppercase, texts, strict=False))
+    return Row(
+        prompt="\n".join([question, *_listed(choices)]),
+        answer=string.ascii_uppercase[texts.index(right)],
+        category=_name(record, ("High-level domain",)),
+        level="",
+        family="",
+    )
+
+
+def _read_big_bench(record: Record) -> Row:
+    """Return a problem of BIG-Bench Extra Hard. Its category is the form of its label: choice, number, list or words.
+
+    The mini set does not name the tasks. What the grader makes of each form: docs/data.md.
+    """
+    answer = _text(record, "target").strip()
+    kinds = {"choice": r"\([A-Z]\)", "number": r"-?\d+(\.\d+)?", "list": r"\[.*\]|.*,.*"}
+    category = next((kind for kind, pattern in kinds.items() if re.fullmatch(pattern, answer)), "words")
+    return Row(prompt=_text(record, "input"), answer=answer, category=category, level="", family="")
 
 
 def _read_released(record: Record) -> Row:

@@ -41,8 +41,10 @@ def fetch(source: str) -> tuple[Path, int]:
             with fsspec.open(url, "rb") as remote, partial.open("wb") as local:
                 shutil.copyfileobj(remote, local)
         except Exception as error:  # each protocol raises its own errors
+            access = sets.KNOWN[base].access if base in sets.KNOWN else ""
+            hint = f"{access}, or download" if access else "download"
             raise DataError(
-                f"{source}: cannot be fetched from {url}: {first_line(error)}; download the file by hand to {target}"
+                f"{source}: cannot be fetched from {url}: {first_line(error)}; {hint} the file by hand to {target}"
             ) from error
         try:
             problems = load_file(str(partial), needs_labels=sets.has_labels(base))

@@ -1,5 +1,10 @@
-"""A .jsonl or .parquet file -> its rows, each a mapping of columns to values."""
+"""A .jsonl or .parquet file -> its rows, each a mapping of columns to values.
 
+Known sets may also be .csv files, and .json files with the rows under `examples`, as their authors publish them.
+"""
+
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,8 @@ def read_records(path: Path) -> list[Record]:
 
     Raises DataError: the file cannot be read or has no rows, or a line is not a JSON object; names the line.
     """
-    records = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}
+    records = readers.get(path.suffix, _read_jsonl)(path)
     if not records:
         raise DataError(f"{path}: has no rows")
     return records
@@ -30,6 +36,25 @@ def _read_parquet(path: Path) -> list[Record]:
         rows: list[Record] = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.lib.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
+    return rows
+
+
+def _read_csv(path: Path) -> list[Record]:
+    text = io.StringIO(read_text(path, error=DataError), newline="")
+    try:
+        return list(csv.DictReader(text, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable CSV file: {error}") from error
+
+
+def _read_json(path: Path) -> list[Record]:
+    try:
+        data = json.loads(read_text(path, error=DataError))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    rows = data.get("examples") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: not an object with a list of rows under `examples`")
     return rows
 
 

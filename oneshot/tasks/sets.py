@@ -33,6 +33,7 @@ class KnownSet:
     solution: str = ""  # column with the solutions, empty if there is none
     thinking: str = ""  # column with the thinking before each solution
     has_labels: bool = True
+    access: str = ""  # what a user has to do before the file can be downloaded
 
 
 KNOWN = {name: KnownSet(**fields) for name, fields in json.loads((FACTS / "sets.json").read_text()).items()}

@@ -25,13 +25,13 @@ from oneshot.policy.policy import decode
 from oneshot.rollout.engine import Completion, NotFiniteError, PromptRequest, Sampling
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.certainty import certainty
-from oneshot.tasks.rewards import Example, GradedCompletion, judge, rewards
+from oneshot.tasks.rewards import Example, GradedCompletion, answer_entropy, judge, rewards
 from oneshot.training.advantage import advantages, zero_std_groups
 from oneshot.training.evaluate import grade_each
 from oneshot.training.free_memory import pop_gpu_peak_gib
 from oneshot.training.metrics import Sampled, StepMetrics
 from oneshot.training.mismatch import Mismatch
-from oneshot.training.order import groups_of_step
+from oneshot.training.order import first_visits, groups_of_step
 from oneshot.training.state import TrainingState
 from oneshot.training.update import Batch, join_groups, update
 
@@ -46,6 +46,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         redrawn = resample(config, state, batch)
     except NotFiniteError as error:
         raise TrialError(f"{error}, in the rollout of step {state.step + 1}") from error
+    entropies = _answer_entropies(config, state, batch) if state.world.is_first else {}
     rollout_s = time.perf_counter() - start_s
     peaks = {"rollout": pop_gpu_peak_gib()}
     state.engine.rest()
@@ -82,6 +83,7 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
             )
         ),
         visits={state.examples[example].id: accuracy for example, accuracy in _accuracies(batch).items()},
+        answer_entropies={state.examples[example].id: entropy for example, entropy in entropies.items()},
     )
 
 
@@ -274,6 +276,17 @@ def _accuracies(batch: Batch) -> dict[int, float]:
         if correct is not None:
             verdicts.setdefault(example, []).append(correct)
     return {example: fmean(verdicts_of_example) for example, verdicts_of_example in verdicts.items()}
+
+
+def _answer_entropies(config: TrialConfig, state: TrainingState, batch: Batch) -> dict[int, float]:
+    """Return how much the completions of each example disagree, for examples that no earlier step has visited."""
+    num_groups = config.rollout.num_groups
+    entropies = {}
+    for example in sorted(first_visits(len(state.examples), num_groups, seed=state.seed, step=state.step)):
+        places = [place for place, other in enumerate(batch.example_G) if other == example]
+        texts, correct = [batch.texts[place] for place in places], [batch.correct_G[place] for place in places]
+        entropies[example] = answer_entropy(texts, correct, state.grader, config.reward.grader)
+    return entropies
 
 
 def _batch_metrics(batch: Batch, config: TrialConfig) -> dict[str, float]:

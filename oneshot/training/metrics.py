@@ -68,3 +68,4 @@ class StepMetrics:
     evaluations: tuple[Evaluation, ...]
     sampled: tuple[Sampled, ...]
     visits: dict[str, float]  # accuracy on each example that the step trained on: the history for ranking examples
+    answer_entropies: dict[str, float] = field(default_factory=dict)  # nats, of the examples that it visited first

@@ -24,6 +24,19 @@ def groups_of_step(num_examples: int, num_groups: int, *, seed: int, step: int) 
     return shuffled(num_examples, seed=seed, epoch=epoch)[position * num_groups : (position + 1) * num_groups]
 
 
+def first_visits(num_examples: int, num_groups: int, *, seed: int, step: int) -> set[int]:
+    """Return the examples of a step that no earlier step has visited. An epoch leaves some for later ones."""
+    if num_examples <= num_groups:
+        return set() if step else set(range(num_examples))
+    steps_per_epoch = num_examples // num_groups
+    new = set(groups_of_step(num_examples, num_groups, seed=seed, step=step))
+    for epoch in range(step // steps_per_epoch):
+        if not new:
+            break
+        new -= set(shuffled(num_examples, seed=seed, epoch=epoch)[: steps_per_epoch * num_groups])
+    return new
+
+
 def batch_of_step(number: int, batch_size: int, *, seed: int, step: int) -> list[int]:
     """Return the solutions of a step of SFT: the next ones of a shuffled order; an epoch's last step takes the rest."""
     epoch, position = divmod(step, -(-number // batch_size))

@@ -232,7 +232,13 @@ class _Recorder:
     def take(self, step: StepMetrics, trainer: Trainer) -> None:
         """Record a step, and write what is due. Raises GuardError: the step breaks a guard of the sweep."""
         config = self.training.config
-        row = Row(step=step.step, time_ms=now_ms(), metrics=step.metrics, visits=step.visits)
+        row = Row(
+            step=step.step,
+            time_ms=now_ms(),
+            metrics=step.metrics,
+            visits=step.visits,
+            answer_entropies=step.answer_entropies,
+        )
         if self.only_evaluates and step.step in self.recorded_rows:
             recorded = self.recorded_rows[step.step]
             row = replace(recorded, metrics=recorded.metrics | row.metrics)
