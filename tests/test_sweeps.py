@@ -23,9 +23,9 @@ NUM_CELLS = {
     "entropy_only_table6": 3,
     "format_table14": 8,
     "prompt_simplify_table18": 3,
-    "models_table4": 19,
+    "models_table4": 23,
     "distill_table12": 4,
-    "label_noise_table17": 3,  # of six: PPO is left out
+    "label_noise_table17": 6,
     "icl_table16": 8,
     "baseline_prompting": 48,
     "spurious_controls": 28,
@@ -41,6 +41,16 @@ NUM_CELLS = {
     "smoke_single_gpu": 1,
     "evening": 6,
     "label_free": 16,
+    "one_shot_em": 3,
+    "lora_ranks": 19,
+    "two_grpo": 4,
+    "dr_grpo": 6,
+    "bare_prompts": 18,
+    "sober": 2,
+    "staged_first": 1,
+    "staged": 2,
+    "shelf-tiny": 23,
+    "smollm2_study": 9,
     "transfer": 6,
     "laptop": 2,
     "laptop-sft": 3,
@@ -54,11 +64,11 @@ NUM_CELLS = {
     "miniature": 21,
     "quickstart": 6,
 }
-NUM_SEEDS = {"main_table8": 10, "seeds_ci": 10} | dict.fromkeys(
-    ("quickstart", "miniature", "laptop", "laptop-sft", "less-is-more-tiny", "budget-tiny", "s1", "limo"), 3
+NUM_SEEDS = {"main_table8": 10, "seeds_ci": 10, "two_grpo": 10, "one_shot_em": 20} | dict.fromkeys(
+    ("quickstart", "miniature", "laptop", "laptop-sft", "less-is-more-tiny", "budget-tiny", "s1", "limo", "shelf-tiny"), 3
 )
 NUM_SEEDS |= dict.fromkeys(
-    ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting"),
+    ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting", "bare_prompts", "sober"),
     1,
 )
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config
+from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config, Seed
 
 
 class AdapterConfig(Config):
@@ -34,7 +34,7 @@ class InitConfig(Config):
     cell: dict[str, str] = Field(
         default_factory=dict, description="Axis -> cell of that trial. Axes that do not matter may be left out"
     )
-    seed: Literal["same"] | int = Field("same", description="Seed of that trial. `same`: this trial's own")
+    seed: Literal["same"] | Seed = Field("same", description="Seed of that trial. `same`: this trial's own")
     reference: Literal["start", "model"] = Field(
         "start", description="What the KL term compares with: the weights at the start, or those of `model.path`"
     )
