@@ -38,7 +38,7 @@ class InitConfig(Config):
     reference: Literal["start", "model"] = Field(
         "start", description="What the KL term compares with: the weights at the start, or those of `model.path`"
     )
-    weights: dict[int, str] = Field(
+    weights: dict[Seed, str] = Field(
         default_factory=dict, description="Seed -> key and step of the training whose weights are taken; `run` sets it"
     )
 
