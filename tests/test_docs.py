@@ -59,3 +59,16 @@ def test_the_engines_example_runs_as_it_stands(document: str, capsys: pytest.Cap
     code = re.findall(r"```python\n(.*?)```", (PROJECT / document).read_text(), flags=re.DOTALL)[0]
     exec(code, {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]
+
+
+def test_the_shelf_s_costs_are_those_of_the_sweeps() -> None:
+    """docs/papers.md repeats GPU-hours that docs/sweeps.md, which is generated, has."""
+    listed = (PROJECT / "docs" / "sweeps.md").read_text().splitlines()
+    rows = [row.split(" | ") for row in listed if row.startswith("| [")]
+    hours = {row[0].removeprefix("| [").partition(".yaml]")[0]: row[4] for row in rows}
+    shelf = [line for line in (PROJECT / "docs" / "papers.md").read_text().splitlines() if "](../sweeps/" in line]
+    rows = [line.split(" | ") for line in shelf if line.count(" | ") == 5]
+    assert len(rows) > 15
+    for row in rows:
+        names = [link.split("](")[0] for link in row[3].split("[")[1:]]
+        assert row[4] == ", ".join(hours[name] for name in names), row[0]

@@ -65,10 +65,20 @@ NUM_CELLS = {
     "quickstart": 6,
 }
 NUM_SEEDS = {"main_table8": 10, "seeds_ci": 10, "two_grpo": 10, "one_shot_em": 20} | dict.fromkeys(
-    ("quickstart", "miniature", "laptop", "laptop-sft", "less-is-more-tiny", "budget-tiny", "s1", "limo", "shelf-tiny"), 3
+    ("quickstart", "miniature", "laptop", "laptop-sft", "less-is-more-tiny", "budget-tiny", "s1", "limo", "shelf-tiny"),
+    3,
 )
 NUM_SEEDS |= dict.fromkeys(
-    ("histvar_collect", "miniature-collect", "smoke_single_gpu", "two-processes", "icl_table16", "baseline_prompting", "bare_prompts", "sober"),
+    (
+        "histvar_collect",
+        "miniature-collect",
+        "smoke_single_gpu",
+        "two-processes",
+        "icl_table16",
+        "baseline_prompting",
+        "bare_prompts",
+        "sober",
+    ),
     1,
 )
 
