@@ -196,6 +196,7 @@ def test_it_is_small_and_has_neither_weights_nor_hosts(made: Path) -> None:
         "runs.json",
         "searched.json",
         "grades",
+        "problems",
         "shown",
     }
     assert all(name.endswith((".json", ".yaml", ".md", ".html")) for name in names)
@@ -335,7 +336,7 @@ def test_a_zip_without_a_sweep_is_no_bundle(broken: Callable[..., Path]) -> None
 
 def test_a_bundle_of_another_format_says_of_which(broken: Callable[..., Path]) -> None:
     path = broken(bundle_json='{"format": 99, "oneshot": "9.0"}')
-    assert complaint(path) == "written by oneshot 9.0 in format 99; this version reads only up to 2"
+    assert complaint(path) == "written by oneshot 9.0 in format 99; this version reads only up to 3"
 
 
 def test_what_is_no_zip_is_no_bundle(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """PPO's critic: its advantages and loss by hand, its gradient by plain autograd, its trial resumed bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_the_critics_gradient_is_that_of_plain_autograd(
 
 
 def test_a_critic_learns_what_the_policy_is_paid(tiny_config: MakeConfig, grader: Grader) -> None:
-    config = critic_config(tiny_config, critic={"lr": 3e-3, "warmup_steps": 1000, "clip": 10.0})
+    config = critic_config(tiny_config, critic={"lr": 3e-3, "warmup_steps": 99, "clip": 10.0}, train={"num_steps": 100})
     state = new_state(config, seed=0, grader=grader)
     before = {name: p.detach().clone() for name, p in state.weights.master.items()}
     batch = judged(state, [0.25] * 16, config)
@@ -189,6 +190,19 @@ def test_the_policy_learns_after_the_warm_up(tiny_config: MakeConfig, grader: Gr
     assert first.metrics["loss/frac_skipped"] == 1.0
     next(steps)
     assert any(not torch.equal(start[name], p) for name, p in state.weights.master.items())
+
+
+def test_a_step_without_anything_to_learn_has_a_loss_of_0(tiny_config: MakeConfig, grader: Grader) -> None:
+    config = tiny_config(**CRITIC, critic={"share": "body"}, loss={"mask_truncated": True})
+    state = new_state(config, seed=0, grader=grader)
+    batch = judged(state, REWARDS, config)
+    cut = tuple(replace(completion, truncated=True) for completion in batch.completions)
+    metrics = update(config, state, replace(batch, completions=cut))
+    assert metrics["critic/loss"] == metrics["loss/total"] == 0.0
+
+
+def test_an_evaluation_alone_has_no_critic(tiny_config: MakeConfig, grader: Grader) -> None:
+    assert new_state(tiny_config(**CRITIC, train={"num_steps": 0}), seed=0, grader=grader).critic is None
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -236,6 +250,22 @@ def test_a_critic_in_bfloat16_has_a_float32_master_and_head(tiny_config: MakeCon
             {**CRITIC, "train": {"method": "sft"}, "examples": [{"row": "arithmetic:6*7", "solution": "worked"}]},
             "a critic judges sampled completions; remove it with train.method: sft",
         ),
+        (
+            {**CRITIC, "critic": {"warmup_steps": 3}, "train": {"num_steps": 3}},
+            "leaves none of the 3 steps to the policy",
+        ),
+        (
+            {**CRITIC, "loss": {"ratio": "sequence"}, "train": {"updates_per_rollout": 2}},
+            "loss.ratio: sequence needs one advantage and one weight",
+        ),
+        (
+            {"advantage": {"baseline": "none"}, "reward": {"overlong": {"buffer": 4}}},
+            "reward.overlong makes other numbers",
+        ),
+        (
+            {**CRITIC, "model": {"path": "tiny:qwen2", "mixed_precision": "fp16"}},
+            "scales the policy's loss, and not a critic",
+        ),
     ],
 )
 def test_a_critic_without_use_is_refused(tiny_config: MakeConfig, sections: dict[str, Any], told: str) -> None:
@@ -257,5 +287,8 @@ def test_keys_have_what_matters(tiny_config: MakeConfig) -> None:
     assert plain != critic
     assert critic == keys(tiny_config(**CRITIC, critic={"lr": 1e-5, "coef": 0.7})), "coef is for a shared body"
     assert critic != keys(tiny_config(**CRITIC, critic={"lr": 2e-5}))
+    assert critic == keys(tiny_config(**CRITIC, critic={"clip": 0.1})), "values are those before the only update"
+    twice = {"train": {"updates_per_rollout": 2}}
+    assert keys(tiny_config(**CRITIC, **twice)) != keys(tiny_config(**CRITIC, critic={"clip": 0.1}, **twice))
     body = {"share": "body"}
     assert keys(tiny_config(**CRITIC, critic=body)) != keys(tiny_config(**CRITIC, critic={**body, "coef": 0.7}))

@@ -165,7 +165,7 @@ def test_a_signature_does_not_fit_a_manifest_that_was_made_to_fit(signed: Path, 
 @has_ssh
 def test_a_signed_bundle_that_claims_an_older_format_is_checked_all_the_same(signed: Path, tmp_path: Path) -> None:
     def forge(files: dict[str, bytes]) -> None:
-        files["bundle.json"] = files["bundle.json"].replace(b'"format": 2', b'"format": 1')
+        files["bundle.json"] = files["bundle.json"].replace(b'"format": 3', b'"format": 1')
 
     assert refusal(altered(signed, tmp_path / "forged.zip", forge)).startswith("bundle.json does not fit manifest.json")
 

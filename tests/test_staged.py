@@ -1,15 +1,22 @@
 """Staged training: a trial that begins from another trial's weights, whose key holds the other's."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from verbs import oneshot
 
 from oneshot.config.file import load
+from oneshot.config.trial import TrialConfig
 from oneshot.errors import SweepFileError, UserError
 from oneshot.plan.loader import pin_all, pin_known
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.plan.trainings import trainings
+from oneshot.report.bundle import read_bundle, write_bundle
+from oneshot.report.runs import gather
+from oneshot.report.verdicts import verdicts
+from oneshot.store.gc import find_waste
 from oneshot.store.store import Store
 from oneshot.tasks.grading import Grader
 from oneshot.trial.recorder import record
@@ -155,8 +162,63 @@ def test_without_its_weights_the_trial_fails_and_says_so(tmp_path: Path, write: 
     result = store.trial(training.key).result()
     assert result is not None
     assert "model.init: first: the weights of step 3 of trial " in result.reason
+    assert "were removed" in result.reason
     # what was chosen is on record, whatever becomes of the other sweep
     assert [trial.key for trial in pin_all(load(write(text)), store).plan.trials] == [training.key]
+
+
+def test_what_it_begins_from_is_kept_by_gc(first: Store, write: Write) -> None:
+    plan = pin_all(load(write(TRAINED.replace("name: second", "name: collected"))), first).plan
+    begun = {trial.config.model.init.of(trial.seed)[0] for trial in plan.trials if trial.config.model.init is not None}
+    _, waste = find_waste(first, without="first")
+    wasted = {Path(each.path).name for each in waste}
+    assert len(begun) == 2
+    assert begun.isdisjoint(wasted)
+    assert len(wasted) > 1, "the other cell of the first stage is waste"
+
+
+def test_its_config_survives_json(first: Store, write: Write) -> None:
+    for trial in pin_all(load(write(TRAINED)), first).plan.trials:
+        assert TrialConfig.model_validate(json.loads(json.dumps(trial.config.model_dump(mode="json")))) == trial.config
+
+
+def test_its_bundle_is_judged(first: Store, write: Write, grader: Grader, tmp_path: Path) -> None:
+    claim = "claims: [{name: lasts, metric: eval/arithmetic/pass_at_1, a: {at: last}, b: {at: start}, expect: {within: 0.9}}]\n"
+    text = SECOND.replace("name: second", "name: judged") + claim
+    run(write(text), first, grader)
+    pinned = pin_all(load(write(text)), first)
+    write_bundle(gather(pinned), tmp_path / "judged.oneshot.zip")
+    (verdict,) = verdicts(read_bundle(tmp_path / "judged.oneshot.zip"))
+    assert verdict.effect == 0.0
+
+
+def test_a_setting_may_name_the_start(first: Store, write: Write) -> None:
+    text = TRAINED.replace(", init: {sweep: first, cell: {rate: high}}", "").replace("name: second", "name: set")
+    plan = make_plan(pin_known(load(write(text), ["model.init={sweep: first, cell: {rate: high}}"]), first))
+    assert [trial.key for trial in plan.trials] == keys(TRAINED, first, write)
+
+
+def test_one_trial_alone_begins_there_too(first: Store, write: Write) -> None:
+    path = write(TRAINED.replace("seeds:", f"storage: {first.root}\nseeds:"))
+    said = oneshot("trial", str(path), "--seed", "1", "--json", cwd=path.parent)
+    assert said.code == 0, said.err
+    start = json.loads(said.out.splitlines()[0])["metrics"]["eval/arithmetic/pass_at_1"]
+    before = Plan(name="first", num_cells=2, trials=make_plan(pin_known(load(write(FIRST)), first)).trials, warnings=())
+    assert start == accuracy(first, before, 1, 3, rate="high")
+
+
+def test_its_own_right_answers_are_those_of_the_start(first: Store, write: Write, grader: Grader) -> None:
+    text = TRAINED.replace('["arithmetic:47+38"]', '[{row: "arithmetic:47+38", solution: {from: policy, samples: 8}}]')
+    text = text.replace("train: {num_steps: 3}", "train: {method: sft, num_steps: 1}").replace(
+        "seeds: [0, 1]", "seeds: [0]"
+    )
+    found = {}
+    for name, start in (("staged", True), ("plain", False)):
+        own = text.replace("name: second", f"name: {name}").replace("max_tokens: 24", "max_tokens: 56")
+        own = own if start else own.replace(", init: {sweep: first, cell: {rate: high}}", "")
+        (trial,) = run(write(own.replace("samples: 8", "samples: 8, keep: any")), first, grader).trials
+        found[name] = (first.trial(trial.key or "").read_json("sampled.json") or {})["texts"]
+    assert found["staged"] != found["plain"]
 
 
 def test_it_waits_for_the_other(tmp_path: Path, write: Write) -> None:
@@ -176,6 +238,8 @@ def test_it_waits_for_the_other(tmp_path: Path, write: Write) -> None:
         ("cell: {rate: high}", "cell: {}", "fits several cells of it (rate=high, rate=low); name one cell"),
         ("cell: {rate: high}", "cell: {rate: mid}", "{'rate': 'mid'} is no cell of it; name one cell"),
         ("seeds: [0, 1]", "seeds: [0, 7]", "first: has no seed 7; set model.init.seed"),
+        ("sweep: first", "sweep: ../first", "model.init.sweep"),
+        ("init: {", "adapter: {r: 4}, init: {", "export merges an adapter into model.path"),
         ('path: "tiny:qwen2"', 'path: "tiny:llama"', "has trained tiny:qwen2, and not model.path tiny:llama"),
     ],
 )

@@ -79,7 +79,7 @@ def sweep_name(name: str) -> str:
     """Return a sweep's name, given its file or its name. Raises UserError: the text is neither."""
     if Path(name).is_file():
         return load_sweep(Path(name)).config.name
-    from oneshot.config.sweep import NAME
+    from oneshot.config.fields import NAME
 
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name}: no such file, and not a sweep's name (letters, digits, _ and -)")

@@ -19,8 +19,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented sweep file to start from, NAME.yaml."""
+    from oneshot.config.fields import NAME
     from oneshot.config.shipped import starter
-    from oneshot.config.sweep import NAME
 
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name!r} is not a valid name of a sweep; use letters, digits, _ and -")

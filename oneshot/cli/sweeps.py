@@ -319,7 +319,8 @@ def trial(
 
     Its metrics equal those of the same trial in the sweep, to the last bit.
     """
-    chosen = choose_trial(load_sweep(file, settings), cell, seed)
+    sweep = load_sweep(file, settings)
+    chosen = choose_trial(sweep, cell, seed)
     from tempfile import mkdtemp
 
     from oneshot.plan.trainings import trainings
@@ -334,7 +335,7 @@ def trial(
     folder = store.trial(training.key)
     warn(f"{chosen.label}, key {training.key}, records in {folder.path}")
     with Grader(timeout_s=chosen.config.reward.timeout_s) as grader:
-        for step in record(training, folder, grader=grader, origin="trial"):
+        for step in record(training, folder, grader=grader, origin="trial", starts=open_store(None, sweep)):
             if as_json:
                 print(json.dumps({"step": step.step, "metrics": step.metrics}), flush=True)
             else:

@@ -14,6 +14,8 @@ MAX_S = 10_000_000
 MAX_FACTOR = 1_000_000_000
 MAX_SEED = 2**63 - 1
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"  # of a sweep, which is also the name of a folder, a run and a job
+
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Text = Annotated[str, Field(min_length=1)]
 PartName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_\-]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$")]

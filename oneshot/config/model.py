@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, Config, Seed
+from oneshot.config.fields import MAX_FACTOR, MAX_TOKENS, NAME, Config, Seed
 
 
 class AdapterConfig(Config):
@@ -30,7 +30,7 @@ class AdapterConfig(Config):
 class InitConfig(Config):
     """The trial of another sweep whose final weights a trial begins from (staged training)."""
 
-    sweep: str = Field(min_length=1, description="The sweep, which has run with the same storage")
+    sweep: str = Field(pattern=NAME, description="The sweep, which has run with the same storage")
     cell: dict[str, str] = Field(
         default_factory=dict, description="Axis -> cell of that trial. Axes that do not matter may be left out"
     )
@@ -38,13 +38,14 @@ class InitConfig(Config):
     reference: Literal["start", "model"] = Field(
         "start", description="What the KL term compares with: the weights at the start, or those of `model.path`"
     )
-    weights: dict[Seed, str] = Field(
-        default_factory=dict, description="Seed -> key and step of the training whose weights are taken; `run` sets it"
+    weights: dict[str, str] = Field(
+        default_factory=dict,
+        description="Seed -> KEY@STEP of the training whose weights are taken. `run` sets it: leave it out",
     )
 
     def of(self, seed: int) -> tuple[str, int]:
         """Return key and step of the training whose weights a seed begins from."""
-        key, _, step = self.weights[seed].partition("@")
+        key, _, step = self.weights[str(seed)].partition("@")
         return key, int(step)
 
 
@@ -84,9 +85,12 @@ class ModelConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _an_adapter_is_its_own_reference(self) -> "ModelConfig":
-        if self.init is not None and self.init.reference == "model" and self.adapter is not None:
-            raise ValueError("init.reference: with an adapter, the reference is the start; use reference: start")
+    def _an_adapter_has_a_model(self) -> "ModelConfig":
+        if self.init is not None and self.adapter is not None:
+            raise ValueError(
+                "model.init: export merges an adapter into model.path; export the first stage instead, and name its "
+                "folder in model.path"
+            )
         return self
 
     @model_validator(mode="after")

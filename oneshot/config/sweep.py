@@ -20,6 +20,7 @@ from oneshot.config.fields import (
     MAX_S,
     MAX_STEPS,
     MAX_TOKENS,
+    NAME,
     Config,
     Seed,
     exactly_one,
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_\-]*$"  # pattern of a sweep's name, which is also the name of a folder, a run and a job
 
 
 class ResourceConfig(Config):

@@ -343,6 +343,11 @@ class TrialConfig(Config):
                 f"rollout.resample: {self.rollout.resample} needs advantage.baseline: group; with baseline "
                 f"{self.advantage.baseline}, groups with equal rewards teach, too"
             )
+        if self.advantage.baseline == "none" and self.reward.overlong is not None:
+            raise ValueError(
+                "advantage.baseline: none is for rewards of 1 and 0, and reward.overlong makes other numbers; set "
+                "advantage.baseline: group"
+            )
         overlong, max_tokens = self.reward.overlong, self.rollout.max_tokens
         if overlong is not None and overlong.buffer > max_tokens:
             raise ValueError(
@@ -350,6 +355,17 @@ class TrialConfig(Config):
             )
         if self.critic is not None and self.model.mixed_precision == "fp16":
             raise ValueError("model.mixed_precision: fp16 scales the policy's loss, and not a critic's; use bf16")
+        if self.critic is not None and 0 < train.num_steps <= self.critic.warmup_steps:
+            raise ValueError(
+                f"critic.warmup_steps: {self.critic.warmup_steps} leaves none of the {train.num_steps} steps to the "
+                "policy; lower it"
+            )
+        is_by_token = self.critic is not None or self.rollout.correction == "token"
+        if self.loss.ratio == "sequence" and train.updates_per_rollout > 1 and is_by_token:
+            raise ValueError(
+                "loss.ratio: sequence needs one advantage and one weight for all tokens of a completion, unlike "
+                "a critic and rollout.correction: token; use loss.ratio: token"
+            )
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(
@@ -361,3 +377,8 @@ class TrialConfig(Config):
     def has_reference(self) -> bool:
         """Return whether the loss compares with the frozen start."""
         return self.train.method == "grpo" and self.train.num_steps > 0 and self.loss.kl_coef != 0
+
+    @property
+    def trains_critic(self) -> bool:
+        """Return whether a critic is trained beside the policy."""
+        return self.critic is not None and self.train.num_steps > 0

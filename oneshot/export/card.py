@@ -33,6 +33,15 @@ def base_model(kept: Kept) -> dict[str, str]:
     return {"path": model.path} | ({"revision": model.revision} if model.revision else {})
 
 
+def _base(kept: Kept) -> str:
+    """Return the base model for people, and the first stage of staged training."""
+    init, base = kept.config.model.init, "@".join(base_model(kept).values())
+    if init is None:
+        return base
+    key, step = init.of(kept.selection.trial.seed)
+    return f"{base} after step {step} of training {key} (sweep {init.sweep})"
+
+
 def describe(kept: Kept, *, dtype: str, files: dict[str, str]) -> dict[str, Any]:
     """Return the contents of oneshot.json; `files`: name -> sha256."""
     selection = kept.selection
@@ -87,7 +96,7 @@ def card(kept: Kept, source: SourceModel, *, dtype: str) -> str:
         selection=kept.selection,
         config=kept.config,
         settings=_settings(kept),
-        base="@".join(base_model(kept).values()),
+        base=_base(kept),
         rows=list(_rows(kept)),
         versions=kept.attempt.get("versions", {}),
         licence=source.licence,

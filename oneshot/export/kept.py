@@ -149,7 +149,9 @@ def read_kept(store: Store, selection: Selection, *, at: Literal["last", "best"]
     if trial.config.script is not None:
         raise UserError(f"{label}: a script trains no model; there is nothing to export")
     if num_steps == 0:
-        raise UserError(f"{label}: trains no step (train.num_steps: 0): its model is {trial.config.model.path} itself")
+        init = trial.config.model.init
+        whose = f"{trial.config.model.path} itself" if init is None else f"that of {init.sweep}; export its trial"
+        raise UserError(f"{label}: trains no step (train.num_steps: 0): its model is {whose}")
     place, step = folder.kept_place("checkpoint"), folder.kept_step("checkpoint")
     if place is None or step is None or step < num_steps:
         raise UserError(f"{label}: {_why_not(selection, folder, at=step)}")

@@ -185,4 +185,6 @@ def inert_paths(config: TrialConfig) -> list[str]:
         paths.append("advantage.eps")
     if config.critic is not None and config.critic.share == "none":
         paths.append("critic.coef")
+    if config.critic is not None and config.train.updates_per_rollout == 1:
+        paths.append("critic.clip")  # values are still those before the update
     return paths

@@ -45,7 +45,7 @@ def pin_known(file: SweepFile, store: Store) -> PinnedSweep:
 
 def _with_found(sweep: PinnedSweep, store: Store) -> PinnedSweep:
     """Return the sweep with the completions and weights of other sweeps that it asks for, as far as they are there."""
-    is_staged = "init" in sweep.source.text
+    is_staged = "init" in f"{sweep.source.text} {sweep.overrides}"  # cheaper than its plan
     if not asks(sweep) and not is_staged:
         return sweep
     configs = [trial.config for trial in make_plan(sweep).trials]

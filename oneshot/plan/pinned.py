@@ -34,7 +34,7 @@ class PinnedSweep(SweepFile):
     """(axis, cell with `from_rank`) -> its examples, by the suffix of their cell's name."""
     solutions: dict[tuple[str, str], dict[str, list[list[Any]]]] = field(default_factory=dict)
     """(sweep of `solution.from`, model) -> that model's recorded completions (text, right) by sha256 of the prompt."""
-    starts: dict[str, dict[int, str]] = field(default_factory=dict)
+    starts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Model and `model.init` as JSON -> key and step of the training that each seed begins from."""
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Study -> the settings of each point asked so far."""

@@ -273,6 +273,10 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
     except UserError as error:
         path = str(error).partition(":")[0]  # which setting asks for too much
         raise sweep.source.error(cell.place(path), str(error)) from error
+    if config.critic is not None and cell.resources.strategy == "fsdp":
+        raise sweep.source.error(
+            cell.place("advantage"), "advantage.baseline: a critic cannot be sharded; set resources.strategy: ddp"
+        )
     if fault := engine_fault(config, cell.resources):
         path, why = fault
         raise sweep.source.error(cell.place(path), why)
@@ -292,7 +296,7 @@ def with_seed(trial: Trial, seed: int) -> Trial:
             f"{trial.label} waits for {identity.waits_for}; set model.revision to a commit hash to run it alone"
         )
     init = trial.config.model.init
-    if init is not None and seed not in init.weights:
+    if init is not None and str(seed) not in init.weights:
         raise UserError(f"{trial.label}: seed {seed}: {init.sweep} has no weights for it; set model.init.seed")
     (key,) = identity.keys(trial.config, [seed])
     return replace(trial, seed=seed, key=key)

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from oneshot.config.examples import POLICY, Example, RowExample, SampledSolutions, SolutionTexts, WrittenExample
+from oneshot.config.fields import NAME
 from oneshot.config.file import SweepFile
 from oneshot.config.paths import SettingError, Where
-from oneshot.config.sweep import NAME
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.plan.pinned import PinnedSweep
@@ -140,7 +140,7 @@ def _recorded(store: Store, name: str, model: str) -> Recorded:
             config = TrialConfig.model_validate(description["config"]) if description else None
         except ValidationError:  # another version wrote it
             continue
-        if config is not None and config.model.path == model:
+        if config is not None and config.model.path == model and config.model.init is None:
             for prompt, text, is_right in (*_evaluated(folder, config), *_rolled_out(folder, config)):
                 texts = recorded.setdefault(prompt, [])
                 if [text, is_right] not in texts:  # trials with one seed have the same completions

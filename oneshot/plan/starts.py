@@ -13,18 +13,18 @@ from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.store.folder import Folder
+from oneshot.store.gc import STARTS
 from oneshot.store.store import Store
 
-FILE = "starts.json"
 AWAITS = "the weights of "
-Starts = dict[int, str]
+Starts = dict[str, str]
 """Seed -> KEY@STEP."""
 
 
 def frozen_starts(sweep: PinnedSweep, folder: Folder) -> PinnedSweep:
     """Return the sweep with the starts that were recorded when it first ran."""
-    recorded = folder.read_json(FILE) or []
-    return replace(sweep, starts={each["init"]: {int(s): v for s, v in each["starts"].items()} for each in recorded})
+    recorded = folder.read_json(STARTS) or []
+    return replace(sweep, starts={each["init"]: each["starts"] for each in recorded})
 
 
 def find_starts(sweep: PinnedSweep, configs: Sequence[TrialConfig], store: Store) -> PinnedSweep:
@@ -39,7 +39,7 @@ def find_starts(sweep: PinnedSweep, configs: Sequence[TrialConfig], store: Store
             continue
         known = starts.get(name := _name(config), {})
         try:
-            new = _found(config, config.model.init, [seed for seed in seeds if seed not in known], store)
+            new = _found(config, config.model.init, [seed for seed in seeds if str(seed) not in known], store)
             if new is not None:
                 starts[name] = {**known, **new}
         except UserError as error:
@@ -50,7 +50,7 @@ def find_starts(sweep: PinnedSweep, configs: Sequence[TrialConfig], store: Store
 def keep_starts(sweep: PinnedSweep, folder: Folder) -> None:
     """Record the starts in the sweep's folder."""
     if sweep.starts:
-        folder.write_json(FILE, [{"init": name, "starts": starts} for name, starts in sweep.starts.items()])
+        folder.write_json(STARTS, [{"init": name, "starts": starts} for name, starts in sweep.starts.items()])
 
 
 def with_start(sweep: PinnedSweep, config: TrialConfig, where: Where) -> tuple[TrialConfig, str | None]:
@@ -66,7 +66,7 @@ def with_start(sweep: PinnedSweep, config: TrialConfig, where: Where) -> tuple[T
             where, "model.init.sweep: a sweep cannot begin from its own trials; put the first stage into another file"
         )
     starts = sweep.starts.get(_name(config), {})
-    if any(seed not in starts for seed in _seeds(sweep)):
+    if any(str(seed) not in starts for seed in _seeds(sweep)):
         return config, f"{AWAITS}{init.sweep!r}: run that sweep first"
     model = config.model.model_copy(update={"init": init.model_copy(update={"weights": starts})})
     return config.model_copy(update={"model": model}), None
@@ -105,7 +105,7 @@ def _found(config: TrialConfig, init: InitConfig, seeds: Sequence[int], store: S
             raise UserError(f"{init.sweep}: has no seed {wanted}; set model.init.seed")
         if not row["key"] or not (start := _start(row, config, init, store)):
             return None
-        starts[seed] = start
+        starts[str(seed)] = start
     return starts
 
 

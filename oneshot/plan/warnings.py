@@ -26,6 +26,7 @@ def inert_settings(config: TrialConfig) -> list[str]:
         "advantage.normalize_std": "with advantage.baseline none",
         "advantage.eps": "without division by a standard deviation of a group",
         "critic.coef": "unless critic.share is body",
+        "critic.clip": "with train.updates_per_rollout 1, because values are those before the update",
     }
     reasons |= {f"loss.{name}": reasons["loss.clip_low"] for name in ("clip_high", "ratio", "surrogate")}
     reasons["rollout.vllm"] = "unless rollout.engine is vllm"
@@ -37,6 +38,9 @@ def inert_settings(config: TrialConfig) -> list[str]:
         warnings.append(
             f"model.revision has no effect: {config.model.path} is a folder, which is identified by its contents"
         )
+    init = config.model.init
+    if init is not None and init.reference == "model" and not config.has_reference:
+        warnings.append("model.init.reference has no effect without a KL term (loss.kl_coef: 0)")
     if config.rollout.engine == "hf" and _is_set(config, "rollout.kv_gib"):
         warnings.append("rollout.kv_gib has no effect with rollout.engine hf")
     return warnings

@@ -10,7 +10,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,9 @@ from oneshot.report.verdicts import verdicts
 from oneshot.version import __version__
 
 SUFFIX = ".oneshot.zip"
-FORMAT = 2
-UNCHECKED = 1  # the format before, which had no manifest
+FORMAT = 3
+OLDER = (1, 2)  # 1 had no manifest; in both each file of grades had its problems
+UNCHECKED = 1
 README = """\
 # {name}
 
@@ -55,7 +56,8 @@ This is a bundle of oneshot {version}: the results of a sweep with everything th
 
 - `report.html` is the report. Open it in a browser; it needs no network.
 - `sweep.yaml` is the sweep file. `claims.json` is the record that was frozen before the sweep began, with its digest.
-- `runs.json` and `searched.json` have the settings and metrics of each trial, `grades/` the grade of each completion.
+- `runs.json` and `searched.json` have the settings and metrics of each trial, `grades/` the grade of each completion
+  of the problems in `problems/`.
 - `manifest.json` has the sha256 of every other file.
 
 To judge it again, install oneshot {version} and run `oneshot report {name}.oneshot.zip`. This needs neither a GPU nor
@@ -112,7 +114,7 @@ def write_bundle(gathered: Gathered, path: Path, *, key: Path | None = None) -> 
     if key is not None:
         files[SIGNATURE] = sign(manifest, key)
     temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     temporary.replace(path)
@@ -135,7 +137,7 @@ def _files(gathered: Gathered) -> dict[str, str]:
         CLAIMS: gathered.frozen.written,
         "runs.json": [asdict(run) for run in gathered.runs],
         "searched.json": [asdict(run) for run in gathered.searched],
-        **{f"grades/{name}": _as_json(grades) for name, grades in sorted(record.read.items())},
+        **_graded(record.read),
         **{f"shown/{name}": [asdict(line) for line in lines] for name, lines in _shown_tables(gathered)},
     }
     return {
@@ -146,9 +148,20 @@ def _files(gathered: Gathered) -> dict[str, str]:
     }
 
 
-def _as_json(grades: Grades) -> dict[str, Any]:
-    arrays = {name: getattr(grades, name).astype(int).tolist() for name in ARRAYS}
-    return {"ids": grades.ids, "categories": grades.categories, "families": grades.families, **arrays}
+def _graded(read: Mapping[str, Grades]) -> dict[str, Any]:
+    """Return the files of grades, and one for each suite with the problems that its first file of grades is about."""
+    files: dict[str, Any] = {}
+    for name, grades in sorted(read.items()):
+        problems = {"ids": grades.ids, "categories": grades.categories, "families": grades.families}
+        is_alike = files.setdefault(_problems_of(name), problems) == problems
+        arrays = {array: getattr(grades, array).astype(int).tolist() for array in ARRAYS}
+        files[f"grades/{name}"] = arrays if is_alike else {**problems, **arrays}
+    return files
+
+
+def _problems_of(name: str) -> str:
+    """Return the file with the problems of KEY-SUITE-STEP.json."""
+    return f"problems/{name.split('-')[1]}.json"
 
 
 def _shown_tables(gathered: Gathered) -> list[tuple[str, list[Shown]]]:
@@ -187,6 +200,7 @@ class _Archive:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._grades_by_name: dict[str, Grades | None] = {}
+        self._problems_by_file: dict[str, Any] = {}
 
     @cached_property
     def _file(self) -> zipfile.ZipFile:
@@ -244,6 +258,11 @@ class _Archive:
         if (data := self.data(f"grades/{name}")) is None:
             return None
         try:
+            if isinstance(data, dict) and "ids" not in data:
+                file = _problems_of(name)
+                if file not in self._problems_by_file:
+                    self._problems_by_file[file] = self.data(file)
+                data = {**(self._problems_by_file[file] or {}), **data}
             grades = GradesFile.model_validate(data)
             arrays: dict[str, Any] = grades.arrays()
             return Grades(ids=grades.ids, categories=grades.categories, families=grades.families, **arrays)
@@ -286,10 +305,10 @@ def read_bundle(path: Path, *, signers: Path | None = None) -> Gathered:
         raise UserError(f"{path}: not a bundle: it unpacks to more than {MAX_BYTES // 2**30} GiB")
     metadata = archive.data("bundle.json")
     format_ = metadata.get("format") if isinstance(metadata, dict) else FORMAT
-    if format_ not in (UNCHECKED, FORMAT):
+    if format_ not in (*OLDER, FORMAT):
         written_by = f"oneshot {metadata.get('oneshot')}"
         raise UserError(f"{path}: written by {written_by} in format {format_}; this version reads only up to {FORMAT}")
-    if format_ == FORMAT or archive.has(MANIFEST):
+    if format_ != UNCHECKED or archive.has(MANIFEST):
         archive.check()
     signed_by = archive.signer(signers)
     claims, runs, searched = (archive.data(name) for name in (CLAIMS, "runs.json", "searched.json"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from oneshot.config.claims import ClaimConfig, PublishedConfig
-from oneshot.config.sweep import NAME
+from oneshot.config.fields import NAME
 from oneshot.config.trial import TrialConfig
 from oneshot.plan.frozen import Rules
 from oneshot.report.runs import Run

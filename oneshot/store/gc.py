@@ -8,6 +8,8 @@ from oneshot.store.lease import Watch
 from oneshot.store.store import Store
 
 WEIGHTS = ("checkpoint", "best")  # sub-folders of a training with weights
+STARTS = "starts.json"
+"""File in a sweep's folder with the trainings of other sweeps that its trials begin from (plan/starts.py)."""
 LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 
 
@@ -38,7 +40,8 @@ def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holdin
     keys_by_sweep = {name: keys_of(store, name) for name in store.sweeps()}
     sizes_by_key = {key: _sizes(store, key) for key in store.trainings()}
     holdings = [_holding(name, keys, sizes_by_key) for name, keys in keys_by_sweep.items()]
-    needed = set().union(*(keys for name, keys in keys_by_sweep.items() if name != without))
+    others = [name for name in keys_by_sweep if name != without]
+    needed = set().union(*(keys_by_sweep[name] | _first_stages(store, name) for name in others))
     waste, watch = [], Watch()
     if without is not None:
         sizes = store.fs.du(store.sweep(without).path, total=True)
@@ -75,6 +78,12 @@ def keys_of(store: Store, sweep: str) -> set[str]:
     """Return the keys of the trainings that a sweep asked for when it last ran."""
     plan = store.sweep(sweep).read_json("plan.json") or {"trials": []}
     return {trial["key"] for trial in plan["trials"] if trial["key"]}
+
+
+def _first_stages(store: Store, sweep: str) -> set[str]:
+    """Return the keys of the trainings of other sweeps whose weights a sweep begins from."""
+    recorded = store.sweep(sweep).read_json(STARTS) or []
+    return {start.partition("@")[0] for each in recorded for start in each["starts"].values()}
 
 
 def _sizes(store: Store, key: str) -> dict[str, int]:

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from oneshot.config.reward import Certainty, RewardConfig, RewardTerm
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.foreign import resolve
 from oneshot.tasks.grading import Grader, Verdict
+from oneshot.tasks.normalise import normalise
 
 NUM_CANDIDATES = 20  # answers that others are compared with
 _COIN = 0xC01  # separates the coins' random stream from the completions' random table
@@ -178,36 +178,30 @@ def elect(completions: Sequence[str], grader: Grader, name: GraderName = "strict
 
     This is TTRL's label (arXiv 2504.16084), over all completions of an example in a step. The alphabet breaks ties.
     """
-    votes = _votes(completions, grader, name)
-    return min(votes, key=lambda text: (-votes[text], text)) if votes else None
-
-
-def answer_entropy(
-    completions: Sequence[str], correct: Sequence[Verdict], grader: Grader, name: GraderName = "strict"
-) -> float:
-    """Return the Shannon entropy, in nats, of the final answers among the completions of one example.
-
-    Right completions have one answer, and so have others whose boxed answers are equal, as in an election. Completions
-    without a boxed answer have one answer, too: none. SGAC (arXiv 2605.01823) ranks examples by such an entropy.
-    """
-    num = len(completions)
-    others = [text for text, is_right in zip(completions, correct, strict=True) if not is_right]
-    votes = [*_votes(others, grader, name).values()]
-    counts = sorted([num - len(others), len(others) - sum(votes), *votes])  # so that equal counts have equal entropies
-    return sum(count / num * math.log(num / count) for count in counts if count)
-
-
-def _votes(completions: Sequence[str], grader: Grader, name: GraderName) -> dict[str, int]:
-    """Return how many completions have each boxed answer, equal answers counted together, the most common spelling
-    first. Only the first `NUM_CANDIDATES` answers can equal another one."""
     boxed = (extract_boxed(completion) for completion in completions)
     counts = Counter(text.strip() for text in boxed if text is not None and text.strip())
     votes: dict[str, int] = {}
     for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        candidates = islice(votes, NUM_CANDIDATES)
-        same = next((answer for answer in candidates if grader.verdict(name, f"\\boxed{{{text}}}", answer)), text)
-        votes[same] = votes.get(same, 0) + count
-    return votes
+        same = next((candidate for candidate in votes if grader.verdict(name, f"\\boxed{{{text}}}", candidate)), None)
+        if same is not None:
+            votes[same] += count
+        elif len(votes) < NUM_CANDIDATES:
+            votes[text] = count
+    return min(votes, key=lambda text: (-votes[text], text)) if votes else None
+
+
+def answer_entropy(completions: Sequence[str], correct: Sequence[Verdict]) -> float:
+    """Return the Shannon entropy, in nats, of the final answers among the completions of one example.
+
+    Right completions have one answer, and so have others whose boxed answers are the same text once normalised (to
+    grade each against each other would take longer than the step). Completions without a boxed answer have one answer,
+    too: none. SGAC (arXiv 2605.01823) ranks examples by such an entropy.
+    """
+    others = [extract_boxed(text) or "" for text, is_right in zip(completions, correct, strict=True) if not is_right]
+    num, counts = len(completions), Counter(map(normalise, others))
+    # sorted, so that equal counts have equal entropies
+    shares = sorted(count / num for count in (num - len(others), *counts.values()) if count)
+    return sum(share * -math.log(share) for share in shares)
 
 
 def _coin(key: tuple[int, ...]) -> float:

@@ -56,7 +56,7 @@ class Critic:
 
 def new_body(config: TrialConfig, model: Any) -> Any | None:
     """Return a copy of a loaded policy without its output head, if the critic trains a model of its own."""
-    has_body = config.critic is not None and config.critic.share == "none"
+    has_body = config.trains_critic and config.critic is not None and config.critic.share == "none"
     return deepcopy(model.base_model) if has_body else None
 
 

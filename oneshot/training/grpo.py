@@ -60,7 +60,9 @@ def train_step(config: TrialConfig, state: TrainingState) -> StepMetrics:
         "perf/update_s": step_s - rollout_s,
         "perf/tokens_per_s": redrawn.num_tokens / step_s,
     }
-    if state.floor.can_measure and not config.rollout.resample:  # else the update has other tokens than the rollout
+    # with resampling, an update has other tokens than the rollout; a critic and GSPO have passes of their own
+    is_plain = not config.rollout.resample and state.critic is None and config.loss.ratio == "token"
+    if state.floor.can_measure and is_plain:
         metrics["perf/efficiency"] = _floor_s(config, state, batch) / step_s
     if torch.cuda.is_available():
         if config.rollout.engine == "vllm":  # torch counts what vLLM has given back
@@ -285,7 +287,7 @@ def _answer_entropies(config: TrialConfig, state: TrainingState, batch: Batch) -
     for example in sorted(first_visits(len(state.examples), num_groups, seed=state.seed, step=state.step)):
         places = [place for place, other in enumerate(batch.example_G) if other == example]
         texts, correct = [batch.texts[place] for place in places], [batch.correct_G[place] for place in places]
-        entropies[example] = answer_entropy(texts, correct, state.grader, config.reward.grader)
+        entropies[example] = answer_entropy(texts, correct)
     return entropies
 
 

@@ -6,6 +6,7 @@ and lengths. The trial's folder keeps them, so that an attempt that resumes lear
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -25,18 +26,24 @@ from oneshot.tasks.rewards import judge
 from oneshot.tasks.solutions import to_sample
 from oneshot.training.evaluate import grade_each
 from oneshot.training.free_memory import release
+from oneshot.training.state import begin_from
 
 log = logging.getLogger(__name__)
 
 _STREAM = 0x501  # separates these completions from those of rollouts and evaluations
 
 
-def sample_solutions(config: TrialConfig, *, seed: int, device: torch.device, grader: Grader) -> dict[str, list[str]]:
-    """Return the completions that are kept for each example that asks for some, by its id; `seed` is the trial's."""
+def sample_solutions(
+    config: TrialConfig, *, seed: int, device: torch.device, grader: Grader, start: Path | None = None
+) -> dict[str, list[str]]:
+    """Return the completions that are kept for each example that asks for some, by its id; `seed` is the trial's.
+
+    `start` is a checkpoint with the weights that the trial's own model begins from, for `model.init`.
+    """
     kept: dict[str, list[str]] = {}
     wanted = to_sample(config.examples)
     for path in dict.fromkeys(rule.from_ for _, rule in wanted):
-        policy = _load(config, path)
+        policy = _load(config, path, start)
         policy.model.to(device)
         for problem, rule in wanted:
             if rule.from_ == path:
@@ -49,11 +56,13 @@ def sample_solutions(config: TrialConfig, *, seed: int, device: torch.device, gr
     return kept
 
 
-def _load(config: TrialConfig, path: str) -> Policy:
+def _load(config: TrialConfig, path: str, start: Path | None) -> Policy:
     """Load a sampling model in the precision that rollouts compute in."""
     name, _, revision = path.partition("@")
     other = {} if path == POLICY else {"path": name, "revision": revision or None, "trust_remote_code": False}
     policy = load_policy(config.model.model_copy(update={"dtype": config.model.compute_dtype, **other}))
+    if path == POLICY:
+        begin_from(policy, config, start)
     end_turns(policy, config.prompt)
     return policy
 

@@ -118,7 +118,7 @@ def new_state(
     check_labels(config.examples, grader)
     world = new_world(config)
     policy = load_policy(config.model)
-    frozen = _begin_from(policy, config, start)
+    frozen = begin_from(policy, config, start)
     end_turns(policy, config.prompt)
     weights, reference, critic = _place(
         config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload, frozen=frozen
@@ -167,7 +167,7 @@ def new_state(
     return state
 
 
-def _begin_from(policy: Policy, config: TrialConfig, start: Path | None) -> Any | None:
+def begin_from(policy: Policy, config: TrialConfig, start: Path | None) -> Any | None:
     """Replace a loaded policy's weights by a checkpoint's; return a copy of the model before if it is the reference.
 
     Raises UserError: there is no checkpoint, as outside of a sweep; or its weights are those of another model.
@@ -272,7 +272,7 @@ def _place(
     if config.model.adapter is not None:
         model.requires_grad_(False)
         lora.attach(model, config.model.adapter, seed=seed)
-    if config.critic is not None and strategy == "fsdp":
+    if config.trains_critic and strategy == "fsdp":
         raise UserError("advantage.baseline: a critic cannot be sharded (fsdp); use a GPU with more memory or LoRA")
     body = new_body(config, model)
     weights: Weights
@@ -294,7 +294,7 @@ def _place(
         weights.stop_decoding()
     if config.train.activation_checkpointing:
         weights.scored.checkpoint_activations()
-    critic = None if config.critic is None else new_critic(config, body, weights, device=device)
+    critic = new_critic(config, body, weights, device=device) if config.trains_critic else None
     return weights, reference, critic
 
 

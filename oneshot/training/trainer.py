@@ -65,7 +65,7 @@ class LocalTrainer:
             # waiting cannot help if the estimate exceeds the whole device; the plan has warned of that
             least = min(max(need.peak_gib, need.kept_gib if keeps_kv else 0.0) * count, most)
             wait_for_room(least, lambda: free_gib(device), holders=lambda: memory_holders(device))
-        self.sampled = sampled if sampled is not None else _sample(config, seed, device, grader)
+        self.sampled = sampled if sampled is not None else _sample(config, seed, device, grader, start)
         self._state = new_state(
             config,
             seed=seed,
@@ -115,10 +115,12 @@ class LocalTrainer:
         release(device)
 
 
-def _sample(config: TrialConfig, seed: int, device: torch.device, grader: Grader) -> Sampled:
+def _sample(config: TrialConfig, seed: int, device: torch.device, grader: Grader, start: Path | None) -> Sampled:
     """Sample the solutions that the examples ask for; the first of the trial's processes decides them for all."""
     if config.train.method != "sft" or not config.train.num_steps or not to_sample(config.examples):
         return {}
     world = new_world(config)
-    solutions = sample_solutions(config, seed=seed, device=device, grader=grader) if world.is_first else None
+    solutions = None
+    if world.is_first:
+        solutions = sample_solutions(config, seed=seed, device=device, grader=grader, start=start)
     return world.broadcast(solutions)

@@ -172,7 +172,7 @@ def add_gradient(
         )
 
     # a step that skips every completion has these metrics, too
-    names = ("loss/total", "loss/pg", "loss/clip_fraction")
+    names = ("loss/total", "loss/pg", "loss/clip_fraction", *(() if shared is None else ("critic/loss",)))
     packed = packs(config, state, batch.example_G, batch.token_ids, trained)
     return accumulate(state, packed, loss, names=names), len(trained)
 

@@ -7,7 +7,6 @@ every checkpoint and at least every 10 s, tables of completions, checkpoints, an
 import io
 import json
 import logging
-import posixpath
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from oneshot.plan.trainings import Training
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
 from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
@@ -36,6 +36,7 @@ from oneshot.trial.best import BEST, best_of, can_resume, recorded_scores
 from oneshot.trial.environment import describe, distribution, environment
 from oneshot.trial.guards import Guards, failure_kind
 from oneshot.trial.scripted import ScriptedTrainer
+from oneshot.trial.start import fetch_start
 
 if TYPE_CHECKING:
     from oneshot.training.trainer import LocalTrainer
@@ -61,13 +62,15 @@ def record(
     origin: str,
     stale_holder: Holder | None = None,
     metadata: Mapping[str, Any] = MappingProxyType({}),
+    starts: Store | None = None,
 ) -> Generator[StepMetrics]:
     """Run a training to its end, from its checkpoint if it has one, and record it in its folder.
 
     `origin` names the sweep or command that asked for the training; `stale_holder` is the folder's last holder, known
-    to be dead; `metadata` is recorded with the attempt. A failure is recorded with its traceback and log, and not
-    raised: the caller reads the result. Closing the generator saves a checkpoint. If another process takes the folder
-    over, this one stops without writing.
+    to be dead; `metadata` is recorded with the attempt; `starts` is the store with the weights that training may begin
+    from, if it is not the folder's. A failure is recorded with its traceback and log, and not raised: the caller reads
+    the result. Closing the generator saves a checkpoint. If another process takes the folder over, this one stops
+    without writing.
 
     Raises Leased: another process runs this training.
     """
@@ -75,7 +78,8 @@ def record(
         # torch takes seconds to import, and trainers other than this one do not need it here
         import oneshot.training.trainer  # noqa: F401
     metadata = {**environment(), **distribution(training), **metadata}
-    recorder = _Recorder(training, folder, take(folder, sweep=origin, metadata=metadata, stale_holder=stale_holder))
+    lease = take(folder, sweep=origin, metadata=metadata, stale_holder=stale_holder)
+    recorder = _Recorder(training, folder, lease, starts)
     try:
         trainer = recorder.begin(grader)
         for step in recorder.steps(trainer):
@@ -116,8 +120,9 @@ def _digest(texts: Sampled) -> str:
 class _Recorder:
     """The progress of one attempt, and the writer of its files."""
 
-    def __init__(self, training: Training, folder: TrialFolder, lease: Lease) -> None:
+    def __init__(self, training: Training, folder: TrialFolder, lease: Lease, starts: Store | None) -> None:
         self.training = training
+        self.starts = starts
         self.folder = folder
         self.lease = lease
         self.attempt = lease.attempt
@@ -146,28 +151,12 @@ class _Recorder:
                 attempt=self.attempt,
                 halvings=halvings,
                 sampled=sampled,
-                start=self._fetch_start(Path(local)),
+                start=fetch_start(self.training, self.folder, self.starts, Path(local)),
             )
         if sampled is None and not isinstance(self.trainer, ScriptedTrainer) and self.trainer.sampled:
             texts = dict(self.trainer.sampled)  # every later attempt learns these
             self.folder.write_json(SOLUTIONS, {"digest": _digest(texts), "texts": texts})
         return self.trainer
-
-    def _fetch_start(self, local: Path) -> Path | None:
-        """Copy the weights that the training begins from, if those are of another one; return where they are.
-
-        Raises DataError: they are gone, or have changed since the plan.
-        """
-        init = self.training.config.model.init
-        if init is None:
-            return None
-        key, step = init.of(self.training.seed)
-        folder = TrialFolder(self.folder.fs, f"{posixpath.dirname(self.folder.path)}/{key}")
-        if folder.kept_step("checkpoint") != step or not folder.get_folder("checkpoint", local):
-            raise DataError(
-                f"model.init: {init.sweep}: the weights of step {step} of trial {key} are gone; train it again"
-            )
-        return local
 
     def _kept_solutions(self) -> Sampled | None:
         """Return the solutions that an earlier attempt sampled. Raises DataError: the file was changed since then."""
