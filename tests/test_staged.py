@@ -183,8 +183,8 @@ def test_its_config_survives_json(first: Store, write: Write) -> None:
 
 
 def test_its_bundle_is_judged(first: Store, write: Write, grader: Grader, tmp_path: Path) -> None:
-    claim = "claims: [{name: lasts, metric: eval/arithmetic/pass_at_1, a: {at: last}, b: {at: start}, expect: {within: 0.9}}]\n"
-    text = SECOND.replace("name: second", "name: judged") + claim
+    claim = "{name: lasts, metric: eval/arithmetic/pass_at_1, a: {at: last}, b: {at: start}, expect: {within: 0.9}}"
+    text = SECOND.replace("name: second", "name: judged") + f"claims: [{claim}]\n"
     run(write(text), first, grader)
     pinned = pin_all(load(write(text)), first)
     write_bundle(gather(pinned), tmp_path / "judged.oneshot.zip")
@@ -194,7 +194,7 @@ def test_its_bundle_is_judged(first: Store, write: Write, grader: Grader, tmp_pa
 
 def test_a_setting_may_name_the_start(first: Store, write: Write) -> None:
     text = TRAINED.replace(", init: {sweep: first, cell: {rate: high}}", "").replace("name: second", "name: set")
-    plan = make_plan(pin_known(load(write(text), ["model.init={sweep: first, cell: {rate: high}}"]), first))
+    plan = make_plan(pin_known(load(write(text), overrides=("model.init={sweep: first, cell: {rate: high}}",)), first))
     assert [trial.key for trial in plan.trials] == keys(TRAINED, first, write)
 
 

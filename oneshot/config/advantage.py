@@ -50,5 +50,5 @@ class CriticConfig(Config):
         1.0,
         ge=0,
         le=1,
-        description="Weight of later values in an advantage. 1: the completion's reward minus the value",
+        description="Weight of later values in an advantage. 1, with gamma 1: the reward minus the value",
     )
