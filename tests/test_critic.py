@@ -1,5 +1,6 @@
 """PPO's critic: its advantages and loss by hand, its gradient by plain autograd, its trial resumed bit for bit."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PROJECT
 from pydantic import ValidationError
 from spread import norms_as_wide_as_their_input
 from test_gradient import REWARDS, judged
@@ -87,6 +89,26 @@ def test_a_step_has_the_whitened_advantages_of_trl_and_verl(tiny_config: MakeCon
     whitened = torch.cat([found.advantages[g] for g in graded])
     assert whitened.mean().item() == pytest.approx(0, abs=1e-12)
     assert whitened.std().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.95, 0.99])
+def test_a_step_has_verls_numbers(tiny_config: MakeConfig, gamma: float) -> None:
+    """Recorded from its functions (the file names the commit), on trajectories of 1 to 8 tokens."""
+    golden = json.loads((PROJECT / "tests" / "golden" / "ppo.json").read_text())
+    (name,) = (name for name in golden["cases"] if float(name.split()[0]) == gamma)
+    case, gae_lambda = golden["cases"][name], float(name.split()[1])
+    config = critic_config(tiny_config, critic={"gamma": gamma, "gae_lambda": gae_lambda})
+    rewards = torch.tensor(golden["rewards"], dtype=torch.float64)
+    values = {g: torch.tensor(row, dtype=torch.float64) for g, row in enumerate(golden["values"])}
+    found = estimates(rewards, values, config=config)
+    for ours, theirs in ((found.advantages, case["advantages"]), (found.returns, case["returns"])):
+        assert [len(row) for row in ours] == [len(row) for row in theirs]
+        for row, wanted in zip(ours, theirs, strict=True):
+            assert row.tolist() == pytest.approx(wanted, abs=1e-7)  # its means divide by the number of tokens + 1e-8
+    new = torch.cat([torch.tensor(row, dtype=torch.float64) for row in golden["new_values"]])
+    for clip, wanted in case["value_loss"].items():
+        losses = value_loss(new, torch.cat([*found.values]), torch.cat([*found.returns]), clip=float(clip))
+        assert losses.mean().item() == pytest.approx(wanted, abs=1e-7)
 
 
 def test_signs_are_weighed_and_whitening_can_be_left_out() -> None:
