@@ -1,6 +1,6 @@
 """A trial's state <-> a checkpoint folder.
 
-A checkpoint has `model.safetensors`, `optimizer.safetensors`, `critic.safetensors` if there is a critic (each of them in
+A checkpoint has `model.safetensors`, `optimizer.safetensors`, `critic.safetensors` if there is a critic (each in
 several parts if it is large), and `state.json`; nothing is pickled. Tensors are whole, however many processes there
 are; with an adapter they are only the adapter's. The position in the random table is (seed, step): there is no other
 generator to save.
