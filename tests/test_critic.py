@@ -270,7 +270,7 @@ def test_a_critic_in_bfloat16_has_a_float32_master_and_head(tiny_config: MakeCon
         ({"critic": {"lr": 1e-4}}, "critic: has no effect without advantage.baseline: critic"),
         (
             {**CRITIC, "train": {"method": "sft"}, "examples": [{"row": "arithmetic:6*7", "solution": "worked"}]},
-            "a critic judges sampled completions; remove it with train.method: sft",
+            "advantage.baseline: critic has no effect with train.method: sft; remove it",
         ),
         (
             {**CRITIC, "critic": {"warmup_steps": 3}, "train": {"num_steps": 3}},
@@ -286,7 +286,7 @@ def test_a_critic_in_bfloat16_has_a_float32_master_and_head(tiny_config: MakeCon
         ),
         (
             {**CRITIC, "model": {"path": "tiny:qwen2", "mixed_precision": "fp16"}},
-            "scales the policy's loss, and not a critic",
+            "fp16 cannot be combined with a critic",
         ),
     ],
 )

@@ -235,12 +235,24 @@ def test_it_waits_for_the_other(tmp_path: Path, write: Write) -> None:
     ("old", "new", "told"),
     [
         ("sweep: first", "sweep: second", "a sweep cannot begin from its own trials"),
-        ("cell: {rate: high}", "cell: {}", "fits several cells of it (rate=high, rate=low); name one cell"),
-        ("cell: {rate: high}", "cell: {rate: mid}", "{'rate': 'mid'} is no cell of it; name one cell"),
+        (
+            "cell: {rate: high}",
+            "cell: {}",
+            "first: several cells match (rate=high, rate=low); name one in model.init.cell",
+        ),
+        (
+            "cell: {rate: high}",
+            "cell: {rate: mid}",
+            "first: no cell matches {'rate': 'mid'}; name one in model.init.cell",
+        ),
         ("seeds: [0, 1]", "seeds: [0, 7]", "first: has no seed 7; set model.init.seed"),
         ("sweep: first", "sweep: ../first", "model.init.sweep"),
-        ("init: {", "adapter: {r: 4}, init: {", "export merges an adapter into model.path"),
-        ('path: "tiny:qwen2"', 'path: "tiny:llama"', "has trained tiny:qwen2, and not model.path tiny:llama"),
+        ("init: {", "adapter: {r: 4}, init: {", "model.init: cannot be combined with model.adapter"),
+        (
+            'path: "tiny:qwen2"',
+            'path: "tiny:llama"',
+            "first: trained tiny:qwen2, but model.path is tiny:llama; set both to the same model",
+        ),
     ],
 )
 def test_a_wrong_start_is_refused(first: Store, write: Write, old: str, new: str, told: str) -> None:
@@ -253,5 +265,5 @@ def test_a_wrong_start_is_refused(first: Store, write: Write, old: str, new: str
 def test_a_start_without_weights_is_refused(tmp_path: Path, write: Write, grader: Grader) -> None:
     store = Store(str(tmp_path / "runs"))
     run(write(FIRST.replace("keep: weights", "keep: none")), store, grader)
-    with pytest.raises(UserError, match=r"seed 0 has kept no weights; run it with checkpoint\.keep: weights"):
+    with pytest.raises(UserError, match=r"first: seed 0 kept no weights; run it with checkpoint\.keep: weights"):
         pin_all(load(write(TRAINED)), store)

@@ -34,16 +34,18 @@ class CriticConfig(Config):
 
     share: Literal["none", "body"] = Field(
         "none",
-        description="What reads the tokens. `none`: a copy of the policy's start, trained as a model of its own. "
-        "`body`: the policy itself, which the critic's loss then trains, too",
+        description="The model whose hidden states the value head reads. `none`: its own, a copy of the policy at the "
+        "start. `body`: the policy's, which the critic's loss then also trains",
     )
-    lr: float = Field(1e-5, gt=0, le=1, description="Learning rate of the critic; with `body` of its value head alone")
+    lr: float = Field(
+        1e-5, gt=0, le=1, description="Learning rate of the critic; with `share: body`, of its value head alone"
+    )
     clip: float = Field(
-        0.5, gt=0, le=MAX_FACTOR, description="A value counts as at most this far from its value before the update"
+        0.5, gt=0, le=MAX_FACTOR, description="Clip range of a value, around its value before the update"
     )
     coef: float = Field(0.1, ge=0, le=MAX_FACTOR, description="With `share: body`: weight of the critic's loss")
     warmup_steps: int = Field(
-        0, ge=0, le=MAX_STEPS, description="Number of first steps in which only the critic learns"
+        0, ge=0, le=MAX_STEPS, description="Number of steps at the start that train only the critic"
     )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount of a later token's value")
     gae_lambda: float = Field(

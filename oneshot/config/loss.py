@@ -17,8 +17,8 @@ class LossConfig(Config):
     )
     ratio: Literal["token", "sequence"] = Field(
         "token",
-        description="What has a ratio policy / old: each token, or each completion (GSPO: the geometric mean over its "
-        "tokens)",
+        description="Level of the ratio policy / old. `token`: one per token. `sequence`: one per completion, "
+        "the geometric mean over its tokens (GSPO)",
     )
     surrogate: Literal["ppo", "cispo"] = Field(
         "ppo",

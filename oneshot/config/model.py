@@ -28,15 +28,17 @@ class AdapterConfig(Config):
 
 
 class InitConfig(Config):
-    """The trial of another sweep whose final weights a trial begins from (staged training)."""
+    """The trial of another sweep that supplies a trial's first weights (staged training)."""
 
-    sweep: str = Field(pattern=NAME, description="The sweep, which has run with the same storage")
+    sweep: str = Field(pattern=NAME, description="Name of the other sweep, which must have the same storage")
     cell: dict[str, str] = Field(
-        default_factory=dict, description="Axis -> cell of that trial. Axes that do not matter may be left out"
+        default_factory=dict,
+        description="Axis -> cell of that trial. Axes that are not needed to identify it may be left out",
     )
     seed: Literal["same"] | Seed = Field("same", description="Seed of that trial. `same`: this trial's own")
     reference: Literal["start", "model"] = Field(
-        "start", description="What the KL term compares with: the weights at the start, or those of `model.path`"
+        "start",
+        description="The model of the KL term. `start`: the weights at the start. `model`: those of `model.path`",
     )
     weights: dict[str, str] = Field(
         default_factory=dict,
@@ -88,8 +90,8 @@ class ModelConfig(Config):
     def _an_adapter_has_a_model(self) -> "ModelConfig":
         if self.init is not None and self.adapter is not None:
             raise ValueError(
-                "model.init: export merges an adapter into model.path; export the first stage instead, and name its "
-                "folder in model.path"
+                "model.init: cannot be combined with model.adapter; run `oneshot export` on the first stage and name "
+                "its folder in model.path"
             )
         return self
 

@@ -23,7 +23,7 @@ class RewardTerm(Config):
         "outcome", description="What earns a reward, as for `reward.kind`"
     )
     weight: float = Field(1.0, ge=-MAX_FACTOR, le=MAX_FACTOR, description="Factor of this rule in the sum")
-    by: Certainty | None = Field(None, description="With `kind: certainty`: the number, as for `reward.by`")
+    by: Certainty | None = Field(None, description="With `kind: certainty`: the measure, as for `reward.by`")
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
     call: PartName | None = Field(
         None, description="With `kind: python`: the function, `package.module:name` or a registered name"
@@ -39,7 +39,9 @@ class OverlongConfig(Config):
     """A penalty on completions that come close to the largest length (DAPO, arXiv 2503.14476, Eq. 13)."""
 
     buffer: int = Field(
-        ge=1, le=MAX_TOKENS, description="Last tokens before `rollout.max_tokens`, over which the penalty grows from 0"
+        ge=1,
+        le=MAX_TOKENS,
+        description="Number of tokens before `rollout.max_tokens` over which the penalty grows from 0",
     )
     penalty: float = Field(
         1.0, gt=0, le=MAX_FACTOR, description="Reward that a completion of `rollout.max_tokens` tokens loses"
@@ -55,13 +57,13 @@ class RewardConfig(Config):
         "outcome",
         description="What earns a reward. `outcome`: a right boxed answer. `format`: any boxed answer. `random`: a "
         "seeded coin. `majority`: the most common of the example's answers in the step. `certainty`: how certain the "
-        "policy was of its tokens, a number (`by`). `python`: what `call` returns. `sum`: the weighted sum of `terms`",
+        "policy was of its tokens, measured by `by`. `python`: what `call` returns. `sum`: the weighted sum of `terms`",
     )
     by: Certainty | None = Field(
         None,
-        description="With `kind: certainty`, from the distribution that tokens are drawn from. `self_certainty`: mean "
-        "KL(uniform | p) of the tokens. `token_entropy`: minus their mean entropy. `sequence_entropy`: sum of their "
-        "log-probabilities. `probability`: its exponential",
+        description="With `kind: certainty`: the measure, where p is the distribution that a token is drawn from. "
+        "`self_certainty`: mean of KL(uniform | p). `token_entropy`: minus the mean entropy of p. `sequence_entropy`: "
+        "sum of the tokens' log-probabilities. `probability`: exponential of that sum",
     )
     probability: float = Field(0.5, ge=0, le=1, description="Probability of a reward with `kind: random`")
     call: PartName | None = Field(

@@ -301,7 +301,7 @@ class SweepConfig(Config):
     early_stop: EarlyStopConfig | None = Field(None, description="When to end search trials early")
     guards: list[GuardConfig] = Field(
         default_factory=list,
-        description="Bounds that fail a trial; by default, `rollout/mismatch_kl` above 1e-4, or 0.1 in 16 bits",
+        description="Bounds that fail a trial; by default, `rollout/mismatch_kl` above 1e-4 (0.1 in 16-bit precision)",
     )
     claims: list[ClaimConfig] = Field(
         default_factory=list, description="Expected results, written before the sweep runs"

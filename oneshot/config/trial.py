@@ -123,8 +123,8 @@ class RolloutConfig(Config):
         0,
         ge=0,
         le=MAX_RESAMPLES,
-        description="Times that a group whose rewards are all equal is drawn again (DAPO's dynamic sampling). Groups "
-        "that stay so are left out of the update",
+        description="How many times at most a group whose rewards are all equal is sampled again (DAPO's dynamic "
+        "sampling). Groups whose rewards are still equal are left out of the update",
     )
     num_groups: int = Field(128, ge=1, le=MAX_COUNT, description="Groups a step. Several examples take turns")
     group_size: int = Field(
@@ -271,7 +271,7 @@ class TrialConfig(Config):
     reward: RewardConfig = Field(default_factory=RewardConfig, description="What is rewarded")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How completions are sampled")
     advantage: AdvantageConfig = Field(default_factory=AdvantageConfig, description="How rewards become advantages")
-    critic: CriticConfig | None = Field(None, description="The critic, with `advantage.baseline: critic`")
+    critic: CriticConfig | None = Field(None, description="The critic. Only with `advantage.baseline: critic`")
     loss: LossConfig = Field(default_factory=LossConfig, description="The loss")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="AdamW")
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training loop")
@@ -317,9 +317,7 @@ class TrialConfig(Config):
         if self.critic is not None and self.advantage.baseline != "critic":
             raise ValueError("critic: has no effect without advantage.baseline: critic; set it, or remove critic")
         if self.critic is not None and train.method == "sft":
-            raise ValueError(
-                "advantage.baseline: a critic judges sampled completions; remove it with train.method: sft"
-            )
+            raise ValueError("advantage.baseline: critic has no effect with train.method: sft; remove it")
         if self.optim.schedule.has_length and train.num_epochs is None and "num_steps" not in train.model_fields_set:
             raise ValueError(
                 f"optim.schedule: {self.optim.schedule.kind} needs the length of the training; set train.num_steps or "
@@ -335,13 +333,13 @@ class TrialConfig(Config):
             raise ValueError("train.num_epochs: grpo has no epochs; set train.num_steps, or train.method: sft")
         if self.advantage.baseline == "none" and self.reward.certainties:
             raise ValueError(
-                "advantage.baseline: none is for rewards of 1 and 0, and those for certainty are other numbers; set "
+                "advantage.baseline: none is for rewards of 1 and 0, and rewards for certainty are other numbers; set "
                 "advantage.baseline: group"
             )
         if self.rollout.resample and self.advantage.baseline != "group":
             raise ValueError(
                 f"rollout.resample: {self.rollout.resample} needs advantage.baseline: group; with baseline "
-                f"{self.advantage.baseline}, groups with equal rewards teach, too"
+                f"{self.advantage.baseline}, groups with equal rewards also train the policy"
             )
         if self.advantage.baseline == "none" and self.reward.overlong is not None:
             raise ValueError(
@@ -354,7 +352,9 @@ class TrialConfig(Config):
                 f"reward.overlong.buffer: {overlong.buffer} is more than rollout.max_tokens ({max_tokens}); lower it"
             )
         if self.critic is not None and self.model.mixed_precision == "fp16":
-            raise ValueError("model.mixed_precision: fp16 scales the policy's loss, and not a critic's; use bf16")
+            raise ValueError(
+                "model.mixed_precision: fp16 cannot be combined with a critic, whose loss is not scaled; use bf16"
+            )
         if self.critic is not None and 0 < train.num_steps <= self.critic.warmup_steps:
             raise ValueError(
                 f"critic.warmup_steps: {self.critic.warmup_steps} leaves none of the {train.num_steps} steps to the "
@@ -363,8 +363,8 @@ class TrialConfig(Config):
         is_by_token = self.critic is not None or self.rollout.correction == "token"
         if self.loss.ratio == "sequence" and train.updates_per_rollout > 1 and is_by_token:
             raise ValueError(
-                "loss.ratio: sequence needs one advantage and one weight for all tokens of a completion, unlike "
-                "a critic and rollout.correction: token; use loss.ratio: token"
+                "loss.ratio: sequence needs one advantage and one weight for all tokens of a completion, but a critic "
+                "or rollout.correction: token gives each token its own; use loss.ratio: token"
             )
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:

@@ -30,7 +30,7 @@ def frozen_starts(sweep: PinnedSweep, folder: Folder) -> PinnedSweep:
 def find_starts(sweep: PinnedSweep, configs: Sequence[TrialConfig], store: Store) -> PinnedSweep:
     """Return the sweep with every start whose training has finished.
 
-    Raises UserError: that training keeps no weights, is of another model, or is not told apart by its cell.
+    Raises UserError: that training kept no weights, has another model, or is not identified by `cell` and `seed`.
     """
     starts = dict(sweep.starts)
     seeds = _seeds(sweep)
@@ -63,7 +63,8 @@ def with_start(sweep: PinnedSweep, config: TrialConfig, where: Where) -> tuple[T
         return config, None
     if init.sweep == sweep.config.name:
         raise SettingError(
-            where, "model.init.sweep: a sweep cannot begin from its own trials; put the first stage into another file"
+            where,
+            "model.init.sweep: a sweep cannot begin from its own trials; put the first stage into another sweep file",
         )
     starts = sweep.starts.get(_name(config), {})
     if any(str(seed) not in starts for seed in _seeds(sweep)):
@@ -95,14 +96,14 @@ def _found(config: TrialConfig, init: InitConfig, seeds: Sequence[int], store: S
     cells = {tuple(row["cell"].items()) for row in rows}
     if len(cells) != 1:
         has = ", ".join(" ".join(f"{axis}={cell}" for axis, cell in names) for names in sorted(cells)[:5])
-        what = f"fits several cells of it ({has})" if cells else "is no cell of it"
-        raise UserError(f"{init.sweep}: {init.cell or 'the empty cell'} {what}; name one cell")
+        what = f"several cells match ({has})" if cells else f"no cell matches {init.cell}"
+        raise UserError(f"{init.sweep}: {what}; name one in model.init.cell")
     starts: Starts = {}
     for seed in seeds:
         wanted = seed if init.seed == "same" else init.seed
         row = next((row for row in rows if row["seed"] == wanted), None)
         if row is None:
-            raise UserError(f"{init.sweep}: has no seed {wanted}; set model.init.seed")
+            raise UserError(f"{init.sweep}: has no seed {wanted}; set model.init.seed to one of its seeds")
         if not row["key"] or not (start := _start(row, config, init, store)):
             return None
         starts[str(seed)] = start
@@ -117,11 +118,15 @@ def _start(row: Mapping[str, Any], config: TrialConfig, init: InitConfig, store:
         return ""
     model = description["config"]["model"]
     if model["path"] != config.model.path:
-        raise UserError(f"{init.sweep}: has trained {model['path']}, and not model.path {config.model.path}")
+        raise UserError(
+            f"{init.sweep}: trained {model['path']}, but model.path is {config.model.path}; set both to the same model"
+        )
     if model.get("adapter") is not None:
-        raise UserError(f"{init.sweep}: has trained an adapter; `oneshot export` merges it into a model for model.path")
+        raise UserError(
+            f"{init.sweep}: trained an adapter; run `oneshot export` on it and name its folder in model.path"
+        )
     step = folder.kept_step("checkpoint")
     if step != row["num_steps"]:
         has = "no weights" if step is None else f"the weights of step {step}, not of step {row['num_steps']}"
-        raise UserError(f"{init.sweep}: seed {row['seed']} has kept {has}; run it with checkpoint.keep: weights")
+        raise UserError(f"{init.sweep}: seed {row['seed']} kept {has}; run it with checkpoint.keep: weights")
     return f"{row['key']}@{step}"

@@ -6,12 +6,12 @@ T the number of tokens, an EOS token included:
 - self_certainty: mean_t KL(uniform | p_t) = mean_t (-log V - mean_v log p_t(v)). Intuitor, arXiv 2505.19590. The
   released code leaves out log V, which cancels within a group.
 - token_entropy: -mean_t H(p_t). RENT, arXiv 2505.22660. EM-RL-token, arXiv 2505.15134, also rewards these entropies.
-- sequence_entropy: sum_t log p_t(y_t), of which minus the expectation is the entropy of the whole sequence.
-  EM-RL-sequence, arXiv 2505.15134. URLVR's released code takes the mean over tokens.
-- probability: exp(sum_t log p_t(y_t)), the probability of the completion. URLVR, arXiv 2603.08660, as its released
-  code has it. For long completions it is nearly 0, or 0 in float32, so that a group of them teaches next to nothing.
+- sequence_entropy: sum_t log p_t(y_t); minus its expectation is the entropy of the whole sequence. EM-RL-sequence,
+  arXiv 2505.15134. URLVR's released code takes the mean over tokens.
+- probability: exp(sum_t log p_t(y_t)), the probability of the completion. URLVR, arXiv 2603.08660, as in its
+  released code. For long completions it is nearly 0, or 0 in float32, so a group of them gives almost no signal.
 
-V counts all logits of the model, also those beyond the tokenizer's entries. Natural logarithms.
+V counts all logits of the model, including those beyond the tokenizer's entries. Logarithms are natural.
 """
 
 import math

@@ -1,9 +1,9 @@
 """A trial's state <-> a checkpoint folder.
 
-A checkpoint has `model.safetensors`, `optimizer.safetensors` (each in several parts if it is large), with a critic
-`critic.safetensors`, and `state.json`; nothing is pickled. Tensors are whole, however many processes there are; with an
-adapter they are only the adapter's. The position in the random table is (seed, step): there is no other generator to
-save.
+A checkpoint has `model.safetensors`, `optimizer.safetensors`, `critic.safetensors` if there is a critic (each in
+several parts if it is large), and `state.json`; nothing is pickled. Tensors are whole, however many processes there
+are; with an adapter they are only the adapter's. The position in the random table is (seed, step): there is no other
+generator to save.
 """
 
 import json

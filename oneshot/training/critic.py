@@ -1,7 +1,7 @@
 """The critic of PPO: a value for each token, its advantages and its loss.
 
-The value of a token is the reward that the policy expects when it is about to sample that token. A linear head reads it
-from the hidden state that predicts the token, of a model of its own or of the policy. Rewards come with the last token.
+The value of a token is the expected reward just before the policy samples that token. A linear head computes it from
+the hidden state that predicts the token, of the critic's own model or of the policy. Rewards come with the last token.
 
 Shapes: G completions of the step; M completion tokens of a micro-batch; T positions of the longest completion; H hidden
 size.
@@ -89,15 +89,15 @@ def new_critic(config: TrialConfig, body: Any | None, policy: Weights, *, device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """What the critic says of a step's completions, before its updates; one tensor for each completion, `[tokens]`."""
+    """The critic's estimates for a step's completions, before its updates; one tensor per completion, `[tokens]`."""
 
     values: Sequence[Tensor]
     returns: Sequence[Tensor]  # what the values should be
     advantages: Sequence[Tensor]
-    graded_G: Tensor  # whether a completion has a reward; the others teach nothing
+    graded_G: Tensor  # whether a completion has a reward; the others do not count
 
     def of(self, batch: Pack, what: Sequence[Tensor]) -> Tensor:
-        """Return the values of a pack's tokens: `[M]`."""
+        """Return one of these fields for the tokens of a pack: `[M]`."""
         return torch.cat([what[member] for member in batch.members])
 
     def metrics(self) -> dict[str, float]:
@@ -116,9 +116,9 @@ class Estimates:
 
 
 def estimates(rewards_G: Tensor, values: Mapping[int, Tensor], *, config: TrialConfig) -> Estimates:
-    """Return advantages and returns of a step's completions from their rewards and values by completion.
+    """Return advantages and returns of a step's completions from their rewards and their values by completion.
 
-    A NaN reward is a completion that could not be judged: its advantages are 0, and it does not count.
+    A completion that could not be graded has a NaN reward: its advantages are 0, and it does not count.
     """
     assert config.critic is not None, "the trial has a critic"
     lengths = [len(values[place]) for place in range(len(rewards_G))]
@@ -155,9 +155,9 @@ def gae(rewards_GT: Tensor, values_GT: Tensor, *, gamma: float, gae_lambda: floa
 
 
 def signed(raw_GT: Tensor, counts_GT: Tensor, *, config: AdvantageConfig) -> Tensor:
-    """Return advantages that are whitened over the tokens that count (unless `normalize_std` is off), weighted by sign.
+    """Return advantages, whitened over the tokens that count (unless `normalize_std` is off) and weighted by sign.
 
-    Whitened: minus their mean, over `sqrt(variance + 1e-8)` with ddof 1. Tokens that do not count have 0.
+    Whitening subtracts the mean and divides by `sqrt(variance + 1e-8)`, with ddof 1. Tokens that do not count get 0.
     """
     zero = torch.zeros_like(raw_GT)
     chosen = raw_GT[counts_GT]
@@ -168,9 +168,9 @@ def signed(raw_GT: Tensor, counts_GT: Tensor, *, config: AdvantageConfig) -> Ten
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
-    """Return half the squared error of each token's value, the larger of the value itself and of the clipped one.
+    """Return half the squared error of each token's value or of its clipped value, whichever is larger.
 
-    This is PPO's clipped value loss as TRL and verl have it: the clipped value is at most `clip` from `old_values`.
+    This is PPO's clipped value loss, as in TRL and verl: the clipped value is at most `clip` from `old_values`.
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())

@@ -1,7 +1,7 @@
-"""The scale of the loss in float16: its gradients are multiplied by it, so that small ones do not become 0.
+"""The factor by which the loss is multiplied in float16, so that small gradients do not become 0.
 
 A gradient that is too large for float16 becomes infinite. Then the optimiser step is skipped and the scale halved. The
-numbers are those of torch's `GradScaler`.
+defaults are those of torch's `GradScaler`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ GROWTH_INTERVAL = 2000  # optimiser steps in a row without overflow, after which
 
 @dataclass(slots=True, kw_only=True)
 class LossScale:
-    """The scale, which changes with every optimiser step in float16 and is 1 in other precisions."""
+    """The scale, which may change after each optimiser step in float16 and is 1 in other precisions."""
 
     value: float
     is_used: bool

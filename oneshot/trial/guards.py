@@ -12,7 +12,7 @@ from oneshot.store.records import FailureKind
 SAMPLER = "rollout/mismatch_kl"
 FARTHEST, FARTHEST_NARROW = 1e-4, 0.1
 """A sampler this far from the trainer is broken. In float32, two correct ones agree to 1e-7, and one with the weights
-of an earlier step or another temperature does not (docs/rollout.md). In 16 bits and in fp8, rounding adds to it."""
+of an earlier step or another temperature does not (docs/rollout.md). 16-bit precision and fp8 add rounding to it."""
 
 
 class Guards:

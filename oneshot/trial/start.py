@@ -10,11 +10,11 @@ from oneshot.store.trial_folder import TrialFolder
 
 
 def fetch_start(training: Training, folder: TrialFolder, starts: Store | None, local: Path) -> Path | None:
-    """Copy the weights that a training begins from into a local folder, and return it; None if they are its model's.
+    """Copy the weights that a training begins from into a local folder, and return it; None without `model.init`.
 
-    They are in the store `starts`, or else beside the training's own folder.
+    The weights come from the store `starts`, or if it is None, from the store of the training's own folder.
 
-    Raises DataError: they were removed, or replaced by those of another step.
+    Raises DataError: the weights were removed, or replaced by those of another step.
     """
     init = training.config.model.init
     if init is None:
@@ -24,6 +24,6 @@ def fetch_start(training: Training, folder: TrialFolder, starts: Store | None, l
     source = beside if starts is None else starts.trial(key)
     kept = source.kept_step("checkpoint")
     if kept != step or not source.get_folder("checkpoint", local):
-        why = "removed" if kept is None else f"replaced by those of step {kept}, as its training was continued"
+        why = "removed" if kept is None else f"replaced by those of step {kept}, because that training was continued"
         raise DataError(f"model.init: {init.sweep}: the weights of step {step} of trial {key} were {why}")
     return local
