@@ -277,10 +277,6 @@ def test_a_critic_in_bfloat16_has_a_float32_master_and_head(tiny_config: MakeCon
             "leaves none of the 3 steps to the policy",
         ),
         (
-            {**CRITIC, "loss": {"ratio": "sequence"}, "train": {"updates_per_rollout": 2}},
-            "loss.ratio: sequence needs one advantage and one weight",
-        ),
-        (
             {"advantage": {"baseline": "none"}, "reward": {"overlong": {"buffer": 4}}},
             "reward.overlong makes other numbers",
         ),

@@ -360,12 +360,6 @@ class TrialConfig(Config):
                 f"critic.warmup_steps: {self.critic.warmup_steps} leaves none of the {train.num_steps} steps to the "
                 "policy; lower it"
             )
-        is_by_token = self.critic is not None or self.rollout.correction == "token"
-        if self.loss.ratio == "sequence" and train.updates_per_rollout > 1 and is_by_token:
-            raise ValueError(
-                "loss.ratio: sequence needs one advantage and one weight for all tokens of a completion, but a critic "
-                "or rollout.correction: token gives each token its own; use loss.ratio: token"
-            )
         num_updates = train.updates_per_rollout
         if num_groups % num_updates:
             raise ValueError(

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,8 @@ class Vllm:
                     f"{current_platform.device_type or 'a device that is not here'}; install the other build, or set "
                     "rollout.engine: lockstep"
                 )
+            if policy.device.type == "cpu" and self.settings.tensor_parallel > 1:
+                _remove_shared_memory()
             try:
                 self._llm = LLM(**self._options(policy))
             except torch.OutOfMemoryError:  # which is tried again with less
@@ -327,6 +330,15 @@ def _reason(error: Exception) -> str:
     """Return an error's own words, which pydantic puts on its third line."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     return lines[2] if len(lines) > 2 and "validation error" in lines[0] else first_line(error)
+
+
+def _remove_shared_memory() -> None:
+    """Remove what earlier trials have left: on a CPU, vLLM's processes share memory of one fixed name for all trials.
+
+    Processes that use it keep it. Those of this trial create theirs later, when all of them have begun to start.
+    """
+    for path in Path("/dev/shm").glob("-tp:*cpushm_*"):
+        path.unlink(missing_ok=True)
 
 
 def _devices(device: torch.device) -> list[torch.device]:
