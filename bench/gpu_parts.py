@@ -194,7 +194,7 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
     from oneshot.policy.attention import reason_against
     from oneshot.rollout.engine import Sampling
     from oneshot.training.grpo import roll_out
-    from oneshot.training.update import add_gradient
+    from oneshot.training.update import Old, add_gradient
 
     config = tiny(sizes, model={"mixed_precision": "bf16"})
     state = state_of(config)
@@ -206,7 +206,7 @@ def kernels(sizes: Sizes) -> Iterator[Check]:
 
     def update() -> None:
         with state.weights.updating():
-            add_gradient(config, state, roll_out(config, state), range(16), None)
+            add_gradient(config, state, roll_out(config, state), range(16), Old())
 
     activities = [ProfilerActivity.CPU] if sizes.is_cpu else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     for name, work in (("padded prefill and decode", padded), ("packed forward and backward", update)):
@@ -241,7 +241,7 @@ def against_cpu(sizes: Sizes) -> Iterator[Check]:
 
     from oneshot.rollout.engine import Sampling
     from oneshot.training.grpo import roll_out
-    from oneshot.training.update import add_gradient
+    from oneshot.training.update import Old, add_gradient
 
     for dtype, bar in (("float32", 1e-4), ("float64", 1e-9)):
         here, there = (state_of(tiny(sizes, device=device, model={"dtype": dtype})) for device in (sizes.device, "cpu"))
@@ -267,7 +267,7 @@ def against_cpu(sizes: Sizes) -> Iterator[Check]:
             device = state.policy.device
             moved = replace(batch, rewards_G=batch.rewards_G.to(device), advantages_G=batch.advantages_G.to(device))
             with state.weights.updating():
-                losses.append(add_gradient(config, state, moved, range(16), None)[0]["loss/total"])
+                losses.append(add_gradient(config, state, moved, range(16), Old())[0]["loss/total"])
             gradients.append(torch.cat([p.grad.cpu().flatten() for p in state.weights.master.values()]))
         relative = ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()
         yield Check(
