@@ -1,6 +1,7 @@
 """A sweep file, or a sweep in the store -> the pinned sweep and its plan."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from oneshot.config.file import SweepFile, read
@@ -68,7 +69,9 @@ def pin_all(file: SweepFile, store: Store) -> SweepRun:
     for trial in plan.trials:
         if trial.waits_for is not None and trial.waits_for.startswith((AWAITS, AWAITS_WEIGHTS)):
             name = trial.waits_for.split("'")[1]
-            hint = nearest(name, ["policy", *sweep_names(store)])
+            others = [*sweep_names(store), *(["policy"] if trial.waits_for.startswith(AWAITS) else [])]
+            is_known = name in others or Path(sweep.source.name).with_name(f"{name}.yaml").is_file()
+            hint = "" if is_known else nearest(name, others)
             raise UserError(f"{trial.label} waits for {trial.waits_for}, with the same storage{hint}")
     pinned = pin_revisions(sweep, plan, folder)
     return SweepRun.of(pinned, plan if pinned is sweep else make_plan(pinned), store)
