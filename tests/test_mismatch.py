@@ -75,9 +75,9 @@ def test_the_correction_by_hand() -> None:
     assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize(("updates", "ratio"), [(1, "token"), (2, "token"), (2, "sequence")])
 def test_the_correction_weights_the_gradient_of_a_sampler_that_differs(
-    tiny_config: MakeConfig, grader: Grader, updates: int
+    tiny_config: MakeConfig, grader: Grader, updates: int, ratio: str
 ) -> None:
     """All probabilities of the sampler are twice too large: every token's weight, and so the gradient, is a half."""
     gradients = {}
@@ -86,7 +86,7 @@ def test_the_correction_weights_the_gradient_of_a_sampler_that_differs(
             **EXACT,
             rollout={"correction": kind},
             train={"updates_per_rollout": updates},
-            loss={"kl_coef": 0.0, "entropy_coef": 0.0},
+            loss={"kl_coef": 0.0, "entropy_coef": 0.0, "ratio": ratio},
             reward={"kind": "random"},
             eval={"suites": {}},
         )

@@ -19,7 +19,7 @@ from oneshot.policy.output_head import LossOutput, Workspace, head_loss
 from oneshot.policy.packing import pack
 from oneshot.tasks.grading import Grader
 from oneshot.training.checkpoint import load_state, save_state
-from oneshot.training.grpo import roll_out, train_step
+from oneshot.training.grpo import train_step
 from oneshot.training.loop import train
 from oneshot.training.loss import BatchTotals, cispo, sequence_old, surrogate, token_loss, token_weights
 from oneshot.training.metrics import StepMetrics
@@ -297,26 +297,3 @@ def test_a_step_whose_completions_are_all_truncated_has_no_gradient(tiny_config:
     metrics = train_step(config, state).metrics
     assert metrics["rollout/truncated"] == metrics["loss/frac_skipped"] == 1.0
     assert metrics["loss/grad_norm"] == metrics["loss/total"] == 0.0
-
-
-def test_an_old_policy_for_the_correction_is_that_of_tokens(tiny_config: MakeConfig, grader: Grader) -> None:
-    """A sampler whose probabilities are twice the trainer's halves the gradient, with completions' ratios as well."""
-    gradients = []
-    for correction in ("none", "token"):
-        config = tiny_config(
-            model={"path": "tiny:qwen2", "dtype": "float64"},
-            rollout={"correction": correction},
-            loss={**ALONE, "ratio": "sequence"},
-            train={"updates_per_rollout": 2},
-            reward={"kind": "random"},
-            eval={"suites": {}},
-        )
-        state = new_state(config, seed=0, grader=grader)
-        batch = roll_out(config, state)
-        for completion in batch.completions:
-            object.__setattr__(completion, "logprobs", tuple(p + math.log(2) for p in completion.logprobs))
-        add_gradient(
-            config, state, batch, range(len(batch.completions)), Old(logprobs=_old_logprobs(config, state, batch))
-        )
-        gradients.append(state.policy.model.get_output_embeddings().weight.grad.clone())
-    torch.testing.assert_close(gradients[1], gradients[0] / 2)

@@ -86,11 +86,16 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
         torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
-def _logprobs(targets_n: Tensor, logits_nV: Tensor, probs_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the targets' log-probabilities and the log of the normaliser, `[n]` each; fill `probs_nV`."""
+def log_normaliser(logits_nV: Tensor, probs_nV: Tensor) -> Tensor:
+    """Return the log of each row's sum of exponentials, `[n]`; fill `probs_nV` with the softmax."""
     torch.softmax(logits_nV, dim=-1, out=probs_nV)
     # the mode's probability is at least 1 / V, so its logarithm is exact; an unlikely target's would underflow
-    log_normaliser_n = logits_nV.amax(dim=-1) - probs_nV.amax(dim=-1).log()
+    return logits_nV.amax(dim=-1) - probs_nV.amax(dim=-1).log()
+
+
+def _logprobs(targets_n: Tensor, logits_nV: Tensor, probs_nV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the targets' log-probabilities and the log of the normaliser, `[n]` each; fill `probs_nV`."""
+    log_normaliser_n = log_normaliser(logits_nV, probs_nV)
     return logits_nV.gather(1, targets_n[:, None]).squeeze(1) - log_normaliser_n, log_normaliser_n
 
 

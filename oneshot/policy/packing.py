@@ -6,7 +6,7 @@ is left out, because it predicts nothing.
 Shapes: N tokens of the pack, M completion tokens of the pack, G completions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain, groupby
@@ -104,6 +104,10 @@ class Pack:
         )
         query_starts, key_starts = starts
         return Segments(query_starts=query_starts, key_starts=key_starts, max_query=max(queries), max_key=max(keys))
+
+    def joined(self, values: Mapping[int, Tensor] | Sequence[Tensor]) -> Tensor:
+        """Return the values of the completions' tokens, `[M]`, from those of each completion by its index."""
+        return torch.cat([values[member] for member in self.members])
 
     def spread(self, values_G: Tensor) -> Tensor:
         """Repeat each completion's value for its tokens: `[G] -> [M]`."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oneshot.policy.output_head import row_dot
+from oneshot.policy.output_head import log_normaliser, row_dot
 
 
 def uniforms(row_keys: Sequence[tuple[int, ...]], num_positions: int) -> np.ndarray:
@@ -64,9 +64,7 @@ def distribution(logits_BV: Tensor, *, probs_BV: Tensor) -> tuple[Tensor, Tensor
     With Z the normaliser: H = log Z - sum_v p_v z_v, and KL = log Z - mean_v z_v - log V. Rounding takes neither below
     0. Every logit counts, also those beyond the tokenizer's entries.
     """
-    torch.softmax(logits_BV, dim=-1, out=probs_BV)
-    # the mode's probability is at least 1 / V, so its logarithm is exact
-    log_normaliser_B = logits_BV.amax(dim=-1) - probs_BV.amax(dim=-1).log()
+    log_normaliser_B = log_normaliser(logits_BV, probs_BV)
     entropy_B = log_normaliser_B - row_dot(probs_BV, logits_BV)
     uniform_kl_B = log_normaliser_B - logits_BV.mean(dim=-1) - math.log(logits_BV.shape[-1])
     return entropy_B.clamp(min=0), uniform_kl_B.clamp(min=0)

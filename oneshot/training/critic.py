@@ -22,6 +22,7 @@ from oneshot.policy.forward import Scored
 from oneshot.policy.output_head import wide
 from oneshot.policy.packing import Pack
 from oneshot.policy.weights import Weights, split_weights
+from oneshot.training.optimizer import adamw
 
 WHITEN_EPS = 1e-8
 """Added to the variance by which advantages are whitened, as in TRL and verl."""
@@ -75,15 +76,7 @@ def new_critic(config: TrialConfig, body: Any | None, policy: Weights, *, device
         weights.compute, weights.master = {**weights.compute, **own}, {**weights.master, **own}
         if config.train.activation_checkpointing:
             weights.scored.checkpoint_activations()
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        weights.master.values(),
-        lr=config.critic.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
+    optimizer = adamw(weights.master.values(), config.optim, lr=config.critic.lr)
     return Critic(config=config.critic, weights=weights, reader=weights.scored, head=head, optimizer=optimizer)
 
 
@@ -95,10 +88,6 @@ class Estimates:
     returns: Sequence[Tensor]  # what the values should be
     advantages: Sequence[Tensor]
     graded_G: Tensor  # whether a completion has a reward; the others do not count
-
-    def of(self, batch: Pack, what: Sequence[Tensor]) -> Tensor:
-        """Return one of these fields for the tokens of a pack: `[M]`."""
-        return torch.cat([what[member] for member in batch.members])
 
     def metrics(self) -> dict[str, float]:
         """Return means over tokens, and the explained variance: 1 - Var(return - value) / Var(return)."""

@@ -43,6 +43,7 @@ from oneshot.training.demonstrations import encode_demonstrations
 from oneshot.training.evaluate import longest_completion, prompt_ids
 from oneshot.training.free_memory import most_gib
 from oneshot.training.loss_scale import LossScale
+from oneshot.training.optimizer import adamw
 from oneshot.training.roofline import Floor
 
 log = logging.getLogger(__name__)
@@ -123,14 +124,7 @@ def new_state(
     weights, reference, critic = _place(
         config, policy, world, seed=seed, strategy=strategy, cpu_offload=cpu_offload, frozen=frozen
     )
-    optimizer = torch.optim.AdamW(
-        weights.master.values(),
-        lr=config.optim.lr,
-        betas=(config.optim.beta1, config.optim.beta2),
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-        fused=True,
-    )
+    optimizer = adamw(weights.master.values(), config.optim, lr=config.optim.lr)
     kv_gib = config.rollout.kv_gib or _kv_gib(config, weights, reference, critic, world, share=gpu_share)
     lasts = keeps_kv and strategy != "fsdp"
     state = TrainingState(

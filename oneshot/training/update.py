@@ -158,9 +158,9 @@ def add_gradient(
             space,
             advantages_M=micro_batch.spread(batch.advantages_G[members])
             if known is None
-            else known.of(micro_batch, known.advantages),
+            else micro_batch.joined(known.advantages),
             weights_M=weights_M,
-            old_M=None if old.logprobs is None else torch.cat([old.logprobs[i] for i in micro_batch.members]),
+            old_M=None if old.logprobs is None else micro_batch.joined(old.logprobs),
             sampler=batch.mismatch,
             # after an update, the policy is no longer the one that sampled
             compares=counts and old.logprobs is None,
@@ -234,9 +234,7 @@ def _value_loss(
     """Return one micro-batch's part of the critic's loss, times `coef`; its metric is without it."""
     places = torch.tensor(batch.members, device=weights_M.device)
     values_M = critic.values(hidden_MH)
-    losses_M = value_loss(
-        values_M, known.of(batch, known.values), known.of(batch, known.returns), clip=critic.config.clip
-    )
+    losses_M = value_loss(values_M, batch.joined(known.values), batch.joined(known.returns), clip=critic.config.clip)
     total = (losses_M * weights_M * batch.spread(known.graded_G[places])).sum()
     return LossOutput(loss=coef * total, metrics={"critic/loss": total.detach()})
 
