@@ -170,7 +170,7 @@ def begin_from(policy: Policy, config: TrialConfig, start: Path | None) -> Any |
     if init is None:
         return None
     if start is None:
-        raise UserError(f"model.init: only a sweep has the weights of {init.sweep} at hand; use `oneshot run`")
+        raise UserError(f"model.init: the weights of {init.sweep} are in a store; use `oneshot run` or `oneshot trial`")
     before = None
     if init.reference == "model" and config.has_reference:
         before = deepcopy(policy.model)
