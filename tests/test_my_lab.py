@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ PAGE = (PROJECT / "docs" / "own-parts.md").read_text()
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(foreign.FOLDER, "")
     foreign.forget()
+    yield
+    foreign.forget()  # other files' tests know no such package
 
 
 @pytest.fixture
