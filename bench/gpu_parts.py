@@ -319,7 +319,7 @@ def memory(sizes: Sizes) -> Iterator[Check]:
     """Check that rollouts and trials give their memory back."""
     import torch
 
-    from oneshot.config.sweep import ResourceConfig
+    from oneshot.config.resources import ResourceConfig
     from oneshot.rollout.engine import Sampling
     from oneshot.rollout.kv_memory import KvLayer
     from oneshot.rollout.lockstep import Lockstep
@@ -481,7 +481,7 @@ def update(sizes: Sizes) -> Iterator[Check]:
     """Measure steps of a bfloat16 trial: mismatch of sampler and trainer, the update's rate, memory by phase."""
     import torch
 
-    from oneshot.config.sweep import ResourceConfig
+    from oneshot.config.resources import ResourceConfig
     from oneshot.models.placement import trial_memory
     from oneshot.training.grpo import roll_out, train_step
 

@@ -208,7 +208,7 @@ def estimated_gib(config: Any) -> float:
     """Return the plan's estimate of the trial's memory on this GPU."""
     import torch
 
-    from oneshot.config.sweep import ResourceConfig
+    from oneshot.config.resources import ResourceConfig
     from oneshot.models.placement import trial_memory
 
     total_gib = torch.cuda.mem_get_info()[1] / 2**30

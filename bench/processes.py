@@ -38,7 +38,7 @@ def trial(model: str, *, num_groups: int, max_tokens: int, num_steps: int) -> An
 
 def start_trainers(config: Any, num_processes: int) -> dict[str, Any]:
     """Return a trainer for each way; the children of the others wait while one is measured."""
-    from oneshot.config.sweep import ResourceConfig
+    from oneshot.config.resources import ResourceConfig
     from oneshot.tasks.grading import Grader
     from oneshot.training.launcher import Processes
     from oneshot.training.trainer import LocalTrainer

@@ -18,8 +18,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from scripted import Lab, chain, files, steps_of, sweep_text
 
-from oneshot.config.file import load
-from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.config.file import load, read
+from oneshot.config.resources import BudgetConfig, ResourceConfig, deadline
+from oneshot.errors import SweepFileError
 from oneshot.plan.frozen import Planned, freeze
 from oneshot.plan.loader import begun_sweep, pin_all
 from oneshot.plan.pinned import PinnedSweep
@@ -30,6 +31,7 @@ from oneshot.store.records import FailureKind, Result
 from oneshot.sweep import agenda as agenda_module
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.budget import Budget
+from oneshot.sweep.cluster.fit import Fit, NodeType
 from oneshot.sweep.cluster.searcher import AgendaSearcher
 from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event
@@ -39,6 +41,8 @@ from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 from oneshot.trial.requests import Request, read_stops, send_request
 from oneshot.trial.state import trial_state
+
+ONE_CPU = Fit([NodeType(resources={"CPU": 1.0}, count=1)])
 
 
 @pytest.fixture(autouse=True)
@@ -154,11 +158,12 @@ def test_a_driver_that_lost_its_sweep_writes_nothing_in_its_folder(lab: Lab) -> 
 def test_a_worker_records_the_digest_of_the_frozen_record_with_its_attempt(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(seeds="[0]"))
     frozen = freeze(lab.store.sweep("s"), Planned.of(desk.sweep.config, desk.plan))
-    searcher = AgendaSearcher(desk.agenda, storage=f"{lab.folder}/runs", capacity=lambda resources: 1, most=None)
+    searcher = AgendaSearcher(desk.agenda, storage=f"{lab.folder}/runs", fit=lambda: ONE_CPU, most=None)
     config = searcher.suggest("trial")
     assert isinstance(config, dict)
     worker = object.__new__(TrialTrainable)  # without a node of Ray
-    worker._node, worker._config, worker._grader, worker._steps = "node", config, None, None
+    worker._node, worker._accelerator, worker._config = "node", "H100", config
+    worker._grader = worker._steps = None
     assert worker.step()["key"] == config["key"]
     worker.cleanup()
     assert lab.store.trial(config["key"]).attempt(1)["claims"] == frozen.digest
@@ -484,7 +489,7 @@ def test_a_time_of_day_is_the_next_one(until: str, expected: datetime) -> None:
 
 
 def of_gpus(desk: Desk, gpus: float) -> Training:
-    return replace(trainings(desk.plan.trials)[0], resources=ResourceConfig(gpus=gpus))
+    return replace(trainings(desk.plan.trials)[0], key=f"with-{gpus:g}", resources=ResourceConfig(gpus=gpus))
 
 
 def test_gpu_hours_are_gpus_times_the_hours_that_they_are_held(lab: Lab) -> None:
@@ -512,6 +517,34 @@ def test_gpu_hours_of_earlier_attempts_count(lab: Lab) -> None:
     budget = Budget(BudgetConfig(gpu_hours=2), lab.store, [training])
     assert budget.gpu_hours == pytest.approx((1 + 3) * 0.5)
     assert budget.spent([]) == "the budget of 2 GPU-hours is used up"
+
+
+def test_a_cost_is_hours_of_each_type_times_its_price(lab: Lab) -> None:
+    desk = sit_down(lab, sweep_text())
+    now_s = [0.0]
+    prices = {"H100": 2.0, "L4": 0.5}
+    one, two = of_gpus(desk, 1), of_gpus(desk, 2)
+    hour_ms = 3_600_000
+    folder = lab.store.trial(two.key)
+    begin_attempt(folder, {"started_ms": 0, "gpus": 2, "accelerator": "L4"})
+    begin_attempt(folder, {"started_ms": 5 * hour_ms, "last_beat_ms": 3 * hour_ms, "gpus": 0.25, "accelerator": "P100"})
+    begin_attempt(lab.store.trial(one.key), {"started_ms": 0, "gpus": 1, "accelerator": "H100"})
+    limits = BudgetConfig(cost=9, price_per_gpu_hour=prices)
+    budget = Budget(limits, lab.store, [two], clock_s=lambda: now_s[0])
+    # 3 h of two L4 at 0.5 each; the second attempt has no later sign of life
+    assert budget.cost == pytest.approx(3.0)
+    now_s[0] = 3600.0  # an hour of a quarter of a P100, which counts as the most expensive type, and of one H100
+    assert budget.spent([one, two]) == ""
+    assert budget.cost == pytest.approx(3.0 + 0.25 * 2.0 + 2.0)
+    now_s[0] += 3 * 3600.0
+    assert budget.spent([one]) == "the budget's cost of 9 is reached"
+    assert limits.limits()["gpu_hours"] == 4.5  # if all of it were H100s
+
+
+@pytest.mark.parametrize("text", ["cost: 5", "price_per_gpu_hour: {H100: 2}"])
+def test_a_cost_and_prices_need_each_other(text: str) -> None:
+    with pytest.raises(SweepFileError, match=r"s\.yaml:\d+: budget: .* has no effect without .*; set both"):
+        read(sweep_text(rest=f"budget: {{{text}}}\n"), name="s.yaml")
 
 
 def test_a_deadline_halts_the_sweep(lab: Lab) -> None:

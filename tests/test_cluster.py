@@ -5,12 +5,16 @@ import weakref
 
 import pytest
 import ray
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from oneshot.config.file import read
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.errors import UserError
+from oneshot.models.placement import GPU_GIB, share_of
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.sweep.cluster.nodes import NodeType, capacity, check_feasible, leave, read_node_types, reservation
+from oneshot.sweep.cluster.fit import NodeType, capacity, check_feasible, placements, read_node_types, reservation
+from oneshot.sweep.cluster.nodes import leave
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 
@@ -68,6 +72,71 @@ def test_of_several_accelerators_the_first_that_is_there_is_asked_for() -> None:
     needed = ResourceConfig(gpus=1, accelerator=["A100-80G", "H100"])
     assert reservation(needed, [NodeType(resources=EIGHT, count=1)])["accelerator_type:H100"] == 0.001
     assert reservation(needed, [])["accelerator_type:A100-80G"] == 0.001
+
+
+MIXED = {"T4": 4, "L4": 2, "A100-80G": 1}  # GPUs of a node
+
+
+def mixed_nodes() -> list[NodeType]:
+    return [
+        NodeType(resources={"CPU": 64.0, "GPU": float(gpus), f"accelerator_type:{name}": 1.0}, count=1)
+        for name, gpus in MIXED.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gib", "number_by_type"),
+    [
+        # T4 has 14.5 GiB, L4 22, A100-80G 79: whole GPUs times how often the need fits one of them
+        (12, {"A100-80G": 6, "L4": 2, "T4": 4}),
+        (7, {"A100-80G": 11, "L4": 2 * 3, "T4": 4 * 2}),
+        (20, {"A100-80G": 3, "L4": 2}),
+        (60, {"A100-80G": 1}),
+    ],
+)
+def test_a_share_by_memory_never_takes_more_than_a_gpu_has(gib: float, number_by_type: dict[str, int]) -> None:
+    (trial,) = plan_of(f"gpu_gib: {gib}").trials
+    nodes = mixed_nodes()
+    found = {}
+    for placed in placements(trial.resources, nodes):
+        (name,) = placed.accelerator or ()
+        most = capacity(placed, nodes)
+        found[name] = next(n for n in range(200) if n + max(2, n // 4) == most)
+        assert placed.gpus * GPU_GIB[name] >= gib  # at least what it needs
+        assert (found[name] // MIXED[name]) * placed.gpus <= 1.0  # and all of them within one GPU
+    assert found == number_by_type
+
+
+@given(gib=st.floats(0.01, 191.0), whole=st.sampled_from(sorted(GPU_GIB.values())))
+def test_a_share_holds_the_need_and_shares_that_fit_hold_theirs(gib: float, whole: float) -> None:
+    assume(gib <= whole)
+    share = share_of(gib, whole)
+    assert share * whole >= gib * (1 - 1e-6)
+    assert share - gib / whole <= 1e-4
+    assert share <= 1
+
+
+def test_a_share_that_no_gpu_of_the_cluster_holds_is_refused() -> None:
+    trials = plan_of("gpu_gib: 90").trials
+    with pytest.raises(UserError, match=r"needs 90 GiB of one GPU; the cluster has A100-80G \(79 GiB\), L4"):
+        check_feasible(trials, mixed_nodes())
+    check_feasible(trials, [NodeType(resources={"CPU": 8.0, "GPU": 8.0, "accelerator_type:H200": 1.0}, count=1)])
+    unknown = [NodeType(resources={"CPU": 8.0, "GPU": 1.0, "accelerator_type:P100": 1.0}, count=1)]
+    with pytest.raises(UserError, match=r"the cluster has P100; lower resources.gpu_gib, or set resources.gpus"):
+        check_feasible(plan_of("gpu_gib: 2").trials, unknown)
+
+
+def test_a_plan_counts_the_share_of_the_gpu_that_it_assumes() -> None:
+    def share(resources: str) -> float:
+        return plan_of(resources).trials[0].resources.gpus
+
+    assert share("gpu_gib: 7.9") == 0.1  # of 79 GiB
+    assert share("gpu_gib: 7, accelerator: [A100, T4]") == 0.4828  # 7 / 14.5
+    assert share("gpu_gib: 100") == 0.7195  # of an H200, the smallest with 100
+    with pytest.raises(UserError, match=r"gpu_gib: 200 GiB of one GPU, but the largest has 191; lower it, or set gpus"):
+        plan_of("gpu_gib: 200")
+    with pytest.raises(UserError, match=r"num_processes: 2, but gpu_gib without gpus is a share of one GPU; set gpus"):
+        plan_of("gpu_gib: 8, num_processes: 2")
 
 
 def test_nothing_is_freed_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from clusterfiles import CLUSTER, FILES, complaints, documents, with_typo
 from conftest import PROJECT
 
-from oneshot.sweep.cluster.nodes import NODE_TYPES, read_node_types
+from oneshot.sweep.cluster.fit import NODE_TYPES, read_node_types
 from oneshot.version import __version__
 
 pytest_plugins = ["stores"]

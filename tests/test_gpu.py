@@ -8,7 +8,7 @@ import torch
 from test_processes import of_training, processes
 
 from oneshot.config.model import ModelConfig
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.policy.loading import load_policy
 from oneshot.policy.output_head import Workspace, head_loss

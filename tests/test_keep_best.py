@@ -19,7 +19,7 @@ from verbs import oneshot
 
 from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.file import SweepFile, load, read
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import SweepFileError, UserError
 from oneshot.export.kept import Selection, read_kept

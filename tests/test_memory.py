@@ -20,7 +20,7 @@ from weighing import Weighed, small_model, weigh, weigh_several
 from oneshot.cli.plan_tables import plan_table
 from oneshot.config.file import read
 from oneshot.config.model import AdapterConfig
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.activations import MicroBatch, model_bytes
 from oneshot.models.memory import Memory, Strategy, footprint
@@ -209,9 +209,11 @@ def test_a_mend_is_one_that_mends() -> None:
     whole = planned(SEVEN + "resources: {gpus: 4, cpus: 4, strategy: ddp}\n").warnings[0]
     assert "set resources: {gpus: 4, strategy: auto} or model.adapter: {kind: lora}" in whole
     adapted = SEVEN.replace("model: {path", "model: {adapter: {targets: [q_proj]}, path")
-    half = planned(adapted + "resources: {gpus: 0.5, gpu_gib: 34}\n")
+    half = planned(adapted + "resources: {gpus: 0.2}\n")
     assert "set resources: {gpus: 1} (" in half.warnings[0]
     assert "1 GPU" in shown(half)
+    share = planned(adapted + "resources: {gpu_gib: 17}\n")
+    assert "GiB of a GPU (single), and has 15 usable; set resources: {gpu_gib: 24} (" in share.warnings[0]
 
 
 def test_an_accelerator_of_unknown_memory_is_a_warning() -> None:

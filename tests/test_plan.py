@@ -15,7 +15,8 @@ from verbs import oneshot
 from oneshot.config.evaluation import SuiteConfig
 from oneshot.config.file import read
 from oneshot.config.paths import flatten, unflatten
-from oneshot.config.sweep import CostConfig, ResourceConfig
+from oneshot.config.resources import ResourceConfig
+from oneshot.config.sweep import CostConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.source import folder_digest
 from oneshot.plan.cost import estimate

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from spread import compute
 
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DeadProcessError, UserError
 from oneshot.plan.trainings import Training

@@ -12,7 +12,7 @@ from test_plan import trial
 from test_runner import training
 
 from oneshot.config.file import read
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, UserError
 from oneshot.plan.loader import pin_all, pin_known

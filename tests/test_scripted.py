@@ -16,7 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot.config.sweep import FaultsConfig, GuardConfig, ResourceConfig
+from oneshot.config.resources import ResourceConfig
+from oneshot.config.sweep import FaultsConfig, GuardConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError, GuardError, ModelError, TrialError, UserError
 from oneshot.plan.cost import Cost

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from oneshot.config.evaluation import GraderName
 from oneshot.config.model import ModelConfig
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import ModelError, TrialError, UserError
 from oneshot.models.source import local_folder

@@ -17,7 +17,7 @@ import torch
 from engines import headed_model
 from test_plan import trial
 
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import GuardError, TrialError, UserError
 from oneshot.models import engines

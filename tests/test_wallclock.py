@@ -14,7 +14,7 @@ from test_sweepfile import BASE
 from verbs import oneshot
 
 from oneshot.config.file import read
-from oneshot.config.sweep import BudgetConfig, ResourceConfig, deadline
+from oneshot.config.resources import BudgetConfig, ResourceConfig, deadline
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.plan.cost import Cost

@@ -8,17 +8,17 @@ from rich.table import Column
 from rich.text import Text
 
 from oneshot.cli.tables import Fitted, duration, plain_table
-from oneshot.config.sweep import BudgetConfig
+from oneshot.config.resources import BudgetConfig
 from oneshot.logs import counted
 from oneshot.models.memory import Memory
 from oneshot.models.placement import HEADROOM, Placement, alternatives
 from oneshot.plan.cost import EFFICIENCY, MEAN_TOKENS
 from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
+from oneshot.plan.wallclock import Schedule, planned_cost
 
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits
-    from oneshot.plan.wallclock import Schedule
     from oneshot.sweep.remaining import Remaining
 
 
@@ -146,6 +146,13 @@ def cost_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def price_lines(plan: Plan, budget: BudgetConfig) -> list[str]:
+    """Return what the GPU-hours cost, if the budget has prices."""
+    cost = planned_cost(plan, budget)
+    limit = "" if budget.cost is None else f" (the budget is {budget.cost:,g})"
+    return [] if cost is None else [f"cost: about {cost:,.2f}{limit}"]
+
+
 def _engine_lines(plan: Plan) -> list[str]:
     """Return which engines sample, unless that is lockstep on CPUs."""
     trained = [trial for trial in plan.paid() if trial.config.script is None]
@@ -162,7 +169,7 @@ def _node(trial: Trial) -> str:
     return f"{need.gpus:g} GPUs, {need.cpus:g} CPUs{memory}{kind}"
 
 
-def schedule_lines(schedule: "Schedule | None", budget: BudgetConfig, *, gpus: float) -> list[str]:
+def schedule_lines(schedule: Schedule | None, budget: BudgetConfig, *, gpus: float) -> list[str]:
     """Return the wall-clock time on N GPUs, and what the budget allows."""
     if schedule is None:
         return [f"on {gpus:g} GPUs: unknown, because no trial uses a GPU or a cost is unknown"]

@@ -109,9 +109,13 @@ def _plan_json(
     scheduled: "Schedule | None",
     prospects: "list[Prospect]",
 ) -> dict[str, Any]:
+    from oneshot.plan.wallclock import planned_cost
+
     data = {**sweep_run.plan.to_json(), **remaining.ended, "seconds_left": remaining.seconds}
     if prospects:
         data["claims"] = [asdict(prospect) for prospect in prospects]
+    if (cost := planned_cost(sweep_run.plan, sweep_run.sweep.config.budget)) is not None:
+        data["cost"] = cost
     if edits is not None:
         data["edits"] = edits.to_json()
     if scheduled is not None:
@@ -129,13 +133,14 @@ def _show_plan(
     *,
     gpus: float | None,
 ) -> None:
-    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, schedule_lines, standing_lines
+    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, price_lines, schedule_lines, standing_lines
 
     console = results()
     console.print(plan_table(sweep_run.plan))
-    lines = cost_lines(sweep_run.plan) + standing_lines(remaining)
+    budget = sweep_run.sweep.config.budget
+    lines = cost_lines(sweep_run.plan) + price_lines(sweep_run.plan, budget) + standing_lines(remaining)
     if gpus is not None:
-        lines += schedule_lines(scheduled, sweep_run.sweep.config.budget, gpus=gpus)
+        lines += schedule_lines(scheduled, budget, gpus=gpus)
     if prospects:
         from oneshot.report.power import prospect_lines
 

@@ -7,7 +7,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from oneshot.config import claims, ranking, search, sweep
+from oneshot.config import claims, ranking, resources, search, sweep
 from oneshot.config.trial import TrialConfig
 
 HIDDEN = "script"  # a tool for testing a cluster without a model: docs/operations.md
@@ -54,7 +54,7 @@ def sweep_reference() -> str:
     sections: list[tuple[str, type[BaseModel], str]] = [
         ("Top level", sweep.SweepConfig, ""),
         ("A named cell", sweep.CellConfig, ""),
-        ("`resources`", sweep.SweepResourceConfig, "resources."),
+        ("`resources`", resources.SweepResourceConfig, "resources."),
         ("`cost` of a cell", sweep.CostConfig, "cost."),
         ("`from_rank` of a cell", ranking.FromRankConfig, "from_rank."),
         ("`search`", search.SearchConfig, "search."),
@@ -66,7 +66,8 @@ def sweep_reference() -> str:
         ("One of `guards`", sweep.GuardConfig, ""),
         ("One of `claims`", claims.ClaimConfig, ""),
         ("`expect` of a claim", claims.ExpectConfig, "expect."),
-        ("`budget`", sweep.BudgetConfig, "budget."),
+        ("`sharing`", resources.SharingConfig, "sharing."),
+        ("`budget`", resources.BudgetConfig, "budget."),
         ("`faults`", sweep.FaultsConfig, "faults."),
         ("`mlflow`", sweep.MlflowConfig, "mlflow."),
         ("`notify`", sweep.NotifyConfig, "notify."),

@@ -1,31 +1,19 @@
 """The sweep file's keys: typed, bounded and described. Nothing here runs.
 
-The sections `claims`, `published`, `search` and `early_stop` are in claims.py and search.py.
+Of its sections, `claims`, `published`, `search` and `early_stop` are in claims.py and search.py, and `resources`,
+`sharing` and `budget` are in resources.py.
 """
 
 import logging
-import re
 from collections.abc import Iterator
-from contextlib import suppress
-from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
-from oneshot.config.fields import (
-    MAX_COUNT,
-    MAX_FACTOR,
-    MAX_GIB,
-    MAX_S,
-    MAX_STEPS,
-    MAX_TOKENS,
-    NAME,
-    Config,
-    Seed,
-    exactly_one,
-)
+from oneshot.config.fields import MAX_COUNT, MAX_FACTOR, MAX_S, MAX_STEPS, MAX_TOKENS, NAME, Config, Seed, exactly_one
 from oneshot.config.ranking import FromRankConfig
+from oneshot.config.resources import BudgetConfig, SharingConfig, SweepResourceConfig
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
 from oneshot.config.urls import STORAGE_HINT, no_password, server_uri
 
@@ -34,75 +22,6 @@ logger = logging.getLogger(__name__)
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-+ ]+$")]
-
-
-class ResourceConfig(Config):
-    """The resources of one trial, and how the trial is spread over them."""
-
-    cpus: float = Field(
-        1,
-        gt=0,
-        le=MAX_COUNT,
-        description="CPU cores. Torch's threads are shared evenly by the processes, at least 1 each",
-    )
-    gpus: float = Field(
-        0,
-        ge=0,
-        le=MAX_COUNT,
-        description="GPUs of one trial. With a fraction, several trials share one GPU. With several GPUs, a trial has "
-        "one process for each",
-    )
-    memory_gib: float | None = Field(None, gt=0, le=MAX_GIB, description="Host memory, reserved through Ray")
-    accelerator: list[str] | None = Field(None, description="Accepted accelerator types, in Ray's names")
-    gpu_gib: float | None = Field(
-        None,
-        gt=0,
-        le=MAX_GIB,
-        description="Memory of one GPU, for the plan. Absent: that of `accelerator`, or else 79 (an 80 GB GPU)",
-    )
-    num_processes: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="Processes that share one trial, on one node. Absent: one for each GPU"
-    )
-    strategy: Literal["auto", "ddp", "fsdp"] = Field(
-        "auto",
-        description="How several processes share a trial. `ddp`: each holds the whole model. `fsdp`: each holds a "
-        "shard of weights, gradients and optimiser. `auto`: `ddp` if the memory estimate fits the GPU, else `fsdp`",
-    )
-    cpu_offload: bool = Field(
-        False, description="`fsdp`: keep shards and optimiser in host memory between uses, which is slow"
-    )
-
-    @property
-    def processes(self) -> int:
-        """Return the number of processes that share one trial."""
-        return self.num_processes or max(1, int(self.gpus))
-
-    @property
-    def threads(self) -> int:
-        """Return the number of Torch's threads in each process."""
-        return max(1, int(self.cpus / self.processes))
-
-    @model_validator(mode="after")
-    def _has_a_gpu_a_process(self) -> "ResourceConfig":
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: {self.gpus:g} is neither below 1 nor a whole number")
-        if self.num_processes is not None and self.gpus and self.num_processes != max(1, self.gpus):
-            raise ValueError(
-                f"num_processes: {self.num_processes} with gpus {self.gpus:g}; each process has one GPU, so remove one "
-                "of the two"
-            )
-        return self
-
-
-class SweepResourceConfig(ResourceConfig):
-    """The resources of every trial, which a cell can override, and the number of trials that run at a time."""
-
-    max_concurrent: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_COUNT,
-        description="Largest number of trials that run at the same time. Absent: as many as fit",
-    )
 
 
 class CostConfig(Config):
@@ -129,41 +48,6 @@ class GuardConfig(Config):
     for_steps: int = Field(1, ge=1, le=MAX_STEPS, description="Consecutive steps that must violate the bound")
 
     _one_bound = exactly_one(("is_", "above", "below"), "a guard needs exactly one of `is: nan`, `above` and `below`")
-
-
-class BudgetConfig(Config):
-    """A limit at which a sweep stops with trials left. The same command resumes it."""
-
-    gpu_hours: float | None = Field(
-        None, gt=0, le=MAX_FACTOR, description="GPUs x hours held by all attempts of its trials"
-    )
-    until: str | None = Field(
-        None, description="Time on the driver's clock, such as 08:00 (the next one) or 2026-12-01T08:00"
-    )
-
-    @field_validator("until", mode="before")
-    @classmethod
-    def _is_a_time(cls, until: Any) -> Any:
-        form = r"([01]\d|2[0-3]):[0-5]\d|\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d"
-        with suppress(TypeError, ValueError):  # no text, or no day of the calendar, such as 2026-02-30
-            if until is None or (re.fullmatch(form, until) and deadline(until, datetime.min)):
-                return until
-        raise ValueError(f"{str(until)!r} is not a time; write it as 08:00 or 2026-12-01T08:00")
-
-    def limits(self, now: datetime | None = None) -> dict[str, float | None]:
-        """Return the limits in GPU-hours, and in hours from now."""
-        now = now or datetime.now()
-        hours = None if self.until is None else (deadline(self.until, now) - now).total_seconds() / 3600
-        return {"gpu_hours": self.gpu_hours, "hours": hours}
-
-
-def deadline(until: str, now: datetime) -> datetime:
-    """Return the next time that a clock shows `08:00`, or the time of a full date."""
-    if "T" in until:
-        return datetime.fromisoformat(until)
-    hour, minute = map(int, until.split(":"))
-    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return today if today > now else today + timedelta(days=1)
 
 
 class FaultsConfig(Config):
@@ -313,9 +197,16 @@ class SweepConfig(Config):
         False, description="Allow claims on metrics and seeds that also choose. The verdicts then say so"
     )
     resources: SweepResourceConfig = Field(default_factory=SweepResourceConfig, description="Resources of every trial")
+    sharing: SharingConfig = Field(
+        default_factory=SharingConfig, description="How it shares a cluster with other sweeps"
+    )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="When to stop, so that it can be resumed")
     faults: FaultsConfig = Field(default_factory=FaultsConfig, description="How often failures are retried")
     storage: str = Field("runs", min_length=1, description="Folder or fsspec URL of the trial store")
+    user: str | None = Field(
+        None, pattern=NAME, description="Who runs it, for `status --address` and MLflow. Absent: the login name"
+    )
+    project: str | None = Field(None, pattern=NAME, description="What it belongs to, for `status --address` and MLflow")
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="Where MLflow shows the runs")
     notify: NotifyConfig | None = Field(None, description="Webhook to call when the sweep ends")
 
@@ -347,4 +238,5 @@ class SweepConfig(Config):
     @property
     def asks_for_gpus(self) -> bool:
         """Return whether any trial uses a GPU."""
-        return bool(self.resources.gpus or any(cell.resources.get("gpus") for _, _, cell in self.named_cells()))
+        of_cells = [cell.resources for _, _, cell in self.named_cells()]
+        return any(each.get("gpus") or each.get("gpu_gib") for each in (self.resources.model_dump(), *of_cells))

@@ -1,13 +1,15 @@
 """A trial and its resources -> its strategy, each process's GPU memory, and alternatives that would fit."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from oneshot.config.model import AdapterConfig
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
+from oneshot.errors import UserError
 from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
 from oneshot.models.shapes import model_shape
 from oneshot.tasks.benchmarks import load_suites
@@ -16,6 +18,7 @@ GPU_GIB: dict[str, float] = json.loads(Path(__file__).with_name("gpus.json").rea
 """Usable memory of a GPU (GiB), by Ray's name for its type: 79 of a GPU that is sold with 80 GB."""
 USUAL_GPU_GIB = 79
 HEADROOM = 0.1  # share of a GPU that a plan leaves free: CUDA context, libraries' workspaces, fragmentation
+SHARES_GIB = (2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)  # shares of a GPU that a hint names
 _WAYS: tuple[tuple[float, Strategy], ...] = ((1, "single"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"), (8, "fsdp"))
 
 
@@ -44,8 +47,32 @@ def usable_gib(resources: ResourceConfig) -> float | None:
     if not resources.gpus:
         return None
     sizes = [GPU_GIB[name] for name in resources.accelerator or () if name in GPU_GIB]
-    whole = resources.gpu_gib or min(sizes, default=USUAL_GPU_GIB)
-    return whole * min(resources.gpus, 1.0) * (1 - HEADROOM)
+    own = resources.gpu_gib or min(sizes, default=USUAL_GPU_GIB) * min(resources.gpus, 1.0)
+    return own * (1 - HEADROOM)
+
+
+def with_share(resources: ResourceConfig) -> ResourceConfig:
+    """Return resources in which `gpu_gib` without `gpus` is a share of the GPU that a plan assumes.
+
+    That is the smallest of `accelerator` with enough memory, else one of 79 GiB, else the smallest type with enough.
+
+    Raises UserError: no such GPU has enough.
+    """
+    need = resources.gpu_gib
+    if resources.gpus or need is None:
+        return resources
+    usual = () if resources.accelerator or need > USUAL_GPU_GIB else (USUAL_GPU_GIB,)
+    sizes = usual or [size for name, size in GPU_GIB.items() if name in (resources.accelerator or GPU_GIB)]
+    size = min((size for size in sizes if size >= need), default=None)
+    if size is None:
+        largest = f"the largest has {max(sizes):g}" if sizes else "the memory of these types is unknown"
+        raise UserError(f"gpu_gib: {need:g} GiB of one GPU, but {largest}; lower it, or set gpus")
+    return resources.model_copy(update={"gpus": share_of(need, size)})
+
+
+def share_of(need_gib: float, whole_gib: float) -> float:
+    """Return a share of a GPU that is large enough, in the steps of 0.0001 that Ray counts in."""
+    return math.ceil(need_gib / whole_gib * 10_000 - 1e-6) / 10_000
 
 
 def trial_memory(config: TrialConfig, resources: ResourceConfig, *, strategy: Strategy | None = None) -> Memory | None:
@@ -102,7 +129,13 @@ def place_trial(
 
 
 def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Placement]:
-    """Yield other ways to run a trial on such GPUs: on one, on several with copies or shards, or with an adapter."""
+    """Yield other ways to run a trial on such GPUs: with more of one, alone, on several, or with an adapter."""
+    if resources.is_packed:
+        for gib in (gib for gib in SHARES_GIB if gib > (resources.gpu_gib or 0.0)):
+            share = with_share(resources.model_copy(update={"gpu_gib": gib, "gpus": 0.0, "accelerator": None}))
+            if (placement := place_trial(config, share)) is not None:
+                yield placement
+        resources = resources.model_copy(update={"gpu_gib": None})
     for num_gpus, strategy in _WAYS:
         if strategy == "fsdp" and config.critic is not None:
             continue

@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from oneshot.config.file import explain
 from oneshot.config.paths import Setting, SettingError, Where, flatten, layered, unflatten
 from oneshot.config.ranking import FromRankConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.search import RangeConfig
-from oneshot.config.sweep import CellConfig, CostConfig, GridBlock, ResourceConfig, TableConfig
+from oneshot.config.sweep import CellConfig, CostConfig, GridBlock, TableConfig
 from oneshot.config.trial import TrialConfig
-from oneshot.errors import DataError, nearest
+from oneshot.errors import DataError, UserError, nearest
+from oneshot.models.placement import with_share
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.recorded_solutions import with_solutions
 from oneshot.plan.starts import with_start
@@ -255,7 +257,6 @@ def resolve(
     common = flatten(sweep.config.trial, ("trial",))
     flat = layered(common, point, by_axes, above)
     resources = _union({axis: cell.resources for axis, cell in chosen.items()}, label, {})
-    merged = sweep.config.resources.model_dump(exclude={"max_concurrent"}) | {k: s.value for k, s in resources.items()}
     config = _validated(TrialConfig, unflatten({p: s.value for p, s in flat.items()}), flat, label, ("trial",))
     config, templates = _with_texts(config, flat)
     place = next((s.where for path, s in flat.items() if path.startswith("examples")), ("trial",))
@@ -272,13 +273,25 @@ def resolve(
     return Cell(
         names=names,
         config=config,
-        resources=_validated(ResourceConfig, merged, resources, label, ("resources",)),
+        resources=_resources(sweep, resources, label),
         labels={key: value for cell in chosen.values() for key, value in cell.labels.items()},
         cost=next((cell.cost for cell in chosen.values() if cell.cost is not None), CostConfig()),
         waits_for=next((cell.waits_for for cell in chosen.values() if cell.waits_for is not None), awaited),
         places={path: setting.where for path, setting in flat.items()},
         templates=templates,
     )
+
+
+def _resources(sweep: PinnedSweep, of_cell: Mapping[str, Setting], label: str) -> ResourceConfig:
+    """Return a cell's resources, with the share of a GPU that a plan assumes. Raises SettingError: names the place."""
+    common = sweep.config.resources.model_dump(exclude={"max_concurrent"})
+    merged = common | {key: setting.value for key, setting in of_cell.items()}
+    resources: ResourceConfig = _validated(ResourceConfig, merged, of_cell, label, ("resources",))
+    try:
+        return with_share(resources)
+    except UserError as error:
+        place = of_cell["gpu_gib"].where if "gpu_gib" in of_cell else ("resources", "gpu_gib")
+        raise SettingError(place, str(error)) from error
 
 
 def _with_texts(config: TrialConfig, flat: Mapping[str, Setting]) -> tuple[TrialConfig, dict[str, str]]:

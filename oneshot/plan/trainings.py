@@ -7,7 +7,8 @@ from itertools import chain, count
 from math import gcd
 
 from oneshot.config.evaluation import GRADERS, SuiteConfig
-from oneshot.config.sweep import GuardConfig, ResourceConfig
+from oneshot.config.resources import ResourceConfig
+from oneshot.config.sweep import GuardConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DataError
 from oneshot.plan.trial import Trial

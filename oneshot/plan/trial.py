@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oneshot.config.sweep import GuardConfig, ResourceConfig
+from oneshot.config.resources import ResourceConfig
+from oneshot.config.sweep import GuardConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.placement import Placement
 from oneshot.plan.cost import Cost

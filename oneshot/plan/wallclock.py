@@ -3,8 +3,10 @@
 import heapq
 from dataclasses import dataclass
 
+from oneshot.config.resources import BudgetConfig
 from oneshot.errors import UserError
 from oneshot.plan.plan import Plan
+from oneshot.plan.trial import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +53,16 @@ def schedule(plan: Plan, *, gpus: float) -> Schedule | None:
             now, given_back = heapq.heappop(running)
             free += given_back
     return Schedule(gpus=gpus, hours=max(ends), end_hours=tuple(ends), gpu_hours=tuple(held[1:]))
+
+
+def planned_cost(plan: Plan, budget: BudgetConfig) -> float | None:
+    """Return the price of a plan's GPU-hours; None without prices, or if the hours are unknown."""
+    if not budget.price_per_gpu_hour or plan.gpu_hours is None:
+        return None
+    return sum((trial.cost.gpu_hours or 0.0) * budget.price(_type(trial)) for trial in plan.paid())
+
+
+def _type(trial: Trial) -> str:
+    """Return the only accelerator type that a trial accepts; an empty string if there are none or several."""
+    types = trial.resources.accelerator or ()
+    return types[0] if len(types) == 1 else ""

@@ -113,7 +113,8 @@ def too_large(trials: Sequence[Trial]) -> list[str]:
         if need is None or need.fits:
             continue
         gib, usable = need.memory.peak_gib, need.usable_gib
-        needs = f"about {gib:.0f} GiB of a GPU ({need.strategy}), which has {usable:.0f} usable"
+        has = "and has" if trial.resources.is_packed else "which has"
+        needs = f"about {gib:.0f} GiB of a GPU ({need.strategy}), {has} {usable:.0f} usable"
         if (need.memory, model) not in hints:
             fitting = [other for other in alternatives(trial.config, trial.resources) if other.fits]
             hints[need.memory, model] = _fitting_hint(trial, fitting)
@@ -127,13 +128,15 @@ def too_large(trials: Sequence[Trial]) -> list[str]:
 
 
 def _fitting_hint(trial: Trial, others: Sequence[Placement]) -> str:
-    """Return what to set so that the trial fits: the fewest GPUs, or an adapter."""
+    """Return what to set so that the trial fits: the smallest share, the fewest GPUs, or an adapter."""
     same = [other for other in others if other.adapter == trial.config.model.adapter]
     settings = []
     if same:
         stated = trial.resources.strategy
         strategy = "" if stated in ("auto", same[0].strategy) or same[0].strategy == "single" else ", strategy: auto"
-        settings.append(f"resources: {{gpus: {same[0].resources.gpus:g}{strategy}}}")
+        found = same[0].resources
+        share = f"gpu_gib: {found.gpu_gib:g}" if found.is_packed else f"gpus: {found.gpus:g}{strategy}"
+        settings.append(f"resources: {{{share}}}")
     if len(same) < len(others):
         settings.append("model.adapter: {kind: lora}")
     if settings:

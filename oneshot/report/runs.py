@@ -27,7 +27,7 @@ from oneshot.plan.trial import Trial
 from oneshot.report.groups import group_measures
 from oneshot.store.records import Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, mean_gpus
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
@@ -317,6 +317,7 @@ def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
 def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: str) -> Run:
     folder = None if trial.key is None else store.trial(trial.key)
     result = None if folder is None else folder.result()
+    held = [] if folder is None else folder.held()
     attempts = [] if folder is None else [folder.attempt(n) for n in range(1, folder.last_attempt() + 1)]
     if not reason and result is not None and state == "failed":
         reason = result.reason
@@ -345,8 +346,8 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: s
         num_examples=len(ids),
         config=trial.config.model_dump(mode="json"),
         num_steps=trial.config.train.num_steps,
-        gpus=trial.resources.gpus,
-        spent_h=0.0 if folder is None or not attempts else folder.spent_ms() / 3_600_000,
+        gpus=mean_gpus(held, planned=trial.resources.gpus) if trial.resources.is_packed else trial.resources.gpus,
+        spent_h=sum(each.ms for each in held) / 3_600_000,
         started_ms=next((attempt["started_ms"] for attempt in attempts if "started_ms" in attempt), None),
         ended_ms=None if result is None else result.ended_ms,
         origin=next((attempt["sweep"] for attempt in reversed(attempts) if "sweep" in attempt), ""),

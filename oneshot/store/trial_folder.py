@@ -4,13 +4,28 @@ import json
 import logging
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.records import FailureKind, Outcome, Result, Row
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What an attempt held: its worker's time, and GPUs of a type."""
+
+    ms: int
+    gpus: float | None  # None in records of older versions
+    accelerator: str  # Ray's name; empty if unknown
+
+
+def mean_gpus(held: Sequence[Held], *, planned: float) -> float:
+    """Return the GPUs of attempts on average over their time; `planned` for those that did not record them."""
+    ms = sum(each.ms for each in held)
+    return sum(each.ms * (planned if each.gpus is None else each.gpus) for each in held) / ms if ms else planned
 
 
 class TrialFolder(Folder):
@@ -21,11 +36,15 @@ class TrialFolder(Folder):
         return self.salvage(f"attempts/{number}.json") or {}
 
     def spent_ms(self) -> int:
-        """Return how long all attempts held their workers, up to the last sign of life of each."""
+        """Return how long all attempts held their workers."""
+        return sum(held.ms for held in self.held())
+
+    def held(self) -> list[Held]:
+        """Return how long each attempt held its worker, up to its last sign of life, and with which GPUs."""
         attempts = {number: self.attempt(number) for number in range(1, self.last_attempt() + 1)}
         last_segments = {int(name.split("-")[0]): name for name in self.list("metrics")}
         lease, result = self.salvage("lease") or {}, self.result()
-        spent_ms = 0
+        held = []
         for number, attempt in attempts.items():
             if "started_ms" not in attempt:
                 continue
@@ -36,8 +55,9 @@ class TrialFolder(Folder):
                 signs_ms.append(result.ended_ms)
             if lease.get("attempt") == number:
                 signs_ms.append(lease["time_ms"])
-            spent_ms += max(signs_ms) - attempt["started_ms"]
-        return spent_ms
+            ms = max(signs_ms) - attempt["started_ms"]
+            held.append(Held(ms=ms, gpus=attempt.get("gpus"), accelerator=attempt.get("accelerator", "")))
+        return held
 
     def write_segment(self, attempt: int, rows: Sequence[Row]) -> None:
         """Write the steps since the last segment."""

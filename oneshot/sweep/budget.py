@@ -1,16 +1,16 @@
-"""A sweep's GPU-hours and the time of day -> whether it must stop."""
+"""A sweep's GPU-hours, their price and the time of day -> whether it must stop."""
 
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from oneshot.config.sweep import BudgetConfig, deadline
+from oneshot.config.resources import BudgetConfig, deadline
 from oneshot.plan.trainings import Training
 from oneshot.store.store import Store
 
 
 class Budget:
-    """A limit on GPU-hours, earlier attempts included, and a deadline."""
+    """Limits on GPU-hours and their cost, earlier attempts included, and a deadline."""
 
     def __init__(
         self,
@@ -21,22 +21,43 @@ class Budget:
         now: Callable[[], datetime] = datetime.now,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._now, self._clock_s = config, now, clock_s
+        self._config, self._store, self._now, self._clock_s = config, store, now, clock_s
         self._deadline = None if config.until is None else deadline(config.until, now())
-        self.gpu_hours = 0.0
-        if config.gpu_hours is not None:
-            held = (store.trial(t.key).spent_ms() * t.resources.gpus for t in trainings if t.resources.gpus)
-            self.gpu_hours = sum(held) / 3_600_000
+        self._live: dict[str, tuple[float, str]] = {}  # key -> GPUs that the running attempt holds, and their type
+        self.gpu_hours = self.cost = 0.0
+        if config.gpu_hours is not None or config.cost is not None:
+            for training in trainings:
+                for held in store.trial(training.key).held() if training.resources.gpus else ():
+                    gpus = training.resources.gpus if held.gpus is None else held.gpus
+                    self._add(gpus * held.ms / 3_600_000, held.accelerator)
         self._last_s = clock_s()
+
+    def _add(self, gpu_hours: float, accelerator: str) -> None:
+        self.gpu_hours += gpu_hours
+        self.cost += gpu_hours * self._config.price(accelerator)
 
     def spent(self, live: Iterable[Training]) -> str:
         """Add what live trainings used since the last call; return why the sweep must stop, or an empty string."""
         now_s = self._clock_s()
-        self.gpu_hours += sum(training.resources.gpus for training in live) * (now_s - self._last_s) / 3600
+        on_gpus = [training for training in live if training.resources.gpus]
+        self._live = {training.key: self._held(training) for training in on_gpus}
+        for training in on_gpus:
+            gpus, accelerator = self._live[training.key]
+            self._add(gpus * (now_s - self._last_s) / 3600, accelerator)
         self._last_s = now_s
-        limit = self._config.gpu_hours
-        if limit is not None and self.gpu_hours >= limit:
-            return f"the budget of {limit:g} GPU-hours is used up"
+        config = self._config
+        if config.gpu_hours is not None and self.gpu_hours >= config.gpu_hours:
+            return f"the budget of {config.gpu_hours:g} GPU-hours is used up"
+        if config.cost is not None and self.cost >= config.cost:
+            return f"the budget's cost of {config.cost:g} is reached"
         if self._deadline is not None and self._now() >= self._deadline:
-            return f"the budget ends at {self._config.until}"
+            return f"the budget ends at {config.until}"
         return ""
+
+    def _held(self, training: Training) -> tuple[float, str]:
+        """Return the GPUs of a running training and their type, which its attempt records once."""
+        if training.key in self._live:
+            return self._live[training.key]
+        folder = self._store.trial(training.key)
+        attempt = folder.attempt(folder.last_attempt())
+        return attempt.get("gpus", training.resources.gpus), attempt.get("accelerator", "")

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, NoReturn
 
 from oneshot.children import command
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import DeadProcessError
 from oneshot.tasks.solutions import Sampled

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.models.placement import choose_strategy, trial_memory
 from oneshot.policy.policy import use_cpus

@@ -66,15 +66,16 @@ def gpu_is_broken() -> bool:
 
 
 def distribution(training: Training) -> dict[str, Any]:
-    """Return a training's number of processes, strategy and rollout engine."""
+    """Return a training's number of processes, strategy, rollout engine, and the GPUs that it holds."""
     if training.config.script is not None:
-        return {"num_processes": 1, "strategy": "single", "engine": "script"}
+        return {"num_processes": 1, "strategy": "single", "engine": "script", "gpus": training.resources.gpus}
     try:
         strategy: str = choose_strategy(training.config, training.resources)
     except UserError:  # a missing model or suite is reported and recorded when it is loaded
         strategy = "unknown"
     engine = training.config.rollout.engine
-    return {"num_processes": training.resources.processes, "strategy": strategy, "engine": engine}
+    resources = training.resources
+    return {"num_processes": resources.processes, "strategy": strategy, "engine": engine, "gpus": resources.gpus}
 
 
 @cache

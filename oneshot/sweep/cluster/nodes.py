@@ -1,4 +1,4 @@
-"""A Ray cluster, joined or started here: its nodes, those an autoscaler may add, and what fits on them."""
+"""A Ray cluster, joined or started here: its nodes, and those that an autoscaler may add."""
 
 import gc
 import logging
@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,13 +16,11 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.state import state
 
-from oneshot.config.sweep import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.plan.trial import Trial
+from oneshot.sweep.cluster.fit import NODE_TYPES, Fit, NodeType, check_feasible, read_node_types
 from oneshot.tasks.foreign import FOLDER
 
-MOST_AT_A_TIME = 1000  # most trials that Tune is given ahead of free workers, unless the sweep sets a limit
-NODE_TYPES = "ONESHOT_NODE_TYPES"
 NUM_TRIES = 3  # attempts to connect to a running cluster, about a second each
 REACH_S = 10.0
 MAX_TEMP_DIR = 40
@@ -32,16 +29,6 @@ SHORT_TEMP_DIR = "/tmp/ray"
 RAYLET_S = 2.0
 RAYLET_TRIES = 3
 LOOK_S = 2.0  # least time between two looks at the cluster's nodes
-
-Need = tuple[float, float, float | None, tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeType:
-    """A type of node: the resources of each, and how many exist or may be added."""
-
-    resources: Mapping[str, float]
-    count: int
 
 
 @contextmanager
@@ -136,22 +123,13 @@ class Nodes:
 
     def __init__(self) -> None:
         self._looked_s = float("-inf")
-        self._node_types: list[NodeType] = []
         self._leaving: frozenset[str] = frozenset()
-        self._capacities: dict[Need, int] = {}
+        self._fit = Fit(())
 
-    def types(self) -> list[NodeType]:
-        """Return every live node, and the types that an autoscaler may add."""
+    def fit(self) -> Fit:
+        """Return what fits on every live node, and on those that an autoscaler may add."""
         self._look()
-        return self._node_types
-
-    def capacity(self, resources: ResourceConfig) -> int:
-        """Return how many trials with these needs Tune should have now, running ones included."""
-        self._look()
-        need = need_of(resources)
-        if need not in self._capacities:
-            self._capacities[need] = capacity(resources, self._node_types)
-        return self._capacities[need]
+        return self._fit
 
     def leaving(self) -> frozenset[str]:
         """Return the ids of nodes that are being drained, such as reclaimed spot machines."""
@@ -162,44 +140,14 @@ class Nodes:
         now_s = time.monotonic()
         if now_s - self._looked_s > LOOK_S:
             self._looked_s = now_s
-            self._node_types = live_types()
+            self._fit = Fit(live_types())
             self._leaving = frozenset(state.get_draining_nodes())
-            self._capacities.clear()
 
 
 def live_types() -> list[NodeType]:
     """Return every live node, and the types that an autoscaler may add."""
     live = [NodeType(resources=node["Resources"], count=1) for node in ray.nodes() if node["Alive"]]
     return live + read_node_types(os.environ.get(NODE_TYPES, ""))
-
-
-def read_node_types(text: str) -> list[NodeType]:
-    """Parse what an autoscaler may add, as `CPU=8,GPU=1,memory_gib=48,accelerator=L4,count=8; CPU=64`.
-
-    Ray itself does not say what its autoscaler may add.
-
-    Raises UserError: the text has another form.
-    """
-    types = []
-    for entry in filter(None, (part.strip() for part in text.split(";"))):
-        resources, count = {}, MOST_AT_A_TIME
-        for part in entry.split(","):
-            name, _, value = (piece.strip() for piece in part.partition("="))
-            try:
-                if name == "accelerator" and value:
-                    resources[f"accelerator_type:{value}"] = 1.0
-                elif name == "count":
-                    count = int(value)
-                else:
-                    resources[{"CPU": "CPU", "GPU": "GPU", "memory_gib": "memory"}[name]] = float(value)
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{NODE_TYPES}: {part.strip()!r}: expected node types as CPU=8,GPU=1,count=8, separated by "
-                    "semicolons (memory_gib and accelerator are allowed too)"
-                ) from error
-        resources["memory"] = resources.get("memory", float("inf")) * 2**30
-        types.append(NodeType(resources=resources, count=count))
-    return types
 
 
 def is_there(node_id: str) -> bool:
@@ -218,69 +166,7 @@ def is_there(node_id: str) -> bool:
     return False
 
 
-def reservation(resources: ResourceConfig, nodes: Sequence[NodeType]) -> dict[str, float]:
-    """Return what a training reserves on one node; of several accelerator types, the first that the cluster has."""
-    reserved: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
-        reserved["GPU"] = resources.gpus
-    if resources.memory_gib:
-        reserved["memory"] = resources.memory_gib * 2**30
-    types = [f"accelerator_type:{name}" for name in resources.accelerator or ()]
-    if types:
-        # a small part of the marker resource that Ray puts on every node of the type
-        reserved[next((name for name in types if any(name in node.resources for node in nodes)), types[0])] = 0.001
-    return reserved
-
-
-def need_of(resources: ResourceConfig) -> Need:
-    """Return the resources by which trials compete."""
-    return resources.cpus, resources.gpus, resources.memory_gib, tuple(resources.accelerator or ())
-
-
-def capacity(resources: ResourceConfig, nodes: Sequence[NodeType]) -> int:
-    """Return how many trials Tune should have, running ones included: what fits, plus a few so that no worker waits.
-
-    Only a few, because Tune takes them in order: a trial that was lost with a node waits behind those already there.
-    """
-    needed = reservation(resources, nodes)
-    most = sum(
-        int(min(node.resources.get(name, 0) / amount for name, amount in needed.items())) * node.count for node in nodes
-    )
-    return min(MOST_AT_A_TIME, most + max(2, most // 4))
-
-
-def fits(needed: Mapping[str, float], node: Mapping[str, float]) -> bool:
-    """Return whether an empty node could hold a reservation."""
-    return all(node.get(name, 0) >= amount for name, amount in needed.items())
-
-
 def check_cluster(address: str, trials: Sequence[Trial]) -> None:
     """Check that each trial fits on a node of a cluster. Raises UserError: one does not fit, or no cluster answers."""
     with joined(address):
         check_feasible(trials, live_types())
-
-
-def check_feasible(trials: Sequence[Trial], nodes: Sequence[NodeType]) -> None:
-    """Check that each trial fits on a node; one that does not would wait forever.
-
-    Raises UserError: names the trial, its needs and the largest node.
-    """
-    seen = set()
-    for trial in trials:
-        needed = reservation(trial.resources, nodes)
-        if (need := tuple(needed.items())) in seen:
-            continue
-        seen.add(need)
-        if not any(fits(needed, node.resources) for node in nodes):
-            largest = max(nodes, key=lambda node: (node.resources.get("GPU", 0), node.resources.get("CPU", 0)))
-            available = {name: largest.resources.get(name, 0) for name in needed}
-            raise UserError(
-                f"{trial.label} needs {_amounts(needed)} on one node; the largest node has "
-                f"{_amounts(available)}; lower `resources`, use another cluster, or set {NODE_TYPES} to what its "
-                "autoscaler may add"
-            )
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    shown = {name: amount / 2**30 if name == "memory" else amount for name, amount in resources.items()}
-    return ", ".join(f"{amount:g} {'GiB memory' if name == 'memory' else name}" for name, amount in shown.items())

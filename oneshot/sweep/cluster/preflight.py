@@ -18,7 +18,8 @@ from oneshot.plan.trial import Trial
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 from oneshot.sweep.cluster import probe
-from oneshot.sweep.cluster.nodes import NodeType, check_feasible, fits, live_types, reservation
+from oneshot.sweep.cluster.fit import NodeType, can_hold, check_feasible
+from oneshot.sweep.cluster.nodes import live_types
 from oneshot.sweep.cluster.probe import Answer, Question
 from oneshot.sweep.events import ANSWER_S, PASSED
 from oneshot.sweep.findings import Finding
@@ -128,7 +129,7 @@ def _held(node: Mapping[str, object], trials: Sequence[Trial]) -> list[Trial]:
     resources = node["Resources"]
     assert isinstance(resources, Mapping), "Ray reports resources as a mapping"
     here = [NodeType(resources=resources, count=1)]
-    return [trial for trial in trials if fits(reservation(trial.resources, here), resources)]
+    return [trial for trial in trials if can_hold(here, trial.resources)]
 
 
 def _fit(trials: Sequence[Trial]) -> Finding:
@@ -212,7 +213,9 @@ def check_here(plan: Plan, store: Store, *, reach: Callable[[], str]) -> list[Fi
     token = secrets.token_hex(8)
     everything = {"CPU": float("inf"), "GPU": float("inf"), "memory": float("inf")}
     node = {"NodeID": "here", "Resources": everything}
-    trials = [replace(t, resources=t.resources.model_copy(update={"accelerator": None})) for t in plan.trials]
+    trials = [
+        replace(t, resources=t.resources.model_copy(update={"accelerator": None, "gpu_gib": None})) for t in plan.trials
+    ]
     try:
         store.check_writable()
     except UserError as error:

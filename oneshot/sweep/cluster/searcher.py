@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.plan.plan import Plan
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Need, need_of
+from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, Fit, Need, need_of
 from oneshot.sweep.cluster.trainable import to_tune_config
 
 
@@ -25,11 +26,9 @@ class Unsaved:
 class AgendaSearcher(Unsaved, Searcher):
     """Suggests the agenda's next training; finished when nothing is left and nothing will come."""
 
-    def __init__(
-        self, agenda: Agenda, *, storage: str, capacity: Callable[[ResourceConfig], int], most: int | None
-    ) -> None:
+    def __init__(self, agenda: Agenda, *, storage: str, fit: Callable[[], Fit], most: int | None) -> None:
         super().__init__()
-        self._agenda, self._storage, self._capacity, self._most = agenda, storage, capacity, most
+        self._agenda, self._storage, self._fit, self._most = agenda, storage, fit, most
         self._live: dict[str, Need] = {}
         self._counts: Counter[Need] = Counter()
         self._kinds: dict[Need, ResourceConfig] = {}
@@ -43,15 +42,17 @@ class AgendaSearcher(Unsaved, Searcher):
         """Return the next training; None while there are enough, or while running ones may still matter."""
         if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
             return None
-        assignment = self._agenda.next(lambda training: self._is_full(training.resources))
+        assignment = self._agenda.next(lambda training: self._place(training.resources) is None)
         if assignment == "done":
             return str(Searcher.FINISHED)
         if assignment == "wait":
             return None
-        self._live[trial_id] = need_of(assignment.training.resources)
+        resources = self._place(assignment.training.resources)
+        assert resources is not None, "the agenda gives no training for which all is full"
+        self._live[trial_id] = need_of(resources)
         self._counts[self._live[trial_id]] += 1
         return to_tune_config(
-            assignment.training,
+            replace(assignment.training, resources=resources),
             storage=self._storage,
             sweep=self._agenda.plan.name,
             claims_digest=self._agenda.claims_digest,
@@ -68,15 +69,22 @@ class AgendaSearcher(Unsaved, Searcher):
         """Free the trial's capacity; the driver's callback tells the agenda."""
         self._counts[self._live.pop(trial_id)] -= 1
 
-    def _is_full(self, resources: ResourceConfig) -> bool:
-        return self._most is None and self._counts[need_of(resources)] >= self._capacity(resources)
+    def _place(self, resources: ResourceConfig) -> ResourceConfig | None:
+        """Return where a trial goes: of several types of GPU, to the one with the most room; None if all are full."""
+        fit = self._fit()
+        places = {need_of(place): place for place in fit.placements(resources)}
+        room = {need: fit.capacity(place) - self._counts[need] for need, place in places.items()}
+        best = max(room, key=room.__getitem__, default=None)
+        if best is None or (self._most is None and room[best] <= 0):
+            return None
+        return places[best]
 
     def _is_all_full(self) -> bool:
         """Return whether no need has capacity left, so that the queue need not be searched."""
         if self._agenda.plan is not self._of_plan:
             self._of_plan = self._agenda.plan
             self._kinds = {need_of(trial.resources): trial.resources for trial in self._of_plan.trials}
-        return all(self._is_full(resources) for resources in self._kinds.values())
+        return all(self._place(resources) is None for resources in self._kinds.values())
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: a sweep is rebuilt from its store."""

@@ -13,6 +13,7 @@ from ray import tune
 from oneshot.plan.trainings import Training
 from oneshot.store.lease import Holder, Leased
 from oneshot.store.store import Store
+from oneshot.sweep.cluster.fit import ACCELERATOR
 from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.environment import gpu_is_broken
@@ -47,6 +48,12 @@ def to_tune_config(
     }
 
 
+def accelerator_of(node_id: str) -> str:
+    """Return the type of a node's GPUs in Ray's names, or an empty string."""
+    resources = [name for node in ray.nodes() if node["NodeID"] == node_id for name in node["Resources"]]
+    return next((name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)), "")
+
+
 class TrialTrainable(tune.Trainable):
     """A worker that runs one training at a time and keeps its imports and its grader for the next one.
 
@@ -57,6 +64,7 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first training."""
         self._node = ray.get_runtime_context().get_node_id()
+        self._accelerator = accelerator_of(self._node)
         self._grader: Grader | None = None
         self._steps: Generator[StepMetrics] | None = None
         self._config = config
@@ -107,7 +115,7 @@ class TrialTrainable(tune.Trainable):
             grader=self._grader,
             origin=self._config["sweep"],
             stale_holder=None if stale is None else Holder(**stale),
-            metadata={"node": self._node, "claims": self._config["claims"]},
+            metadata={"node": self._node, "accelerator": self._accelerator, "claims": self._config["claims"]},
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

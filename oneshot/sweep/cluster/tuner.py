@@ -14,12 +14,13 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.util.metrics import Gauge
 
-from oneshot.config.sweep import ResourceConfig
+from oneshot.config.resources import ResourceConfig
 from oneshot.store.lease import LeaseError, take
 from oneshot.store.records import FailureKind
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
-from oneshot.sweep.cluster.nodes import MOST_AT_A_TIME, Nodes, check_feasible, is_there, joined, reservation
+from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, check_feasible, reservation
+from oneshot.sweep.cluster.nodes import Nodes, is_there, joined
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
 from oneshot.sweep.cluster.trainable import TrialTrainable
@@ -56,11 +57,11 @@ def run_on_ray(
     say("starting Ray" if address is None else f"joining Ray at {address}")
     with joined(address), tempfile.TemporaryDirectory(prefix="oneshot-tune-") as scratch:
         nodes = Nodes()
-        if check or (check is None and len(nodes.types()) > 1):
+        if check or (check is None and len(nodes.fit().nodes) > 1):
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
-            check_feasible(agenda.plan.trials, nodes.types())
-        searcher = AgendaSearcher(agenda, storage=store.absolute, capacity=nodes.capacity, most=max_concurrent)
+            check_feasible(agenda.plan.trials, nodes.fit().nodes)
+        searcher = AgendaSearcher(agenda, storage=store.absolute, fit=nodes.fit, most=max_concurrent)
         driver = _Driver(agenda, store, tracking, nodes, searcher)
         with _memory_kills_are_deaths():
             _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
@@ -71,7 +72,7 @@ def run_on_ray(
 def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: Nodes, *, scratch: str) -> tune.Tuner:
     def resources(config: dict[str, Any]) -> Any:
         needed = ResourceConfig.model_validate(config["resources"])
-        return tune.PlacementGroupFactory([reservation(needed, nodes.types())])
+        return tune.PlacementGroupFactory([reservation(needed, nodes.fit().nodes)])
 
     # without this, Tune asks a searcher without a limit for one trial at a time; ours follows the cluster's size
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
