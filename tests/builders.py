@@ -5,7 +5,7 @@ from typing import Any
 from oneshot.config.file import SweepFile
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.plan.plan import Plan
-from oneshot.plan.sweep_run import MlflowLocation, SweepRun
+from oneshot.plan.sweep_run import MlflowLocation, Owner, SweepRun
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 
@@ -24,7 +24,7 @@ def sweep_run(sweep: SweepFile, plan: Plan, store: Store) -> SweepRun:
 
 def located(uri: str, *, experiment: str, artifacts: str | None = None) -> MlflowLocation:
     """A place for MLflow's records."""
-    return MlflowLocation(uri=uri, experiment=experiment, artifacts=artifacts)
+    return MlflowLocation(uri=uri, experiment=experiment, artifacts=artifacts, owner=Owner(user="ada", project=""))
 
 
 def tiny_trial(*, num_steps: int) -> dict[str, Any]:

@@ -72,9 +72,10 @@ class Nodes:
         assert self.line.poll(PATIENCE_S), f"{verb}: no answer"
         return self.line.recv()
 
-    def add(self, *, num_cpus: int = 2, num_gpus: int = 2) -> str:
+    def add(self, *, num_cpus: int = 2, num_gpus: int = 2, accelerator: str = "") -> str:
         """A node more; its id."""
-        return str(self._ask("add", {"num_cpus": num_cpus, "num_gpus": num_gpus}))
+        resources = {"resources": {f"accelerator_type:{accelerator}": 1}} if accelerator else {}
+        return str(self._ask("add", {"num_cpus": num_cpus, "num_gpus": num_gpus, **resources}))
 
     def kill(self, node_id: str) -> None:
         """Without a word to anybody."""

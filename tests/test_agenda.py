@@ -279,10 +279,10 @@ def test_what_left_a_node_that_is_drained_goes_on_first(lab: Lab) -> None:
     desk = sit_down(lab, sweep_text(seeds="[0, 1, 2]"))
     turn: Any = desk.agenda.next()
     desk.agenda.begun(turn.training.key)
-    desk.agenda.moves(turn.training.key)
+    desk.agenda.moves(turn.training.key, "its node is being drained")
     desk.agenda.ended(turn.training.key)
     assert desk.agenda.outstanding()[0].key == turn.training.key
-    assert "its node is being drained; resumes elsewhere" in desk.said
+    assert "its node is being drained; it resumes from its checkpoint" in desk.said
 
 
 def test_a_training_for_whose_like_there_is_no_room_is_passed_and_keeps_its_place(lab: Lab) -> None:

@@ -117,7 +117,7 @@ def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     assert where(lab)[moved] == [first, second]
     steps = steps_of(lab.trainings()[moved])
     assert sorted([*steps[1], *steps[2]]) == list(range(1, 91)), "no step was made twice"
-    assert "its node is being drained; resumes elsewhere" in driver.stderr
+    assert "its node is being drained; it resumes from its checkpoint" in driver.stderr
     nodes.kill(second)
 
 

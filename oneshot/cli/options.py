@@ -100,6 +100,13 @@ RayOption = Annotated[
 ClusterOption = Annotated[
     str | None, typer.Option("--address", help="A cluster: http://HEAD:8265, or a context of cluster/contexts.yaml")
 ]
+AnyClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="A cluster: http://HEAD:8265, a context of cluster/contexts.yaml, or on one of its machines HOST:PORT",
+    ),
+]
 StepOption = Annotated[
     Literal["last", "best"], typer.Option("--step", help="Weights: of the last step, or of the best (checkpoint.keep)")
 ]

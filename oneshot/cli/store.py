@@ -4,8 +4,9 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +15,23 @@ from oneshot.cli.find import (
     experiment_path,
     far_storage,
     find_name,
+    is_elsewhere,
     open_store,
     read_cells,
     relay,
     sweep_name,
 )
-from oneshot.cli.options import ClusterOption, JsonOption, Name, StorageOption, Typed, app, results, warn
+from oneshot.cli.options import (
+    AnyClusterOption,
+    ClusterOption,
+    JsonOption,
+    Name,
+    StorageOption,
+    Typed,
+    app,
+    results,
+    warn,
+)
 from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import counted, printable
 
@@ -35,12 +47,13 @@ def status(
         str | None, typer.Argument(metavar="NAME", help="A sweep file or name; without it, list all sweeps")
     ] = None,
     storage: StorageOption = None,
-    address: ClusterOption = None,
+    address: AnyClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the state of a sweep's trials.
 
-    Works from any shell or machine that sees the storage, while the sweep runs and afterwards.
+    Works from any shell or machine that sees the storage, while the sweep runs and afterwards. With --address and no
+    name, lists the sweeps on a cluster with the GPUs that each holds and has used.
     """
     from oneshot.cli.tables import status_table
     from oneshot.sweep.status import sweep_status
@@ -112,11 +125,37 @@ def _status_elsewhere(name: str | None, storage: str | None, address: str, *, as
     if name is not None:
         relay(address, "status", name, storage, json=as_json)
         return
-    submissions = cluster_at(address).submissions()
+    if not is_elsewhere(address):
+        _show_sharing(_sharing_here(address), as_json=as_json)
+        return
+    cluster = cluster_at(address)
+    submissions = cluster.submissions()
     if as_json:
         print(json.dumps([asdict(submission) for submission in submissions], indent=2))
+        return
+    results().print(submissions_table(submissions))
+    if any(submission.is_live for submission in submissions):
+        _, output = cluster.ask(["status", "--address", "auto"])
+        print(f"\n{printable(output)}", end="")
+
+
+def _sharing_here(address: str) -> "list[Mapping[str, Any]]":
+    from oneshot.sweep.cluster.nodes import joined
+    from oneshot.sweep.cluster.sharing import members
+
+    with joined(address):
+        return members()
+
+
+def _show_sharing(sharing: "Sequence[Mapping[str, Any]]", *, as_json: bool) -> None:
+    from oneshot.cli.tables import sharing_table
+
+    if as_json:
+        print(json.dumps(sharing, indent=2))
+    elif sharing:
+        results().print(sharing_table(sharing))
     else:
-        results().print(submissions_table(submissions))
+        print("no sweep runs on this cluster")
 
 
 @app.command()

@@ -4,9 +4,9 @@ Also what all tables of the command line share.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -104,6 +104,30 @@ def submissions_table(submissions: Sequence["Submission"]) -> Table:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_ms / 1000))
         table.add_row(job.sweep, job.id, job.status, since, job.storage)
     return table
+
+
+def sharing_table(members: Sequence[Mapping[str, Any]]) -> Fitted:
+    """Return the sweeps that share a cluster, by priority, with what they hold, may hold and have used."""
+    table = plain_table(
+        ("sweep", "user", "project"), ("priority", "share", "holds", "may hold", "waiting", "used", "cost"), "driver"
+    )
+    for row in members:
+        unit = f"{row['unit']}s"
+        cost = "" if row["cost"] is None else f"{row['cost']:,.2f}"
+        table.add_row(
+            row["sweep"],
+            row["user"],
+            row["project"],
+            str(row["priority"]),
+            f"{row['share']:g}",
+            f"{row['held']:g} {unit}",
+            f"{row['granted']:g}",
+            str(row["num_waiting"]),
+            f"{row['used_s'] / 3600:,.2f} {row['unit']}-hours",
+            cost,
+            row["driver"],
+        )
+    return Fitted(table=table, optional=("driver", "may hold"))
 
 
 def ranking_table(ranked: Sequence["Ranked"]) -> Table:

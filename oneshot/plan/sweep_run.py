@@ -1,5 +1,7 @@
 """A sweep that runs or ran: the pinned sweep, its plan, and the store of its records."""
 
+import getpass
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,21 @@ from oneshot.plan.plan import Plan
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
 
+USER = "ONESHOT_USER"
+"""Environment variable with the user of a sweep that was submitted to a cluster, where the login name is another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who runs a sweep, and what it belongs to; the project may be empty."""
+
+    user: str
+    project: str
+
+    def tags(self) -> dict[str, str]:
+        """Return MLflow's tags: its own name for the user, which its UI shows, and the project."""
+        return {"mlflow.user": self.user, **({"project": self.project} if self.project else {})}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlflowLocation:
@@ -17,6 +34,7 @@ class MlflowLocation:
     uri: str
     artifacts: str | None  # artifact root of the embedded database; None if a server decides it
     experiment: str
+    owner: Owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +56,28 @@ class SweepRun:
         """Return the sweep's name."""
         return self.plan.name
 
+    @property
+    def owner(self) -> Owner:
+        """Return who runs it."""
+        return owner_of(self.sweep)
+
     def mlflow(self) -> MlflowLocation:
         """Return the location of the sweep's MLflow records, as `mlflow_location` does."""
         return mlflow_location(self.sweep, self.store)
+
+
+def owner_of(sweep: SweepFile) -> Owner:
+    """Return the user and project that the file names; the user is else that of the submission, or the login name."""
+    config = sweep.config
+    return Owner(user=config.user or os.environ.get(USER) or login_name(), project=config.project or "")
+
+
+def login_name() -> str:
+    """Return the login name, or an empty string if this machine has none for the process's user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without an entry
+        return ""
 
 
 def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
@@ -49,9 +86,9 @@ def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
     Raises SweepFileError: the storage is remote and no tracking server is named.
     """
     config = sweep.config.mlflow
-    experiment = config.experiment or sweep.config.name
+    experiment, owner = config.experiment or sweep.config.name, owner_of(sweep)
     if config.tracking_uri is not None:
-        return MlflowLocation(uri=config.tracking_uri, artifacts=None, experiment=experiment)
+        return MlflowLocation(uri=config.tracking_uri, artifacts=None, experiment=experiment, owner=owner)
     if not store.is_local:
         raise sweep.source.error(
             ("storage",),
@@ -65,4 +102,4 @@ def mlflow_location(sweep: SweepFile, store: Store) -> MlflowLocation:
             "or set mlflow.tracking_uri to a server",
         )
     uri, artifacts = f"sqlite:///{root}/mlflow.db", (root / "mlartifacts").as_uri()
-    return MlflowLocation(uri=uri, artifacts=artifacts, experiment=experiment)
+    return MlflowLocation(uri=uri, artifacts=artifacts, experiment=experiment, owner=owner)

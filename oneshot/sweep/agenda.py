@@ -90,7 +90,7 @@ class Agenda:
         self._early = EarlyStopping(sweep_run)
         self._searching = Searching(sweep_run, self._early)
         self._take_up(self.plan)
-        self._budget = Budget(sweep_run.sweep.config.budget, self._store, self._trainings.values())
+        self.budget = Budget(sweep_run.sweep.config.budget, self._store, self._trainings.values())
         self._serve_requests()
         self._judge_recorded()
         self._search_on()
@@ -139,7 +139,7 @@ class Agenda:
             return
         self._looked_s = now_s
         self._serve_requests()
-        if reason := self._budget.spent(self._trainings[key] for key, since in self._live.items() if since is not None):
+        if reason := self.budget.spent(self._trainings[key] for key, since in self._live.items() if since is not None):
             self.halt(reason)
         for key in list(self._elsewhere):
             if self._watch.living(self._store.trial(key)) is None:
@@ -174,7 +174,7 @@ class Agenda:
         return Load(
             trials=counts,
             tokens_per_s=sum(self._progress[key][1] for key in self._live if key in self._progress),
-            gpu_hours_used=self._budget.gpu_hours,
+            gpu_hours_used=self.budget.gpu_hours,
             gpu_hours_left=None if None in left else sum(hours for hours in left if hours is not None),
         )
 
@@ -195,9 +195,9 @@ class Agenda:
         last_holder = holder(self._store.trial(key))
         self._dead[key] = None if last_holder is None else known_dead(last_holder)
 
-    def moves(self, key: str) -> None:
-        """Note that a training left its worker with a checkpoint and will resume elsewhere."""
-        self._say(f"{self._trainings[key].label}  its node is being drained; resumes elsewhere")
+    def moves(self, key: str, why: str) -> None:
+        """Note that a training left its worker with a checkpoint and will resume."""
+        self._say(f"{self._trainings[key].label}  {why}; it resumes from its checkpoint")
         self._moved.add(key)
 
     def tell(self, key: str, text: str) -> None:

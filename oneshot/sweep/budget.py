@@ -32,6 +32,11 @@ class Budget:
                     self._add(gpus * held.ms / 3_600_000, held.accelerator)
         self._last_s = clock_s()
 
+    @property
+    def shown_cost(self) -> float | None:
+        """Return what has been spent, or None if there are no prices."""
+        return self.cost if self._config.price_per_gpu_hour else None
+
     def _add(self, gpu_hours: float, accelerator: str) -> None:
         self.gpu_hours += gpu_hours
         self.cost += gpu_hours * self._config.price(accelerator)

@@ -29,6 +29,7 @@ def run_local(
 
     def launch(agenda: Agenda, tracking: TrackingThread) -> bool:
         # Ray takes seconds to import, and a finished sweep does not need it
+        from oneshot.sweep.cluster.sharing import member_of
         from oneshot.sweep.cluster.tuner import run_on_ray
         from oneshot.sweep.tracking.server import why_not
 
@@ -41,6 +42,7 @@ def run_local(
             listen=listen,
             check=check,
             reach=partial(why_not, uri),
+            member=None if address is None else member_of(sweep_run),
         )
 
     return run(sweep_run, launch=launch, listen=listen, only=only)

@@ -7,6 +7,7 @@ with access can read a job's description. The driver's secrets are in the enviro
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import shlex
 import time
@@ -25,6 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from oneshot.config.contexts import ContextConfig, token_of
 from oneshot.errors import OneshotError, UserError
+from oneshot.plan.sweep_run import USER, login_name
 from oneshot.sweep.cluster.package import COMMIT, Bundle, commit, packed
 from oneshot.sweep.events import BEGIN
 from oneshot.tasks.foreign import FOLDER
@@ -137,7 +139,7 @@ class Cluster:
                         folder,
                         {"sweep": sweep, "attempt": str(attempt), "storage": storage},
                         wait_s=max(STOP_WAIT_S, wait_s),
-                        variables={FOLDER: "."} if bundle.code else {},
+                        variables={USER: os.environ.get(USER) or login_name()} | ({FOLDER: "."} if bundle.code else {}),
                     )
                 except _TakenError:  # another user took it just now, or it was deleted from the list
                     attempt += 1

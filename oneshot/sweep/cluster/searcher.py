@@ -13,6 +13,7 @@ from oneshot.config.resources import ResourceConfig
 from oneshot.plan.plan import Plan
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, Fit, Need, need_of
+from oneshot.sweep.cluster.sharing import Load, Sharing, units
 from oneshot.sweep.cluster.trainable import to_tune_config
 
 
@@ -26,10 +27,14 @@ class Unsaved:
 class AgendaSearcher(Unsaved, Searcher):
     """Suggests the agenda's next training; finished when nothing is left and nothing will come."""
 
-    def __init__(self, agenda: Agenda, *, storage: str, fit: Callable[[], Fit], most: int | None) -> None:
+    def __init__(
+        self, agenda: Agenda, *, storage: str, fit: Callable[[], Fit], most: int | None, sharing: Sharing | None = None
+    ) -> None:
         super().__init__()
         self._agenda, self._storage, self._fit, self._most = agenda, storage, fit, most
+        self._sharing = sharing
         self._live: dict[str, Need] = {}
+        self._held: dict[str, float] = {}  # Tune's trial -> units of the cluster that it holds
         self._counts: Counter[Need] = Counter()
         self._kinds: dict[Need, ResourceConfig] = {}
         self._of_plan: Plan | None = None
@@ -40,6 +45,7 @@ class AgendaSearcher(Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """Return the next training; None while there are enough, or while running ones may still matter."""
+        self.share()  # Tune asks again and again while nothing runs, and does nothing else
         if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
             return None
         assignment = self._agenda.next(lambda training: self._place(training.resources) is None)
@@ -51,6 +57,7 @@ class AgendaSearcher(Unsaved, Searcher):
         assert resources is not None, "the agenda gives no training for which all is full"
         self._live[trial_id] = need_of(resources)
         self._counts[self._live[trial_id]] += 1
+        self._held[trial_id] = self._units(resources)
         return to_tune_config(
             replace(assignment.training, resources=resources),
             storage=self._storage,
@@ -68,6 +75,7 @@ class AgendaSearcher(Unsaved, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Free the trial's capacity; the driver's callback tells the agenda."""
         self._counts[self._live.pop(trial_id)] -= 1
+        del self._held[trial_id]
 
     def _place(self, resources: ResourceConfig) -> ResourceConfig | None:
         """Return where a trial goes: of several types of GPU, to the one with the most room; None if all are full."""
@@ -77,7 +85,44 @@ class AgendaSearcher(Unsaved, Searcher):
         best = max(room, key=room.__getitem__, default=None)
         if best is None or (self._most is None and room[best] <= 0):
             return None
+        if self._sharing is not None and self.held + self._units(places[best]) > self._sharing.limit + 1e-9:
+            return None
         return places[best]
+
+    @property
+    def held(self) -> float:
+        """Return the units of the cluster that trials hold, or will hold as soon as there is room."""
+        return sum(self._held.values())
+
+    def _units(self, resources: ResourceConfig) -> float:
+        return 0.0 if self._sharing is None else units(resources, self._sharing.unit)
+
+    def share(self) -> None:
+        """Tell other sweeps on the cluster what this one holds and wants, and learn what it may hold."""
+        if self._sharing is None or not self._sharing.is_due():
+            return
+        waiting = [self._units(training.resources) for training in self._agenda.outstanding()]
+        most = (self._most or MOST_AT_A_TIME) - len(self._live)
+        load = Load(
+            need=next(iter(waiting), max(self._held.values(), default=0.0)),
+            held=self.held,
+            wanted=self.held + sum(waiting[: max(0, most)]),
+            num_waiting=len(waiting),
+        )
+        self._sharing.renew(load, self._fit().nodes, cost=self._agenda.budget.shown_cost)
+
+    def is_in_excess(self, trial_id: str) -> bool:
+        """Return whether a trial should leave for another sweep's: the last that began leaves first."""
+        if self._sharing is None:
+            return False
+        excess = self._sharing.excess(self.held)
+        for last in reversed(self._held):
+            excess -= self._held[last]
+            if excess < -1e-9:
+                return False
+            if last == trial_id:
+                return True
+        return False
 
     def _is_all_full(self) -> bool:
         """Return whether no need has capacity left, so that the queue need not be searched."""

@@ -20,14 +20,18 @@ from oneshot.store.records import FailureKind
 from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, check_feasible, reservation
+from oneshot.sweep.cluster.ledger import Member
 from oneshot.sweep.cluster.nodes import Nodes, is_there, joined
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
+from oneshot.sweep.cluster.sharing import Sharing
 from oneshot.sweep.cluster.trainable import TrialTrainable
 from oneshot.sweep.events import Event, Listener
 from oneshot.sweep.tracking.thread import TrackingThread
 
 MOVED = "its node is being drained"
+YIELDS = "it makes room for another sweep"
+LEAVES = (MOVED, YIELDS)  # why a worker saves a checkpoint and ends
 WAKE_S = 5.0  # least time between two MLflow updates of a running trial
 SHOW_S = 5.0  # least time between two settings of the gauges
 
@@ -42,11 +46,12 @@ def run_on_ray(
     listen: Listener,
     check: bool | None,
     reach: Callable[[], str],
+    member: Member | None = None,
 ) -> bool:
     """Run an agenda on a cluster until nothing is left; return whether it was interrupted.
 
     `check` tells whether to check the cluster first; None means if it has several nodes. `reach` returns why MLflow
-    cannot be used, or nothing.
+    cannot be used, or nothing. `member` describes the sweep to others with which it shares the cluster.
 
     Raises UserError: no cluster answers, or it cannot run the sweep.
     """
@@ -61,10 +66,15 @@ def run_on_ray(
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
             check_feasible(agenda.plan.trials, nodes.fit().nodes)
-        searcher = AgendaSearcher(agenda, storage=store.absolute, fit=nodes.fit, most=max_concurrent)
+        sharing = None if member is None else Sharing(member)
+        searcher = AgendaSearcher(agenda, storage=store.absolute, fit=nodes.fit, most=max_concurrent, sharing=sharing)
         driver = _Driver(agenda, store, tracking, nodes, searcher)
-        with _memory_kills_are_deaths():
-            _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
+        try:
+            with _memory_kills_are_deaths():
+                _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
+        finally:
+            if sharing is not None:
+                sharing.leave()
         driver.gauges.show(now=True)
     return bool(agenda.halted) or not agenda.is_idle()
 
@@ -115,6 +125,7 @@ class _Driver(Unsaved, tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kill workers that hang, and all workers if a person asked for it."""
         self.gauges.show()
+        self._searcher.share()
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
             return
@@ -131,10 +142,11 @@ class _Driver(Unsaved, tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = trial.config["key"]
-        is_leaving = result.get("node") in self._nodes.leaving()
-        if is_leaving and not result.get("done") and key not in self._killed:
-            self._killed[key] = MOVED
-            trial.temporary_state.ray_actor.leave.remote()
+        if not result.get("done") and key not in self._killed:
+            is_drained = result.get("node") in self._nodes.leaving()
+            if is_drained or self._searcher.is_in_excess(trial.trial_id):
+                self._killed[key] = MOVED if is_drained else YIELDS
+                trial.temporary_state.ray_actor.leave.remote()
         if result.get("leased"):
             self._leased.add(key)
         if time.monotonic() - self._woken.get(key, 0.0) > WAKE_S:
@@ -153,8 +165,8 @@ class _Driver(Unsaved, tune.Callback):
         if isinstance(_error_of(trial), KilledForMemoryError):
             most = self._searcher.have_fewer()
             self._agenda.tell(key, f"Ray ended it because the machine is short of memory; {most} at a time from now on")
-        if why == MOVED:
-            self._agenda.moves(key)
+        if why in LEAVES:
+            self._agenda.moves(key, why)
         elif why != "killed by hand":
             try:
                 self._last_dead[key] = _record_death(

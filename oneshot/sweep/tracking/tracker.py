@@ -62,6 +62,7 @@ class Tracker:
     def __init__(self, plan: Plan, store: Store, location: MlflowLocation) -> None:
         self._plan = plan
         self._store = store
+        self._owner = location.owner.tags()
         if location.artifacts is not None:
             relocate(Path(store.path).resolve())
         self._client = connect(location.uri)
@@ -118,7 +119,7 @@ class Tracker:
                 self._experiment_id,
                 start_time=self._start_ms(),
                 run_name=self._plan.name,
-                tags={"sweep": self._plan.name, "phase": "sweep", **run_data.source_tags()},
+                tags={"sweep": self._plan.name, "phase": "sweep", **self._owner, **run_data.source_tags()},
             )
             self._parent_id = str(run.info.run_id)
             self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
@@ -257,7 +258,7 @@ class Tracker:
         identity = run_data.run_identity(trial)
         if identity not in self._children:
             described = run_data.trial_tags(trial, folder.last_attempt(), attempt, sweep=self._plan.name)
-            tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **described}
+            tags = {"mlflow.parentRunId": self._parent_id, TRIAL: identity, **self._owner, **described}
             tags[NOTE] = self._note(trial)
             run = self._client.create_run(
                 self._experiment_id, start_time=attempt["started_ms"], tags=tags, run_name=trial.label
