@@ -263,8 +263,11 @@ def read_runs(
         state = trial_state(trial, store, stops, faults=faults)
         return _run(trial, store, state=state, reason=stops.reason(trial) or "", sweep=plan.name)
 
+    trials = plan.grid if phase == "grid" else plan.searched
+    if store.is_local:  # threads only help where each file is a request
+        return tuple(map(read, trials))
     with ThreadPoolExecutor(NUM_READERS) as readers:
-        return tuple(readers.map(read, plan.grid if phase == "grid" else plan.searched))
+        return tuple(readers.map(read, trials))
 
 
 def gather(sweep_run: SweepRun) -> Gathered:

@@ -120,9 +120,12 @@ class Folder:
 
     def read(self, name: str) -> str | None:
         """Return a file's text, or None without a file."""
+        path = posixpath.join(self.path, name)
         try:
+            if isinstance(self.fs, LocalFileSystem):  # a third of fsspec's time
+                return Path(path).read_bytes().decode()
             with _as_os_errors():
-                content: bytes = self.fs.cat_file(posixpath.join(self.path, name))
+                content: bytes = self.fs.cat_file(path)
         except FileNotFoundError:
             return None
         return content.decode()
@@ -146,9 +149,13 @@ class Folder:
 
     def list(self, name: str) -> list[str]:
         """Return the sorted names of the finished files of a sub-folder; none if it does not exist."""
+        path = posixpath.join(self.path, name)
         try:
-            with _as_os_errors():
-                entries = self.fs.ls(posixpath.join(self.path, name), detail=False)
+            if isinstance(self.fs, LocalFileSystem):
+                entries = os.listdir(path)
+            else:
+                with _as_os_errors():
+                    entries = self.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
         names = (posixpath.basename(entry.rstrip("/")) for entry in entries)

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ YIELDS = "it makes room for another sweep"
 LEAVES = (MOVED, YIELDS)  # why a worker saves a checkpoint and ends
 WAKE_S = 5.0  # least time between two MLflow updates of a running trial
 SHOW_S = 5.0  # least time between two settings of the gauges
+KEPT = 100  # ended trials that Tune keeps whole
 
 
 def run_on_ray(
@@ -86,6 +88,8 @@ def _tuner(agenda: Agenda, searcher: AgendaSearcher, driver: "_Driver", nodes: N
 
     # without this, Tune asks a searcher without a limit for one trial at a time; ours follows the cluster's size
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_AT_A_TIME)
+    # Tune's own record of the sweep, which nothing reads; it takes time and memory for each trial that has ended
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10 * 365 * 86_400)
     return tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
@@ -120,12 +124,15 @@ class _Driver(Unsaved, tune.Callback):
         self._killed: dict[str, str] = {}  # key -> why its worker was ended
         self._last_dead: dict[str, int] = {}  # key -> last attempt whose worker died
         self._leased: set[str] = set()
+        self._ended: deque[Any] = deque()  # Tune's trials that have ended and that Tune still keeps whole
         self.gauges = _Gauges(agenda)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Kill workers that hang, and all workers if a person asked for it."""
         self.gauges.show()
         self._searcher.share()
+        if len(self._ended) >= 2 * KEPT:
+            self._forget(trials)
         stalled = self._agenda.stalled()
         if not stalled and not self._agenda.kill:
             return
@@ -154,6 +161,7 @@ class _Driver(Unsaved, tune.Callback):
             self._tracking.wake(key, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._ended.append(trial)
         key = trial.config["key"]
         self._end(key, is_elsewhere=key in self._leased)
         self._leased.discard(key)
@@ -176,6 +184,20 @@ class _Driver(Unsaved, tune.Callback):
                 self._agenda.halt(f"the store cannot be written ({error})")
         self._agenda.is_dead(key)
         self._end(key, is_elsewhere=False)
+
+    def _forget(self, trials: list[Any]) -> None:
+        """Let go of what Tune keeps of ended trials until the sweep ends: settings, results, and both as JSON.
+
+        `trials` is Tune's own list, which it saves, searches and analyses.
+        """
+        forgotten = [self._ended.popleft() for _ in range(len(self._ended) - KEPT)]
+        for trial in forgotten:
+            trial.set_config({})
+            trial.evaluated_params = {}
+            trial.run_metadata = type(trial.run_metadata)()
+            trial.invalidate_json_state()
+        ids = {trial.trial_id for trial in forgotten}
+        trials[:] = [trial for trial in trials if trial.trial_id not in ids]
 
     def _end(self, key: str, *, is_elsewhere: bool) -> None:
         self._tracking.wake(key, ended=self._agenda.ended(key, is_elsewhere=is_elsewhere))

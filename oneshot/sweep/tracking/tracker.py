@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,7 +39,9 @@ from oneshot.trial.state import DEFAULT_FAULTS, TrialState, trial_standing, tria
 TABLE_COLUMNS = ("problem", "completion", "answer", "strict", "lenient")
 """Columns of an evaluation's table in MLflow, which compares runs by the second one; the store has more."""
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a description in Markdown
-BATCH = 1000  # points that MLflow accepts in one call
+BATCH = 900  # points in one call; MLflow accepts 1000 of everything, of which at most 100 are parameters
+COMPLETE = "oneshot.complete"
+"""Tag of the parent run: a digest of the results that MLflow has, set once it has those of all trials."""
 TRIAL = "oneshot.trial"
 MEASURES = "measures.json"
 
@@ -71,7 +74,6 @@ class Tracker:
         )
         sweeps = self._search(f"tags.sweep = '{plan.name}' and tags.phase = 'sweep'")
         self._parent_id = str(sweeps[0].info.run_id) if sweeps else ""  # until `open` creates the run
-        self._children = self._find_children()
         self._is_open = False
         self._studies: dict[str, Any] = {}  # study -> its record in MLflow
         self._description = ""
@@ -98,7 +100,9 @@ class Tracker:
             if not token:
                 return runs
 
-    def _find_children(self) -> dict[str, _Child]:
+    @cached_property
+    def _children(self) -> dict[str, _Child]:
+        """Return the trials' runs that MLflow has, by identity; it takes MLflow milliseconds to find each."""
         if not self._parent_id:
             return {}
         runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'")
@@ -193,10 +197,19 @@ class Tracker:
             self._published[name] = digest
 
     def is_complete(self) -> bool:
-        """Return whether the parent and every trial's run exist and ended as the store says."""
-        if not self._parent_id or self._client.get_run(self._parent_id).info.status != "FINISHED":
+        """Return whether the parent run says that MLflow has all results of the store."""
+        if not self._parent_id:
             return False
-        return all(self._is_current(trial, self._ended(trial)) for trial in self._plan.trials if trial.key is not None)
+        run = self._client.get_run(self._parent_id)
+        return run.info.status == "FINISHED" and run.data.tags.get(COMPLETE) == self._results_digest()
+
+    def _results_digest(self) -> str:
+        """Return a digest of how the sweep's trials ended."""
+        trials = [trial for trial in self._plan.trials if trial.key is not None]
+        results = ((run_data.run_identity(trial), self._ended(trial)) for trial in trials)
+        return sha256(
+            repr([(name, r and (r.attempt, r.outcome, r.steps_done)) for name, r in results]).encode()
+        ).hexdigest()
 
     def _ended(self, trial: Trial) -> Result | None:
         """Return the result that ended a trial; None while an attempt may still change it."""
@@ -231,7 +244,7 @@ class Tracker:
             return
         child = self._child(trial, folder, attempt)
         rows = run_data.with_groups(view(trial, folder, read=child.read), trial, self._plan.groups)
-        self._describe(trial, child)
+        params = self._describe(trial, child)
         points = [
             Metric(name, value, row.time_ms, row.step)
             for row in rows
@@ -242,10 +255,11 @@ class Tracker:
             step, ends = trial.config.train.num_steps, run_data.end_metrics(trial, rows, self._plan.groups)
             points += [Metric(name, value, result.ended_ms, step) for name, value in ends.items()]
         fresh = [point for point in points if (point.key, point.step) not in child.sent]
-        for start in range(0, len(fresh), BATCH):
+        for start in range(0, max(len(fresh), bool(params)), BATCH):
             batch = fresh[start : start + BATCH]
-            self._client.log_batch(child.run_id, metrics=batch)
+            self._client.log_batch(child.run_id, metrics=batch, params=[] if start else params)
             child.sent.update((metric.key, metric.step) for metric in batch)
+        child.is_described = True
         if result is not None:
             self._end(trial, folder, result, rows, child)
         elif stopped:
@@ -272,10 +286,10 @@ class Tracker:
             child.status = "RUNNING"
         return child
 
-    def _describe(self, trial: Trial, child: _Child) -> None:
-        """Send the trial's parameters and datasets once, and read which points the run already has."""
+    def _describe(self, trial: Trial, child: _Child) -> list[Param]:
+        """Send the trial's datasets once, and read which points the run has; return parameters that it lacks."""
         if child.is_described:
-            return
+            return []
         params = [Param(name, value) for name, value in run_data.run_params(trial)]
         datasets = run_data.dataset_inputs(trial)
         if not child.is_new:
@@ -285,11 +299,9 @@ class Tracker:
             datasets = [] if run.inputs is not None and run.inputs.dataset_inputs else datasets
             for name in run.data.metrics:
                 child.sent.update((name, m.step) for m in self._client.get_metric_history(child.run_id, name))
-        if params:
-            self._client.log_batch(child.run_id, params=params)
         if datasets:
             self._client.log_inputs(child.run_id, datasets=datasets)
-        child.is_described = True
+        return params
 
     def _note(self, trial: Trial) -> str:
         cell = "".join(f", {axis} **{name}**" for axis, name in trial.cell.items())
@@ -329,8 +341,10 @@ class Tracker:
             for name, value in run_data.placement_tags(folder.attempt(result.attempt)).items():
                 self._client.set_tag(child.run_id, name, value)
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
-        child.status, child.attempt, child.is_new = status, str(result.attempt), False
-        child.read.clear()
+        # what it has is read again if the trial goes on; until then, thousands of ended trials take no memory
+        self._children[run_data.run_identity(trial)] = _Child(
+            run_id=child.run_id, status=status, attempt=str(result.attempt)
+        )
 
     def _list_tables(self, run_id: str, paths: Sequence[str]) -> None:
         """Tell MLflow which artifacts are tables, last first, and as many as fit into a tag."""
@@ -384,6 +398,8 @@ class Tracker:
             if child.status == "RUNNING":
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
+        if status == "FINISHED":
+            self._client.set_tag(self._parent_id, COMPLETE, self._results_digest())
         self._client.set_terminated(self._parent_id, status, end_time=self._end_ms(status))
 
     def _end_ms(self, status: str) -> int:
