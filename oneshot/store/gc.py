@@ -1,6 +1,7 @@
 """A store -> what each of its sweeps holds, and what no sweep needs."""
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oneshot.store.folder import Folder, now_ms
@@ -10,6 +11,9 @@ from oneshot.store.store import Store
 WEIGHTS = ("checkpoint", "best")  # sub-folders of a training with weights
 STARTS = "starts.json"
 """File in a sweep's folder with the trainings of other sweeps that its trials begin from (plan/starts.py)."""
+OTHER = "other"
+KINDS = {"checkpoints": WEIGHTS, "completions": ("rollouts",), "metrics": ("metrics", "evaluations"), "logs": ("log",)}
+"""Kind of data -> the sub-folders of a training that have it; all else is `OTHER`."""
 LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 
 
@@ -20,7 +24,7 @@ class Holding:
     sweep: str
     num_trainings: int
     num_bytes: int
-    checkpoint_bytes: int
+    bytes_by_kind: dict[str, int]  # of `KINDS` and `OTHER`; their sum is `num_bytes`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,8 @@ def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holdin
     """
     keys_by_sweep = {name: keys_of(store, name) for name in store.sweeps()}
     sizes_by_key = {key: _sizes(store, key) for key in store.trainings()}
-    holdings = [_holding(name, keys, sizes_by_key) for name, keys in keys_by_sweep.items()]
+    kinds_by_key = {key: bytes_by_kind(store.trial(key).path, sizes) for key, sizes in sizes_by_key.items()}
+    holdings = [_holding(name, keys & kinds_by_key.keys(), kinds_by_key) for name, keys in keys_by_sweep.items()]
     others = [name for name in keys_by_sweep if name != without]
     needed = set().union(*(keys_by_sweep[name] | _first_stages(store, name) for name in others))
     waste, watch = [], Watch()
@@ -58,14 +63,19 @@ def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holdin
     return holdings, waste
 
 
-def _holding(name: str, keys: set[str], sizes_by_key: dict[str, dict[str, int]]) -> Holding:
-    sizes = [item for key in keys & sizes_by_key.keys() for item in sizes_by_key[key].items()]
-    return Holding(
-        sweep=name,
-        num_trainings=len(keys & sizes_by_key.keys()),
-        num_bytes=sum(size for _, size in sizes),
-        checkpoint_bytes=sum(size for path, size in sizes if any(f"/{name}/" in path for name in WEIGHTS)),
-    )
+def _holding(name: str, keys: set[str], kinds_by_key: dict[str, dict[str, int]]) -> Holding:
+    total = {kind: sum(kinds_by_key[key][kind] for key in keys) for kind in (*KINDS, OTHER)}
+    return Holding(sweep=name, num_trainings=len(keys), num_bytes=sum(total.values()), bytes_by_kind=total)
+
+
+def bytes_by_kind(path: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of each kind of data in a training's folder, given the sizes of its files by path."""
+    kind_of = {folder: kind for kind, folders in KINDS.items() for folder in folders}
+    total = dict.fromkeys((*KINDS, OTHER), 0)
+    for file, size in sizes.items():
+        folder, slash, _ = file.removeprefix(f"{path}/").partition("/")
+        total[kind_of.get(folder, OTHER) if slash else OTHER] += size
+    return total
 
 
 def remove_waste(store: Store, waste: Waste) -> None:
