@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
 from oneshot.store.store import Store
+from oneshot.store.trial_folder import COMPLETIONS
 
 WEIGHTS = ("checkpoint", "best")  # sub-folders of a training with weights
 STARTS = "starts.json"
 """File in a sweep's folder with the trainings of other sweeps that its trials begin from (plan/starts.py)."""
 OTHER = "other"
-KINDS = {"checkpoints": WEIGHTS, "completions": ("rollouts",), "metrics": ("metrics", "evaluations"), "logs": ("log",)}
+KINDS = {"checkpoints": WEIGHTS, "completions": (COMPLETIONS,), "metrics": ("metrics", "evaluations"), "logs": ("log",)}
 """Kind of data -> the sub-folders of a training that have it; all else is `OTHER`."""
 LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 

@@ -1,14 +1,19 @@
 """The record of one training in the store: attempts, steps, evaluations, completions, result."""
 
+import gzip
 import json
 import logging
 import posixpath
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.records import FailureKind, Outcome, Result, Row
+
+COMPLETIONS = "rollouts"  # sub-folder with the tables of completions
+LEVEL = 6  # of gzip: 9 takes up to twice as long and saves less than 3% (docs/log.md)
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +78,21 @@ class TrialFolder(Folder):
     def write_completions(
         self, name: str, columns: Sequence[str], data: Iterable[Sequence[Any]], **fields: Any
     ) -> None:
-        """Write a table of completions to rollouts/<name>.json."""
-        self.write(f"rollouts/{name}.json", json.dumps({**fields, "columns": list(columns), "data": list(data)}))
+        """Write a table of completions to rollouts/<name>.json.gz; equal tables are equal files."""
+        text = json.dumps({**fields, "columns": list(columns), "data": list(data)})
+        self.write(f"{COMPLETIONS}/{name}.json.gz", gzip.compress(text.encode(), LEVEL, mtime=0))
 
     def completions(self, name: str) -> dict[str, Any] | None:
-        """Return a table of completions, or None without one."""
-        table: dict[str, Any] | None = self.read_json(f"rollouts/{name}.json")
+        """Return a table of completions, or None without one. Raises ValueError: the file is damaged."""
+        compressed = self.read_bytes(f"{COMPLETIONS}/{name}.json.gz")
+        table: dict[str, Any] | None
+        if compressed is None:  # version 0.1.0 wrote plain JSON
+            table = self.read_json(f"{COMPLETIONS}/{name}.json")
+            return table
+        try:
+            table = json.loads(gzip.decompress(compressed))
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path}/{COMPLETIONS}/{name}.json.gz is damaged: {error}") from error
         return table
 
     def write_evaluation(self, suite: str, digest: str, step: int, metrics: dict[str, float]) -> None:
