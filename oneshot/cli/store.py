@@ -220,20 +220,24 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show disk space by sweep, and remove what no sweep needs.
+    """Show disk space by sweep, and remove what no sweep needs, or what is older than its `keep` allows.
 
     With --sweep, also a whole sweep.
     """
     from dataclasses import asdict
 
     from oneshot.cli.tables import holdings_table, size
+    from oneshot.report.retention import retentions
     from oneshot.store.gc import find_waste, remove_waste
 
     store = open_store(storage)
     store.check_exists()
     if sweep is not None:
         _check_at_rest(store, sweep)
-    holdings, waste = find_waste(store, without=sweep)
+    kept, unreadable = retentions(store, without=sweep)
+    for line in unreadable:
+        warn(line)
+    holdings, waste = find_waste(store, without=sweep, retentions=kept)
     if as_json:
         data = {"sweeps": [asdict(holding) for holding in holdings], "waste": [asdict(item) for item in waste]}
         print(json.dumps(data, indent=2))

@@ -68,6 +68,7 @@ def sweep_reference() -> str:
         ("`expect` of a claim", claims.ExpectConfig, "expect."),
         ("`budget`", sweep.BudgetConfig, "budget."),
         ("`faults`", sweep.FaultsConfig, "faults."),
+        ("`keep`", sweep.KeepConfig, "keep."),
         ("`mlflow`", sweep.MlflowConfig, "mlflow."),
         ("`notify`", sweep.NotifyConfig, "notify."),
     ]

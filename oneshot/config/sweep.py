@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
 from oneshot.config.fields import (
     MAX_COUNT,
+    MAX_DAYS,
     MAX_FACTOR,
     MAX_GIB,
     MAX_S,
@@ -246,6 +247,25 @@ class SeedsConfig(Config):
     )
 
 
+class KeepConfig(Config):
+    """How long a finished training keeps what `oneshot gc` may remove. Of several sweeps, the most careful counts."""
+
+    checkpoint_days: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days from a training's end after which `gc` removes its weights, unless another sweep begins from "
+        "them. Absent: for ever",
+    )
+    completion_days: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days from a training's end after which `gc` removes its tables of completions, but for those that "
+        "claims are judged by. Absent: for ever",
+    )
+
+
 class MlflowConfig(Config):
     """The MLflow server and experiment that show the runs."""
 
@@ -315,6 +335,7 @@ class SweepConfig(Config):
     resources: SweepResourceConfig = Field(default_factory=SweepResourceConfig, description="Resources of every trial")
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="When to stop, so that it can be resumed")
     faults: FaultsConfig = Field(default_factory=FaultsConfig, description="How often failures are retried")
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="How long finished trainings keep what is large")
     storage: str = Field("runs", min_length=1, description="Folder or fsspec URL of the trial store")
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="Where MLflow shows the runs")
     notify: NotifyConfig | None = Field(None, description="Webhook to call when the sweep ends")

@@ -16,7 +16,7 @@ from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
 from oneshot.store.gc import keys_of
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.trial.best import BEST, best_step, why_no_best
 
@@ -193,8 +193,8 @@ def _why_not(selection: Selection, folder: TrialFolder, *, at: int | None) -> st
         return f"has failed: {result.reason}; {hint}"
     if result is not None and config.train.num_steps <= result.steps_done:
         return (
-            "its weights are not kept (checkpoint.keep: none); `oneshot trial FILE --cell ... --seed "
-            f"{selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
+            "its weights are not kept (checkpoint.keep: none), or gc removed them; `oneshot trial FILE "
+            f"--cell ... --seed {selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
         )
     done = f"step {at} of {config.train.num_steps}" if at else f"no checkpoint of its {config.train.num_steps} steps"
     return f"has not finished ({done}); {run} to resume it"
@@ -215,7 +215,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
             name = record["suite"] if names is None else names.get(digest, record["suite"])
             if not is_own and names is not None and name in names.values():
                 continue  # another suite has the name of one of the trial's
-            table = folder.completions(f"eval-{digest}-{step}") or {"data": []}
+            table = folder.completions(table_name(digest, step)) or {"data": []}
             evaluations.append(
                 KeptEvaluation(
                     suite=name,

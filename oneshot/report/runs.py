@@ -27,7 +27,7 @@ from oneshot.plan.trial import Trial
 from oneshot.report.groups import group_measures
 from oneshot.store.records import Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
@@ -196,7 +196,7 @@ class StoreReader:
         self._grades: dict[tuple[str, str, int], Grades | None] = {}
 
     def _table(self, key: str, suite: RunSuite, step: int) -> dict[str, Any] | None:
-        return self._store.trial(key).completions(f"eval-{suite.digest}-{step}")
+        return self._store.trial(key).completions(table_name(suite.digest, step))
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""

@@ -3,11 +3,12 @@
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import COMPLETIONS
+from oneshot.store.trial_folder import COMPLETIONS, TrialFolder
 
 WEIGHTS = ("checkpoint", "best")  # sub-folders of a training with weights
 STARTS = "starts.json"
@@ -15,6 +16,7 @@ STARTS = "starts.json"
 OTHER = "other"
 KINDS = {"checkpoints": WEIGHTS, "completions": (COMPLETIONS,), "metrics": ("metrics", "evaluations"), "logs": ("log",)}
 """Kind of data -> the sub-folders of a training that have it; all else is `OTHER`."""
+DAY_MS = 86_400_000
 LEFT_MS = 3_600_000  # age after which a temporary file is taken for abandoned
 
 
@@ -35,19 +37,33 @@ class Waste:
     path: str
     why: str
     num_bytes: int
+    names: tuple[str, ...] = ()  # only these files of the folder; none: all of it
 
 
-def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holding], list[Waste]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long gc keeps what is large of a training that is finished for all its sweeps."""
+
+    checkpoint_days: float | None  # days from its end; None: for ever
+    completion_days: float | None
+    needed_tables: frozenset[str] = frozenset()  # names of tables of completions that stay, whatever their age
+
+
+def find_waste(
+    store: Store, *, without: str | None = None, retentions: Mapping[str, Retention] = MappingProxyType({})
+) -> tuple[list[Holding], list[Waste]]:
     """Return disk space by sweep, and what no sweep needs: orphaned trainings, incomplete checkpoints and writes.
 
-    With `without`, that sweep is waste, too, and so are the trainings that no other sweep has.
+    With `without`, that sweep is waste, too, and so are the trainings that no other sweep has. `retentions` has the
+    rules of trainings, by key (report/retention.py), whose old weights and tables are waste, too.
     """
     keys_by_sweep = {name: keys_of(store, name) for name in store.sweeps()}
     sizes_by_key = {key: _sizes(store, key) for key in store.trainings()}
     kinds_by_key = {key: bytes_by_kind(store.trial(key).path, sizes) for key, sizes in sizes_by_key.items()}
     holdings = [_holding(name, keys & kinds_by_key.keys(), kinds_by_key) for name, keys in keys_by_sweep.items()]
     others = [name for name in keys_by_sweep if name != without]
-    needed = set().union(*(keys_by_sweep[name] | _first_stages(store, name) for name in others))
+    first_stages = set().union(*(_first_stages(store, name) for name in others))
+    needed = first_stages.union(*(keys_by_sweep[name] for name in others))
     waste, watch = [], Watch()
     if without is not None:
         sizes = store.fs.du(store.sweep(without).path, total=True)
@@ -60,7 +76,9 @@ def find_waste(store: Store, *, without: str | None = None) -> tuple[list[Holdin
             why = "belongs to no other sweep" if without is not None else "belongs to no sweep"
             waste.append(Waste(path=folder.path, why=why, num_bytes=sum(sizes.values())))
         else:
-            waste += _leftovers(store, folder, sizes)
+            old = _old(folder, sizes, retentions[key], is_start=key in first_stages) if key in retentions else []
+            places = tuple(f"{item.path}/" for item in old if not item.names)
+            waste += [*old, *(item for item in _leftovers(store, folder, sizes) if not item.path.startswith(places))]
     return holdings, waste
 
 
@@ -82,7 +100,13 @@ def bytes_by_kind(path: str, sizes: Mapping[str, int]) -> dict[str, int]:
 def remove_waste(store: Store, waste: Waste) -> None:
     """Remove a file or folder from the store."""
     parent, name = posixpath.split(waste.path)
-    Folder(store.fs, parent).remove(name)
+    if waste.names:
+        for file in waste.names:
+            Folder(store.fs, waste.path).remove(file)
+    elif name in WEIGHTS:  # with the pointer to them
+        Folder(store.fs, parent).remove_folder(name)
+    else:
+        Folder(store.fs, parent).remove(name)
 
 
 def keys_of(store: Store, sweep: str) -> set[str]:
@@ -100,6 +124,29 @@ def _first_stages(store: Store, sweep: str) -> set[str]:
 def _sizes(store: Store, key: str) -> dict[str, int]:
     files = store.fs.find(store.trial(key).path, detail=True)
     return {path: int(info["size"]) for path, info in files.items()}
+
+
+def _old(folder: TrialFolder, sizes: Mapping[str, int], rule: Retention, *, is_start: bool) -> list[Waste]:
+    """Return the weights and tables of completions that are older than a training's rule allows."""
+    result, waste = folder.result(), []
+    age_days = 0.0 if result is None else (now_ms() - result.ended_ms) / DAY_MS
+    ended = f"of a training that ended {age_days:,.0f} days ago"
+    if rule.checkpoint_days is not None and age_days > rule.checkpoint_days and not is_start:
+        for name in WEIGHTS:
+            path = posixpath.join(folder.path, name)
+            if size := sum(size for file, size in sizes.items() if file.startswith(f"{path}/")):
+                why = f"weights {ended} (keep.checkpoint_days: {rule.checkpoint_days:g})"
+                waste.append(Waste(path=path, why=why, num_bytes=size))
+    if rule.completion_days is not None and age_days > rule.completion_days:
+        path = posixpath.join(folder.path, COMPLETIONS)
+        files = {posixpath.basename(file): size for file, size in sizes.items() if file.startswith(f"{path}/")}
+        tables = {name: size for name, size in files.items() if not name.endswith(".tmp")}
+        old = {name: size for name, size in tables.items() if name.partition(".")[0] not in rule.needed_tables}
+        if old:
+            why = f"{len(old)} tables of completions {ended} (keep.completion_days: {rule.completion_days:g})"
+            why += f"; {len(tables) - len(old)} that claims are judged by stay" if len(old) < len(tables) else ""
+            waste.append(Waste(path=path, why=why, num_bytes=sum(old.values()), names=tuple(sorted(old))))
+    return waste
 
 
 def _leftovers(store: Store, folder: Folder, sizes: dict[str, int]) -> list[Waste]:

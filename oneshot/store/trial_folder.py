@@ -18,6 +18,11 @@ LEVEL = 6  # of gzip: 9 takes up to twice as long and saves less than 3% (docs/l
 logger = logging.getLogger(__name__)
 
 
+def table_name(digest: str, step: int) -> str:
+    """Return the name of the table with the completions of an evaluation of a suite."""
+    return f"eval-{digest}-{step}"
+
+
 class TrialFolder(Folder):
     """The folder of one training."""
 

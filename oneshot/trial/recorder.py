@@ -26,7 +26,7 @@ from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
 from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, SAMPLED_COLUMNS, Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.solutions import Sampled
@@ -250,7 +250,7 @@ class _Recorder:
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
-            f"eval-{evaluation.digest}-{evaluation.step}",
+            table_name(evaluation.digest, evaluation.step),
             *evaluation_table(evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,

@@ -25,7 +25,7 @@ from oneshot.report.runs import read_runs, with_groups
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.sweep.search.points import read_points
 from oneshot.sweep.tracking import run_data
 from oneshot.sweep.tracking.relocate import relocate
@@ -302,8 +302,9 @@ class Tracker:
         due = due_evaluations(trial.config)
         for suite in load_suites(trial.config):
             for step in sorted(step for digest, step in due & result.evaluations if digest == suite.digest):
-                completions = folder.completions(f"eval-{suite.digest}-{step}")
-                assert completions is not None, "an evaluation on record has its completions"
+                completions = folder.completions(table_name(suite.digest, step))
+                if completions is None:  # gc removed it by age
+                    continue
                 path = f"eval/{suite.name}/step_{step}.json"
                 places = [completions["columns"].index(name) for name in TABLE_COLUMNS]
                 data = [[row[place] for place in places] for row in completions["data"]]
