@@ -220,9 +220,10 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show disk space by sweep, and remove what no sweep needs, or what is older than its `keep` allows.
+    """Show disk space by sweep, and remove what no sweep needs.
 
-    With --sweep, also a whole sweep.
+    Weights and completions that are older than `keep` of their sweep files allows count as not needed. With --sweep,
+    also a whole sweep.
     """
     from dataclasses import asdict
 

@@ -193,8 +193,9 @@ def _why_not(selection: Selection, folder: TrialFolder, *, at: int | None) -> st
         return f"has failed: {result.reason}; {hint}"
     if result is not None and config.train.num_steps <= result.steps_done:
         return (
-            "its weights are not kept (checkpoint.keep: none), or gc removed them; `oneshot trial FILE "
-            f"--cell ... --seed {selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
+            "its weights are not kept (checkpoint.keep: none), or gc removed them; "
+            f"`oneshot trial FILE --cell ... --seed {selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` "
+            "trains it again, to the same weights"
         )
     done = f"step {at} of {config.train.num_steps}" if at else f"no checkpoint of its {config.train.num_steps} steps"
     return f"has not finished ({done}); {run} to resume it"

@@ -97,6 +97,11 @@ def bytes_by_kind(path: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return total
 
 
+def kinds_of(store: Store, key: str) -> dict[str, int]:
+    """Return the bytes of each kind of data in a training's folder."""
+    return bytes_by_kind(store.trial(key).path, _sizes(store, key))
+
+
 def remove_waste(store: Store, waste: Waste) -> None:
     """Remove a file or folder from the store."""
     parent, name = posixpath.split(waste.path)
