@@ -13,7 +13,7 @@ from oneshot.store.folder import Folder, now_ms
 from oneshot.store.records import FailureKind, Outcome, Result, Row
 
 COMPLETIONS = "rollouts"  # sub-folder with the tables of completions
-LEVEL = 6  # of gzip: 9 takes up to twice as long and saves less than 3% (docs/log.md)
+LEVEL = 6  # of gzip: 9 takes up to 2.5 times as long and saves less than 3% (docs/log.md)
 
 logger = logging.getLogger(__name__)
 
