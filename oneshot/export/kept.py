@@ -46,7 +46,7 @@ class KeptEvaluation:
     step: int
     time_ms: int
     metrics: dict[str, float]
-    num_completions: int
+    num_completions: int | None  # None if gc removed them
     is_own: bool
     """Whether the trial asks for it; `oneshot eval` and other sweeps of the training also leave evaluations."""
 
@@ -216,7 +216,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
             name = record["suite"] if names is None else names.get(digest, record["suite"])
             if not is_own and names is not None and name in names.values():
                 continue  # another suite has the name of one of the trial's
-            table = folder.completions(table_name(digest, step)) or {"data": []}
+            table = folder.completions(table_name(digest, step))
             evaluations.append(
                 KeptEvaluation(
                     suite=name,
@@ -224,7 +224,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
                     step=step,
                     time_ms=times_ms.get(step, 0),
                     metrics=record["metrics"],
-                    num_completions=len(table["data"]),
+                    num_completions=None if table is None else len(table["data"]),
                     is_own=is_own,
                 )
             )
