@@ -22,7 +22,7 @@ from oneshot.trial.recorder import record
 def disk_of(text: str, store: Store) -> tuple[Plan, Disk]:
     sweep = read(text, name="s.yaml")
     plan = make_plan(sweep)
-    return plan, find_disk(sweep_run(sweep, plan, store))
+    return plan, find_disk(sweep_run(sweep, plan, store), num_finished=0)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_model_of_unknown_size_is_said(empty: Store, tmp_path: Path) -> None:
 def test_finished_trials_are_measured(tmp_path: Path) -> None:
     unfinished = [f"tiny-llama/format seed {seed}" for seed in (0, 1, 2)]
     sweep, plan, store = make_store(tmp_path, missing=(*unfinished, "tiny-qwen2/outcome seed 1"))
-    disk = find_disk(sweep_run(sweep, plan, store))
+    disk = find_disk(sweep_run(sweep, plan, store), num_finished=8)
     for trial, of_trial in zip(plan.trials, disk.trials, strict=True):
         assert of_trial.is_measured == (trial.label not in unfinished)
     first = plan.trials[[trial.label for trial in plan.trials].index("tiny-qwen2/outcome seed 0")]
@@ -117,7 +117,7 @@ def test_a_real_trial_takes_what_was_estimated(tmp_path: Path, empty: Store, gra
     )
     sweep = load(tmp_path / "s.yaml")
     plan = make_plan(sweep)
-    estimated = find_disk(sweep_run(sweep, plan, empty)).trials[0].bytes_by_kind
+    estimated = find_disk(sweep_run(sweep, plan, empty), num_finished=0).trials[0].bytes_by_kind
     first = trainings(plan.trials[:1])[0]
     list(record(first, empty.trial(first.key), grader=grader, origin="test"))
     taken = kinds_of(empty, first.key)

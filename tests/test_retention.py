@@ -1,6 +1,7 @@
 """`keep` of a sweep file: which old weights and tables gc removes, and that verdicts stay what they are."""
 
 import json
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,13 @@ from oneshot.plan.starts import STARTS
 from oneshot.report.retention import most_careful, needed_tables, retentions
 from oneshot.report.runs import Gathered, Grades, Run, Shown, gather
 from oneshot.report.verdicts import verdicts
-from oneshot.store.gc import DAY_MS, Waste, find_waste, keys_of
+from oneshot.store.gc import DAY_MS, Retention, Waste, find_waste, keys_of, remove_waste
 from oneshot.store.records import Row
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import table_name
 from oneshot.sweep.tracking.tracker import Tracker
 from oneshot.tasks.grading import Grader
-from oneshot.trial.state import with_suites
+from oneshot.trial.state import standing, with_suites
 
 TEXT = """\
 version: 1
@@ -69,19 +70,26 @@ CLAIMS = {
     "two suites": AT_LAST.replace("b: {arm: format}", "b: {suite: greedy, at: start}"),
     "training": AT_LAST.replace("eval/arithmetic/pass_at_1", "reward/mean"),
 }
+pytest_plugins = ["stores"]
+
 ON_TEST = "allow_selection_on_test: true\n"
 
 
 def aged(folder: Path, *, claims: str = AT_LAST, days: float = 100, **given: Any) -> Store:
     """A store whose trainings ended some days ago, and kept their weights."""
     _, _, store = make_store(folder, TEXT.replace("CLAIMS", claims), **given)
+    for key in store.trainings():
+        store.trial(key).put_folder("checkpoint", weights_in(folder))
+    make_older(store, days)
+    return store
+
+
+def weights_in(folder: Path) -> Path:
+    """A folder like that of a checkpoint."""
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     (weights / "state.json").write_text('{"step": 8}')
-    for key in store.trainings():
-        store.trial(key).put_folder("checkpoint", weights)
-    make_older(store, days)
-    return store
+    return weights
 
 
 def make_older(store: Store, days: float) -> None:
@@ -151,7 +159,7 @@ def test_gc_lists_the_reasons_and_the_report_stays_the_same(tmp_path: Path) -> N
     said = oneshot("gc", cwd=tmp_path).out
     # three suites at nine steps, and samples of eight steps; two tables of the claimed suite stay
     assert f"trials/{key}/rollouts: 33 tables of completions of a training that ended 100 days ago" in said
-    assert "(keep.completion_days: 90); 2 that claims are judged by stay" in said
+    assert "(keep.completion_days: 90); 2 by which claims are judged stay" in said
     assert f"trials/{key}/checkpoint: weights of a training that ended 100 days ago (keep.checkpoint_days: 30)" in said
     facts = json.loads(oneshot("gc", "--json", cwd=tmp_path).out)
     assert len(facts["waste"]) == 12
@@ -282,3 +290,26 @@ def test_mlflow_shows_a_trial_whose_tables_are_gone(tmp_path: Path) -> None:
     tables = [file.path for file in MlflowClient(uri).list_artifacts(run_id, "eval/arithmetic")]
     assert tables == ["eval/arithmetic/step_0.json", "eval/arithmetic/step_8.json"]
     assert MlflowClient(uri).list_artifacts(run_id, "eval/greedy") == []
+
+
+def test_every_kind_of_store_removes_what_is_old(store: Store, tmp_path: Path, grader: Grader) -> None:
+    made = training(start(store), "good seed 0")
+    work_off(store, start(store), "good seed 0", grader=grader)
+    folder = store.trial(made.key)
+    folder.put_folder("best", weights_in(tmp_path))
+    for name in ("eval-a-0", "eval-a-4", "step-000001"):
+        folder.write_completions(name, ["completion"], [["text"]])
+    make_older(store, 2)
+    kept = {made.key: Retention(checkpoint_days=1, completion_days=1, needed_tables=frozenset({"eval-a-4"}))}
+    waste = find_waste(store, retentions=kept)[1]
+    assert {posixpath.basename(each.path): each.names for each in waste} == {
+        "checkpoint": (), "best": (), "rollouts": ("eval-a-0.json.gz", "step-000001.json.gz"),
+    }  # fmt: skip
+    assert all(each.num_bytes > 0 for each in waste)
+    for each in waste:
+        remove_waste(store, each)
+    assert folder.list("rollouts") == ["eval-a-4.json.gz"]
+    assert [folder.read(f"{name}.json") for name in ("checkpoint", "best")] == [None, None]
+    assert folder.list("checkpoint") == folder.list("best") == []
+    assert find_waste(store, retentions=kept)[1] == []
+    assert standing(made, folder) == "finished"

@@ -75,7 +75,8 @@ def plan(
     sweep_run = SweepRun.of(pinned, make_plan(pinned, measured=measured_steps(store)), store)
     _warn_of_plan(sweep_run.plan)
     edits = find_edits(sweep_run)
-    remaining, disk = find_remaining(sweep_run), find_disk(sweep_run)
+    remaining = find_remaining(sweep_run)
+    disk = find_disk(sweep_run, num_finished=remaining.ended["finished"])
     scheduled = schedule(sweep_run.plan, gpus=gpus) if gpus is not None else None
     prospects: list[Prospect] = []
     if sweep.config.claims:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from oneshot.logs import counted
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.lease import Watch
 from oneshot.store.store import Store
@@ -148,8 +149,10 @@ def _old(folder: TrialFolder, sizes: Mapping[str, int], rule: Retention, *, is_s
         tables = {name: size for name, size in files.items() if not name.endswith(".tmp")}
         old = {name: size for name, size in tables.items() if name.partition(".")[0] not in rule.needed_tables}
         if old:
-            why = f"{len(old)} tables of completions {ended} (keep.completion_days: {rule.completion_days:g})"
-            why += f"; {len(tables) - len(old)} that claims are judged by stay" if len(old) < len(tables) else ""
+            why = (
+                f"{counted(len(old), 'table')} of completions {ended} (keep.completion_days: {rule.completion_days:g})"
+            )
+            why += f"; {len(tables) - len(old)} by which claims are judged stay" if len(old) < len(tables) else ""
             waste.append(Waste(path=path, why=why, num_bytes=sum(old.values()), names=tuple(sorted(old))))
     return waste
 

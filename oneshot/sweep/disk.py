@@ -60,10 +60,10 @@ class Disk:
         return {**{name: getattr(self, name) for name in names}, "basis": list(self.basis)}
 
 
-def find_disk(sweep_run: SweepRun) -> Disk:
+def find_disk(sweep_run: SweepRun, *, num_finished: int) -> Disk:
     """Measure one finished trial of each cell, and estimate the trials of other cells."""
     measured: dict[tuple[str, ...], Mapping[str, int]] = {}
-    for trial in sweep_run.plan.trials:
+    for trial in sweep_run.plan.trials if num_finished else ():
         if trial.key is None or _cell(trial) in measured:
             continue
         if trial_standing(trial, sweep_run.store.trial(trial.key).result()) is TrialState.FINISHED:
