@@ -1,5 +1,6 @@
 """How somebody could make a verdict say what they want, one test each: it is refused, or the verdict names it."""
 
+import gzip
 import json
 import shutil
 import zipfile
@@ -305,8 +306,10 @@ def test_grades_that_do_not_fit_their_metric_are_named(tmp_path: Path) -> None:
             row[place] = True
 
     folder = tmp_path / "runs/trials" / key_of(store, "outcome seed 0")
-    (path,) = (folder / "rollouts").glob("eval-*-8.json")
-    edit(path, all_right)
+    (path,) = (folder / "rollouts").glob("eval-*-8.json.gz")
+    table = json.loads(gzip.decompress(path.read_bytes()))
+    all_right(table)
+    path.write_bytes(gzip.compress(json.dumps(table).encode()))
     (said,) = notes(tmp_path)
     assert said.startswith(
         "stored grades contradict the recorded pass_at_1: outcome seed 0, arithmetic at step 8: 1.0000"

@@ -72,6 +72,7 @@ def test_plan_json_lists_every_trial() -> None:
         "num_processes",
         "engine",
         "memory_gib",
+        "bytes_by_kind",
     }
     assert {tuple(trial["cell"]) for trial in made["trials"]} == {("model", "example", "arm")}
     assert len({trial["key"] for trial in made["trials"]}) == 18

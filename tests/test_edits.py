@@ -116,6 +116,7 @@ ADDITIONS = {
     "a block that says what was so": ("seeds:", "grid: [{}]\nseeds:", (0, 8, 0, 0)),
     "resources": ("seeds:", "resources: {cpus: 2, max_concurrent: 3}\nseeds:", (0, 8, 0, 0)),
     "a budget": ("seeds:", "budget: {gpu_hours: 3, until: 08:00}\nseeds:", (0, 8, 0, 0)),
+    "keep": ("seeds:", "keep: {checkpoint_days: 1}\nseeds:", (0, 8, 0, 0)),
     "faults": ("seeds:", "faults: {retries: 0}\nseeds:", (0, 8, 0, 0)),
     "what is kept": ("train.num_steps: 2", "train.num_steps: 2\n  checkpoint.keep: full", (0, 8, 0, 0)),
     "how work is split": ("train.num_steps: 2", "train.num_steps: 2\n  train.microbatch_tokens: 9", (0, 8, 0, 0)),

@@ -644,3 +644,14 @@ def test_a_hub_that_is_down_is_one_line(made: Path, tmp_path: Path, hub: Hub) ->
     said = push(made, to, hub, "--push", "me/sums")
     assert said.code == 1 and "run the same command to push again" in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
+
+
+def test_a_card_without_completions_on_record_counts_none(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    store = Store(str(tmp_path / "runs"))
+    for key in store.trainings():
+        store.trial(key).remove("rollouts")  # as gc does by age
+    to = written(made, "whole", tmp_path / "out", "--storage", str(tmp_path / "runs"))
+    assert "| arithmetic | - | " in (to / "README.md").read_text()
+    evaluations = json.loads((to / "oneshot.json").read_text())["evaluations"]
+    assert {evaluation["num_completions"] for evaluation in evaluations} == {None}

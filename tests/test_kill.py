@@ -347,12 +347,13 @@ def record_of(folder: TrialFolder) -> Record:
     (kept,) = folder.list("checkpoint")
     assert folder.read_json("checkpoint.json") == {"folder": kept}
     assert folder.list(f"checkpoint/{kept}") == ["model.safetensors", "state.json"]
+    tables = folder.list("rollouts")
     weights = Path(folder.path, "checkpoint", kept, "model.safetensors").read_bytes()
     return Record(
         weights=sha256(weights).hexdigest(),
         metrics={row.step: exact(row.metrics) for row in rows},
         evaluations=files(folder, "evaluations"),
-        completions=files(folder, "rollouts"),
+        completions={name: sha256(folder.read_bytes(f"rollouts/{name}") or b"").hexdigest() for name in tables},
     )
 
 

@@ -25,7 +25,7 @@ from oneshot.plan.studies import freeze_point, freeze_winner, frozen_search
 from oneshot.plan.trainings import Training, trainings
 from oneshot.plan.trial import Trial
 from oneshot.store.folder import now_ms
-from oneshot.store.gc import find_waste, keys_of, remove_waste
+from oneshot.store.gc import bytes_by_kind, find_waste, keys_of, remove_waste
 from oneshot.store.lease import Holder, Lease, take
 from oneshot.store.records import Row
 from oneshot.store.store import Store
@@ -501,9 +501,27 @@ def test_disk_is_counted_by_sweep(store: Store, grader: Grader, tmp_path: Path) 
     assert [(one.sweep, one.num_trainings, one.num_bytes) for one in found] == [("again", 1, size), ("kinds", 1, size)]
     files = (tmp_path / "runs" / "trials").glob("*/checkpoint/**/*")
     kept = sum(path.stat().st_size for path in files if path.is_file())
-    assert {one.checkpoint_bytes for one in found} == {kept}
+    assert {one.bytes_by_kind["checkpoints"] for one in found} == {kept}
+    assert {sum(one.bytes_by_kind.values()) for one in found} == {size}
     assert kept > 0
     assert waste == []
+
+
+def test_each_file_of_a_training_has_a_kind() -> None:
+    sizes = {
+        "checkpoint/ab/model.safetensors": 1,
+        "best/cd/state.json": 2,
+        "rollouts/step-000001.json": 4,
+        "metrics/0001-00000000.jsonl": 8,
+        "evaluations/ab-0.json": 16,
+        "log/1.txt": 32,
+        "checkpoint.json": 64,
+        "trial.json": 128,
+        "attempts/1.json": 256,
+        "metrics": 512,
+    }
+    found = bytes_by_kind("/runs/trials/k", {f"/runs/trials/k/{name}": size for name, size in sizes.items()})
+    assert found == {"checkpoints": 3, "completions": 4, "metrics": 24, "logs": 32, "other": 960}
 
 
 def waste_of(store: Store) -> dict[str, str]:
@@ -579,6 +597,7 @@ def test_gc_shows_and_removes_only_when_told_to(failed: Store, tmp_path: Path) -
     start(failed, KINDS.replace("[0, 1]", "[0]"))
     facts: dict[str, Any] = json.loads(oneshot("gc", "--json", cwd=tmp_path).out)
     assert [(one["sweep"], one["num_trainings"]) for one in facts["sweeps"]] == [("kinds", 3)]
+    assert list(facts["sweeps"][0]["bytes_by_kind"]) == ["checkpoints", "completions", "metrics", "logs", "other"]
     assert [one["why"] for one in facts["waste"]] == ["belongs to no sweep"] * 2
     said = oneshot("gc", cwd=tmp_path).out
     assert said.splitlines()[-1].endswith(" can be removed; use --remove to remove it")

@@ -1,6 +1,8 @@
 """One behaviour suite of the trial store, over every kind of store (stores.py)."""
 
 import errno
+import gzip
+import json
 import logging
 import os
 import resource
@@ -167,6 +169,35 @@ def test_evaluations_are_known_by_digest_and_step(folder: TrialFolder) -> None:
     assert folder.evaluation("abc", 11) is None
     folder.write_completions("eval-abc-10", ["problem"], [["p"]], step=10)
     assert folder.completions("eval-abc-10") == {"step": 10, "columns": ["problem"], "data": [["p"]]}
+    assert folder.completions("eval-abc-11") is None
+
+
+def test_tables_are_small_equal_and_readable_without_us(folder: TrialFolder) -> None:
+    table = {"step": 1, "columns": ["completion"], "data": [["x = 1, so x + 1 = 2. "]] * 64}
+    folder.write_completions("step-000001", table["columns"], table["data"], step=1)
+    (name,) = folder.list("rollouts")
+    content = folder.read_bytes(f"rollouts/{name}")
+    assert content is not None
+    assert name == "step-000001.json.gz"
+    assert json.loads(gzip.decompress(content)) == table
+    # rows that repeat one text of 21 characters
+    assert len(content) < len(json.dumps(table)) / 10
+    folder.write_completions("step-000002", table["columns"], table["data"], step=1)
+    assert folder.read_bytes("rollouts/step-000002.json.gz") == content
+
+
+def test_a_plain_table_of_an_old_store_is_read_until_it_is_written_again(folder: TrialFolder) -> None:
+    folder.write("rollouts/step-000001.json", '{"columns": ["completion"], "data": [["old"]]}')
+    assert folder.completions("step-000001") == {"columns": ["completion"], "data": [["old"]]}
+    folder.write_completions("step-000001", ["completion"], [["new"]])
+    assert folder.completions("step-000001") == {"columns": ["completion"], "data": [["new"]]}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"not gzip", gzip.compress(b'{"data": []}')[:-4], gzip.compress(b"{")])
+def test_a_damaged_table_names_its_file(folder: TrialFolder, damaged: bytes) -> None:
+    folder.write("rollouts/step-000001.json.gz", damaged)
+    with pytest.raises(ValueError, match=r"rollouts/step-000001\.json\.gz is damaged"):
+        folder.completions("step-000001")
 
 
 def test_a_result_is_current_until_the_next_attempt_begins(folder: TrialFolder) -> None:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-from oneshot.cli.tables import Fitted, duration, plain_table
+from oneshot.cli.tables import Fitted, duration, plain_table, size
 from oneshot.config.resources import BudgetConfig
 from oneshot.logs import counted
 from oneshot.models.memory import Memory
@@ -19,6 +19,7 @@ from oneshot.plan.wallclock import Schedule, planned_cost
 
 if TYPE_CHECKING:
     from oneshot.plan.edits import Edits
+    from oneshot.sweep.disk import Disk
     from oneshot.sweep.remaining import Remaining
 
 
@@ -195,6 +196,16 @@ def standing_lines(remaining: "Remaining") -> list[str]:
             f"about {duration(remaining.seconds)} on CPUs with {at_a_time}, as finished trainings in the store took"
         )
     return lines
+
+
+def disk_line(disk: "Disk") -> str:
+    """Return how much disk space the trials take once all have finished, by kind, and how that is known."""
+    running = "" if not disk.running_bytes else f"; a running trial's checkpoints up to {size(disk.running_bytes)}"
+    if disk.num_bytes is None:
+        known = sum(number for number in disk.bytes_by_kind.values() if number is not None)
+        return f"disk: {size(known)}, and checkpoints of a model of unknown size"
+    kinds = [f"{kind} {size(number)}" for kind, number in disk.bytes_by_kind.items() if number]
+    return f"disk: about {size(disk.num_bytes)} ({', '.join(kinds)}; {', '.join(disk.basis)}){running}"
 
 
 def edit_lines(edits: "Edits | None") -> list[str]:

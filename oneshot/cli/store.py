@@ -1,5 +1,6 @@
 """Verbs about the trial store, and about sweeps that run."""
 
+import contextlib
 import json
 import os
 import socket
@@ -36,7 +37,11 @@ from oneshot.errors import OneshotError, UserError, nearest
 from oneshot.logs import counted, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from oneshot.store.gc import Holding, Waste
     from oneshot.store.store import Store
+    from oneshot.sweep.tracking.deleted import DeletedRun
 
 CellOption = Annotated[str, typer.Option(help="Only these cells: axis=name,...; seed and phase count as axes")]
 
@@ -257,38 +262,75 @@ def gc(
     storage: StorageOption = None,
     sweep: Annotated[str | None, typer.Option(metavar="NAME", help="Also this sweep and what it alone holds")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what no sweep needs")] = False,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Also runs that were deleted in MLflow, with their artifacts")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show disk space by sweep, and remove what no sweep needs.
 
-    With --sweep, also a whole sweep.
+    Weights and completions that are older than `keep` of their sweep files allows count as not needed. With --sweep,
+    also a whole sweep.
     """
     from dataclasses import asdict
 
     from oneshot.cli.tables import holdings_table, size
+    from oneshot.report.retention import retentions
     from oneshot.store.gc import find_waste, remove_waste
 
     store = open_store(storage)
     store.check_exists()
     if sweep is not None:
         _check_at_rest(store, sweep)
-    holdings, waste = find_waste(store, without=sweep)
+    kept, unreadable = retentions(store, without=sweep)
+    for line in unreadable:
+        warn(line)
+    holdings, waste = find_waste(store, without=sweep, retentions=kept)
+    root = Path(store.path).resolve() if store.is_local else None
+    runs = _deleted_runs(store, root) if mlflow else []
     if as_json:
-        data = {"sweeps": [asdict(holding) for holding in holdings], "waste": [asdict(item) for item in waste]}
-        print(json.dumps(data, indent=2))
+        data: dict[str, Sequence[Holding | Waste | DeletedRun]] = {"sweeps": holdings, "waste": waste}
+        data |= {"mlflow": runs} if mlflow else {}
+        print(json.dumps({name: [asdict(item) for item in items] for name, items in data.items()}, indent=2))
     else:
         results().print(holdings_table(holdings))
         for item in waste:
             print(f"{size(item.num_bytes):>10}  {item.path}: {item.why}")
-        hint = "" if remove or not waste else "; use --remove to remove it"
-        print(f"{size(sum(item.num_bytes for item in waste))} can be removed{hint}")
-    for item in waste if remove else ():
+        for run in runs:
+            name = f"{printable(run.experiment)}, {printable(run.name)}"
+            print(f"{size(run.num_bytes):>10}  MLflow: {name}: deleted there")
+        hint = "" if remove or not (waste or runs) else "; use --remove to remove it"
+        total = sum(item.num_bytes for item in waste) + sum(run.num_bytes for run in runs)
+        print(f"{size(total)} can be removed{hint}")
+    if not remove:
+        return
+    for item in waste:
         remove_waste(store, item)
-    if sweep is not None and remove and (Path(store.path) / "mlflow.db").is_file():
+    if sweep is not None and root is not None and (root / "mlflow.db").is_file():
         from oneshot.sweep.tracking.server import forget
 
-        count = forget(f"sqlite:///{Path(store.path).resolve()}/mlflow.db", sweep)
+        count = forget(f"sqlite:///{root}/mlflow.db", sweep)
         print(f"{sweep}: removed, with {count} runs in MLflow")
+    if mlflow and root is not None:
+        from oneshot.sweep.tracking.deleted import deleted_runs, remove_deleted
+
+        remove_deleted(root, deleted_runs(root))
+
+
+def _deleted_runs(store: "Store", root: Path | None) -> "list[DeletedRun]":
+    """Return the runs that were deleted in the store's MLflow. Raises UserError: its MLflow is a server."""
+    from oneshot.sweep.tracking.deleted import deleted_runs, why_elsewhere
+
+    if root is not None and (root / "mlflow.db").is_file():
+        return deleted_runs(root)
+    from oneshot.config.file import read
+    from oneshot.plan.loader import begun_text, sweep_names
+
+    uris = [os.environ.get("MLFLOW_TRACKING_URI")]
+    for name in sweep_names(store):
+        with contextlib.suppress(OneshotError):  # another version wrote it
+            uris.append(read(begun_text(store, name), name=name).config.mlflow.tracking_uri)
+    raise UserError(why_elsewhere(store.root, filter(None, uris)))
 
 
 def _check_at_rest(store: "Store", sweep: str) -> None:

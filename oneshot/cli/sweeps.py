@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from oneshot.report.power import Prospect
     from oneshot.report.runs import Gathered
     from oneshot.store.records import Result
+    from oneshot.sweep.disk import Disk
     from oneshot.sweep.remaining import Remaining
     from oneshot.sweep.run import Summary
 
@@ -64,6 +65,7 @@ def plan(
     from oneshot.plan.plan import make_plan
     from oneshot.plan.sweep_run import SweepRun
     from oneshot.plan.wallclock import schedule
+    from oneshot.sweep.disk import find_disk
     from oneshot.sweep.remaining import find_remaining
 
     check_ray(address, instead=f"doctor {file}")
@@ -74,6 +76,7 @@ def plan(
     _warn_of_plan(sweep_run.plan)
     edits = find_edits(sweep_run)
     remaining = find_remaining(sweep_run)
+    disk = find_disk(sweep_run, num_finished=remaining.ended["finished"])
     scheduled = schedule(sweep_run.plan, gpus=gpus) if gpus is not None else None
     prospects: list[Prospect] = []
     if sweep.config.claims:
@@ -92,9 +95,9 @@ def plan(
 
         check_cluster(address, sweep_run.plan.trials)
     if as_json:
-        print(json.dumps(_plan_json(sweep_run, edits, remaining, scheduled, prospects), indent=2))
+        print(json.dumps(_plan_json(sweep_run, edits, remaining, disk, scheduled, prospects), indent=2))
     else:
-        _show_plan(sweep_run, edits, remaining, scheduled, prospects, gpus=gpus)
+        _show_plan(sweep_run, edits, remaining, disk, scheduled, prospects, gpus=gpus)
 
 
 def _warn_of_plan(plan: "Plan") -> None:
@@ -106,12 +109,15 @@ def _plan_json(
     sweep_run: "SweepRun",
     edits: "Edits | None",
     remaining: "Remaining",
+    disk: "Disk",
     scheduled: "Schedule | None",
     prospects: "list[Prospect]",
 ) -> dict[str, Any]:
     from oneshot.plan.wallclock import planned_cost
 
-    data = {**sweep_run.plan.to_json(), **remaining.ended, "seconds_left": remaining.seconds}
+    data = {**sweep_run.plan.to_json(), **remaining.ended, "seconds_left": remaining.seconds, "disk": disk.to_json()}
+    for row, of_trial in zip(data["trials"], disk.trials, strict=True):
+        row["bytes_by_kind"] = of_trial.bytes_by_kind
     if prospects:
         data["claims"] = [asdict(prospect) for prospect in prospects]
     if (cost := planned_cost(sweep_run.plan, sweep_run.sweep.config.budget)) is not None:
@@ -128,17 +134,27 @@ def _show_plan(
     sweep_run: "SweepRun",
     edits: "Edits | None",
     remaining: "Remaining",
+    disk: "Disk",
     scheduled: "Schedule | None",
     prospects: "list[Prospect]",
     *,
     gpus: float | None,
 ) -> None:
-    from oneshot.cli.plan_tables import cost_lines, edit_lines, plan_table, price_lines, schedule_lines, standing_lines
+    from oneshot.cli.plan_tables import (
+        cost_lines,
+        disk_line,
+        edit_lines,
+        plan_table,
+        price_lines,
+        schedule_lines,
+        standing_lines,
+    )
 
     console = results()
     console.print(plan_table(sweep_run.plan))
     budget = sweep_run.sweep.config.budget
-    lines = cost_lines(sweep_run.plan) + price_lines(sweep_run.plan, budget) + standing_lines(remaining)
+    lines = cost_lines(sweep_run.plan) + price_lines(sweep_run.plan, budget)
+    lines += [disk_line(disk), *standing_lines(remaining)]
     if gpus is not None:
         lines += schedule_lines(scheduled, budget, gpus=gpus)
     if prospects:

@@ -164,9 +164,10 @@ def sweeps_table(sweeps: Sequence["SweepStatus"]) -> Table:
     return table
 
 
-def holdings_table(holdings: Sequence["Holding"]) -> Table:
-    """Return the disk space of each sweep."""
-    table = plain_table(("sweep",), ("trainings", "bytes", "of which checkpoints"))
+def holdings_table(holdings: Sequence["Holding"]) -> Fitted:
+    """Return the disk space of each sweep, by kind of data."""
+    kinds = list(holdings[0].bytes_by_kind) if holdings else []
+    table = plain_table(("sweep",), ("trainings", "bytes", *kinds))
     for row in holdings:
-        table.add_row(row.sweep, str(row.num_trainings), size(row.num_bytes), size(row.checkpoint_bytes))
-    return table
+        table.add_row(row.sweep, str(row.num_trainings), *map(size, (row.num_bytes, *row.bytes_by_kind.values())))
+    return Fitted(table=table, optional=tuple(reversed(kinds)))

@@ -69,6 +69,7 @@ def sweep_reference() -> str:
         ("`sharing`", resources.SharingConfig, "sharing."),
         ("`budget`", resources.BudgetConfig, "budget."),
         ("`faults`", sweep.FaultsConfig, "faults."),
+        ("`keep`", sweep.KeepConfig, "keep."),
         ("`mlflow`", sweep.MlflowConfig, "mlflow."),
         ("`notify`", sweep.NotifyConfig, "notify."),
     ]

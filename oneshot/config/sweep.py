@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from oneshot.config.claims import ClaimConfig, GroupConfig, PublishedConfig
-from oneshot.config.fields import MAX_COUNT, MAX_FACTOR, MAX_S, MAX_STEPS, MAX_TOKENS, NAME, Config, Seed, exactly_one
+from oneshot.config.fields import (
+    MAX_COUNT,
+    MAX_DAYS,
+    MAX_FACTOR,
+    MAX_S,
+    MAX_STEPS,
+    MAX_TOKENS,
+    NAME,
+    Config,
+    Seed,
+    exactly_one,
+)
 from oneshot.config.ranking import FromRankConfig
 from oneshot.config.resources import BudgetConfig, SharingConfig, SweepResourceConfig
 from oneshot.config.search import EarlyStopConfig, RangeConfig, SearchConfig
@@ -130,6 +141,25 @@ class SeedsConfig(Config):
     )
 
 
+class KeepConfig(Config):
+    """How long a finished training keeps what `oneshot gc` may remove. Of several sweeps, the most careful counts."""
+
+    checkpoint_days: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days from a training's end after which `gc` removes its weights, unless another sweep begins from "
+        "them. Absent: for ever",
+    )
+    completion_days: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days from a training's end after which `gc` removes its tables of completions, but for those that "
+        "claims are judged by. Absent: for ever",
+    )
+
+
 class MlflowConfig(Config):
     """The MLflow server and experiment that show the runs."""
 
@@ -202,6 +232,7 @@ class SweepConfig(Config):
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="When to stop, so that it can be resumed")
     faults: FaultsConfig = Field(default_factory=FaultsConfig, description="How often failures are retried")
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="How long finished trainings keep what is large")
     storage: str = Field("runs", min_length=1, description="Folder or fsspec URL of the trial store")
     user: str | None = Field(
         None, pattern=NAME, description="Who runs it, for `status --address` and MLflow. Absent: the login name"

@@ -133,7 +133,7 @@ def _rows(kept: Kept) -> Iterator[tuple[str, ...]]:
         for measure in (name for name in MEASURES if evaluation.step == kept.step and name in evaluation.metrics):
             now, base = evaluation.metrics[measure], start.get(evaluation.digest, {}).get(measure)
             before, gain = ("-", "-") if base is None else (f"{base:.3f}", f"{now - base:+.3f}")
-            count = str(evaluation.num_completions)
+            count = "-" if evaluation.num_completions is None else str(evaluation.num_completions)
             yield evaluation.suite, count, MEASURES[measure], before, f"{now:.3f}", gain
 
 

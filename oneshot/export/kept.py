@@ -16,7 +16,7 @@ from oneshot.plan.plan import Plan
 from oneshot.plan.trial import Trial
 from oneshot.store.gc import keys_of
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.trial.best import BEST, best_step, why_no_best
 
@@ -46,7 +46,7 @@ class KeptEvaluation:
     step: int
     time_ms: int
     metrics: dict[str, float]
-    num_completions: int
+    num_completions: int | None  # None if gc removed them
     is_own: bool
     """Whether the trial asks for it; `oneshot eval` and other sweeps of the training also leave evaluations."""
 
@@ -193,8 +193,9 @@ def _why_not(selection: Selection, folder: TrialFolder, *, at: int | None) -> st
         return f"has failed: {result.reason}; {hint}"
     if result is not None and config.train.num_steps <= result.steps_done:
         return (
-            "its weights are not kept (checkpoint.keep: none); `oneshot trial FILE --cell ... --seed "
-            f"{selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` trains it again, to the same weights"
+            "its weights are not kept (checkpoint.keep: none), or gc removed them; "
+            f"`oneshot trial FILE --cell ... --seed {selection.trial.seed} --set checkpoint.keep=weights --out FOLDER` "
+            "trains it again, to the same weights"
         )
     done = f"step {at} of {config.train.num_steps}" if at else f"no checkpoint of its {config.train.num_steps} steps"
     return f"has not finished ({done}); {run} to resume it"
@@ -215,7 +216,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
             name = record["suite"] if names is None else names.get(digest, record["suite"])
             if not is_own and names is not None and name in names.values():
                 continue  # another suite has the name of one of the trial's
-            table = folder.completions(f"eval-{digest}-{step}") or {"data": []}
+            table = folder.completions(table_name(digest, step))
             evaluations.append(
                 KeptEvaluation(
                     suite=name,
@@ -223,7 +224,7 @@ def _evaluations(trial: Trial, folder: TrialFolder, *, at: Sequence[int]) -> tup
                     step=step,
                     time_ms=times_ms.get(step, 0),
                     metrics=record["metrics"],
-                    num_completions=len(table["data"]),
+                    num_completions=None if table is None else len(table["data"]),
                     is_own=is_own,
                 )
             )

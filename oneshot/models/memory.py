@@ -150,7 +150,7 @@ def footprint(
         num_trained=shape.num_params if adapter is None else added,
         has_reference=config.has_reference and adapter is None,
         trains=trains,
-        critic=_critic_share(config, shape) if trains else 0.0,
+        critic=critic_share(config, shape) if trains else 0.0,
         on_gpu=gpu_gib is not None,
         copy=_copy(config, shape),
     )
@@ -168,7 +168,7 @@ def footprint(
     return Memory(**{part: size / 2**30 for part, size in num_bytes.items()})
 
 
-def _critic_share(config: TrialConfig, shape: ModelShape) -> float:
+def critic_share(config: TrialConfig, shape: ModelShape) -> float:
     """Return the weights of a critic's own model over the policy's: it has no output head of its own."""
     if config.critic is None or config.critic.share == "body":
         return 0.0

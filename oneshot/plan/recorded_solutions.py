@@ -22,7 +22,7 @@ from oneshot.errors import DataError, UserError
 from oneshot.plan.pinned import PinnedSweep
 from oneshot.store.folder import Folder
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.benchmarks import load_suites
 from oneshot.tasks.examples import example_rows, identify, row_content
 from oneshot.tasks.problems import text_digest
@@ -150,7 +150,7 @@ def _recorded(store: Store, name: str, model: str) -> Recorded:
 
 def _evaluated(folder: TrialFolder, config: TrialConfig) -> Iterator[tuple[str, str, bool]]:
     for suite in load_suites(config):
-        for row in _rows(folder.completions(f"eval-{suite.digest}-0")):
+        for row in _rows(folder.completions(table_name(suite.digest, 0))):
             if row["num_tokens"] >= suite.max_tokens:  # it may have been cut
                 continue
             yield text_digest(row["problem"]), row["completion"], row["strict"] is True

@@ -27,7 +27,7 @@ from oneshot.plan.trial import Trial
 from oneshot.report.groups import group_measures
 from oneshot.store.records import Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder, mean_gpus
+from oneshot.store.trial_folder import TrialFolder, mean_gpus, table_name
 from oneshot.tasks.answers import extract_boxed
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.tasks.examples import identify
@@ -196,7 +196,7 @@ class StoreReader:
         self._grades: dict[tuple[str, str, int], Grades | None] = {}
 
     def _table(self, key: str, suite: RunSuite, step: int) -> dict[str, Any] | None:
-        return self._store.trial(key).completions(f"eval-{suite.digest}-{step}")
+        return self._store.trial(key).completions(table_name(suite.digest, step))
 
     def grades(self, run: Run, suite: str, step: int) -> Grades | None:
         """Return the grades of one evaluation, or None if it has no completions on record."""
@@ -264,10 +264,10 @@ def read_runs(
         return _run(trial, store, state=state, reason=stops.reason(trial) or "", sweep=plan.name)
 
     trials = plan.grid if phase == "grid" else plan.searched
-    if store.is_local:  # threads only help where each file is a request
+    if store.is_local:  # where threads do not help
         return tuple(map(read, trials))
-    with ThreadPoolExecutor(NUM_READERS) as readers:
-        return tuple(readers.map(read, trials))
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return tuple(pool.map(read, trials))
 
 
 def gather(sweep_run: SweepRun) -> Gathered:
@@ -321,7 +321,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: s
     folder = None if trial.key is None else store.trial(trial.key)
     result = None if folder is None else folder.result()
     held = [] if folder is None else folder.held()
-    attempts = [] if folder is None else [folder.attempt(n) for n in range(1, folder.last_attempt() + 1)]
+    attempts = [] if folder is None else folder.attempts()
     if not reason and result is not None and state == "failed":
         reason = result.reason
     suites = tuple(

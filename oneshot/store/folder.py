@@ -49,15 +49,15 @@ class Folder:
         self.path = path
         self.fence: Callable[[], None] = unfenced
 
-    def write(self, name: str, text: str) -> None:
-        """Write a whole file; a reader sees the old text or the new one."""
-        target = posixpath.join(self.path, name)
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a whole file; a reader sees the old content or the new one."""
+        target, content = posixpath.join(self.path, name), content.encode() if isinstance(content, str) else content
         if _puts_whole(self.fs):
             self.fence()
             with _as_os_errors():
-                self.fs.pipe_file(target, text.encode())
+                self.fs.pipe_file(target, content)
             return
-        with self._beside(target, text) as temporary:
+        with self._beside(target, content) as temporary:
             self.fence()
             self._rename(temporary, target)
 
@@ -66,7 +66,7 @@ class Folder:
         target = posixpath.join(self.path, name)
         if not isinstance(self.fs, LocalFileSystem):
             return self._create_remote(target, text)
-        with self._beside(target, text) as temporary:
+        with self._beside(target, text.encode()) as temporary:
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -99,13 +99,13 @@ class Folder:
         raise AssertionError("the last pause is None")
 
     @contextlib.contextmanager
-    def _beside(self, target: str, text: str) -> Iterator[str]:
+    def _beside(self, target: str, content: bytes) -> Iterator[str]:
         """Write a temporary file next to the target; remove it afterwards unless it was renamed."""
         temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with _as_os_errors():
                 self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-                self.fs.pipe_file(temporary, text.encode())
+                self.fs.pipe_file(temporary, content)
             yield temporary
         finally:
             with contextlib.suppress(OSError), _as_os_errors():
@@ -120,15 +120,20 @@ class Folder:
 
     def read(self, name: str) -> str | None:
         """Return a file's text, or None without a file."""
+        content = self.read_bytes(name)
+        return None if content is None else content.decode()
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None without a file."""
         path = posixpath.join(self.path, name)
         try:
             if isinstance(self.fs, LocalFileSystem):  # a third of fsspec's time
-                return Path(path).read_bytes().decode()
+                return Path(path).read_bytes()
             with _as_os_errors():
                 content: bytes = self.fs.cat_file(path)
         except FileNotFoundError:
             return None
-        return content.decode()
+        return content
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON."""

@@ -15,6 +15,7 @@ FORCING_COLUMNS = ("thinking_tokens", "waits", "forced_end", "no_final_answer")
 """Further columns of suites with a budget of thinking."""
 SAMPLED_COLUMNS = ("example", "completion", "reward", "num_tokens", "truncated")
 """Columns of the tables under rollouts/."""
+MAX_SAMPLED = 64  # largest number of training completions recorded per step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@
                        lease                   the last attempt's heartbeat
                        metrics/<attempt>-<first step>.jsonl    segments of steps
                        evaluations/<suite digest>-<step>.json  the metrics of each evaluation
-                       rollouts/<name>.json    completions: of evaluations, and samples of training steps
+                       rollouts/<name>.json.gz completions: of evaluations, and samples of training steps
                        checkpoint/<id>/        weights, optimiser, step; checkpoint.json points to the current one
                        best/<id>/              weights of the best step (checkpoint.keep); best.json points to them
                        log/<attempt>.txt

@@ -1,14 +1,19 @@
 """The record of one training in the store: attempts, steps, evaluations, completions, result."""
 
+import gzip
 import json
 import logging
 import posixpath
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from oneshot.store.folder import Folder, now_ms
 from oneshot.store.records import FailureKind, Outcome, Result, Row
+
+COMPLETIONS = "rollouts"  # sub-folder with the tables of completions
+LEVEL = 6  # of gzip: 9 takes up to 2.5 times as long and saves less than 3% (docs/log.md)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,11 @@ def mean_gpus(held: Sequence[Held], *, planned: float) -> float:
     return sum(each.ms * (planned if each.gpus is None else each.gpus) for each in held) / ms if ms else planned
 
 
+def table_name(digest: str, step: int) -> str:
+    """Return the name of the table with the completions of an evaluation of a suite."""
+    return f"eval-{digest}-{step}"
+
+
 class TrialFolder(Folder):
     """The folder of one training."""
 
@@ -35,13 +45,17 @@ class TrialFolder(Folder):
         """Return what was recorded when an attempt began, or an empty dict."""
         return self.salvage(f"attempts/{number}.json") or {}
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return what was recorded when each attempt began."""
+        return [self.attempt(number) for number in range(1, self.last_attempt() + 1)]
+
     def spent_ms(self) -> int:
         """Return how long all attempts held their workers."""
         return sum(held.ms for held in self.held())
 
     def held(self) -> list[Held]:
         """Return how long each attempt held its worker, up to its last sign of life, and with which GPUs."""
-        attempts = {number: self.attempt(number) for number in range(1, self.last_attempt() + 1)}
+        attempts = dict(enumerate(self.attempts(), 1))
         last_segments = {int(name.split("-")[0]): name for name in self.list("metrics")}
         lease, result = self.salvage("lease") or {}, self.result()
         held = []
@@ -93,12 +107,21 @@ class TrialFolder(Folder):
     def write_completions(
         self, name: str, columns: Sequence[str], data: Iterable[Sequence[Any]], **fields: Any
     ) -> None:
-        """Write a table of completions to rollouts/<name>.json."""
-        self.write(f"rollouts/{name}.json", json.dumps({**fields, "columns": list(columns), "data": list(data)}))
+        """Write a table of completions to rollouts/<name>.json.gz; equal tables are equal files."""
+        text = json.dumps({**fields, "columns": list(columns), "data": list(data)})
+        self.write(f"{COMPLETIONS}/{name}.json.gz", gzip.compress(text.encode(), LEVEL, mtime=0))
 
     def completions(self, name: str) -> dict[str, Any] | None:
-        """Return a table of completions, or None without one."""
-        table: dict[str, Any] | None = self.read_json(f"rollouts/{name}.json")
+        """Return a table of completions, or None without one. Raises ValueError: the file is damaged."""
+        compressed = self.read_bytes(f"{COMPLETIONS}/{name}.json.gz")
+        table: dict[str, Any] | None
+        if compressed is None:  # version 0.1.0 wrote plain JSON
+            table = self.read_json(f"{COMPLETIONS}/{name}.json")
+            return table
+        try:
+            table = json.loads(gzip.decompress(compressed))
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path}/{COMPLETIONS}/{name}.json.gz is damaged: {error}") from error
         return table
 
     def write_evaluation(self, suite: str, digest: str, step: int, metrics: dict[str, float]) -> None:

@@ -70,7 +70,7 @@ def why_no_best(config: TrialConfig, folder: TrialFolder) -> str:
     if best == 0 or kept == best:
         return ""
     if kept is None:
-        return (
-            f"the weights of step {best}, the best by {metric}, are not kept: it trained without checkpoint.keep.best"
-        )
-    return f"the weights of step {best}, the best by {metric}, are not kept, but those of step {kept}"
+        why = ": it trained without checkpoint.keep.best, or gc removed them"
+    else:
+        why = f", but those of step {kept}"
+    return f"the weights of step {best}, the best by {metric}, are not kept{why}"

@@ -24,9 +24,9 @@ from oneshot.logs import JsonLines, wants_json
 from oneshot.plan.trainings import Training
 from oneshot.store.folder import now_ms
 from oneshot.store.lease import Holder, Lease, LeaseLost, take
-from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, SAMPLED_COLUMNS, Row
+from oneshot.store.records import EVALUATION_COLUMNS, FORCING_COLUMNS, MAX_SAMPLED, SAMPLED_COLUMNS, Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.tasks.grading import Grader
 from oneshot.tasks.solutions import Sampled
@@ -45,7 +45,6 @@ Trainer: TypeAlias = "LocalTrainer | Processes | ScriptedTrainer"
 SEGMENT_S = 10.0
 SOLUTIONS = "sampled.json"
 """File in a trial's folder with the solutions that a model sampled, by example."""
-MAX_SAMPLED = 64  # largest number of training completions recorded per step
 LOST = "stops without writing: %s"
 _SAMPLED = attrgetter(*("example_id" if column == "example" else column for column in SAMPLED_COLUMNS))
 _EVALUATED = attrgetter(*("problem_id" if column == "id" else column for column in EVALUATION_COLUMNS))
@@ -250,7 +249,7 @@ class _Recorder:
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
         self.folder.write_completions(
-            f"eval-{evaluation.digest}-{evaluation.step}",
+            table_name(evaluation.digest, evaluation.step),
             *evaluation_table(evaluation.records),
             suite=evaluation.suite,
             digest=evaluation.digest,

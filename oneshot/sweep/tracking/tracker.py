@@ -5,7 +5,6 @@ points that it has are not sent again, and artifacts are overwritten.
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +25,11 @@ from oneshot.report.runs import read_runs, with_groups
 from oneshot.store.folder import now_ms
 from oneshot.store.records import Result, Row
 from oneshot.store.store import Store
-from oneshot.store.trial_folder import TrialFolder
-from oneshot.sweep.search.points import read_points
+from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.sweep.tracking import run_data
 from oneshot.sweep.tracking.relocate import relocate
 from oneshot.sweep.tracking.server import connect, find_experiment
+from oneshot.sweep.tracking.study_record import log_study
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
 from oneshot.trial.requests import read_stops
@@ -63,8 +62,7 @@ class Tracker:
     """A sweep's runs in one MLflow experiment."""
 
     def __init__(self, plan: Plan, store: Store, location: MlflowLocation) -> None:
-        self._plan = plan
-        self._store = store
+        self._plan, self._store = plan, store
         self._owner = location.owner.tags()
         if location.artifacts is not None:
             relocate(Path(store.path).resolve())
@@ -315,8 +313,9 @@ class Tracker:
         due = due_evaluations(trial.config)
         for suite in load_suites(trial.config):
             for step in sorted(step for digest, step in due & result.evaluations if digest == suite.digest):
-                completions = folder.completions(f"eval-{suite.digest}-{step}")
-                assert completions is not None, "an evaluation on record has its completions"
+                completions = folder.completions(table_name(suite.digest, step))
+                if completions is None:  # gc removed it by age
+                    continue
                 path = f"eval/{suite.name}/step_{step}.json"
                 places = [completions["columns"].index(name) for name in TABLE_COLUMNS]
                 data = [[row[place] for place in places] for row in completions["data"]]
@@ -341,7 +340,7 @@ class Tracker:
             for name, value in run_data.placement_tags(folder.attempt(result.attempt)).items():
                 self._client.set_tag(child.run_id, name, value)
         self._client.set_terminated(child.run_id, status, end_time=result.ended_ms)
-        # what it has is read again if the trial goes on; until then, thousands of ended trials take no memory
+        # MLflow is asked again if the trial goes on, so that thousands of ended trials take no memory
         self._children[run_data.run_identity(trial)] = _Child(
             run_id=child.run_id, status=status, attempt=str(result.attempt)
         )
@@ -372,22 +371,10 @@ class Tracker:
         """Write each finished study's points, winner and figures to the parent."""
         folder = self._store.sweep(self._plan.name)
         for study in self._plan.studies:
-            from oneshot.sweep.search.optuna_study import figures  # Optuna takes seconds to import
-
             record = folder.read_json(f"{SEARCH}/{study.name}/study.json")
             if record is None or record == self._studies.get(study.name):
                 continue
-            path = f"{SEARCH}/{re.sub('[^A-Za-z0-9_.+]+', '-', study.name)}"
-            self._client.log_dict(self._parent_id, record, f"{path}/study.json")
-            points = read_points(record)
-            metric, mode = record["objective"]["metric"], record["objective"]["mode"]
-            for name, figure in figures(study.space, points, mode, metric=metric).items():
-                self._client.log_figure(self._parent_id, figure, f"{path}/{name}.png")
-            if record["winner"] is not None:
-                for setting, value in record["points"][record["winner"]]["params"].items():
-                    self._client.set_tag(
-                        self._parent_id, run_data.tag_name(f"winner.{study.name}.{setting}"), str(value)
-                    )
+            log_study(self._client, self._parent_id, study, record)
             self._studies[study.name] = record
 
     def close(self, status: str) -> None:
