@@ -322,8 +322,7 @@ def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: s
     result = None if folder is None else folder.result()
     held = [] if folder is None else folder.held()
     attempts = [] if folder is None else folder.attempts()
-    if not reason and result is not None and state == "failed":
-        reason = result.reason
+    reason = result.reason if not reason and result is not None and state == "failed" else reason
     suites = tuple(
         RunSuite(
             name=suite.name,
