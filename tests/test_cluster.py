@@ -2,11 +2,13 @@
 
 import gc
 import weakref
+from collections import deque
 
 import pytest
 import ray
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from ray.tune.experiment import Trial
 
 from oneshot.config.file import read
 from oneshot.config.resources import ResourceConfig
@@ -15,6 +17,7 @@ from oneshot.models.placement import GPU_GIB, share_of
 from oneshot.plan.plan import Plan, make_plan
 from oneshot.sweep.cluster.fit import NodeType, capacity, check_feasible, placements, read_node_types, reservation
 from oneshot.sweep.cluster.nodes import leave
+from oneshot.sweep.cluster.tuner import KEPT, _Driver
 
 EIGHT = {"CPU": 64.0, "GPU": 8.0, "memory": 512 * 2.0**30, "accelerator_type:H100": 1.0}
 
@@ -150,3 +153,19 @@ def test_nothing_is_freed_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) 
     leave()
     assert seen == [(True, False)]
     assert gc.isenabled()
+
+
+def test_tune_forgets_trials_that_have_ended_but_the_last() -> None:
+    driver = object.__new__(_Driver)  # without a sweep
+    made = [
+        Trial("trainable", stub=True, config={"training": "x" * 5000}, trial_id=str(n)) for n in range(2 * KEPT + 5)
+    ]
+    for trial in made:
+        trial.set_status(Trial.TERMINATED)
+    running = Trial("trainable", stub=True, config={"training": "y"}, trial_id="running")
+    driver._ended = deque(made)
+    of_tune = [*made, running]
+    driver._forget(of_tune)
+    assert of_tune == [*made[-KEPT:], running]  # Tune's own list
+    assert all(trial.config == {} for trial in made[:-KEPT])
+    assert all(trial.config for trial in of_tune)

@@ -186,6 +186,30 @@ def test_a_driver_that_finds_nothing_to_do_makes_the_sweep_no_longer(lab: Lab) -
     assert lab.parent().info.end_time > before.end_time
 
 
+def test_a_finished_sweep_is_known_by_a_tag_of_its_run(lab: Lab) -> None:
+    sweep = lab.sweep()
+    plan = make_plan(sweep)
+
+    def fresh() -> Tracker:
+        return Tracker(plan, lab.store, sweep_run(sweep, plan, lab.store).mlflow())
+
+    assert not fresh().is_complete()
+    lab.run(sweep)
+    tracker = fresh()
+    assert tracker.is_complete()
+    assert "_children" not in vars(tracker), "the runs of thousands of trials are not asked for"
+    folder = lab.store.trial(only(plan).key)
+    begin_attempt(folder, {"sweep": "base", "started_ms": 1, "gpu": "", "env_digest": "d"})
+    folder.write_result(failed(2))
+    assert not fresh().is_complete()
+
+
+def test_every_run_says_whose_it_is(lab: Lab) -> None:
+    lab.run(lab.sweep(("version: 1\n", "version: 1\nuser: ada\nproject: transfer\n")))
+    for run in (lab.parent(), lab.child()):
+        assert (run.data.tags["mlflow.user"], run.data.tags["project"]) == ("ada", "transfer")
+
+
 def test_names_of_claims_and_cells_give_metrics_that_mlflow_takes(tracker: Tracker) -> None:
     judged = JudgedClaim(
         name='../up: "50 %" / é', cells={"model": ".."}, verdict="inconclusive", effect=0.25, low=-0.5,
