@@ -144,3 +144,26 @@ def test_a_sweep_that_no_node_can_hold_is_refused_before_anything_starts(
     assert driver.wait() == 2
     assert "trial seed 0 needs 1 CPU, 4 GPU on one node; the largest node has 2 CPU, 2 GPU" in driver.stderr
     nodes.kill(only)
+
+
+def test_of_nodes_that_come_and_go_every_few_seconds_nothing_is_lost_or_done_twice(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    live = [nodes.add(num_cpus=1, num_gpus=1) for _ in range(5)]
+    rest = "resources: {gpus: 1, cpus: 0.1}\nfaults: {node_retries: 50, retries: 0}\n"
+    seeds = str(list(range(40)))
+    lab.write(sweep_text(script="step_s: 0.5", trial="  train.num_steps: 4\n", seeds=seeds, rest=rest))
+    driver = drive()
+    until(lambda: is_begun(lab, 5), "the trials do not begin")
+    num_killed = 0
+    while driver.process.is_alive():
+        nodes.kill(live.pop(0))
+        live.append(nodes.add(num_cpus=1, num_gpus=1))
+        num_killed += 1
+        driver.process.join(4)
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    assert num_killed > 2
+    tried = where(lab)
+    assert any(len(each) > 1 for each in tried.values()), "no attempt was lost with its node"
+    assert len({node for each in tried.values() for node in each}) > 5
