@@ -35,7 +35,7 @@ ENDED = re.compile(r"\[(\d+) of \d+ ended")
 
 
 def sweep_text(num_trials: int) -> str:
-    """Return a sweep file of scripted trials of one step: many cells, ten seeds, and two claims."""
+    """Return a sweep file of scripted trials of one step: many cells and ten seeds."""
     cells = "\n".join(
         f"    c{number}: {{set: {{optim.lr: {(number + 1) * 1e-7:.8f}}}}}" for number in range(num_trials // SEEDS)
     )

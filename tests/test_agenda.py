@@ -530,6 +530,10 @@ def test_a_cost_is_hours_of_each_type_times_its_price(lab: Lab) -> None:
     begin_attempt(folder, {"started_ms": 5 * hour_ms, "last_beat_ms": 3 * hour_ms, "gpus": 0.25, "accelerator": "P100"})
     begin_attempt(lab.store.trial(one.key), {"started_ms": 0, "gpus": 1, "accelerator": "H100"})
     limits = BudgetConfig(cost=9, price_per_gpu_hour=prices)
+    host = {"host": "h", "host_id": "x", "pid": 1, "born": 0.0, "sweep": "s", "time_ms": 0, "beat": 0}
+    for each, number in ((one, 1), (two, 2)):
+        lease = {**host, "attempt": number, "released": False}
+        lab.store.trial(each.key).write_json("lease", lease)
     budget = Budget(limits, lab.store, [two], clock_s=lambda: now_s[0])
     # 3 h of two L4 at 0.5 each; the second attempt has no later sign of life
     assert budget.cost == pytest.approx(3.0)

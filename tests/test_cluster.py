@@ -129,6 +129,17 @@ def test_a_share_that_no_gpu_of_the_cluster_holds_is_refused() -> None:
         check_feasible(plan_of("gpu_gib: 2").trials, unknown)
 
 
+def test_a_need_as_large_as_a_gpu_takes_all_of_one_that_has_it() -> None:
+    (trial,) = plan_of("gpu_gib: 79").trials
+    assert trial.resources.gpus == 1.0
+    assert [placed.accelerator for placed in placements(trial.resources, mixed_nodes())] == [["A100-80G"]]
+    (trial,) = plan_of("gpu_gib: 22, accelerator: [L4, A100-80G]").trials
+    shares = {str(placed.accelerator): placed.gpus for placed in placements(trial.resources, mixed_nodes())}
+    assert shares == {"['A100-80G']": 0.2785, "['L4']": 1.0}
+    with pytest.raises(UserError, match=r"gpu_gib: 8 and gpus: 0\.5 both state a share of a GPU; remove one"):
+        plan_of("gpus: 0.5, gpu_gib: 8")
+
+
 def test_a_plan_counts_the_share_of_the_gpu_that_it_assumes() -> None:
     def share(resources: str) -> float:
         return plan_of(resources).trials[0].resources.gpus

@@ -36,7 +36,7 @@ def empty(tmp_path: Path) -> Store:
         ("checkpoint.keep: none", 0, 6),
         ("checkpoint.keep: weights", 1, 6),
         ("checkpoint.keep: full", 3, 6),
-        ("checkpoint.keep: {best: eval/arithmetic/pass_at_1}", 2, 6),
+        ("checkpoint.keep: {best: eval/arithmetic/pass_at_1}", 2, 7),
         ("checkpoint.keep: full\n  advantage: {baseline: critic}", 6, 12),  # tied weights: the critic is as large
     ],
 )

@@ -165,6 +165,12 @@ def test_who_had_all_that_it_wanted_saves_no_claim_on_the_future() -> None:
     assert used["b"] / used["a"] == pytest.approx(1.0, rel=0.1)
 
 
+def test_drivers_of_other_versions_are_understood() -> None:
+    ledger = Ledger()
+    answer = ledger.renew({**asdict(member("a")), "colour": "blue"}, {"GPU": 4.0, "CPU": 0.0})
+    assert answer["granted"] == 4.0
+
+
 def test_a_silent_driver_is_forgotten_and_the_last_to_leave_is_told() -> None:
     now_s = [0.0]
     ledger = Ledger(clock_s=lambda: now_s[0])

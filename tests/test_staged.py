@@ -265,5 +265,5 @@ def test_a_wrong_start_is_refused(first: Store, write: Write, old: str, new: str
 def test_a_start_without_weights_is_refused(tmp_path: Path, write: Write, grader: Grader) -> None:
     store = Store(str(tmp_path / "runs"))
     run(write(FIRST.replace("keep: weights", "keep: none")), store, grader)
-    with pytest.raises(UserError, match=r"first: seed 0 kept no weights; run it with checkpoint\.keep: weights"):
+    with pytest.raises(UserError, match=r"first: seed 0 has no weights; it must run with checkpoint\.keep"):
         pin_all(load(write(TRAINED)), store)

@@ -204,6 +204,19 @@ def test_a_finished_sweep_is_known_by_a_tag_of_its_run(lab: Lab) -> None:
     assert not fresh().is_complete()
 
 
+def test_what_could_not_be_sent_is_sent_by_the_next_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = lab.sweep()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", refuse)
+        assert "no space left" in lab.run(sweep).tracking_error
+    assert lab.run(sweep).tracking_error == ""
+    assert lab.points()["reward/mean"] == [1, 2]
+
+
 def test_every_run_says_whose_it_is(lab: Lab) -> None:
     lab.run(lab.sweep(("version: 1\n", "version: 1\nuser: ada\nproject: transfer\n")))
     for run in (lab.parent(), lab.child()):

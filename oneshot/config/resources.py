@@ -58,8 +58,8 @@ class ResourceConfig(Config):
 
     @property
     def is_packed(self) -> bool:
-        """Return whether it has a share of one GPU that depends on the GPU's memory."""
-        return self.gpu_gib is not None and 0 < self.gpus < 1
+        """Return whether its share of one GPU depends on the GPU's memory."""
+        return False
 
     @property
     def threads(self) -> int:
@@ -80,6 +80,15 @@ class ResourceConfig(Config):
                 f"num_processes: {self.num_processes}, but gpu_gib without gpus is a share of one GPU; set gpus"
             )
         return self
+
+
+class PackedResources(ResourceConfig):
+    """The resources of a trial that has `gpu_gib` of one GPU; `gpus` is its share of the GPU that a plan assumes."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether its share of one GPU depends on the GPU's memory."""
+        return self.gpu_gib is not None
 
 
 class SweepResourceConfig(ResourceConfig):
@@ -108,7 +117,7 @@ class SharingConfig(Config):
         le=MAX_COUNT,
         description="Weight among sweeps of equal priority: with 2, it has twice the GPU-seconds of a sweep with 1",
     )
-    max_gpus: float | None = Field(None, gt=0, le=MAX_COUNT, description="Most GPUs at a time. Absent: no limit")
+    max_gpus: float | None = Field(None, ge=1, le=MAX_COUNT, description="Most GPUs at a time. Absent: no limit")
     preemptible: bool = Field(
         False,
         description="Whether its trials make room for other sweeps: each saves a checkpoint, ends, and resumes later",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oneshot.config.model import AdapterConfig
-from oneshot.config.resources import ResourceConfig
+from oneshot.config.resources import PackedResources, ResourceConfig
 from oneshot.config.trial import TrialConfig
 from oneshot.errors import UserError
 from oneshot.models.memory import DTYPE_BYTES, Memory, Strategy, footprint
@@ -56,9 +56,11 @@ def with_share(resources: ResourceConfig) -> ResourceConfig:
 
     That is the smallest of `accelerator` with enough memory, else one of 79 GiB, else the smallest type with enough.
 
-    Raises UserError: no such GPU has enough.
+    Raises UserError: no such GPU has enough, or `gpus` states a share, too.
     """
     need = resources.gpu_gib
+    if 0 < resources.gpus < 1 and need is not None:
+        raise UserError(f"gpu_gib: {need:g} and gpus: {resources.gpus:g} both state a share of a GPU; remove one")
     if resources.gpus or need is None:
         return resources
     usual = () if resources.accelerator or need > USUAL_GPU_GIB else (USUAL_GPU_GIB,)
@@ -67,7 +69,7 @@ def with_share(resources: ResourceConfig) -> ResourceConfig:
     if size is None:
         largest = f"the largest has {max(sizes):g}" if sizes else "the memory of these types is unknown"
         raise UserError(f"gpu_gib: {need:g} GiB of one GPU, but {largest}; lower it, or set gpus")
-    return resources.model_copy(update={"gpus": share_of(need, size)})
+    return PackedResources(**{**resources.model_dump(), "gpus": share_of(need, size)})
 
 
 def share_of(need_gib: float, whole_gib: float) -> float:
@@ -131,8 +133,10 @@ def place_trial(
 def alternatives(config: TrialConfig, resources: ResourceConfig) -> Iterator[Placement]:
     """Yield other ways to run a trial on such GPUs: with more of one, alone, on several, or with an adapter."""
     if resources.is_packed:
-        for gib in (gib for gib in SHARES_GIB if gib > (resources.gpu_gib or 0.0)):
-            share = with_share(resources.model_copy(update={"gpu_gib": gib, "gpus": 0.0, "accelerator": None}))
+        types = resources.accelerator or GPU_GIB
+        most = max((GPU_GIB[name] for name in types if name in GPU_GIB), default=0.0)
+        for gib in (gib for gib in SHARES_GIB if (resources.gpu_gib or 0.0) < gib <= most):
+            share = with_share(resources.model_copy(update={"gpu_gib": gib, "gpus": 0.0}))
             if (placement := place_trial(config, share)) is not None:
                 yield placement
         resources = resources.model_copy(update={"gpu_gib": None})

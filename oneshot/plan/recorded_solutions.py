@@ -150,7 +150,10 @@ def _recorded(store: Store, name: str, model: str) -> Recorded:
 
 def _evaluated(folder: TrialFolder, config: TrialConfig) -> Iterator[tuple[str, str, bool]]:
     for suite in load_suites(config):
-        for row in _rows(folder.completions(table_name(suite.digest, 0))):
+        table = folder.completions(table_name(suite.digest, 0))
+        if table is None and folder.evaluation(suite.digest, 0) is not None:
+            raise _removed(folder)
+        for row in _rows(table):
             if row["num_tokens"] >= suite.max_tokens:  # it may have been cut
                 continue
             yield text_digest(row["problem"]), row["completion"], row["strict"] is True
@@ -165,10 +168,20 @@ def _rolled_out(folder: TrialFolder, config: TrialConfig) -> Iterator[tuple[str,
         return
     prompts = dict(zip(examples.ids, examples.prompts, strict=True))
     is_outcome = config.reward.kind == "outcome"
-    for row in _rows(folder.completions("step-000001")):
+    table = folder.completions("step-000001")
+    if table is None and config.train.method == "grpo" and any(row.step == 1 for row in folder.rows()):
+        raise _removed(folder)
+    for row in _rows(table):
         if not row["truncated"] and row["example"] in prompts:
             is_right = is_outcome and row["example"] in labelled and row["reward"] == 1
             yield prompts[row["example"]], row["completion"], is_right
+
+
+def _removed(folder: TrialFolder) -> DataError:
+    return DataError(
+        f"{folder.path}: its tables of completions are gone (`oneshot gc` removes them by age), so its solutions are "
+        "not known; take those of another sweep, or sample them"
+    )
 
 
 def _rows(table: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

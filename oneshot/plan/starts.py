@@ -128,5 +128,8 @@ def _start(row: Mapping[str, Any], config: TrialConfig, init: InitConfig, store:
     step = folder.kept_step("checkpoint")
     if step != row["num_steps"]:
         has = "no weights" if step is None else f"the weights of step {step}, not of step {row['num_steps']}"
-        raise UserError(f"{init.sweep}: seed {row['seed']} kept {has}; run it with checkpoint.keep: weights")
+        raise UserError(
+            f"{init.sweep}: seed {row['seed']} has {has}; it must run with checkpoint.keep: weights, and `oneshot gc` "
+            "must not have removed them by age"
+        )
     return f"{row['key']}@{step}"

@@ -6,6 +6,7 @@ counts. The tables that a claim of any of these sweeps is judged by stay, whatev
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
+from typing import Any
 
 from oneshot.config.claims import ClaimConfig
 from oneshot.config.file import read
@@ -15,11 +16,16 @@ from oneshot.plan.claims import judged_suites
 from oneshot.plan.loader import begun_sweep, begun_text
 from oneshot.report.runs import Gathered, Run, gather
 from oneshot.report.steps import NoStepError, find_step
-from oneshot.store.gc import Retention, keys_of
+from oneshot.store.folder import now_ms
+from oneshot.store.gc import DAY_MS, STARTS, Retention, keys_of
+from oneshot.store.records import Result
 from oneshot.store.store import Store
 from oneshot.store.trial_folder import table_name
 from oneshot.tasks.measures import measure_of, suite_of
 from oneshot.trial.state import TrialState
+
+UNREADABLE = (OneshotError, ValueError, KeyError, TypeError)
+"""Errors of a sweep that another version wrote, or whose data or records are missing or damaged."""
 
 
 def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, Retention], list[str]]:
@@ -36,14 +42,14 @@ def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, R
         for key in keys:
             owners.setdefault(key, []).append(name)
     loosest = {key: most_careful(rules[name] for name in names) for key, names in owners.items()}
-    timed = {key for key, rule in loosest.items() if rule != KeepConfig()}
+    timed = {key for key, rule in loosest.items() if rule != KeepConfig() and is_old(store.trial(key).result(), rule)}
     tables: dict[str, set[str]] = {key: set() for key in timed}
     for name, keys in keys_by_sweep.items():
         if not keys & timed:
             continue
         try:
             needed = needed_tables(gather(begun_sweep(store, name)))
-        except OneshotError as error:
+        except UNREADABLE as error:
             unreadable.append(_unreadable(name, error))
             needed = {}
         for key in keys & tables.keys():
@@ -58,19 +64,46 @@ def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, R
 
 
 def _rules(store: Store, names: Iterable[str]) -> tuple[dict[str, KeepConfig], list[str]]:
-    """Return each sweep's rules as it last ran; a sweep that cannot be read keeps everything."""
-    rules, unreadable = {}, []
+    """Return each sweep's rules as it last ran; a sweep that cannot be read keeps everything.
+
+    So does one from whose weights a sweep that waits for it will begin.
+    """
+    rules, unreadable, awaited = {}, [], set()
     for name in names:
         try:
-            rules[name] = read(begun_text(store, name), name=name).config.keep
-        except OneshotError as error:
+            config = read(begun_text(store, name), name=name).config
+            rules[name] = config.keep
+            if store.sweep(name).read_json(STARTS) is None:
+                awaited |= set(_first_stages([config.trial, config.model_dump(include={"axes", "grid"})]))
+        except UNREADABLE as error:
             rules[name] = KeepConfig()
             unreadable.append(_unreadable(name, error))
-    return rules, unreadable
+    return {name: KeepConfig() if name in awaited else rule for name, rule in rules.items()}, unreadable
 
 
-def _unreadable(name: str, error: OneshotError) -> str:
+def _first_stages(settings: Any) -> Iterator[str]:
+    """Yield the sweeps that `model.init` names somewhere in nested settings."""
+    if isinstance(settings, list):
+        for inner in settings:
+            yield from _first_stages(inner)
+    if not isinstance(settings, dict):
+        return
+    for path, value in settings.items():
+        if path.endswith("init") and isinstance(value, dict) and isinstance(value.get("sweep"), str):
+            yield value["sweep"]
+        elif path.endswith("init.sweep") and isinstance(value, str):
+            yield value
+        yield from _first_stages(value)
+
+
+def _unreadable(name: str, error: Exception) -> str:
     return f"{name}: cannot be read, so nothing of its trainings is removed by age: {first_line(error)}"
+
+
+def is_old(result: Result | None, rule: KeepConfig) -> bool:
+    """Return whether a training ended longer ago than one of a rule's times."""
+    days = [each for each in (rule.checkpoint_days, rule.completion_days) if each is not None]
+    return result is not None and bool(days) and now_ms() - result.ended_ms > min(days) * DAY_MS
 
 
 def most_careful(rules: Iterable[KeepConfig]) -> KeepConfig:
@@ -93,15 +126,14 @@ def needed_tables(gathered: Gathered) -> dict[str, set[str]]:
     step if a claim is about it. A training without such a suite on this machine is left out, as if it were open.
     """
     claims = (*gathered.frozen.claims, *gathered.amended)
-    needed: dict[str, set[str]] = {}
-    for run in (*gathered.runs, *gathered.searched):
-        if run.key is not None:
-            needed.setdefault(run.key, set())
-    for run in (*gathered.runs, *gathered.searched):
+    runs = (*gathered.runs, *gathered.searched)
+    needed: dict[str, set[str]] = {run.key: set() for run in runs if run.key is not None}
+    for number, run in enumerate(runs):
         if run.key not in needed:
             continue
         suites = {suite.name: suite.digest for suite in run.suites}
-        reads = set(_reads(run, claims, gathered))
+        # no claim is about a search's trials
+        reads = set(_reads(run, claims, gathered)) if number < len(gathered.runs) else set()
         if run.state is not TrialState.FINISHED or not {suite for suite, _ in reads} <= suites.keys():
             del needed[run.key]
         else:

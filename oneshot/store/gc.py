@@ -39,6 +39,7 @@ class Waste:
     why: str
     num_bytes: int
     names: tuple[str, ...] = ()  # only these files of the folder; none: all of it
+    ended_ms: int | None = None  # of waste by age: the end of its training, which may begin again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +105,12 @@ def kinds_of(store: Store, key: str) -> dict[str, int]:
 
 
 def remove_waste(store: Store, waste: Waste) -> None:
-    """Remove a file or folder from the store."""
+    """Remove a file or folder from the store, unless it is waste by age and its training has begun again since."""
     parent, name = posixpath.split(waste.path)
+    if waste.ended_ms is not None:
+        result = TrialFolder(store.fs, parent).current_result()
+        if result is None or result.ended_ms != waste.ended_ms:
+            return
     if waste.names:
         for file in waste.names:
             Folder(store.fs, waste.path).remove(file)
@@ -135,14 +140,15 @@ def _sizes(store: Store, key: str) -> dict[str, int]:
 def _old(folder: TrialFolder, sizes: Mapping[str, int], rule: Retention, *, is_start: bool) -> list[Waste]:
     """Return the weights and tables of completions that are older than a training's rule allows."""
     result, waste = folder.result(), []
-    age_days = 0.0 if result is None else (now_ms() - result.ended_ms) / DAY_MS
+    ended_ms = None if result is None else result.ended_ms
+    age_days = 0.0 if ended_ms is None else (now_ms() - ended_ms) / DAY_MS
     ended = f"of a training that ended {age_days:,.0f} days ago"
     if rule.checkpoint_days is not None and age_days > rule.checkpoint_days and not is_start:
         for name in WEIGHTS:
             path = posixpath.join(folder.path, name)
             if size := sum(size for file, size in sizes.items() if file.startswith(f"{path}/")):
                 why = f"weights {ended} (keep.checkpoint_days: {rule.checkpoint_days:g})"
-                waste.append(Waste(path=path, why=why, num_bytes=size))
+                waste.append(Waste(path=path, why=why, num_bytes=size, ended_ms=ended_ms))
     if rule.completion_days is not None and age_days > rule.completion_days:
         path = posixpath.join(folder.path, COMPLETIONS)
         files = {posixpath.basename(file): size for file, size in sizes.items() if file.startswith(f"{path}/")}
@@ -153,7 +159,9 @@ def _old(folder: TrialFolder, sizes: Mapping[str, int], rule: Retention, *, is_s
                 f"{counted(len(old), 'table')} of completions {ended} (keep.completion_days: {rule.completion_days:g})"
             )
             why += f"; {len(tables) - len(old)} by which claims are judged stay" if len(old) < len(tables) else ""
-            waste.append(Waste(path=path, why=why, num_bytes=sum(old.values()), names=tuple(sorted(old))))
+            waste.append(
+                Waste(path=path, why=why, num_bytes=sum(old.values()), names=tuple(sorted(old)), ended_ms=ended_ms)
+            )
     return waste
 
 

@@ -21,6 +21,7 @@ from oneshot.store.lease import Holder, Watch, holder, known_dead
 from oneshot.store.records import Result
 from oneshot.sweep.budget import Budget
 from oneshot.sweep.events import Event, Listener
+from oneshot.sweep.load import Load
 from oneshot.sweep.looks import Decide, Looks, decide
 from oneshot.sweep.search.early_stopping import EarlyStopping
 from oneshot.sweep.search.phase import Searching
@@ -36,16 +37,6 @@ class Assignment:
 
     training: Training
     stale_holder: Holder | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How much of a sweep is done, and how much is running."""
-
-    trials: Mapping[str, int]  # number of trials by state
-    tokens_per_s: float
-    gpu_hours_used: float  # since this driver began; with a budget, of all attempts
-    gpu_hours_left: float | None  # the plan's estimate for open trials; None without an estimate
 
 
 class Agenda:
@@ -152,6 +143,15 @@ class Agenda:
     def outstanding(self) -> list[Training]:
         """Return the trainings that still have to run; a search may add more."""
         return [self._trainings[key] for key in self._queue]
+
+    def runnable(self) -> list[Training]:
+        """Return the trainings that could run now: those that no look holds back."""
+        return [] if self.halted else [training for training in self.outstanding() if self._looks.may_run(training)]
+
+    @property
+    def has_queue(self) -> bool:
+        """Return whether trainings wait for room."""
+        return bool(self._queue)
 
     def is_idle(self) -> bool:
         """Return whether nothing runs, waits, or will come."""

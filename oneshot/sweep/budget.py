@@ -6,6 +6,7 @@ from datetime import datetime
 
 from oneshot.config.resources import BudgetConfig, deadline
 from oneshot.plan.trainings import Training
+from oneshot.store.lease import holder
 from oneshot.store.store import Store
 
 
@@ -45,10 +46,11 @@ class Budget:
         """Add what live trainings used since the last call; return why the sweep must stop, or an empty string."""
         now_s = self._clock_s()
         on_gpus = [training for training in live if training.resources.gpus]
-        self._live = {training.key: self._held(training) for training in on_gpus}
+        begun = {training.key: begun for training in on_gpus if (begun := self._begun(training)) is not None}
         for training in on_gpus:
-            gpus, accelerator = self._live[training.key]
+            gpus, accelerator = begun.get(training.key, (training.resources.gpus, ""))
             self._add(gpus * (now_s - self._last_s) / 3600, accelerator)
+        self._live = begun
         self._last_s = now_s
         config = self._config
         if config.gpu_hours is not None and self.gpu_hours >= config.gpu_hours:
@@ -59,10 +61,13 @@ class Budget:
             return f"the budget ends at {config.until}"
         return ""
 
-    def _held(self, training: Training) -> tuple[float, str]:
-        """Return the GPUs of a running training and their type, which its attempt records once."""
+    def _begun(self, training: Training) -> tuple[float, str] | None:
+        """Return the GPUs of a running training and their type, or None before its attempt has recorded them."""
         if training.key in self._live:
             return self._live[training.key]
         folder = self._store.trial(training.key)
-        attempt = folder.attempt(folder.last_attempt())
+        last_holder = holder(folder)
+        if last_holder is None:  # its worker is starting
+            return None
+        attempt = folder.attempt(last_holder.attempt)
         return attempt.get("gpus", training.resources.gpus), attempt.get("accelerator", "")

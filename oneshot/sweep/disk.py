@@ -13,7 +13,8 @@ from oneshot.models.shapes import model_shape
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.plan.trial import Trial
 from oneshot.store.gc import KINDS, OTHER, kinds_of
-from oneshot.store.records import MAX_SAMPLED
+from oneshot.store.records import MAX_SAMPLED, Result
+from oneshot.store.trial_folder import COMPLETIONS, TrialFolder
 from oneshot.tasks.benchmarks import due_steps, load_suites
 from oneshot.trial.state import TrialState, trial_standing
 
@@ -66,7 +67,9 @@ def find_disk(sweep_run: SweepRun, *, num_finished: int) -> Disk:
     for trial in sweep_run.plan.trials if num_finished else ():
         if trial.key is None or _cell(trial) in measured:
             continue
-        if trial_standing(trial, sweep_run.store.trial(trial.key).result()) is TrialState.FINISHED:
+        folder = sweep_run.store.trial(trial.key)
+        result = folder.result()
+        if trial_standing(trial, result) is TrialState.FINISHED and _is_whole(folder, result):
             measured[_cell(trial)] = kinds_of(sweep_run.store, trial.key)
     by_config: dict[tuple[object, ...], TrialDisk] = {}
     trials = []
@@ -77,7 +80,7 @@ def find_disk(sweep_run: SweepRun, *, num_finished: int) -> Disk:
             weights, full = _checkpoints(trial.config)
             by_config[name] = TrialDisk(
                 bytes_by_kind=_estimate(trial, weights, full) if sizes is None else dict(sizes),
-                running_bytes=None if full is None else 2 * full,
+                running_bytes=_sum((full, full, _best(trial.config, weights))),
                 is_measured=sizes is not None,
             )
         trials.append(by_config[name])
@@ -88,6 +91,16 @@ def find_disk(sweep_run: SweepRun, *, num_finished: int) -> Disk:
         bytes_by_kind={kind: _sum(disk.bytes_by_kind[kind] for disk in paid) for kind in (*KINDS, OTHER)},
         basis=tuple(sorted({"measured" if disk.is_measured else "estimated" for disk in paid})),
     )
+
+
+def _is_whole(folder: TrialFolder, result: Result | None) -> bool:
+    """Return whether gc has removed neither weights nor tables of a training by age."""
+    has_weights = result is None or result.checkpoint == "none" or folder.read("checkpoint.json") is not None
+    return has_weights and len(folder.list(COMPLETIONS)) >= len(folder.evaluations())
+
+
+def _best(config: TrialConfig, weights: int | None) -> int | None:
+    return weights if config.checkpoint.best_metric is not None else 0
 
 
 def _cell(trial: Trial) -> tuple[str, ...]:
@@ -115,7 +128,7 @@ def _checkpoints(config: TrialConfig) -> tuple[int | None, int | None]:
 def _estimate(trial: Trial, weights: int | None, full: int | None) -> Bytes:
     keep, config = trial.config.checkpoint.keep, trial.config
     kept = {"none": 0, "weights": weights, "full": full}[keep] if isinstance(keep, str) else weights
-    best = weights if config.checkpoint.best_metric is not None else 0
+    best = _best(config, weights)
     suites = load_suites(config)
     counts = [len(due_steps(suite, config)) for suite in suites]
     num_evaluations = sum(counts)

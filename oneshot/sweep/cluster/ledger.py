@@ -86,7 +86,7 @@ class Ledger:
         Return `granted`, the units that it may hold, and `is_shared`: whether other sweeps want such units.
         """
         now_s = self._clock_s()
-        fresh = Member(**fields)
+        fresh = Member(**{name: value for name, value in fields.items() if name in Member.__slots__})
         self._drop_silent(now_s)
         known = self._members.get(fresh.driver)
         if known is None:

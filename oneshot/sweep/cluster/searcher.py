@@ -13,7 +13,7 @@ from oneshot.config.resources import ResourceConfig
 from oneshot.plan.plan import Plan
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, Fit, Need, need_of
-from oneshot.sweep.cluster.sharing import Load, Sharing, units
+from oneshot.sweep.cluster.sharing import Sharing, Wish, units
 from oneshot.sweep.cluster.trainable import to_tune_config
 
 
@@ -34,7 +34,8 @@ class AgendaSearcher(Unsaved, Searcher):
         self._agenda, self._storage, self._fit, self._most = agenda, storage, fit, most
         self._sharing = sharing
         self._live: dict[str, Need] = {}
-        self._held: dict[str, float] = {}  # Tune's trial -> units of the cluster that it holds
+        self._units: dict[str, float] = {}  # Tune's trial -> units of the cluster that it has or waits for in Tune
+        self._begun: dict[str, None] = {}  # Tune's trials that have begun, in order
         self._counts: Counter[Need] = Counter()
         self._kinds: dict[Need, ResourceConfig] = {}
         self._of_plan: Plan | None = None
@@ -45,8 +46,9 @@ class AgendaSearcher(Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         """Return the next training; None while there are enough, or while running ones may still matter."""
-        self.share()  # Tune asks again and again while nothing runs, and does nothing else
-        if len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full():
+        self.share()
+        is_full = len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full()
+        if is_full and not self._agenda.halted and self._agenda.has_queue:
             return None
         assignment = self._agenda.next(lambda training: self._place(training.resources) is None)
         if assignment == "done":
@@ -54,10 +56,10 @@ class AgendaSearcher(Unsaved, Searcher):
         if assignment == "wait":
             return None
         resources = self._place(assignment.training.resources)
-        assert resources is not None, "the agenda gives no training for which all is full"
+        assert resources is not None, "the agenda gives no training for which there is no room"
         self._live[trial_id] = need_of(resources)
         self._counts[self._live[trial_id]] += 1
-        self._held[trial_id] = self._units(resources)
+        self._units[trial_id] = self._units_of(resources)
         return to_tune_config(
             replace(assignment.training, resources=resources),
             storage=self._storage,
@@ -75,53 +77,63 @@ class AgendaSearcher(Unsaved, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Free the trial's capacity; the driver's callback tells the agenda."""
         self._counts[self._live.pop(trial_id)] -= 1
-        del self._held[trial_id]
+        del self._units[trial_id]
+        self._begun.pop(trial_id, None)
 
     def _place(self, resources: ResourceConfig) -> ResourceConfig | None:
         """Return where a trial goes: of several types of GPU, to the one with the most room; None if all are full."""
         fit = self._fit()
         places = {need_of(place): place for place in fit.placements(resources)}
         room = {need: fit.capacity(place) - self._counts[need] for need, place in places.items()}
+        if self._sharing is not None:
+            left = self._sharing.limit - sum(self._units.values()) + 1e-9
+            room = {need: number for need, number in room.items() if self._units_of(places[need]) <= left}
         best = max(room, key=room.__getitem__, default=None)
         if best is None or (self._most is None and room[best] <= 0):
             return None
-        if self._sharing is not None and self.held + self._units(places[best]) > self._sharing.limit + 1e-9:
-            return None
         return places[best]
 
-    @property
-    def held(self) -> float:
-        """Return the units of the cluster that trials hold, or will hold as soon as there is room."""
-        return sum(self._held.values())
-
-    def _units(self, resources: ResourceConfig) -> float:
+    def _units_of(self, resources: ResourceConfig) -> float:
         return 0.0 if self._sharing is None else units(resources, self._sharing.unit)
+
+    def _most_units(self, resources: ResourceConfig) -> float:
+        """Return the units of a trial where it takes most, since its share of a GPU depends on the GPU."""
+        return max(map(self._units_of, self._fit().placements(resources)), default=self._units_of(resources))
+
+    def began(self, trial_id: str) -> None:
+        """Note that a trial has its resources."""
+        self._begun[trial_id] = None
 
     def share(self) -> None:
         """Tell other sweeps on the cluster what this one holds and wants, and learn what it may hold."""
         if self._sharing is None or not self._sharing.is_due():
             return
-        waiting = [self._units(training.resources) for training in self._agenda.outstanding()]
-        most = (self._most or MOST_AT_A_TIME) - len(self._live)
-        load = Load(
-            need=next(iter(waiting), max(self._held.values(), default=0.0)),
-            held=self.held,
-            wanted=self.held + sum(waiting[: max(0, most)]),
-            num_waiting=len(waiting),
+        most = max(0, (self._most or MOST_AT_A_TIME) - len(self._live))
+        waiting = [self._most_units(training.resources) for training in self._agenda.runnable()]
+        wish = Wish(
+            need=next((each for each in waiting if each), max(self._units.values(), default=0.0)),
+            held=sum(self._units[trial_id] for trial_id in self._begun),
+            wanted=sum(self._units.values()) + sum(waiting[:most]),
+            num_waiting=len(waiting) + len(self._units) - len(self._begun),
         )
-        self._sharing.renew(load, self._fit().nodes, cost=self._agenda.budget.shown_cost)
+        self._sharing.renew(wish, cost=self._agenda.budget.shown_cost)
 
     def is_in_excess(self, trial_id: str) -> bool:
-        """Return whether a trial should leave for another sweep's: the last that began leaves first."""
+        """Return whether a trial should leave for another sweep's: the last that began leaves first.
+
+        A trial of several GPUs leaves for a quarter of them, or a rival's smaller trials could wait for ever.
+        """
         if self._sharing is None:
             return False
-        excess = self._sharing.excess(self.held)
-        for last in reversed(self._held):
-            excess -= self._held[last]
-            if excess < -1e-9:
+        excess = self._sharing.excess(sum(self._units[each] for each in self._begun))
+        for last in reversed(self._begun):
+            if excess <= 1e-9:
                 return False
-            if last == trial_id:
-                return True
+            has = self._units[last]
+            if has and excess >= has / 4:
+                if last == trial_id:
+                    return True
+                excess -= has
         return False
 
     def _is_all_full(self) -> bool:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,13 +12,16 @@ import ray
 from ray import cloudpickle
 
 from oneshot.config.resources import ResourceConfig
+from oneshot.errors import UserError
 from oneshot.plan.sweep_run import SweepRun
 from oneshot.sweep.cluster import ledger
-from oneshot.sweep.cluster.fit import NodeType
+from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, NODE_TYPES, read_node_types
 from oneshot.sweep.cluster.ledger import Ledger, Member, Unit
 
+UNITS: tuple[Unit, ...] = ("GPU", "CPU")
 NAME, NAMESPACE = "oneshot-ledger", "oneshot"
 RENEW_S = 0.5
+SAY_S = 10.0  # time without a trial after which the driver says why
 PATIENCE_S = 5.0  # how long a sweep holds too much before its trials leave
 ANSWER_S = 30.0  # the first answer waits for the actor's process
 
@@ -26,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Wish:
     """What a sweep holds and could use, in its unit."""
 
-    need: float
-    held: float
-    wanted: float
+    need: float  # of its next trial
+    held: float  # of running trials
+    wanted: float  # of running trials, and of those that could run
     num_waiting: int
 
 
@@ -48,6 +51,7 @@ def units(resources: ResourceConfig, unit: Unit) -> float:
 def member_of(sweep_run: SweepRun) -> Member:
     """Return how a sweep appears to others on its cluster, before it holds anything."""
     config = sweep_run.sweep.config
+    unit = unit_of([trial.resources for trial in sweep_run.plan.trials])
     return Member(
         driver=f"{socket.gethostname()}:{os.getpid()}",
         sweep=sweep_run.name,
@@ -56,9 +60,9 @@ def member_of(sweep_run: SweepRun) -> Member:
         project=sweep_run.owner.project,
         priority=config.sharing.priority,
         share=config.sharing.share,
-        most=config.sharing.max_gpus,
+        most=config.sharing.max_gpus if unit == "GPU" else None,
         preemptible=config.sharing.preemptible,
-        unit=unit_of([trial.resources for trial in sweep_run.plan.trials]),
+        unit=unit,
         need=0.0,
         held=0.0,
         wanted=0.0,
@@ -69,8 +73,10 @@ def member_of(sweep_run: SweepRun) -> Member:
 class Sharing:
     """The driver's line to the ledger. Until it has answered, the sweep holds nothing."""
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, member: Member, *, say: Callable[[str], None]) -> None:
+        self._member, self._say = member, say
+        self._waits_since_s: float | None = None
+        self._has_said = False
         self._granted = 0.0
         self._is_shared = True
         self._actor: Any = None
@@ -93,20 +99,29 @@ class Sharing:
         """Return whether it is time to look for the ledger's answer and to ask again."""
         return time.monotonic() - self._looked_s >= RENEW_S
 
-    def renew(self, load: Load, nodes: Sequence[NodeType], *, cost: float | None) -> None:
+    def renew(self, wish: Wish, *, cost: float | None) -> None:
         """Tell the ledger what the sweep holds and wants, and take its last answer; call this while `is_due`."""
         now_s = self._looked_s = time.monotonic()
         if self._asked is not None:
             self._take_answer()
         if self._asked is None:
-            fields = asdict(replace(self._member, cost=cost, **asdict(load)))
+            fields = asdict(replace(self._member, cost=cost, **asdict(wish)))
             try:
                 self._actor = self._actor or _find_actor()
-                self._asked = self._actor.renew.remote(fields, _total(nodes))
+                self._asked = self._actor.renew.remote(fields, _capacity())
             except (ray.exceptions.RayError, ValueError) as error:
                 self._lose(error)
-        is_over = self._member.preemptible and load.held > self.limit + 1e-9
+        is_over = self._member.preemptible and wish.held > self.limit + 1e-9
         self._over_since_s = (self._over_since_s or now_s) if is_over else None
+        self._explain(wish, now_s)
+
+    def _explain(self, wish: Wish, now_s: float) -> None:
+        """Say once why nothing runs."""
+        waits = wish.num_waiting > 0 and wish.held == 0 and self.limit < wish.need
+        self._waits_since_s = (self._waits_since_s or now_s) if waits else None
+        if self._waits_since_s is not None and now_s - self._waits_since_s > SAY_S and not self._has_said:
+            self._has_said = True
+            self._say("waiting for room: other sweeps have this cluster; `oneshot status --address auto` lists them")
 
     def _take_answer(self) -> None:
         if not ray.wait([self._asked], timeout=0)[0]:
@@ -147,11 +162,15 @@ def _find_actor() -> Any:
         cloudpickle.unregister_pickle_by_value(ledger)
 
 
-def _total(nodes: Sequence[NodeType]) -> dict[Unit, float]:
-    totals: dict[Unit, float] = {}
-    for unit in ("GPU", "CPU"):
-        totals[unit] = sum(node.resources.get(unit, 0.0) * node.count for node in nodes)
-    return totals
+def _capacity() -> dict[Unit, float]:
+    """Return the size of the cluster: what is there, or what an autoscaler may make of it if that is more."""
+    live = ray.cluster_resources()
+    declared = [node for node in read_node_types(os.environ.get(NODE_TYPES, "")) if node.count < MOST_AT_A_TIME]
+    sizes: dict[Unit, float] = {}
+    for unit in UNITS:
+        later = sum(node.resources.get(unit, 0.0) * node.count for node in declared)
+        sizes[unit] = max(live.get(unit, 0.0), later)
+    return sizes
 
 
 def members() -> list[Mapping[str, Any]]:
@@ -160,4 +179,8 @@ def members() -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = ray.get(ray.get_actor(NAME, NAMESPACE).members.remote(), timeout=ANSWER_S)
     except ValueError:  # no such actor: no sweep runs
         return []
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"the actor {NAME} of this cluster does not answer ({type(error).__name__}); try again"
+        ) from error
     return found

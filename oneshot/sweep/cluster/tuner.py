@@ -4,15 +4,13 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import cloudpickle, tune
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import RayActorError
 from ray.util.metrics import Gauge
 
 from oneshot.config.resources import ResourceConfig
@@ -23,6 +21,7 @@ from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, check_feasible, reservation
 from oneshot.sweep.cluster.ledger import Member
 from oneshot.sweep.cluster.nodes import Nodes, is_there, joined
+from oneshot.sweep.cluster.patches import KilledForMemoryError, patched
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
 from oneshot.sweep.cluster.sharing import Sharing
@@ -68,11 +67,11 @@ def run_on_ray(
             preflight(agenda.plan, store, reach=reach, say=say)
         else:
             check_feasible(agenda.plan.trials, nodes.fit().nodes)
-        sharing = None if member is None else Sharing(member)
+        sharing = None if member is None else Sharing(member, say=say)
         searcher = AgendaSearcher(agenda, storage=store.absolute, fit=nodes.fit, most=max_concurrent, sharing=sharing)
         driver = _Driver(agenda, store, tracking, nodes, searcher)
         try:
-            with _memory_kills_are_deaths():
+            with patched():
                 _tuner(agenda, searcher, driver, nodes, scratch=scratch).fit()
         finally:
             if sharing is not None:
@@ -145,6 +144,7 @@ class _Driver(Unsaved, tune.Callback):
             ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._searcher.began(trial.trial_id)
         self._agenda.begun(trial.config["key"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -168,6 +168,7 @@ class _Driver(Unsaved, tune.Callback):
         self._killed.pop(key, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._ended.append(trial)
         key = trial.config["key"]
         why = self._killed.pop(key, "")
         if isinstance(_error_of(trial), KilledForMemoryError):
@@ -193,6 +194,7 @@ class _Driver(Unsaved, tune.Callback):
         forgotten = [self._ended.popleft() for _ in range(len(self._ended) - KEPT)]
         for trial in forgotten:
             trial.set_config({})
+            trial.set_experiment_tag("")
             trial.evaluated_params = {}
             trial.run_metadata = type(trial.run_metadata)()
             trial.invalidate_json_state()
@@ -227,34 +229,6 @@ class _Gauges:
         self._used.set(load.gpu_hours_used, tags=tags)
         if load.gpu_hours_left is not None:
             self._left.set(load.gpu_hours_left, tags=tags)
-
-
-class KilledForMemoryError(RayActorError):
-    """A worker that Ray's memory monitor has ended."""
-
-    def __init__(self, error_msg: str) -> None:
-        super().__init__(error_msg=error_msg)
-
-
-@contextmanager
-def _memory_kills_are_deaths() -> Iterator[None]:
-    """Let Tune take a worker that the memory monitor has ended for one that died, which is what it is.
-
-    Tune knows RayActorError and RayTaskError only; any other error of an actor, this one included, ends the driver
-    (`RayActorManager._actor_task_failed` in Ray 2.56).
-    """
-    original: Any = RayActorManager._actor_task_failed
-
-    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        is_killed = isinstance(exception, OutOfMemoryError)
-        original(self, tracked_actor_task, KilledForMemoryError(str(exception)) if is_killed else exception)
-
-    manager: Any = RayActorManager
-    manager._actor_task_failed = failed
-    try:
-        yield
-    finally:
-        manager._actor_task_failed = original
 
 
 def _error_of(trial: Any) -> Exception | None:

@@ -127,7 +127,7 @@ class TrackingThread:
                 tracker.sync(trial)
             except Exception as error:  # the other trials are still sent
                 first_error = first_error or error
-        tracker.close(self._status)
+        tracker.close(self._status, is_whole=first_error is None)
         if first_error is not None:
             raise first_error
         self.error = ""

@@ -126,6 +126,7 @@ class Tracker:
             self._parent_id = str(run.info.run_id)
             self.describe(f"{question}\n\n{self._plan.num_cells} cells, {len(self._plan.trials)} trials")
         else:
+            self._client.set_tag(self._parent_id, COMPLETE, "")
             self._client.update_run(self._parent_id, status="RUNNING")
         self._describe_sweep()
         self._client.log_text(self._parent_id, sweep_yaml, "sweep.yaml")
@@ -203,8 +204,7 @@ class Tracker:
 
     def _results_digest(self) -> str:
         """Return a digest of how the sweep's trials ended."""
-        trials = [trial for trial in self._plan.trials if trial.key is not None]
-        results = ((run_data.run_identity(trial), self._ended(trial)) for trial in trials)
+        results = ((run_data.run_identity(t), self._ended(t)) for t in self._plan.trials if t.key is not None)
         return sha256(
             repr([(name, r and (r.attempt, r.outcome, r.steps_done)) for name, r in results]).encode()
         ).hexdigest()
@@ -377,15 +377,15 @@ class Tracker:
             log_study(self._client, self._parent_id, study, record)
             self._studies[study.name] = record
 
-    def close(self, status: str) -> None:
-        """End the parent run with a status; runs of trials that did not end become KILLED."""
+    def close(self, status: str, *, is_whole: bool = True) -> None:
+        """End the parent run; runs of trials that did not end become KILLED. `is_whole`: everything was sent."""
         self.refresh_studies()
         self.refresh_cells()
         for child in self._children.values():
             if child.status == "RUNNING":
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
-        if status == "FINISHED":
+        if status == "FINISHED" and is_whole:
             self._client.set_tag(self._parent_id, COMPLETE, self._results_digest())
         self._client.set_terminated(self._parent_id, status, end_time=self._end_ms(status))
 
