@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import located
+from builders import begin_attempt, located
 from mlflow import MlflowClient
-from synthetic import make_store
+from synthetic import SMALL, make_store
 from test_status import KINDS, start, training, work_off
 from verbs import oneshot
 
@@ -242,6 +242,41 @@ def test_the_start_of_another_sweep_stays(tmp_path: Path) -> None:
     weights = [waste.path for waste in waste_of(store) if waste.path.endswith("/checkpoint")]
     assert len(weights) == 5
     assert store.trial(key).path + "/checkpoint" not in weights
+
+
+def test_the_first_stage_of_a_sweep_that_waits_for_it_stays(tmp_path: Path) -> None:
+    store = aged(tmp_path)
+    assert waste_of(store)
+    (first,) = store.sweeps()
+    waiting = SMALL.replace("name: small", "name: second").replace(
+        "trial:\n", f"trial:\n  model.init: {{sweep: {first}, cell: {{arm: outcome}}}}\n", 1
+    )
+    assert "model.init" in waiting
+    store.sweep("second").write("sweep.yaml", waiting)
+    store.sweep("second").write_json("plan.json", {"trials": [{"key": None}]})
+    assert waste_of(store) == []
+
+
+def test_a_sweep_with_a_damaged_record_is_named_and_keeps_everything(tmp_path: Path) -> None:
+    store = aged(tmp_path)
+    folder = store.trial(store.trainings()[0])
+    (name, *_) = folder.list("metrics")
+    lines = (folder.read(f"metrics/{name}") or "").splitlines()
+    folder.write(f"metrics/{name}", "\n".join(["{", *lines]))
+    rules, unreadable = retentions(store)
+    assert len(unreadable) == 1 and "cannot be read" in unreadable[0]
+    assert find_waste(store, retentions=rules)[1] == []
+
+
+def test_a_training_that_begins_again_between_the_list_and_the_removal_keeps_its_weights(tmp_path: Path) -> None:
+    store = aged(tmp_path)
+    waste = waste_of(store)
+    again, other = (store.trial(key) for key in store.trainings()[:2])
+    begin_attempt(again, {"started_ms": 1})
+    for item in waste:
+        remove_waste(store, item)
+    assert again.read("checkpoint.json") is not None
+    assert other.read("checkpoint.json") is None
 
 
 def test_a_suite_that_is_added_later_says_why_it_cannot_be_evaluated(tmp_path: Path) -> None:

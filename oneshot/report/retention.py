@@ -34,7 +34,7 @@ def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, R
     The trainings of a sweep that cannot be read have no rule. `without` is a sweep that does not count.
     """
     keys_by_sweep = {name: keys for name in store.sweeps() if name != without and (keys := keys_of(store, name))}
-    rules, unreadable = _rules(store, keys_by_sweep)
+    rules, unreadable = _rules(store, [name for name in store.sweeps() if name != without])
     if set(rules.values()) <= {KeepConfig()}:
         return {}, []
     owners: dict[str, list[str]] = {}
