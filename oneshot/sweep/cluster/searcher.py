@@ -11,6 +11,7 @@ from ray.tune.stopper import Stopper
 
 from oneshot.config.resources import ResourceConfig
 from oneshot.plan.plan import Plan
+from oneshot.plan.trainings import Training
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, Fit, Need, need_of
 from oneshot.sweep.cluster.sharing import Sharing, Wish, units
@@ -50,13 +51,19 @@ class AgendaSearcher(Unsaved, Searcher):
         is_full = len(self._live) >= (self._most or MOST_AT_A_TIME) or self._is_all_full()
         if is_full and not self._agenda.halted and self._agenda.has_queue:
             return None
-        assignment = self._agenda.next(lambda training: self._place(training.resources) is None)
+        resources: ResourceConfig | None = None
+
+        def has_no_room(training: Training) -> bool:
+            nonlocal resources
+            resources = self._place(training.resources)
+            return resources is None
+
+        assignment = self._agenda.next(has_no_room)
         if assignment == "done":
             return str(Searcher.FINISHED)
         if assignment == "wait":
             return None
-        resources = self._place(assignment.training.resources)
-        assert resources is not None, "the agenda gives no training for which there is no room"
+        assert resources is not None, "the agenda gives the last training that it found room for"
         self._live[trial_id] = need_of(resources)
         self._counts[self._live[trial_id]] += 1
         self._units[trial_id] = self._units_of(resources)

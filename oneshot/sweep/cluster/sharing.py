@@ -76,7 +76,7 @@ class Sharing:
     def __init__(self, member: Member, *, say: Callable[[str], None]) -> None:
         self._member, self._say = member, say
         self._waits_since_s: float | None = None
-        self._has_said = False
+        self._has_answered = self._has_said = False
         self._granted = 0.0
         self._is_shared = True
         self._actor: Any = None
@@ -119,15 +119,20 @@ class Sharing:
         """Say once why nothing runs."""
         waits = wish.num_waiting > 0 and wish.held == 0 and self.limit < wish.need
         self._waits_since_s = (self._waits_since_s or now_s) if waits else None
-        if self._waits_since_s is not None and now_s - self._waits_since_s > SAY_S and not self._has_said:
+        waited_s = 0.0 if self._waits_since_s is None else now_s - self._waits_since_s
+        if self._has_answered and waited_s > SAY_S and not self._has_said:
             self._has_said = True
             self._say("waiting for room: other sweeps have this cluster; `oneshot status --address auto` lists them")
+        elif not self._has_answered and waited_s > ANSWER_S and self._is_shared:
+            self._is_shared = False
+            self._say(f"this cluster's {NAME} does not answer: running without a share, as if alone on the cluster")
 
     def _take_answer(self) -> None:
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         try:
             answer = ray.get(self._asked)
+            self._has_answered = True
             self._granted, self._is_shared = answer["granted"], answer["is_shared"]
         except ray.exceptions.RayError as error:
             self._lose(error)
