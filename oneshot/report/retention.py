@@ -34,7 +34,8 @@ def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, R
     The trainings of a sweep that cannot be read have no rule. `without` is a sweep that does not count.
     """
     keys_by_sweep = {name: keys for name in store.sweeps() if name != without and (keys := keys_of(store, name))}
-    rules, unreadable = _rules(store, [name for name in store.sweeps() if name != without])
+    rules, faults = _rules(store, [name for name in store.sweeps() if name != without])
+    unreadable = [line for name, line in faults.items() if name in keys_by_sweep]
     if set(rules.values()) <= {KeepConfig()}:
         return {}, []
     owners: dict[str, list[str]] = {}
@@ -63,12 +64,12 @@ def retentions(store: Store, *, without: str | None = None) -> tuple[dict[str, R
     return kept, unreadable
 
 
-def _rules(store: Store, names: Iterable[str]) -> tuple[dict[str, KeepConfig], list[str]]:
-    """Return each sweep's rules as it last ran; a sweep that cannot be read keeps everything.
+def _rules(store: Store, names: Iterable[str]) -> tuple[dict[str, KeepConfig], dict[str, str]]:
+    """Return each sweep's rules as it last ran, and why some cannot be read: these keep everything.
 
-    So does one from whose weights a sweep that waits for it will begin.
+    A sweep keeps everything, too, if another one waits to begin from its weights.
     """
-    rules, unreadable, awaited = {}, [], set()
+    rules, faults, awaited = {}, {}, set()
     for name in names:
         try:
             config = read(begun_text(store, name), name=name).config
@@ -77,8 +78,8 @@ def _rules(store: Store, names: Iterable[str]) -> tuple[dict[str, KeepConfig], l
                 awaited |= set(_first_stages([config.trial, config.model_dump(include={"axes", "grid"})]))
         except UNREADABLE as error:
             rules[name] = KeepConfig()
-            unreadable.append(_unreadable(name, error))
-    return {name: KeepConfig() if name in awaited else rule for name, rule in rules.items()}, unreadable
+            faults[name] = _unreadable(name, error)
+    return {name: KeepConfig() if name in awaited else rule for name, rule in rules.items()}, faults
 
 
 def _first_stages(settings: Any) -> Iterator[str]:
