@@ -20,7 +20,7 @@ help:
 	@echo "make quickstart  run the shipped sweep: 18 trials on two tiny models, a few minutes on 2 cores"
 	@echo "make miniature   repeat the paper on tiny models: collect, rank, one-shot; ten minutes"
 	@echo "make laptop      download SmolLM2-135M-Instruct and run one-shot GRPO on it; half an hour"
-	@echo "make study       compare nine arms on SmolLM2-135M-Instruct over five seeds; hours on 2 cores, and it resumes"
+	@echo "make study       compare nine arms on SmolLM2-135M-Instruct over five seeds; two hours on 2 cores, and it resumes"
 	@echo "make shelf-tiny  compare the follow-ups' methods on a tiny model; under 20 minutes"
 	@echo "make test        run the fast tests and those on a local Ray (make test-all: the slow ones)"
 	@echo "make test-soak   run further variants of slow tests, which CI leaves out"
