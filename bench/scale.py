@@ -88,7 +88,7 @@ def command(folder: Path, *arguments: str, until_ended: int | None = None) -> Co
             except psutil.NoSuchProcess:
                 break
             peak = max(peak, mib)
-            if arguments[0] != "run":
+            if arguments[0] != "run" or not mib:  # a process that has just ended has no memory
                 continue
             ended = num_ended(log)
             progress.append((time.monotonic() - start_s, ended, mib))
@@ -96,12 +96,20 @@ def command(folder: Path, *arguments: str, until_ended: int | None = None) -> Co
                 is_stopped = True
                 process.terminate()
         process.wait()
+    progress = until_last(progress)
     output = log.read_text()
     if process.returncode and not is_stopped:
         raise SystemExit(f"oneshot {' '.join(arguments)}: exit code {process.returncode}\n{output[-3000:]}")
     return Commanded(
         seconds=time.monotonic() - start_s, peak_mib=peak, lines=output.count("\n"), output=output, progress=progress
     )
+
+
+def until_last(progress: list[tuple[float, int, float]]) -> list[tuple[float, int, float]]:
+    """Return the looks up to the first one that saw the last trial end."""
+    last = max((ended for _, ended, _ in progress), default=0)
+    number = next((place for place, (_, ended, _) in enumerate(progress) if ended == last), -1)
+    return progress[: number + 1]
 
 
 def num_ended(log: Path) -> int:
@@ -121,11 +129,7 @@ def rate(progress: list[tuple[float, int, float]], first: float, last: float) ->
 
 def memory_slope(progress: list[tuple[float, int, float]]) -> float:
     """Return the growth of the driver's memory in MiB per 1,000 trials, from the first tenth on."""
-    total = progress[-1][1]
-    (_, begin, low), (_, end, high) = (
-        next(each for each in progress if each[1] >= total / 10),
-        next(each for each in reversed(progress) if each[1] <= total),
-    )
+    (_, begin, low), (_, end, high) = next(each for each in progress if each[1] >= progress[-1][1] / 10), progress[-1]
     return (high - low) / max(1, end - begin) * 1000
 
 
@@ -155,7 +159,8 @@ def measure(num_trials: int, folder: Path) -> dict[str, Any]:
         "last tenth": round(rate(rest.progress, 0.8, 1.0), 4),
     }
     found["mib_per_1000"] = round(memory_slope(half.progress), 1)
-    found["mlflow_behind_s"] = round(rest.seconds - rest.progress[-1][0] + behind(rest), 1)
+    # until the process has ended: MLflow, the summary and the report
+    found["after_last_trial_s"] = round(rest.seconds - rest.progress[-1][0], 1)
     runs = folder / "runs"
     files = [path for path in (runs / "trials").rglob("*") if path.is_file()]
     found["files"] = round(len(files) / num_trials, 2)
@@ -168,12 +173,6 @@ def measure(num_trials: int, folder: Path) -> dict[str, Any]:
     take("gc", "gc")
     found["page_mib"] = round((runs / "sweeps" / "scale" / "report" / "report.html").stat().st_size / MIB, 2)
     return found
-
-
-def behind(done: Commanded) -> float:
-    """Return the seconds from the last trial's end to the last look."""
-    last = done.progress[-1]
-    return last[0] - next(at_s for at_s, ended, _ in done.progress if ended == last[1])
 
 
 def rows_of(database: Path) -> int:
