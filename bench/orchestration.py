@@ -38,12 +38,15 @@ NUM_METRICS = 5
 SEEDS = 5
 
 
+def cells_text(num_cells: int) -> str:
+    """Return the cells of an axis, each with a learning rate of its own."""
+    rates = (f"{(number + 1) * 1e-7:.8f}" for number in range(num_cells))
+    return "\n".join(f"    c{number}: {{set: {{optim.lr: {rate}}}}}" for number, rate in enumerate(rates))
+
+
 def sweep_text(num_trials: int, storage: str) -> str:
     """Return a sweep file of scripted trials of one step, with many cells and a few seeds."""
     seeds = min(SEEDS, num_trials)
-    cells = "\n".join(
-        f"    c{number}: {{set: {{optim.lr: {(number + 1) * 1e-7:.8f}}}}}" for number in range(num_trials // seeds)
-    )
     return f"""version: 1
 name: bench
 question: What does a trial cost that does nothing?
@@ -53,7 +56,7 @@ trial:
   checkpoint.keep: none
 axes:
   cell:
-{cells}
+{cells_text(num_trials // seeds)}
 seeds: {list(range(seeds))}
 storage: {storage}
 """

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from orchestration import cells_text
 
 SEEDS = 10
 LOOK_S = 1.0
@@ -36,9 +37,6 @@ ENDED = re.compile(r"\[(\d+) of \d+ ended")
 
 def sweep_text(num_trials: int) -> str:
     """Return a sweep file of scripted trials of one step: many cells and ten seeds."""
-    cells = "\n".join(
-        f"    c{number}: {{set: {{optim.lr: {(number + 1) * 1e-7:.8f}}}}}" for number in range(num_trials // SEEDS)
-    )
     return f"""version: 1
 name: scale
 question: What does a trial cost that does nothing?
@@ -48,7 +46,7 @@ trial:
   checkpoint.keep: none
 axes:
   cell:
-{cells}
+{cells_text(num_trials // SEEDS)}
 seeds: {{planned: {SEEDS}}}
 storage: runs
 """

@@ -285,7 +285,7 @@ def test_a_suite_that_is_added_later_says_why_it_cannot_be_evaluated(tmp_path: P
     added = {"later": SuiteConfig(source="arithmetic", num_problems=2)}
     _, extended, left_out = with_suites(begun_sweep(store, "aged").plan, added, store)
     assert extended == []
-    assert left_out[0] == "format seed 0: its weights were not kept, or removed by gc (checkpoint.keep, keep)"
+    assert left_out[0] == "format seed 0: its weights were not kept (checkpoint.keep), or gc removed them (keep)"
 
 
 def chain_of(row: Row) -> float:

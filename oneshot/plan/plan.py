@@ -279,9 +279,8 @@ def _identify(cell: Cell, sweep: PinnedSweep) -> TrialIdentity:
         )
     most_gpus = sweep.config.sharing.max_gpus
     if most_gpus is not None and cell.resources.gpus > most_gpus:
-        raise sweep.source.error(
-            ("sharing", "max_gpus"), f"{most_gpus:g}, but a trial has resources.gpus: {cell.resources.gpus:g}; raise it"
-        )
+        needs = f"{most_gpus:g}, but a trial has resources.gpus: {cell.resources.gpus:g}; raise max_gpus"
+        raise sweep.source.error(("sharing", "max_gpus"), needs)
     if fault := engine_fault(config, cell.resources):
         path, why = fault
         raise sweep.source.error(cell.place(path), why)

@@ -320,8 +320,8 @@ def _with_group(run: Run, name: str, group: GroupConfig) -> Run:
 def _run(trial: Trial, store: Store, *, state: TrialState, reason: str, sweep: str) -> Run:
     folder = None if trial.key is None else store.trial(trial.key)
     result = None if folder is None else folder.result()
-    held = [] if folder is None else folder.held()
     attempts = [] if folder is None else folder.attempts()
+    held = [] if folder is None else folder.held(attempts)
     reason = result.reason if not reason and result is not None and state == "failed" else reason
     suites = tuple(
         RunSuite(

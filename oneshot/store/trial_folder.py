@@ -53,9 +53,12 @@ class TrialFolder(Folder):
         """Return how long all attempts held their workers."""
         return sum(held.ms for held in self.held())
 
-    def held(self) -> list[Held]:
-        """Return how long each attempt held its worker, up to its last sign of life, and with which GPUs."""
-        attempts = dict(enumerate(self.attempts(), 1))
+    def held(self, records: Sequence[dict[str, Any]] | None = None) -> list[Held]:
+        """Return how long each attempt held its worker, up to its last sign of life, and with which GPUs.
+
+        `records` are those of `attempts`, if they have been read.
+        """
+        attempts = dict(enumerate(self.attempts() if records is None else records, 1))
         last_segments = {int(name.split("-")[0]): name for name in self.list("metrics")}
         lease, result = self.salvage("lease") or {}, self.result()
         held = []

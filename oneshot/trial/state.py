@@ -147,7 +147,7 @@ def with_suites(
         if folder is None or result is None or trial_standing(trial, result) is not TrialState.FINISHED:
             left_out.append(f"{trial.label}: not finished, so not evaluated")
         elif trial.config.train.num_steps and folder.read_json("checkpoint.json") is None:
-            left_out.append(f"{trial.label}: its weights were not kept, or removed by gc (checkpoint.keep, keep)")
+            left_out.append(f"{trial.label}: its weights were not kept (checkpoint.keep), or gc removed them (keep)")
         elif result.steps_done != trial.config.train.num_steps:
             left_out.append(
                 f"{trial.label}: its training continued to step {result.steps_done}, whose weights are kept"
