@@ -15,7 +15,7 @@ from oneshot.config.resources import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.models.placement import GPU_GIB, share_of
 from oneshot.plan.plan import Plan, make_plan
-from oneshot.sweep.cluster.fit import NodeType, capacity, check_feasible, placements, read_node_types, reservation
+from oneshot.sweep.cluster.fit import Fit, NodeType, capacity, check_feasible, placements, read_node_types, reservation
 from oneshot.sweep.cluster.nodes import leave
 from oneshot.sweep.cluster.tuner import KEPT, _Driver
 
@@ -117,6 +117,14 @@ def test_a_share_holds_the_need_and_shares_that_fit_hold_theirs(gib: float, whol
     assert share * whole >= gib * (1 - 1e-6)
     assert share - gib / whole <= 1e-4
     assert share <= 1
+
+
+@pytest.mark.parametrize("gpus", ["gpus: 2", "gpu_gib: 12"])
+def test_a_trial_keeps_its_own_strategy_where_others_need_as_much(gpus: str) -> None:
+    fit = Fit(mixed_nodes())
+    for strategy in ("auto", "fsdp", "ddp"):
+        (trial,) = plan_of(f"{gpus}, strategy: {strategy}").trials
+        assert {placed.strategy for placed in fit.placements(trial.resources)} == {strategy}
 
 
 def test_a_share_that_no_gpu_of_the_cluster_holds_is_refused() -> None:

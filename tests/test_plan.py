@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,17 @@ def test_a_trial_is_finished_when_its_steps_and_evaluations_are_on_record(tiny_c
     assert trial_standing(made, result(config, steps_done=3)) == "missing"
     assert trial_standing(made, result(config, evaluations=frozenset())) == "missing"
     assert trial_standing(made, result(config, outcome="failed", steps_done=3)) == "failed"
+
+
+def test_a_trial_that_was_lost_after_its_last_step_is_finished_if_it_has_the_weights_that_it_keeps(
+    tiny_config: MakeConfig,
+) -> None:
+    keeps = tiny_config(train={"num_steps": 4})
+    lost = result(keeps, outcome="failed")
+    assert trial_standing(trial(keeps), lost) == "failed"  # which is tried again
+    assert trial_standing(trial(keeps), replace(lost, checkpoint="weights")) == "finished"
+    assert trial_standing(trial(keeps), replace(lost, steps_done=5)) == "finished", "another trial went on from it"
+    assert trial_standing(trial(tiny_config(train={"num_steps": 4}, checkpoint={"keep": "none"})), lost) == "finished"
 
 
 def test_a_plan_says_what_has_ended_and_how_long_the_rest_takes(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def _cells_table(plan: Plan) -> Fitted:
             *(["?" if hours is None else f"{hours:.1f}"] if uses_gpus else []),
             key + ("?" if first.provisional else "") + (" ..." if others else ""),
         )
-    return Fitted(table=table, optional=("cpus", "keys"))
+    return Fitted(table=table, optional=("cpus", "keys"), all_in="`--json`")
 
 
 def _memory_table(plan: Plan) -> Fitted:

@@ -6,6 +6,7 @@ Also what all tables of the command line share.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 LARGE = 100_000  # columns; nothing is cut to it
+MOST_LINES = 60  # most lines of a table on a terminal; at 10,000 trials nobody would find the totals below it
 
 
 def plain_table(texts: Sequence[str | Column], numbers: Sequence[str] = (), *last: str) -> Table:
@@ -41,32 +43,36 @@ def plain_table(texts: Sequence[str | Column], numbers: Sequence[str] = (), *las
 class Fitted:
     """A table that leaves out columns on a terminal that is too narrow for it: empty ones first, then `optional`.
 
-    It says which columns with numbers it left out.
+    It says which columns with numbers it left out, and of a long table how many lines.
     """
 
     table: Table
     optional: Sequence[str] = ()  # headers, the least important first
+    all_in: str = ""  # where a long table's other lines are
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, as rich asks for it."""
-        columns = list(self.table.columns)
+        num_more = self.table.row_count - MOST_LINES if self.all_in else 0
+        table = self.table if num_more <= 0 else _of(self.table.columns, most=MOST_LINES)
+        columns = list(table.columns)
         empty = [column for column in columns if not any(str(cell).strip("-") for cell in column.cells)]
         named = [column for name in self.optional for column in columns if column.header == name]
-        table = self.table
         for column in (*empty, *named):
             if Measurement.get(console, options.update(max_width=LARGE), table).maximum <= options.max_width:
                 break
             columns = [kept for kept in columns if kept is not column]
             table = _of(columns)
         yield table
+        if num_more > 0:
+            yield Text(f"and {num_more:,} more; {self.all_in} has all", style="dim")
         if hidden := [str(column.header) for column in named if column not in (*columns, *empty)]:
             yield Text(f"a wider terminal also shows: {', '.join(hidden)}", style="dim")
 
 
-def _of(columns: Sequence[Column]) -> Table:
-    """Return a table of another table's columns."""
+def _of(columns: Sequence[Column], *, most: int | None = None) -> Table:
+    """Return a table of another table's columns, and of its first lines."""
     table = Table(*(column.copy() for column in columns), box=None, pad_edge=False, header_style="dim")
-    for row in zip(*(column.cells for column in columns), strict=True):
+    for row in islice(zip(*(column.cells for column in columns), strict=True), most):
         table.add_row(*row)
     return table
 
@@ -140,19 +146,20 @@ def ranking_table(ranked: Sequence["Ranked"]) -> Table:
 
 
 def status_table(status: "SweepStatus") -> Fitted:
-    """Return the trials of a sweep that have not finished."""
-    longest = max((len(trial.label) for trial in status.trials), default=0)
+    """Return the trials of a sweep that have not finished, failed and running ones first."""
+    states = list(status.counts)
+    unfinished = [trial for trial in status.trials if trial.state != "finished"]
+    unfinished.sort(key=lambda trial: states.index(trial.state))
+    longest = max((len(trial.label) for trial in unfinished), default=0)
     label = Column("trial", overflow="fold", min_width=min(longest, 40))
     table = plain_table((label, Column("state", no_wrap=True)), ("step", "steps/s", "left", "attempts"), "")
-    for trial in status.trials:
-        if trial.state == "finished":
-            continue
+    for trial in unfinished:
         rate = "" if trial.steps_per_s is None else f"{trial.steps_per_s:.3g}"
         left = "" if trial.eta_s is None else f"{trial.eta_s:.0f} s"
         steps = f"{trial.step} of {trial.num_steps}"
         note = printable(trial.reason or trial.where)
         table.add_row(trial.label, trial.state, steps, rate, left, str(trial.attempts), note)
-    return Fitted(table=table, optional=("steps/s", "attempts"))
+    return Fitted(table=table, optional=("steps/s", "attempts"), all_in="`--json`")
 
 
 def sweeps_table(sweeps: Sequence["SweepStatus"]) -> Table:

@@ -32,7 +32,7 @@ def cells_table(lines: Sequence[CellLine]) -> Fitted:
             f"{line.gain.mean:+.3f}" if line.gain else "-",
             _interval(line.gain),
         )
-    return Fitted(table=table, optional=(*_only_suite(lines), "start"))
+    return Fitted(table=table, optional=(*_only_suite(lines), "start"), all_in="the report")
 
 
 def _interval(interval: Interval | Difference | None) -> str:

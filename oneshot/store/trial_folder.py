@@ -162,12 +162,17 @@ class TrialFolder(Folder):
         traceback: str = "",
         checkpoint: Literal["none", "weights", "full"] = "none",
     ) -> None:
-        """Write the result of an attempt, with the steps, evaluations and failures recorded so far."""
+        """Write the result of an attempt, with the steps, evaluations and failures recorded so far.
+
+        After a failure, `checkpoint` stays what an earlier attempt left.
+        """
         rows = self.rows()
         before = self.result()
         failures = {} if before is None else dict(before.failures)
         if outcome == "failed" and kind:
             failures[kind] = failures.get(kind, 0) + 1
+        if outcome == "failed" and before is not None:
+            checkpoint = before.checkpoint
         self.write_result(
             Result(
                 outcome=outcome,

@@ -328,15 +328,8 @@ class _Recorder:
         self.log.write(trace)
         try:
             self.flush()
-            previous = self.folder.result()
-            self.folder.end_attempt(
-                self.attempt,
-                "failed",
-                kind=failure_kind(error),
-                reason=first_line(error),
-                traceback=trace,
-                checkpoint="none" if previous is None else previous.checkpoint,
-            )
+            reason = first_line(error)
+            self.folder.end_attempt(self.attempt, "failed", kind=failure_kind(error), reason=reason, traceback=trace)
         except LeaseLost as lost:
             logger.warning(LOST, lost)
 

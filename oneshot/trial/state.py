@@ -41,14 +41,17 @@ SHOWN_STATES = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, Tria
 
 
 def trial_standing(trial: Trial, result: Result | None) -> TrialState:
-    """Return whether the record has the steps and evaluations that a trial asks for.
+    """Return whether the record has the steps and evaluations that a trial asks for, and weights if it keeps them.
 
     A later attempt that fails, with more steps, does not undo what is recorded.
     """
     if result is None:
         return TrialState.MISSING
-    enough = result.steps_done >= trial.config.train.num_steps
-    if enough and due_evaluations(trial.config) <= result.evaluations:
+    num_steps = trial.config.train.num_steps
+    # a worker that is lost after the last step may not have written the weights
+    has_weights = result.outcome == "finished" or result.checkpoint != "none" or result.steps_done > num_steps
+    is_kept = has_weights or trial.config.checkpoint.keep == "none"
+    if result.steps_done >= num_steps and is_kept and due_evaluations(trial.config) <= result.evaluations:
         return TrialState.FINISHED
     return TrialState.FAILED if result.outcome == "failed" else TrialState.MISSING
 

@@ -31,7 +31,7 @@ class Fit:
     def __init__(self, nodes: Sequence[NodeType]) -> None:
         self.nodes = nodes
         self._capacities: dict[Need, int] = {}
-        self._placements: dict[Need, list[ResourceConfig]] = {}
+        self._placements: dict[str, list[ResourceConfig]] = {}
 
     def capacity(self, resources: ResourceConfig) -> int:
         """Return how many trials with these needs Tune should have now, running ones included."""
@@ -42,10 +42,12 @@ class Fit:
 
     def placements(self, resources: ResourceConfig) -> list[ResourceConfig]:
         """Return the ways to place a trial."""
-        need = need_of(resources)
-        if need not in self._placements:
-            self._placements[need] = placements(resources, self.nodes)
-        return self._placements[need]
+        if not resources.is_packed:
+            return [resources]
+        key = resources.model_dump_json()  # trials with equal needs may differ otherwise
+        if key not in self._placements:
+            self._placements[key] = placements(resources, self.nodes)
+        return self._placements[key]
 
 
 def read_node_types(text: str) -> list[NodeType]:

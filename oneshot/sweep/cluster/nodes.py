@@ -166,6 +166,13 @@ def is_there(node_id: str) -> bool:
     return False
 
 
+def node_of(actor_id: str) -> str:
+    """Return the id of the node on which a worker was placed, alive or not; empty if it never was."""
+    address = state.actor_table(actor_id).get("Address", {})
+    node_id: str = address.get("NodeID", "")
+    return "" if set(node_id) == {"f"} else node_id  # Ray's id of no node
+
+
 def check_cluster(address: str, trials: Sequence[Trial]) -> None:
     """Check that each trial fits on a node of a cluster. Raises UserError: one does not fit, or no cluster answers."""
     with joined(address):

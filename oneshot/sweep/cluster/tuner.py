@@ -20,7 +20,7 @@ from oneshot.store.store import Store
 from oneshot.sweep.agenda import Agenda
 from oneshot.sweep.cluster.fit import MOST_AT_A_TIME, check_feasible, reservation
 from oneshot.sweep.cluster.ledger import Member
-from oneshot.sweep.cluster.nodes import Nodes, is_there, joined
+from oneshot.sweep.cluster.nodes import Nodes, is_there, joined, node_of
 from oneshot.sweep.cluster.patches import KilledForMemoryError, patched
 from oneshot.sweep.cluster.preflight import preflight
 from oneshot.sweep.cluster.searcher import AgendaScheduler, AgendaSearcher, AgendaStopper, Unsaved
@@ -243,7 +243,10 @@ def _lost_its_node(trial: Any, attempt: Mapping[str, Any]) -> bool:
     error = _error_of(trial)
     if isinstance(error, RayActorError) and error.preempted:
         return True
-    return "node" in attempt and not is_there(attempt["node"])
+    node_id: str = attempt.get("node", "")
+    if not node_id and isinstance(error, RayActorError) and error.actor_id is not None:
+        node_id = node_of(error.actor_id)  # it died before it began
+    return bool(node_id) and not is_there(node_id)
 
 
 def _record_death(store: Store, key: str, trial: Any, *, is_stall: bool, last_dead: int) -> int:
