@@ -98,6 +98,23 @@ def test_a_node_that_comes_while_a_sweep_runs_is_used(lab: Lab, nodes: Nodes, dr
     nodes.kill(second)
 
 
+def test_a_node_that_comes_is_used_even_if_trials_end_faster_than_its_worker_starts(
+    lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
+) -> None:
+    first = nodes.add(num_cpus=1, num_gpus=1)
+    seeds = str(list(range(60)))
+    lab.write(sweep_text(script="step_s: 0.3", trial="  train.num_steps: 1\n", seeds=seeds, rest=SLOW["rest"]))
+    driver = drive()
+    until(lambda: is_begun(lab, 3), "no trial begins")
+    second = nodes.add(num_cpus=1, num_gpus=1)
+    assert driver.wait() == 0, driver.stderr
+    nothing_lost(lab)
+    used = [node for each in where(lab).values() for node in each]
+    assert used.count(second) > 5
+    nodes.kill(first)
+    nodes.kill(second)
+
+
 def test_a_node_that_is_taken_back_with_a_notice_loses_no_step(
     lab: Lab, nodes: Nodes, drive: Callable[[], Driver]
 ) -> None:
