@@ -6,8 +6,8 @@ Each node is a raylet of `ray.cluster_utils` with one simulated GPU. Every few s
 one is added. Trials are scripted and only wait, so that the machine's cores are left to Ray and the driver.
 
 Utilisation is busy GPU-seconds over offered ones, from the first moment when all nodes have had a trial until the last
-trial begins: after that there is less work than nodes. A GPU is busy while an attempt holds it, lost attempts too, and
-offered from its node's start until it is killed. Bars: utilisation at least 0.95; each trial finished, each step
+trial begins: after that there is less work than nodes. A GPU is offered from its node's start until it is killed, and
+busy while an attempt holds it, also one that is lost. Bars: utilisation at least 0.95; each trial finished, each step
 recorded once. The last line is utilisation / 0.95.
 """
 
@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,9 @@ storage: runs
 """
 
 
+Span = tuple[float, float]  # begin and end in seconds since the epoch
+
+
 class Nodes:
     """The nodes, and from when to when each was there."""
 
@@ -61,7 +66,7 @@ class Nodes:
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK}
         )
         self.live: list[tuple[Any, float]] = []
-        self.gone: list[tuple[float, float]] = []
+        self.gone: dict[str, Span] = {}
 
     def add(self) -> None:
         """Add a node with one GPU."""
@@ -71,26 +76,59 @@ class Nodes:
     def kill(self, place: int) -> None:
         """Kill a node."""
         node, since_s = self.live.pop(place)
-        self.gone.append((since_s, time.time()))
+        self.gone[node.node_id] = (since_s, time.time())
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def offered_s(self, begin_s: float, end_s: float) -> float:
-        """Return the GPU-seconds that nodes offered in a window."""
-        spans = [*self.gone, *((since_s, end_s) for _, since_s in self.live)]
-        return sum(max(0.0, min(end, end_s) - max(begin, begin_s)) for begin, end in spans)
+    def spans(self, end_s: float) -> dict[str, Span]:
+        """Return from when to when each node was there."""
+        return {**self.gone, **{node.node_id: (since_s, end_s) for node, since_s in self.live}}
 
 
-def spans(folder: Path) -> list[tuple[float, float]]:
-    """Return begin and end of every attempt of every trial, in seconds."""
+def attempts_by_node(folder: Path, nodes: Mapping[str, Span]) -> dict[str, list[Span]]:
+    """Return begin and end of every attempt on each node; a lost one ends with its node."""
     from oneshot.store.store import Store
 
     store = Store(str(folder / "runs"))
-    found = []
+    found: dict[str, list[Span]] = {node_id: [] for node_id in nodes}
     for key in store.trainings():
         trial = store.trial(key)
-        starts_s = [attempt["started_ms"] / 1000 for attempt in trial.attempts() if "started_ms" in attempt]
-        found += [(start_s, start_s + held.ms / 1000) for start_s, held in zip(starts_s, trial.held(), strict=True)]
+        result = trial.result()
+        assert result is not None
+        for number, attempt in enumerate(trial.attempts(), 1):
+            if "node" in attempt:  # it began
+                end_s = result.ended_ms / 1000 if number == result.attempt else nodes[attempt["node"]][1]
+                found[attempt["node"]].append((attempt["started_ms"] / 1000, end_s))
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What nodes did in a window, in GPU-seconds."""
+
+    offered_s: float
+    busy_s: float
+    first_s: float  # from a node's start until its first attempt begins
+
+    def __str__(self) -> str:
+        idle_s = self.offered_s - self.busy_s
+        return (
+            f"utilisation {self.busy_s / self.offered_s:.3f}; idle {self.first_s / self.offered_s:.3f} until a node's "
+            f"first trial, {(idle_s - self.first_s) / self.offered_s:.3f} later"
+        )
+
+
+def use(nodes: Mapping[str, Span], attempts: Mapping[str, list[Span]], window: Span) -> Use:
+    """Return what nodes did in a window."""
+
+    def inside(span: Span) -> float:
+        return max(0.0, min(span[1], window[1]) - max(span[0], window[0]))
+
+    first_s = sum(
+        inside((since_s, min([until_s, *(begin for begin, _ in attempts[node])])))
+        for node, (since_s, until_s) in nodes.items()
+    )
+    busy_s = sum(inside(span) for spans in attempts.values() for span in spans)
+    return Use(offered_s=sum(map(inside, nodes.values())), busy_s=busy_s, first_s=first_s)
 
 
 def check(folder: Path, num_trials: int) -> int:
@@ -122,9 +160,10 @@ def measure(num_nodes: int, num_trials: int, trial_s: float, every_s: float, fol
     with (folder / "output.txt").open("w") as output:
         driver = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
         begin_s, start_s = None, time.time()
-        changed_s, peak = time.time(), 0.0
+        changed_s, peak, most_gib = time.time(), 0.0, 0.0
         while driver.poll() is None:
             time.sleep(0.5)
+            most_gib = max(most_gib, memory_gib())
             if begin_s is None:
                 num_begun = len(list((folder / "runs" / "trials").glob("*")))
                 if num_begun >= num_nodes or time.time() - start_s > FULL_S:
@@ -138,19 +177,18 @@ def measure(num_nodes: int, num_trials: int, trial_s: float, every_s: float, fol
     assert driver.returncode == 0, (folder / "output.txt").read_text()[-3000:]
     assert begin_s is not None, "the sweep began"
     num_lost = check(folder, num_trials)
-    attempts = spans(folder)
-    end_s = max(begin for begin, _ in attempts)
-    busy_s = sum(max(0.0, min(end, end_s) - max(begin, begin_s)) for begin, end in attempts)
-    utilisation = busy_s / nodes.offered_s(begin_s, end_s)
-    cpu_s = sum(psutil.cpu_times()[:3])
+    spans = nodes.spans(time.time())
+    attempts = attempts_by_node(folder, spans)
+    end_s = max(begin for each in attempts.values() for begin, _ in each)
+    used = use(spans, attempts, (begin_s, end_s))
     print(
         f"{num_trials} trials of {trial_s:g} s in {time.time() - start_s:.0f} s: {len(nodes.gone)} nodes killed, "
-        f"{num_lost} attempts lost, nothing lost or doubled; driver {peak:.0f} MiB; utilisation {utilisation:.3f} "
-        f"over {end_s - begin_s:.0f} s; {memory_gib():.1f} GiB in use, {cpu_s:.0f} CPU seconds since boot",
+        f"{num_lost} attempts lost, nothing lost or doubled; driver {peak:.0f} MiB, the machine "
+        f"{most_gib:.1f} GiB; over {end_s - begin_s:.0f} s {used}",
         flush=True,
     )
     nodes.cluster.shutdown()
-    return utilisation
+    return used.busy_s / used.offered_s
 
 
 def memory_gib() -> float:

@@ -4,21 +4,18 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from oneshot.errors import UserError
 from oneshot.sweep.tracking.relocate import relocate
-from oneshot.sweep.tracking.server import connect
-
-PAGE = 1000  # runs that are read at a time
+from oneshot.sweep.tracking.server import connect, search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,7 @@ def deleted_runs(root: Path) -> list[DeletedRun]:
             experiment=names[run.info.experiment_id],
             num_bytes=sum(file.stat().st_size for file in _folder(run).rglob("*") if file.is_file()),
         )
-        for run in _search(client, list(names))
+        for run in search(client, list(names), view=ViewType.DELETED_ONLY)
     ]
 
 
@@ -85,13 +82,3 @@ def _uri(root: Path) -> str:
 def _folder(run: Run) -> Path:
     """Return the folder of a run's artifacts."""
     return Path(url2pathname(urlparse(run.info.artifact_uri).path))
-
-
-def _search(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs(experiments, run_view_type=ViewType.DELETED_ONLY, max_results=PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return

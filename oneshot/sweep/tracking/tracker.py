@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, RunTag
 
 from oneshot.plan.plan import Plan
 from oneshot.plan.studies import FOLDER as SEARCH
@@ -28,7 +28,7 @@ from oneshot.store.store import Store
 from oneshot.store.trial_folder import TrialFolder, table_name
 from oneshot.sweep.tracking import run_data
 from oneshot.sweep.tracking.relocate import relocate
-from oneshot.sweep.tracking.server import connect, find_experiment
+from oneshot.sweep.tracking.server import connect, find_experiment, search
 from oneshot.sweep.tracking.study_record import log_study
 from oneshot.sweep.tracking.views import accuracies, links, views
 from oneshot.tasks.benchmarks import due_evaluations, load_suites
@@ -70,8 +70,8 @@ class Tracker:
         self._experiment_id = find_experiment(
             self._client, location.experiment, location.artifacts, metrics=accuracies(plan)
         )
-        sweeps = self._search(f"tags.sweep = '{plan.name}' and tags.phase = 'sweep'")
-        self._parent_id = str(sweeps[0].info.run_id) if sweeps else ""  # until `open` creates the run
+        sweeps = search(self._client, [self._experiment_id], f"tags.sweep = '{plan.name}' and tags.phase = 'sweep'")
+        self._parent_id = next((str(run.info.run_id) for run in sweeps), "")  # until `open` creates the run
         self._is_open = False
         self._studies: dict[str, Any] = {}  # study -> its record in MLflow
         self._description = ""
@@ -86,29 +86,17 @@ class Tracker:
             self._client.log_dict(self._parent_id, plan.to_json(), "plan.json")
             self.refresh_studies()
 
-    def _search(self, condition: str) -> list[Any]:
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id], condition, run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
-            )
-            runs += list(page)
-            token = page.token
-            if not token:
-                return runs
-
     @cached_property
     def _children(self) -> dict[str, _Child]:
         """Return the trials' runs that MLflow has, by identity; it takes MLflow milliseconds to find each."""
         if not self._parent_id:
             return {}
-        runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id}'")
+        of_sweep = f"tags.`mlflow.parentRunId` = '{self._parent_id}'"
         return {
             run.data.tags[TRIAL]: _Child(
                 run_id=str(run.info.run_id), status=str(run.info.status), attempt=run.data.tags.get("attempt", "")
             )
-            for run in runs
+            for run in search(self._client, [self._experiment_id], of_sweep)
             if TRIAL in run.data.tags
         }
 
