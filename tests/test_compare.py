@@ -219,9 +219,9 @@ def test_other_environments_are_told_with_their_sides() -> None:
     assert compare(sweep(half), on("H100", "2.1")).environments == ""
 
 
-def shown(table: Any, *, width: int) -> list[str]:
+def shown(table: Any, *, width: int, on_terminal: bool = False) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, markup=False).print(table)
+    Console(file=out, width=width, markup=False, force_terminal=on_terminal, no_color=True).print(table)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -242,6 +242,18 @@ def test_a_column_without_content_is_the_first_to_go() -> None:
     table.add_row("a" * 70, "", "-1")
     assert shown(Fitted(table=table), width=80)[1] == f"{'a' * 70}      -1"
     assert shown(Fitted(table=table), width=100)[0].split() == ["name", "empty", "number"]
+
+
+def test_a_terminal_shows_the_first_lines_of_a_long_table_and_a_file_has_all() -> None:
+    table = plain_table(("name",))
+    for number in range(75):
+        table.add_row(f"cell-{number}")
+    fitted = Fitted(table=table, all_in="`--json`")
+    lines = shown(fitted, width=80, on_terminal=True)
+    assert len(lines) == 62
+    assert lines[-2].startswith("cell-59")
+    assert "and 15 more; `--json` has all" in lines[-1]
+    assert len(shown(fitted, width=80)) == 76
 
 
 def test_names_of_cells_are_no_orders_to_the_terminal() -> None:

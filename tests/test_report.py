@@ -155,6 +155,29 @@ def test_two_seeds_are_inconclusive_which_is_a_verdict(tmp_path: Path) -> None:
         assert one["effect"] > 0.2
 
 
+def test_a_report_of_many_cells_is_summarised(tmp_path: Path) -> None:
+    head, _, _ = SMALL.partition("axes:")
+    examples = "".join(f'    e{n}: {{set: {{examples: ["arithmetic:{n + 10}+38"]}}}}\n' for n in range(105))
+    arms = "  arm: {outcome: {}, format: {set: {reward.kind: format}}}\n"
+    text = f"{head}axes:\n  example:\n{examples}{arms}seeds: [0]\n"
+    make_store(tmp_path, text.replace("every_steps: 4", "every_steps: 12"))
+    said = oneshot("report", "small", "--no-publish", cwd=tmp_path)
+    assert said.code == 0, said.err
+    folder = Path(said.out.splitlines()[-1].removeprefix("report: ")).parent
+    page, data = (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
+    # 12 of 105 panels, each with both arms; 60 of 210 bars; 200 of 210 rows
+    assert "186 more cells are in the table" in (folder / "curves.svg").read_text()
+    assert "150 more cells are in the table" in (folder / "gains.svg").read_text()
+    assert "10 more rows are in report.json" in page
+    tables = {table["name"]: table for table in data["tables"]}
+    assert len(tables["accuracy"]["rows"]) == 210
+    by_arm = {row[1]: row for row in tables["axes"]["rows"] if row[0] == "arm"}
+    assert by_arm["outcome"][2] == "105"
+    assert by_arm["outcome"][4]["mean"] > by_arm["format"][4]["mean"] + 0.3  # as `lift` says
+    assert len(tables["axes"]["rows"]) == 107
+    assert len(list(folder.glob("transfer-*.svg"))) == 5  # 24 examples by both arms, four times, and 9
+
+
 def test_while_a_sweep_runs_the_report_says_what_is_missing(tmp_path: Path) -> None:
     missing = [f"tiny-qwen2/outcome seed {seed}" for seed in (0, 1, 2)]
     make_store(tmp_path, SMALL + CLAIM, missing=missing, failed=["tiny-llama/format seed 1"])

@@ -43,7 +43,7 @@ def plain_table(texts: Sequence[str | Column], numbers: Sequence[str] = (), *las
 class Fitted:
     """A table that leaves out columns on a terminal that is too narrow for it: empty ones first, then `optional`.
 
-    It says which columns with numbers it left out, and of a long table how many lines.
+    It says which columns with numbers it left out. On a terminal, a long table ends with the number of further lines.
     """
 
     table: Table
@@ -52,7 +52,7 @@ class Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, as rich asks for it."""
-        num_more = self.table.row_count - MOST_LINES if self.all_in else 0
+        num_more = self.table.row_count - MOST_LINES if self.all_in and options.is_terminal else 0
         table = self.table if num_more <= 0 else _of(self.table.columns, most=MOST_LINES)
         columns = list(table.columns)
         empty = [column for column in columns if not any(str(cell).strip("-") for cell in column.cells)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from matplotlib.figure import Figure
 
@@ -23,6 +24,7 @@ from oneshot.report.verdicts import JudgedClaim
 from oneshot.tasks.measures import is_share
 
 MAX_ROWS, MAX_COLUMNS = 24, 12  # largest size of one heatmap. A larger matrix is drawn in several parts.
+MAX_PARTS = 12  # most heatmaps of a report
 RUNS_SHOWN = "Finished runs only; a cell without finished runs shows all its runs."
 
 
@@ -102,14 +104,15 @@ def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure
     if len(axes) < 2:
         return
     first = "model" if "model" in axes else axes[0]
-    second = "example" if "example" in axes else next(axis for axis in axes if axis != first)
+    second = next(axis for axis in ("example", *axes) if axis in axes and axis != first)
     groups: dict[tuple[str, ...], list[list[Run]]] = {}
     for runs in by_cell(finished(gathered.runs)):
         rest = tuple(name for axis, name in runs[0].cell.items() if axis not in (first, second))
         groups.setdefault(rest, []).append(runs)
     parts = (part for rest, cells in groups.items() for part in _transfer(rest, cells, first, second, suite))
-    for number, (caption, figure) in enumerate(parts):
-        yield f"transfer-{number}", caption, figure
+    for number, (caption, figure) in enumerate(islice(parts, MAX_PARTS)):
+        more = " Further matrices are left out; the table has all gains." if number + 1 == MAX_PARTS else ""
+        yield f"transfer-{number}", f"{caption}{more}", figure
 
 
 def _transfer(

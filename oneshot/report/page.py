@@ -15,7 +15,7 @@ from oneshot.report.completions import MAX_CHARS, side_by_side
 from oneshot.report.figures import Picture, pictures
 from oneshot.report.graders import graders_table
 from oneshot.report.phenomena import tables
-from oneshot.report.plots import inline
+from oneshot.report.plots import MAX_CELLS, inline
 from oneshot.report.published import published_tables
 from oneshot.report.runs import Gathered, Run, primary_suite
 from oneshot.report.stats import Interval
@@ -27,6 +27,7 @@ from oneshot.trial.state import TrialState
 from oneshot.version import __version__
 
 PAGE, DATA = "report.html", "report.json"
+MAX_ROWS = 200  # most rows of a table on the page
 KEPT = "report"  # folder of the report in the sweep's own
 
 
@@ -69,6 +70,7 @@ def make_report(gathered: Gathered) -> Report:
     measured = [
         table
         for table in (
+            _axes_table(gathered),
             _accuracy_table(gathered),
             graders_table(gathered),
             *published_tables(gathered),
@@ -103,6 +105,27 @@ def _accuracy_table(gathered: Gathered) -> Table | None:
         "narrow for others, which verdicts take into account. With one seed, or if all seeds agree, the interval is "
         "Wilson's over problems; a gain then has none. A group's row (@) is the mean of its suites.",
         columns=("cell", "suite", "seeds", "start", "last", "gain"),
+        rows=tuple(rows),
+    )
+
+
+def _axes_table(gathered: Gathered) -> Table | None:
+    """Return the mean accuracy by each axis, of a sweep with so many cells that nobody reads a row for each."""
+    runs, suite = finished(gathered.runs), primary_suite(gathered)
+    if suite is None or len(by_cell(runs)) <= MAX_CELLS:
+        return None
+    rows: list[tuple[Value, ...]] = []
+    for axis in runs[0].cell:
+        for name in dict.fromkeys(run.cell[axis] for run in runs):
+            some = [run for run in runs if run.cell[axis] == name]
+            start, last = (level(some, suite, at) for at in ("start", "last"))
+            rows.append((axis, name, str(len(by_cell(some))), start, last, gains(some, suite)))
+    return Table(
+        name="axes",
+        title="Accuracy by axis",
+        about=f"Strict pass@1 on {suite}, mean over the finished cells that have the value; intervals over seeds, with "
+        "these cells averaged at each seed. If values do not have the same other cells, they are not comparable.",
+        columns=("axis", "value", "cells", "start", "last", "gain"),
         rows=tuple(rows),
     )
 
@@ -298,9 +321,11 @@ def _cell(text: str) -> str:
 def _table_page(table: Table) -> dict[str, Any]:
     rows = [
         [_value(value, column, table.form) for value, column in zip(row, table.columns, strict=True)]
-        for row in table.rows
+        for row in table.rows[:MAX_ROWS]
     ]
-    return {"name": table.name, "title": table.title, "about": table.about, "columns": table.columns, "rows": rows}
+    num_more = max(0, len(table.rows) - MAX_ROWS)
+    texts = {"name": table.name, "title": table.title, "about": table.about}
+    return {**texts, "columns": table.columns, "rows": rows, "num_more": num_more}
 
 
 def _value(value: Value, column: str, form: str) -> str:

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import cycle
+from itertools import cycle, islice
 from statistics import fmean
 from typing import Any
 
@@ -37,7 +37,8 @@ STYLE: dict[Any, Any] = {
 }
 MAX_LINES = 8  # most coloured lines of one panel. Further lines are drawn faintly.
 MAX_COLUMNS = 3
-MAX_BARS = 60  # most cells of one forest plot
+MAX_CELLS = 60  # most cells of one figure or panel
+MAX_PANELS = 12
 MAX_CHARS = 40  # most characters of a name in a figure. A longer name loses its middle.
 NUM_CHARS_ACROSS, CHAR_INCHES = 16, 0.07  # characters that fit above a column of a matrix, and the width of one
 
@@ -48,6 +49,11 @@ def short(text: str) -> str:
     if len(line) > MAX_CHARS:
         line = f"{line[: MAX_CHARS - 16]}…{line[-15:]}"
     return f"\u200b{line}" if line.startswith("_") else line  # a legend hides names that begin with _
+
+
+def _left_out(num_cells: int) -> str:
+    """Return what a title adds if the figure leaves out cells."""
+    return f"; {num_cells:,} more cells are in the table" if num_cells > 0 else ""
 
 
 def has_curve(row: Row) -> bool:
@@ -99,8 +105,9 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
     for cell_runs in by_cell(runs):
         if cell_runs[0].suite(suite) is not None:
             panels.setdefault(next(iter(cell_runs[0].cell.values()), "all"), []).append(cell_runs)
-    figure, all_axes = _figure(4.4, 3.4, num=len(panels))
-    for axes, (panel, cells) in zip(all_axes, panels.items(), strict=False):
+    shown = {panel: cells[:MAX_CELLS] for panel, cells in islice(panels.items(), MAX_PANELS)}
+    figure, all_axes = _figure(4.4, 3.4, num=len(shown))
+    for axes, (panel, cells) in zip(all_axes, shown.items(), strict=False):
         for index, cell_runs in enumerate(cells):
             _draw_cell(axes, finished(cell_runs) or cell_runs, suite, index=index)
         axes.set_title(short(panel), loc="left", fontsize=10)
@@ -110,7 +117,8 @@ def sweep_curves(runs: Sequence[Run], *, suite: str, name: str) -> Figure:
             axes.legend(frameon=False, fontsize=7, loc="best")
     all_axes[0].set_ylabel(f"accuracy on {short(suite)} (pass@1)")
     title = f"{short(name)}: held-out accuracy, mean over seeds, 95% t interval; dotted: training reward"
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    num_more = sum(map(len, panels.values())) - sum(map(len, shown.values()))
+    figure.suptitle(f"{title}{_left_out(num_more)}", fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -164,7 +172,7 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
     figure, all_axes = _figure(6.0, 3.2, num=2)
     units = {"rollout/entropy": "entropy (nats a token)", "rollout/length_mean": "length (tokens)"}
     for axes, (metric, unit) in zip(all_axes, units.items(), strict=True):
-        for index, cell_runs in enumerate(cells):
+        for index, cell_runs in enumerate(cells[:MAX_CELLS]):
             is_faint = index >= MAX_LINES
             color = FAINT if is_faint else PALETTE[index % len(PALETTE)]
             label = "" if is_faint else short(cell_label(cell_runs[0]))
@@ -175,14 +183,15 @@ def training_curves(runs: Sequence[Run], *, name: str) -> Figure:
     if labels:
         num_columns = 4 if max(map(len, labels)) <= MAX_CHARS // 2 else 2
         figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False)
-    figure.suptitle(f"{short(name)}: training completions, mean over seeds", fontsize=9, x=0.01, ha="left")
+    more = _left_out(len(cells) - MAX_CELLS)
+    figure.suptitle(f"{short(name)}: training completions, mean over seeds{more}", fontsize=9, x=0.01, ha="left")
     return figure
 
 
 @mpl.rc_context(STYLE)
 def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> Figure:
     """Draw differences of shares in points with their intervals, one below the other, and a vertical line at 0."""
-    shown = list(lines[:MAX_BARS])
+    shown = list(lines[:MAX_CELLS])
     figure, (axes,) = _figure(7.0, 1.2 + 0.26 * len(shown))
     places = range(len(shown), 0, -1)
     for place, (_, interval) in zip(places, shown, strict=True):
@@ -193,8 +202,7 @@ def forest(lines: Sequence[tuple[str, Interval]], *, title: str, unit: str) -> F
     axes.set_yticks(list(places), [short(label) for label, _ in shown])
     axes.set_ylim(0.4, len(shown) + 0.6)
     axes.set_xlabel(unit)
-    more = f"; {len(lines) - len(shown)} more cells are in the table" if len(lines) > len(shown) else ""
-    axes.set_title(f"{title}{more}", loc="left", fontsize=9)
+    axes.set_title(f"{title}{_left_out(len(lines) - len(shown))}", loc="left", fontsize=9)
     return figure
 
 

@@ -56,6 +56,7 @@ def _quantile(df: int, confidence: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, df))
 
 
+@cache
 def wilson(num_right: int, num: int, *, confidence: float = 0.95) -> Interval:
     """Return the share of right completions with its score interval (Wilson, JASA 22, 1927).
 

@@ -66,10 +66,10 @@ class TrialFolder(Folder):
             if "started_ms" not in attempt:
                 continue
             signs_ms = [attempt["started_ms"], attempts.get(number + 1, {}).get("last_beat_ms", 0)]
-            if number in last_segments:
-                signs_ms += [row.time_ms for row in self._segment(last_segments[number])]
             if result is not None and result.attempt == number:
                 signs_ms.append(result.ended_ms)
+            elif number in last_segments:
+                signs_ms += [row.time_ms for row in self._segment(last_segments[number])]
             if lease.get("attempt") == number:
                 signs_ms.append(lease["time_ms"])
             ms = max(signs_ms) - attempt["started_ms"]
