@@ -255,6 +255,12 @@ def test_mlflow_gets_the_gain_of_each_group(made: Path) -> None:
     assert len([name for name in found if name.startswith("gains/both/")]) == 6, list(found)
 
 
+def test_mlflow_gets_no_gains_of_hundreds_of_cells(made: Path) -> None:
+    lines = cell_lines(from_store(made).runs)
+    assert any(name.startswith("gains/") for name in sweep_metrics([], lines))
+    assert not any(name.startswith("gains/") for name in sweep_metrics([], lines * 100))
+
+
 def test_a_group_at_a_step_that_lacks_one_suite_has_no_value_there(made: Path) -> None:
     run = from_store(made).runs[0]
     assert set(run.measured["@both"]) == {0, 2, 4}
