@@ -84,8 +84,8 @@ class Nodes:
         return {**self.gone, **{node.node_id: (since_s, end_s) for node, since_s in self.live}}
 
 
-def attempts_by_node(folder: Path, nodes: Mapping[str, Span]) -> dict[str, list[Span]]:
-    """Return begin and end of every attempt on each node; a lost one ends with its node."""
+def attempts_by_node(folder: Path, nodes: Mapping[str, Span], gone: Mapping[str, Span]) -> dict[str, list[Span]]:
+    """Return begin and end of every attempt on each node; a lost one ends with its node, which was killed."""
     from oneshot.store.store import Store
 
     store = Store(str(folder / "runs"))
@@ -96,7 +96,7 @@ def attempts_by_node(folder: Path, nodes: Mapping[str, Span]) -> dict[str, list[
         assert result is not None
         for number, attempt in enumerate(trial.attempts(), 1):
             if "node" in attempt:  # it began
-                end_s = result.ended_ms / 1000 if number == result.attempt else nodes[attempt["node"]][1]
+                end_s = result.ended_ms / 1000 if number == result.attempt else gone[attempt["node"]][1]
                 found[attempt["node"]].append((attempt["started_ms"] / 1000, end_s))
     return found
 
@@ -178,7 +178,7 @@ def measure(num_nodes: int, num_trials: int, trial_s: float, every_s: float, fol
     assert begin_s is not None, "the sweep began"
     num_lost = check(folder, num_trials)
     spans = nodes.spans(time.time())
-    attempts = attempts_by_node(folder, spans)
+    attempts = attempts_by_node(folder, spans, nodes.gone)
     end_s = max(begin for each in attempts.values() for begin, _ in each)
     used = use(spans, attempts, (begin_s, end_s))
     print(

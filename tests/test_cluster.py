@@ -3,11 +3,13 @@
 import gc
 import weakref
 from collections import deque
+from pathlib import Path
 
 import pytest
 import ray
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from oneshot.config.file import read
@@ -15,6 +17,7 @@ from oneshot.config.resources import ResourceConfig
 from oneshot.errors import UserError
 from oneshot.models.placement import GPU_GIB, share_of
 from oneshot.plan.plan import Plan, make_plan
+from oneshot.sweep.cluster import tuner
 from oneshot.sweep.cluster.fit import Fit, NodeType, capacity, check_feasible, placements, read_node_types, reservation
 from oneshot.sweep.cluster.nodes import leave
 from oneshot.sweep.cluster.tuner import KEPT, _Driver
@@ -172,6 +175,23 @@ def test_nothing_is_freed_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) 
     leave()
     assert seen == [(True, False)]
     assert gc.isenabled()
+
+
+def test_a_worker_that_died_before_its_trial_began_lost_its_node_if_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "error.pkl").write_bytes(ray.cloudpickle.dumps(RayActorError("cafe", "the connection was reset")))
+    trial = Trial("trainable", stub=True)
+    monkeypatch.setattr(Trial, "pickled_error_file", str(tmp_path / "error.pkl"))
+    places = {"cafe": "gone"}
+    monkeypatch.setattr(tuner, "node_of", places.__getitem__)
+    monkeypatch.setattr(tuner, "is_there", {"gone": False, "there": True}.__getitem__)
+    assert tuner._lost_its_node(trial, {})
+    places["cafe"] = "there"
+    assert not tuner._lost_its_node(trial, {})
+    places["cafe"] = ""  # it never had a node
+    assert not tuner._lost_its_node(trial, {})
+    assert tuner._lost_its_node(trial, {"node": "gone"})  # it began there
 
 
 def test_tune_forgets_trials_that_have_ended_but_the_last() -> None:

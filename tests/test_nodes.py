@@ -41,7 +41,7 @@ def drive(lab: Lab, nodes: Nodes) -> Iterator[Callable[[], Driver]]:
 def where(lab: Lab) -> dict[str, list[str]]:
     """Label of a trial -> the node of each of its attempts."""
     return {
-        label: [folder.attempt(number)["node"] for number in range(1, folder.last_attempt() + 1)]
+        label: [folder.attempt(number).get("node", "never began") for number in range(1, folder.last_attempt() + 1)]
         for label, folder in lab.trainings().items()
     }
 

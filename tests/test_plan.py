@@ -257,11 +257,15 @@ def test_a_trial_that_was_lost_after_its_last_step_is_finished_if_it_has_the_wei
     tiny_config: MakeConfig,
 ) -> None:
     keeps = tiny_config(train={"num_steps": 4})
-    lost = result(keeps, outcome="failed")
+    lost = result(keeps, outcome="failed", kind="node")
     assert trial_standing(trial(keeps), lost) == "failed"  # which is tried again
     assert trial_standing(trial(keeps), replace(lost, checkpoint="weights")) == "finished"
     assert trial_standing(trial(keeps), replace(lost, steps_done=5)) == "finished", "another trial went on from it"
+    assert trial_standing(trial(keeps), replace(lost, kind="guard")) == "finished", "its record is whole"
     assert trial_standing(trial(tiny_config(train={"num_steps": 4}, checkpoint={"keep": "none"})), lost) == "finished"
+    only_evaluates = tiny_config(train={"num_steps": 0})
+    lost = result(only_evaluates, outcome="failed", kind="node")
+    assert trial_standing(trial(only_evaluates), lost) == "finished", "which has no weights"
 
 
 def test_a_plan_says_what_has_ended_and_how_long_the_rest_takes(tmp_path: Path) -> None:

@@ -227,6 +227,20 @@ def test_a_fault_of_the_first_attempts_is_over_after_them(grader: Grader, folder
     assert standing(made, folder) == "finished"
 
 
+def test_a_worker_that_is_lost_before_it_wrote_the_weights_is_replaced(grader: Grader, folder: TrialFolder) -> None:
+    few, many = training(scripted()), training(scripted(num_steps=8))
+    first = attempt(few, folder, grader)
+    attempt(many, folder, grader)
+    # as if the second worker had died after its last step: its result is not on record, and the driver writes one
+    folder.write_result(first)
+    folder.end_attempt(2, "failed", kind="node", reason="node: it was lost")
+    assert (standing(few, folder), standing(many, folder)) == ("finished", "missing")
+    assert attempt(many, folder, grader).checkpoint == "weights"
+    assert standing(many, folder) == "finished"
+    lines = [line for name in folder.list("metrics") for line in (folder.read(f"metrics/{name}") or "").splitlines()]
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9)), "no step was made again"
+
+
 def test_a_leak_keeps_more_and_more() -> None:
     work = begun(scripted(faults=[{"at": 1, "do": "leak", "mib": 1}, {"at": 3, "do": "leak", "mib": 2}]))
     found = [metrics.get("script/kept_mib") for _, metrics in steps_of(work)]

@@ -17,6 +17,7 @@ from test_edits import begin
 from test_search_file import HUNT
 from verbs import oneshot
 
+from oneshot.cli.tables import status_table
 from oneshot.config.file import read
 from oneshot.errors import UserError
 from oneshot.plan.pinned import Winner
@@ -35,7 +36,7 @@ from oneshot.tasks.grading import Grader
 from oneshot.training.metrics import StepMetrics
 from oneshot.trial.recorder import record
 from oneshot.trial.requests import Request, Stops, axes_of, covers, pop_requests, read_stops, send_request, write_stops
-from oneshot.trial.state import SHOWN_STATES
+from oneshot.trial.state import SHOWN_STATES, TrialState
 
 KINDS = """\
 version: 1
@@ -660,3 +661,17 @@ def test_a_sweep_whose_model_is_on_another_machine_still_shows_where_it_stands(
     store.trial("k0").end_attempt(attempt, "finished")
     found = sweep_status(store, "far")
     assert (found.counts["finished"], found.counts["pending"]) == (1, 1)
+
+
+def test_a_table_of_trials_begins_with_those_that_somebody_looks_for() -> None:
+    def shown(label: str, state: TrialState) -> TrialStatus:
+        texts = {"label": label, "phase": "grid", "key": label, "reason": "", "where": ""}
+        numbers = {"seed": 0, "step": 1, "num_steps": 2, "steps_per_s": None, "eta_s": None, "attempts": 1}
+        return TrialStatus(cell={}, state=state, **texts, **numbers)  # type: ignore[arg-type]
+
+    states = {"stopped": 1, "pending": 1, "finished": 1, "running": 1, "failed": 1}
+    trials = [shown(state, TrialState(state)) for state in states]
+    status = SweepStatus(
+        name="s", phase="grid", driver=None, num_trials=5, counts=states, last_error="", trials=trials
+    )
+    assert list(status_table(status).table.columns[0].cells) == ["failed", "running", "pending", "stopped"]

@@ -147,9 +147,9 @@ def ranking_table(ranked: Sequence["Ranked"]) -> Table:
 
 def status_table(status: "SweepStatus") -> Fitted:
     """Return the trials of a sweep that have not finished, failed and running ones first."""
-    states = list(status.counts)
+    order = ("failed", "running", "pending", "stopped")
     unfinished = [trial for trial in status.trials if trial.state != "finished"]
-    unfinished.sort(key=lambda trial: states.index(trial.state))
+    unfinished.sort(key=lambda trial: order.index(trial.state))
     longest = max((len(trial.label) for trial in unfinished), default=0)
     label = Column("trial", overflow="fold", min_width=min(longest, 40))
     table = plain_table((label, Column("state", no_wrap=True)), ("step", "steps/s", "left", "attempts"), "")

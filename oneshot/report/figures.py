@@ -110,8 +110,9 @@ def _matrices(gathered: Gathered, suite: str) -> Iterator[tuple[str, str, Figure
         rest = tuple(name for axis, name in runs[0].cell.items() if axis not in (first, second))
         groups.setdefault(rest, []).append(runs)
     parts = (part for rest, cells in groups.items() for part in _transfer(rest, cells, first, second, suite))
-    for number, (caption, figure) in enumerate(islice(parts, MAX_PARTS)):
-        more = " Further matrices are left out; the table has all gains." if number + 1 == MAX_PARTS else ""
+    shown = list(islice(parts, MAX_PARTS + 1))
+    more = " Further matrices are left out; the table has all gains." if len(shown) > MAX_PARTS else ""
+    for number, (caption, figure) in enumerate(shown[:MAX_PARTS]):
         yield f"transfer-{number}", f"{caption}{more}", figure
 
 

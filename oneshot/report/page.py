@@ -123,8 +123,8 @@ def _axes_table(gathered: Gathered) -> Table | None:
     return Table(
         name="axes",
         title="Accuracy by axis",
-        about=f"Strict pass@1 on {suite}, mean over the finished cells that have the value; intervals over seeds, with "
-        "these cells averaged at each seed. If values do not have the same other cells, they are not comparable.",
+        about=f"Strict pass@1 on {suite}, mean over the finished cells that have the value, which are averaged at each "
+        "seed; intervals as below. Values that do not have the same other cells are not comparable.",
         columns=("axis", "value", "cells", "start", "last", "gain"),
         rows=tuple(rows),
     )

@@ -164,20 +164,21 @@ class TrialFolder(Folder):
     ) -> None:
         """Write the result of an attempt, with the steps, evaluations and failures recorded so far.
 
-        After a failure, `checkpoint` stays what an earlier attempt left.
+        After a failure without further steps, `checkpoint` is what an earlier attempt left.
         """
         rows = self.rows()
         before = self.result()
         failures = {} if before is None else dict(before.failures)
         if outcome == "failed" and kind:
             failures[kind] = failures.get(kind, 0) + 1
-        if outcome == "failed" and before is not None:
+        steps_done = rows[-1].step if rows else 0
+        if outcome == "failed" and before is not None and before.steps_done >= steps_done:
             checkpoint = before.checkpoint
         self.write_result(
             Result(
                 outcome=outcome,
                 attempt=attempt,
-                steps_done=rows[-1].step if rows else 0,
+                steps_done=steps_done,
                 evaluations=self.evaluations(),
                 reason=reason,
                 traceback=traceback,

@@ -39,6 +39,8 @@ class TrialState(StrEnum):
 
 SHOWN_STATES = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, TrialState.RUNNING, TrialState.PENDING)
 
+LOST = ("crash", "stall", "node", "oom", "host_oom", "storage")  # kinds of failures that are not the training's own
+
 
 def trial_standing(trial: Trial, result: Result | None) -> TrialState:
     """Return whether the record has the steps and evaluations that a trial asks for, and weights if it keeps them.
@@ -48,10 +50,11 @@ def trial_standing(trial: Trial, result: Result | None) -> TrialState:
     if result is None:
         return TrialState.MISSING
     num_steps = trial.config.train.num_steps
+    keeps = trial.config.checkpoint.keep != "none" and num_steps > 0
     # a worker that is lost after the last step may not have written the weights
-    has_weights = result.outcome == "finished" or result.checkpoint != "none" or result.steps_done > num_steps
-    is_kept = has_weights or trial.config.checkpoint.keep == "none"
-    if result.steps_done >= num_steps and is_kept and due_evaluations(trial.config) <= result.evaluations:
+    lacks_weights = result.kind in LOST and result.checkpoint == "none" and result.steps_done == num_steps
+    is_whole = result.steps_done >= num_steps and due_evaluations(trial.config) <= result.evaluations
+    if is_whole and not (keeps and lacks_weights):
         return TrialState.FINISHED
     return TrialState.FAILED if result.outcome == "failed" else TrialState.MISSING
 

@@ -28,8 +28,8 @@ def patched() -> Iterator[None]:
     While nothing runs, Tune asks its searcher for a trial for up to ten minutes and does nothing else: no callback, no
     look at the signal that ends it. Now it does so for a second.
 
-    A worker that has become free gets a trial that waits for resources. Tune may give it one whose own worker is
-    starting, and ends that worker; as long as other trials end within a worker's start, a new node would stay idle.
+    A worker that has become free gets a trial that waits for resources, if there is one. Tune may give it one whose own
+    worker is starting, and ends that worker; as long as trials end within a worker's start, a new node would stay idle.
     """
     manager: Any = RayActorManager
     controller: Any = TuneController
@@ -44,11 +44,15 @@ def patched() -> Iterator[None]:
         return bool(update_queue(self, *args, **{**kwargs, "timeout": ASK_S}))
 
     def reuse(self: Any, trial: Any) -> bool:
-        if not _is_starting(self, trial):
+        need = trial.placement_group_factory
+        if not self._actor_cache.has_cached_object(need) or not _is_starting(self, trial):
             return bool(reuse_worker(self, trial))
-        alike = self._resources_to_pending_trials[trial.placement_group_factory]
-        waiting = (each for each in alike if each in self._staged_trials - self._resetting_trials)
-        if (other := next((each for each in waiting if not _is_starting(self, each)), None)) is not None:
+        alike = self._resources_to_pending_trials[need]
+        ready = (alike & self._staged_trials) - self._resetting_trials
+        other = next((each for each in ready if not _is_starting(self, each)), None)
+        if other is None and alike <= self._staged_trials:  # nothing else waits, or will in this turn
+            return bool(reuse_worker(self, trial))
+        if other is not None:
             reuse_worker(self, other)
         return False
 

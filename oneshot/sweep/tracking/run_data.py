@@ -25,7 +25,7 @@ from oneshot.tasks.measures import category_key, measure_of, suite_of
 from oneshot.trial.state import TrialState, trial_standing
 
 TAG_LENGTH = 7500  # longest tag; MLflow silently cuts tags at 8,000 characters
-MOST_GAINS = 200  # most gains of cells on the sweep's run, whose page lists all its metrics; `cells.json` has all
+MOST_CELLS = 200  # most cells with gains on the sweep's run, whose page lists all its metrics; `cells.json` has all
 CUT = "*Cut here: the rest is under Artifacts, in `report/`.*"
 ACCURACIES = ("pass_at_1", "pass_at_1_lenient", "gain", "avg_at_k", "pass_at_k")
 CURVES = (*ACCURACIES, "boxed", "truncated", "length_mean")
@@ -139,14 +139,14 @@ def sweep_params(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def sweep_metrics(states: Iterable[TrialState], lines: Sequence[CellLine]) -> dict[str, float]:
-    """Return the number of trials by state, and the mean gain of each cell on each suite, unless these are many."""
+def sweep_metrics(states: Iterable[TrialState], lines: Sequence[CellLine], *, num_cells: int) -> dict[str, float]:
+    """Return the number of trials by state, and the mean gain of each cell on each suite, unless the plan has many."""
     counts = Counter(states)
     shown = (TrialState.FINISHED, TrialState.FAILED, TrialState.STOPPED, TrialState.MISSING)
     gains = {
         f"gains/{plain_name(line.suite)}/{category_key(' '.join(line.cell.values()))}": line.gain.mean
         for line in lines
-        if line.gain is not None and len(lines) <= MOST_GAINS
+        if line.gain is not None and num_cells <= MOST_CELLS
     }
     return {"trials/all": counts.total(), **{f"trials/{state}": counts[state] for state in shown}, **gains}
 

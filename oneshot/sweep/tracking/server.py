@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-PAGE = 100  # runs that are read at a time; with 1,000, those of 10,000 small trials take 170 MiB for 9% less time
+PAGE = 100  # runs that are read at a time; with 1,000, those of 10,000 small trials take 170 MiB for 15% less time
 NO_TRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """With these, a server that is down is reported at once, not after minutes of retries."""
 

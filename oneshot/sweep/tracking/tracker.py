@@ -346,7 +346,7 @@ class Tracker:
         lines = cell_lines(runs)
         self._client.log_dict(self._parent_id, as_table(lines), "cells.json")
         self._list_tables(self._parent_id, ["cells.json"])
-        self.measure(run_data.sweep_metrics(self._states(), lines))
+        self.measure(run_data.sweep_metrics(self._states(), lines, num_cells=self._plan.num_cells))
         for suite in sorted({line.suite for line in lines}):
             curves = sweep_curves(runs, suite=suite, name=self._plan.name)
             self._client.log_figure(self._parent_id, curves, f"{run_data.plain_name(suite)}.png")
