@@ -671,7 +671,5 @@ def test_a_table_of_trials_begins_with_those_that_somebody_looks_for() -> None:
 
     states = {"stopped": 1, "pending": 1, "finished": 1, "running": 1, "failed": 1}
     trials = [shown(state, TrialState(state)) for state in states]
-    status = SweepStatus(
-        name="s", phase="grid", driver=None, num_trials=5, counts=states, last_error="", trials=trials
-    )
+    status = SweepStatus(name="s", phase="grid", driver=None, num_trials=5, counts=states, last_error="", trials=trials)
     assert list(status_table(status).table.columns[0].cells) == ["failed", "running", "pending", "stopped"]
